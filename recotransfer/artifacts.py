@@ -1,0 +1,229 @@
+"""A saved thing is a folder of checksummed parts, written atomically and loaded without executing anything.
+
+`manifest.json` holds {"format": 1, "class": ..., "package": ..., "parts": {file: {"sha256": ..., "bytes": ...}}}. Parts are
+`NAME.npy` (memory-mapped on load), `NAME.json` and `NAME.parquet`. There is no pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+from uuid import UUID
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from recotransfer.errors import ArtifactError, InputError
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears under `path` whole or not at all, flushed to disk first."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class ArtifactWriter:
+    """Collects the parts of one folder; use through `write_artifact`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def array(self, name: str, values: NDArray[Any]) -> None:
+        """Store a numeric or boolean array."""
+        if values.dtype == object:
+            raise TypeError(f"array {name} has dtype object; store ids with .ids and tables with .table")
+        np.save(self.folder / f"{name}.npy", np.ascontiguousarray(values), allow_pickle=False)
+
+    def matrix(self, name: str, values: sparse.csr_array) -> None:
+        """Store a sparse matrix as three arrays and its shape."""
+        self.array(f"{name}.data", values.data)
+        self.array(f"{name}.indices", values.indices)
+        self.array(f"{name}.indptr", values.indptr)
+        self.array(f"{name}.shape", np.asarray(values.shape, np.int64))
+
+    def json(self, name: str, value: Any) -> None:
+        """Store plain JSON data."""
+        (self.folder / f"{name}.json").write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
+
+    def table(self, name: str, frame: pd.DataFrame) -> None:
+        """Store a frame as Parquet."""
+        frame.to_parquet(self.folder / f"{name}.parquet", index=False)
+
+    def ids(self, name: str, ids: NDArray[Any]) -> None:
+        """Store ids so that each comes back with its own type."""
+        self.table(name, _ids_to_frame(ids))
+
+
+class Artifact:
+    """An opened folder; parts are checked against the manifest and read when asked for."""
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @property
+    def class_name(self) -> str:
+        """The class that wrote the folder."""
+        return str(self.manifest["class"])
+
+    def _part(self, file: str) -> Path:
+        if file not in self.manifest["parts"]:
+            raise ArtifactError(f"{self.folder}: part {file} is not in {_MANIFEST}; save the model again")
+        return self.folder / file
+
+    def __contains__(self, file: str) -> bool:
+        return file in self.manifest["parts"]
+
+    def array(self, name: str) -> NDArray[Any]:
+        """The array, memory-mapped and read-only."""
+        values: NDArray[Any] = np.load(self._part(f"{name}.npy"), mmap_mode="r", allow_pickle=False)
+        return values
+
+    def matrix(self, name: str) -> sparse.csr_array:
+        """The sparse matrix over memory-mapped arrays."""
+        rows, columns = (int(n) for n in self.array(f"{name}.shape"))
+        parts = (self.array(f"{name}.data"), self.array(f"{name}.indices"), self.array(f"{name}.indptr"))
+        return sparse.csr_array(parts, shape=(rows, columns), copy=False)
+
+    def json(self, name: str) -> Any:
+        """The JSON value."""
+        return json.loads(self._part(f"{name}.json").read_text(encoding="utf-8"))
+
+    def table(self, name: str) -> pd.DataFrame:
+        """The frame."""
+        return pd.read_parquet(self._part(f"{name}.parquet"))
+
+    def ids(self, name: str) -> NDArray[Any]:
+        """The ids, each of its own type."""
+        return _frame_to_ids(self.table(name))
+
+
+def write_artifact(path: str | Path, class_name: str, fill: Callable[[ArtifactWriter], None]) -> None:
+    """Write a folder through `fill`, then put it in place of `path` in one step.
+
+    An existing artefact at `path` is replaced; any other existing folder or file is refused.
+    """
+    from recotransfer import __version__
+
+    path = Path(path)
+    if path.exists() and not (path / _MANIFEST).exists() and (path.is_file() or any(path.iterdir())):
+        raise InputError(f"{path} exists and is no saved model; choose another path or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        fill(ArtifactWriter(folder))
+        parts = {p.name: {"sha256": sha256(p), "bytes": p.stat().st_size} for p in sorted(folder.iterdir())}
+        manifest = {"format": FORMAT, "class": class_name, "package": __version__, "parts": parts}
+        (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+        for part in folder.iterdir():
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        os.chmod(folder, 0o777 & ~_umask())
+        _swap_in(folder, path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _swap_in(folder: Path, path: Path) -> None:
+    if not path.exists():
+        os.rename(folder, path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    os.rename(path, old / "was")
+    try:
+        os.rename(folder, path)
+    except BaseException:
+        os.rename(old / "was", path)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def open_artifact(path: str | Path) -> Artifact:
+    """An opened folder whose format, sizes and checksums were checked; `ArtifactError` names the bad part."""
+    folder = Path(path)
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        version, parts = manifest["format"], manifest["parts"]
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder} holds no {_MANIFEST}; give the folder that `save` wrote") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as cause:
+        raise ArtifactError(f"{folder / _MANIFEST} is damaged ({cause}); save the model again") from None
+    if version != FORMAT:
+        raise ArtifactError(
+            f"{folder} has format {version}, this version reads {FORMAT}; install the version that wrote it"
+        )
+    for name, expected in parts.items():
+        part = folder / name
+        if Path(name).name != name or not part.is_file():
+            raise ArtifactError(f"{folder}: part {name} is missing; restore the folder or save the model again")
+        if part.stat().st_size != expected["bytes"] or sha256(part) != expected["sha256"]:
+            raise ArtifactError(f"{folder}: part {name} was truncated or edited; restore it or save the model again")
+    return Artifact(folder, manifest)
+
+
+_TO_TEXT: dict[str, Callable[[Any], str]] = {
+    "int": str, "float": float.hex, "str": str, "bytes": bytes.hex, "bool": str, "uuid": str,
+}  # fmt: skip
+_FROM_TEXT: dict[str, Callable[[str], Any]] = {
+    "int": int, "float": float.fromhex, "str": str, "bytes": bytes.fromhex, "bool": "True".__eq__, "uuid": UUID,
+}  # fmt: skip
+_KINDS = {bool: "bool", int: "int", float: "float", str: "str", bytes: "bytes", UUID: "uuid"}
+
+
+def _ids_to_frame(ids: NDArray[Any]) -> pd.DataFrame:
+    if ids.dtype != object:
+        return pd.DataFrame({"id": ids})
+    kinds = [_KINDS.get(type(v)) for v in ids]
+    if None in kinds:
+        bad = ids[kinds.index(None)]
+        raise InputError(f"id {bad!r} of type {type(bad).__name__} cannot be saved; use str, int, float, bytes or UUID")
+    if set(kinds) <= {"str"}:
+        return pd.DataFrame({"id": pd.Series(ids, dtype="str")})
+    text = [_TO_TEXT[str(kind)](value) for kind, value in zip(kinds, ids, strict=True)]
+    return pd.DataFrame({"kind": kinds, "text": text})
+
+
+def _frame_to_ids(frame: pd.DataFrame) -> NDArray[Any]:
+    if "id" in frame:
+        return np.asarray(frame["id"])
+    values = np.empty(len(frame), dtype=object)
+    values[:] = [_FROM_TEXT[kind](text) for kind, text in zip(frame["kind"], frame["text"], strict=True)]
+    return values
