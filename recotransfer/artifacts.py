@@ -1,7 +1,7 @@
 """A saved thing is a folder of checksummed parts, written atomically and loaded without executing anything.
 
-`manifest.json` holds {"format": 1, "class": ..., "package": ..., "parts": {file: {"sha256": ..., "bytes": ...}}}. Parts are
-`NAME.npy` (memory-mapped on load), `NAME.json` and `NAME.parquet`. There is no pickle anywhere.
+`manifest.json` holds {"format": 1, "class": ..., "package": ..., "parts": {file: {"sha256": ..., "bytes": ...}}}. Parts
+are `NAME.npy` (memory-mapped on load), `NAME.json` and `NAME.parquet`. There is no pickle anywhere.
 """
 
 from __future__ import annotations
@@ -61,14 +61,24 @@ def sha256(path: Path) -> str:
 class ArtifactWriter:
     """Collects the parts of one folder; use through `write_artifact`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, prefix: str = "") -> None:
+        self.folder, self.prefix = folder, prefix
+
+    def within(self, name: str) -> ArtifactWriter:
+        """A writer into the same folder whose part names begin with `name.`."""
+        return ArtifactWriter(self.folder, f"{self.prefix}{name}.")
+
+    def _path(self, file: str) -> Path:
+        path = self.folder / (self.prefix + file)
+        if path.exists():
+            raise ValueError(f"part {path.name} is written twice")
+        return path
 
     def array(self, name: str, values: NDArray[Any]) -> None:
         """Store a numeric or boolean array."""
         if values.dtype == object:
             raise TypeError(f"array {name} has dtype object; store ids with .ids and tables with .table")
-        np.save(self.folder / f"{name}.npy", np.ascontiguousarray(values), allow_pickle=False)
+        np.save(self._path(f"{name}.npy"), np.ascontiguousarray(values), allow_pickle=False)
 
     def matrix(self, name: str, values: sparse.csr_array) -> None:
         """Store a sparse matrix as three arrays and its shape."""
@@ -79,11 +89,11 @@ class ArtifactWriter:
 
     def json(self, name: str, value: Any) -> None:
         """Store plain JSON data."""
-        (self.folder / f"{name}.json").write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
+        self._path(f"{name}.json").write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
 
     def table(self, name: str, frame: pd.DataFrame) -> None:
         """Store a frame as Parquet."""
-        frame.to_parquet(self.folder / f"{name}.parquet", index=False)
+        frame.to_parquet(self._path(f"{name}.parquet"), index=False)
 
     def ids(self, name: str, ids: NDArray[Any]) -> None:
         """Store ids so that each comes back with its own type."""
@@ -93,9 +103,12 @@ class ArtifactWriter:
 class Artifact:
     """An opened folder; parts are checked against the manifest and read when asked for."""
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self.manifest = manifest
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], prefix: str = "") -> None:
+        self.folder, self.manifest, self.prefix = folder, manifest, prefix
+
+    def within(self, name: str) -> Artifact:
+        """The parts whose names begin with `name.`, as `ArtifactWriter.within` wrote them."""
+        return Artifact(self.folder, self.manifest, f"{self.prefix}{name}.")
 
     @property
     def class_name(self) -> str:
@@ -103,12 +116,12 @@ class Artifact:
         return str(self.manifest["class"])
 
     def _part(self, file: str) -> Path:
-        if file not in self.manifest["parts"]:
-            raise ArtifactError(f"{self.folder}: part {file} is not in {_MANIFEST}; save the model again")
-        return self.folder / file
+        if file not in self:
+            raise ArtifactError(f"{self.folder}: part {self.prefix}{file} is not in {_MANIFEST}; save the model again")
+        return self.folder / (self.prefix + file)
 
     def __contains__(self, file: str) -> bool:
-        return file in self.manifest["parts"]
+        return self.prefix + file in self.manifest["parts"]
 
     def array(self, name: str) -> NDArray[Any]:
         """The array, memory-mapped and read-only."""

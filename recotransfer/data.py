@@ -114,8 +114,10 @@ def _id_index(ids: Any) -> pd.Index:
     values = list(ids)
     kinds = {type(v) for v in values}
     if len(kinds) <= 1:
-        return pd.Index(values)
-    return pd.Index(np.array([*values, None], dtype=object)[:-1], dtype=object)
+        same: pd.Index = pd.Index(values)
+        return same
+    mixed: pd.Index = pd.Index(np.array([*values, None], dtype=object)[:-1], dtype=object)
+    return mixed
 
 
 @dataclass(frozen=True)

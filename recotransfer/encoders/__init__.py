@@ -1,0 +1,89 @@
+"""Encoders turn item content into vectors: text, pictures, attributes; `encode_items` runs them, `Fusion` joins them.
+
+Importing this loads no model library: each class imports what it needs when it first encodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recotransfer.data import Items
+from recotransfer.encoders.base import Encoded, Encoder, EncodeReport, encode_items
+from recotransfer.encoders.fusion import Fusion, fuse
+from recotransfer.encoders.image import PretrainedImage
+from recotransfer.encoders.tabular import TabularAttributes
+from recotransfer.encoders.text import HashingText, SentenceText
+from recotransfer.errors import InputError
+
+__all__ = [
+    "EncodeReport",
+    "Encoded",
+    "Encoder",
+    "Fusion",
+    "HashingText",
+    "PretrainedImage",
+    "SentenceText",
+    "TabularAttributes",
+    "default_encoders",
+    "encode_items",
+    "encoder_from_spec",
+    "fuse",
+]
+
+_CLASSES: dict[str, Callable[..., Encoder]] = {
+    "HashingText": HashingText,
+    "PretrainedImage": PretrainedImage,
+    "SentenceText": SentenceText,
+    "TabularAttributes": TabularAttributes,
+}
+
+
+def encoder_from_spec(spec: Mapping[str, Any]) -> Encoder:
+    """The encoder that `encoder.spec()` describes; only the classes of this package are built.
+
+    Raises `InputError` for an unknown class or setting.
+    """
+    settings = dict(spec)
+    name = settings.pop("class", None)
+    if name not in _CLASSES:
+        raise InputError(f"encoder class {name!r} is unknown; known are {', '.join(_CLASSES)}")
+    try:
+        return _CLASSES[name](**settings)
+    except TypeError as cause:
+        raise InputError(f"the settings of {name} do not fit this version: {cause}") from cause
+
+
+def default_encoders(
+    items: Items,
+    *,
+    text_model: str | Path | None = None,
+    image_model: str | Path | None = None,
+    only: Sequence[str] | None = None,
+) -> list[Encoder]:
+    """Encoders for what the items hold: their text columns, their pictures if `image_model` is given, attributes.
+
+    Args:
+        items: the catalogue.
+        text_model: as in `SentenceText`.
+        image_model: as in `PretrainedImage`; pictures are left out without one.
+        only: the columns to read; all that have a kind by default.
+
+    Raises:
+        InputError: a column of `only` does not exist, or the items hold nothing that these encoders read.
+    """
+    if only is not None:
+        if lost := [c for c in only if c not in items.kinds]:
+            raise InputError(f"no column {lost[0]!r} to encode; columns with a kind are {dict(items.kinds)}")
+        items = Items(items.ids, items.columns, {c: items.kinds[c] for c in only})
+    found: list[Encoder] = []
+    if text := items.of_kind("text"):
+        found.append(SentenceText(model=text_model, column=text[0] if len(text) == 1 else text))
+    if image_model is not None and (images := items.of_kind("image")):
+        found.append(PretrainedImage(model=image_model, column=images[0]))
+    if columns := [c for c in items.columns.columns if items.kinds.get(c) in ("category", "number")]:
+        found.append(TabularAttributes(columns=columns))
+    if not found:
+        raise InputError(f"no encoder fits these items; their columns are of kinds {dict(items.kinds)}")
+    return found

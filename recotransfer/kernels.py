@@ -1,0 +1,240 @@
+"""Compiled loops behind `solvers.py`. Importing this imports numba, so it is imported where a loop is run, not before.
+
+The machine code is cached on disk beside the package (or in the user's cache folder where that is read-only).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+
+@numba.njit(parallel=True, cache=True, fastmath=True)  # type: ignore[untyped-decorator]
+def local_ridge_columns(
+    gram_index: Any,
+    gram_start: Any,
+    gram_value: Any,
+    index: Any,
+    start: Any,
+    value: Any,
+    diagonal: Any,
+    neighbours: int,
+    reg: float,
+    exclude_self: bool,
+    workers: int,
+) -> Any:  # pragma: no cover - compiled
+    """Rows (n, neighbours), -1 past the end, and weights of each column's ridge system; see `solvers.local_ridge`.
+
+    gram comes as CSR, the target as CSC, both (n, n).
+    """
+    n = len(start) - 1
+    out_rows = np.full((n, neighbours), -1, np.int32)
+    out_values = np.zeros((n, neighbours), np.float32)
+    for worker in numba.prange(workers):
+        place = np.full(n, -1, np.int32)
+        system = np.empty((neighbours, neighbours), np.float64)
+        right = np.empty(neighbours, np.float64)
+        for j in range(worker, n, workers):
+            first, size = start[j], start[j + 1] - start[j]
+            gain = np.empty(size, np.float64)
+            for q in range(size):
+                i = index[first + q]
+                own = exclude_self and i == j
+                gain[q] = 1.0 if own else -(value[first + q] ** 2) / (diagonal[i] + reg)
+            best = np.argsort(gain, kind="mergesort")
+            m = 0
+            while m < min(neighbours, size) and gain[best[m]] < 0:
+                m += 1
+            for a in range(m):
+                place[index[first + best[a]]] = a
+            for a in range(m):
+                i = index[first + best[a]]
+                system[a, :m] = 0
+                for q in range(gram_start[i], gram_start[i + 1]):
+                    b = place[gram_index[q]]
+                    if b >= 0:
+                        system[a, b] = gram_value[q]
+                system[a, a] = diagonal[i] + reg
+                right[a] = value[first + best[a]]
+            for a in range(m):
+                place[index[first + best[a]]] = -1
+            for c in range(m):  # Cholesky, then two triangular solves, in place
+                for r in range(c, m):
+                    left = system[r, c]
+                    for q in range(c):
+                        left -= system[r, q] * system[c, q]
+                    system[r, c] = np.sqrt(left) if r == c else left / system[c, c]
+            for r in range(m):
+                for q in range(r):
+                    right[r] -= system[r, q] * right[q]
+                right[r] /= system[r, r]
+            for r in range(m - 1, -1, -1):
+                for q in range(r + 1, m):
+                    right[r] -= system[q, r] * right[q]
+                right[r] /= system[r, r]
+            for a in range(m):
+                out_rows[j, a] = index[first + best[a]]
+                out_values[j, a] = right[a]
+    return out_rows, out_values
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def _gather(total: Any, seen: Any, index: Any, value: Any, first: int, last: int, factor: float, count: int) -> int:
+    """Add factor * value to `total` at `index`; positions met for the first time are listed in `seen`."""
+    for q in range(first, last):
+        i = index[q]
+        if total[i] == 0.0:
+            seen[count] = i
+            count += 1
+            total[i] = 1e-30  # marks the place even where the true sum is zero
+        total[i] += factor * value[q]
+    return count
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def _largest(total: Any, seen: Any, count: int, keep: int) -> Any:
+    """The `keep` listed positions of largest magnitude, in ascending order; ties go to the lower position."""
+    places = np.sort(seen[:count])
+    if count <= keep:
+        return places
+    size = np.empty(count, np.float32)
+    for q in range(count):
+        size[q] = abs(total[places[q]])
+    bar = np.partition(size, count - keep)[count - keep]
+    room = keep
+    for q in range(count):
+        if size[q] > bar:
+            room -= 1
+    out = np.empty(keep, places.dtype)
+    n = 0
+    for q in range(count):
+        if size[q] > bar:
+            out[n] = places[q]
+            n += 1
+        elif size[q] == bar and room > 0:
+            out[n] = places[q]
+            n += 1
+            room -= 1
+    return out
+
+
+@numba.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def smoothed_columns(
+    behaviour: Any, stand_in: Any, stand_in_rows: Any, content: Any, own_column: Any, own: Any, keep: int, workers: int
+) -> Any:  # pragma: no cover - compiled
+    """Rows (m, keep), -1 past the end, and values of m columns of S B S' + content; see `hybrid.HybridItems`.
+
+    Matrices are (index, start, value): behaviour (n, n) by column, stand_in (n, m) by column, stand_in_rows the (n, n)
+    matrix W of the fitted items by row, content (n, m) by column; own_column (m,), own (n,) shares of own behaviour.
+    A column with its own behaviour must be a column of `behaviour` at the same place.
+    """
+    n, m = len(own), len(own_column)
+    rows = np.full((m, keep), -1, np.int32)
+    values = np.zeros((m, keep), np.float32)
+    for worker in numba.prange(workers):
+        total, blended = np.zeros(n, np.float32), np.zeros(n, np.float32)
+        seen, also = np.empty(n, np.int32), np.empty(n, np.int32)
+        for j in range(worker, m, workers):
+            count = 0
+            if own_column[j] > 0:
+                first, last = behaviour[1][j], behaviour[1][j + 1]
+                count = _gather(total, seen, behaviour[0], behaviour[2], first, last, own_column[j], count)
+            if own_column[j] < 1:
+                for q in range(stand_in[1][j], stand_in[1][j + 1]):
+                    k, factor = stand_in[0][q], (1 - own_column[j]) * stand_in[2][q]
+                    first, last = behaviour[1][k], behaviour[1][k + 1]
+                    count = _gather(total, seen, behaviour[0], behaviour[2], first, last, factor, count)
+            kept = _largest(total, seen, count, keep)
+            number = 0
+            for k in kept:
+                if blended[k] == 0.0:
+                    also[number] = k
+                    number += 1
+                    blended[k] = 1e-30
+                blended[k] += own[k] * total[k]
+                for q in range(stand_in_rows[1][k], stand_in_rows[1][k + 1]):
+                    i = stand_in_rows[0][q]
+                    if own[i] < 1:
+                        if blended[i] == 0.0:
+                            also[number] = i
+                            number += 1
+                            blended[i] = 1e-30
+                        blended[i] += (1 - own[i]) * stand_in_rows[2][q] * total[k]
+            number = _gather(
+                blended, also, content[0], content[2], content[1][j], content[1][j + 1], np.float32(1), number
+            )
+            if own_column[j] > 0 and blended[j] != 0.0:
+                blended[j] = 1e-30  # an item does not speak for itself
+            best = _largest(blended, also, number, keep)
+            for q in range(len(best)):
+                rows[j, q], values[j, q] = best[q], blended[best[q]]
+            for q in range(count):
+                total[seen[q]] = 0
+            for q in range(number):
+                blended[also[q]] = 0
+    return rows, values
+
+
+@numba.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def product_top_k(
+    history: Any, weights: Any, barred: Any, allowed: Any, k: int, workers: int
+) -> Any:  # pragma: no cover - compiled
+    """Positions (users, k), -1 past the end, and scores of the k greatest positive cells of each row of a product.
+
+    history (users, n) and weights (n, n) by row as (index, start, value); barred (index, start) by row, without rows
+    where nothing is barred; allowed (n,) bool, or empty where all are. Ties go to the lower position.
+    """
+    users = len(history[1]) - 1
+    n = len(weights[1]) - 1
+    positions = np.full((users, k), -1, np.int64)
+    scores = np.full((users, k), -np.inf, np.float32)
+    for worker in numba.prange(workers):
+        total = np.zeros(n, np.float32)
+        seen = np.empty(n, np.int32)
+        for u in range(worker, users, workers):
+            count = 0
+            for q in range(history[1][u], history[1][u + 1]):
+                i = history[0][q]
+                first, last = weights[1][i], weights[1][i + 1]
+                count = _gather(total, seen, weights[0], weights[2], first, last, history[2][q], count)
+            if len(barred[1]) > 1:
+                for q in range(barred[1][u], barred[1][u + 1]):
+                    if total[barred[0][q]] != 0.0:
+                        total[barred[0][q]] = -1
+            held = 0
+            for q in range(count):
+                i = seen[q]
+                score = total[i]
+                total[i] = 0
+                if score <= 1e-20 or (len(allowed) and not allowed[i]):
+                    continue
+                if held == k and (score < scores[u, k - 1] or (score == scores[u, k - 1] and i > positions[u, k - 1])):
+                    continue
+                at = held if held < k else k - 1
+                while at > 0 and (
+                    scores[u, at - 1] < score or (scores[u, at - 1] == score and positions[u, at - 1] > i)
+                ):
+                    scores[u, at], positions[u, at] = scores[u, at - 1], positions[u, at - 1]
+                    at -= 1
+                scores[u, at], positions[u, at] = score, i
+                held = min(held + 1, k)
+    return positions, scores
+
+
+@numba.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def largest_of_columns(
+    index: Any, start: Any, value: Any, keep: int, workers: int
+) -> Any:  # pragma: no cover - compiled
+    """Rows (columns, keep), -1 past the end, and values of each column's `keep` largest magnitudes, rows ascending."""
+    m = len(start) - 1
+    rows = np.full((m, keep), -1, np.int32)
+    values = np.zeros((m, keep), np.float32)
+    for worker in numba.prange(workers):
+        for j in range(worker, m, workers):
+            first, count = start[j], start[j + 1] - start[j]
+            best = _largest(value[first : first + count], np.arange(count), count, keep)
+            for q in range(len(best)):
+                rows[j, q], values[j, q] = index[first + best[q]], value[first + best[q]]
+    return rows, values

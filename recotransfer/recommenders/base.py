@@ -1,0 +1,451 @@
+"""The contract of every recommender, with `recommend`, `similar_items`, `save` and `load` written once."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+
+from recotransfer.artifacts import Artifact, ArtifactWriter, open_artifact, write_artifact
+from recotransfer.data import Embeddings, IdMap, Interactions, Reason, Recommendations
+from recotransfer.errors import ArtifactError, InputError, NotFittedError
+from recotransfer.filters import Filter
+from recotransfer.index import ExactIndex, Index, choose_index, load_index
+from recotransfer.scoring import TopK, top_k, top_k_of_scores, top_k_of_sparse
+from recotransfer.solvers import Float, histories, product_top_k, unit_rows
+
+BLOCK = 2048  # users scored at a time: what memory depends on
+Matrix: TypeAlias = Float | sparse.csr_array
+_PRIOR = 1e-6  # score of the most popular item where a model has no evidence at all
+
+
+class Recommender(ABC):
+    """Ranks items for users.
+
+    Subclasses implement `_fit`, `_scores`, `_write` and `_read` on positions; ids are dealt with here. Where a model is
+    without evidence (an empty history, the tail of a sparse list), items follow by popularity with scores below every
+    scored one, so a list is only ever shorter than k when fewer items are allowed.
+
+    Attributes:
+        needs_items: `fit` wants embeddings.
+        scores_new_items: `extend` takes items unseen in `fit`, and items without events are ranked on their content.
+        scores_new_users: `histories` of users unseen in `fit` can be ranked for.
+        search_space: setting -> (low, high) that tuning may choose from, on a log scale.
+        item_columns: the catalogue's columns in the order of `catalogue_`, for filters; None when never attached.
+    """
+
+    needs_items: ClassVar[bool] = False
+    scores_new_items: ClassVar[bool] = False
+    scores_new_users: ClassVar[bool] = True
+    search_space: ClassVar[Mapping[str, tuple[float, float]]] = {}
+
+    item_columns: pd.DataFrame | None = None
+    catalogue_: IdMap
+    events_: Interactions
+    popularity_: Float
+
+    # -- for subclasses ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _fit(self, events: Interactions, items: Embeddings | None) -> None:
+        """Learn from events sorted by user and time, and embeddings aligned with `events.items`."""
+
+    @abstractmethod
+    def _scores(self, events: Interactions) -> Matrix:
+        """(users of `events`, items): dense, or sparse where an item that is not stored has no evidence."""
+
+    def _rank(
+        self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
+    ) -> TopK:
+        """The k best items of each user; overridden where an index does it."""
+        scores = self._scores(events)
+        if isinstance(scores, np.ndarray):
+            return top_k_of_scores(scores, k, exclude=exclude, mask=mask)
+        return top_k_of_sparse(scores, k, exclude=exclude, mask=mask)
+
+    def _evidence(self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]) -> Mapping[str, Float]:
+        """Part -> (len(history), len(items)): what each own item adds to each score. Empty where a model cannot say."""
+        return {}
+
+    def _extend(self, items: Embeddings) -> None:
+        """Take in new items, in place; `items` holds only new ids. `catalogue_` and `events_` are extended already."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def _write(self, writer: ArtifactWriter) -> None:
+        """Store what `_fit` learned."""
+
+    @abstractmethod
+    def _read(self, artifact: Artifact) -> None:
+        """Take back what `_write` stored."""
+
+    # -- fit -----------------------------------------------------------------------------------------------------------
+
+    def params(self) -> dict[str, Any]:
+        """Constructor arguments by name."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def fit(self, interactions: Interactions, items: Embeddings | None = None) -> Self:
+        """Learn from events (and embeddings); the catalogue is every item of either. Returns self."""
+        if self.needs_items and items is None:
+            raise InputError(f"{type(self).__name__} needs embeddings: fit(interactions, items)")
+        if not len(interactions):
+            raise InputError("no interactions to learn from; check the reader's report for what was dropped")
+        catalogue = interactions.items if items is None else items.ids.union(interactions.items)
+        events = interactions.with_items(catalogue)
+        self.catalogue_ = catalogue
+        self.events_ = events.select(events.order)
+        pairs = np.unique(events.user * len(catalogue) + events.item)
+        self.popularity_ = np.bincount(pairs % len(catalogue), minlength=len(catalogue)).astype(np.float32)
+        self._fit(self.events_, None if items is None else items.align(catalogue))
+        return self
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "catalogue_"):
+            raise NotFittedError(f"this {type(self).__name__} has not learned anything; call fit or load first")
+
+    def extend(self, items: Embeddings) -> Self:
+        """A copy that also knows `items`, without a refit; ids it knows already are left as they are."""
+        self._check_fitted()
+        if not self.scores_new_items:
+            raise InputError(f"{type(self).__name__} cannot rank items unseen in fit; refit it or use HybridItems")
+        new = items.ids.positions(self.catalogue_.ids, missing="negative")
+        fresh = np.setdiff1d(np.arange(len(items.ids)), new)
+        out = copy.copy(self)
+        if len(fresh):
+            out.catalogue_ = self.catalogue_.union(IdMap(items.ids.take(fresh)))
+            out.events_ = self.events_.with_items(out.catalogue_)
+            out.popularity_ = np.pad(self.popularity_, (0, len(fresh)))
+            out.item_columns = None
+            out._extend(items.align(IdMap(items.ids.take(fresh))))
+        return out
+
+    def for_batch(self) -> Self:
+        """The model as batch jobs use it: itself, or a copy that searches exactly."""
+        return self
+
+    # -- results -------------------------------------------------------------------------------------------------------
+
+    def recommend(
+        self,
+        users: ArrayLike | None = None,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        filter: Filter | None = None,
+        histories: Interactions | None = None,
+        items: Embeddings | None = None,
+        reason: bool = False,
+    ) -> Recommendations:
+        """The k best items for each user.
+
+        Args:
+            users: ids; by default everyone known from `histories`, or from `fit` where there are none.
+            k: list length, at least 1.
+            exclude_seen: leave out the items of the user's own history.
+            filter: which items may be recommended.
+            histories: what is known of each user now; replaces what `fit` saw. Users may be new; items must be known.
+            items: embeddings of items unseen in `fit` to rank as well.
+            reason: also say which own items and which parts of the model put each item there.
+        """
+        self._check_fitted()
+        if k < 1:
+            raise InputError(f"k must be at least 1, got {k}")
+        if items is not None:
+            return self.extend(items).recommend(
+                users, k, exclude_seen=exclude_seen, filter=filter, histories=histories, reason=reason
+            )
+        known = self.events_ if histories is None else self._own_histories(histories)
+        asked = np.arange(len(known.users)) if users is None else known.users.positions(users)
+        rows, where = np.unique(asked, return_inverse=True)
+        mask = None if filter is None else filter.mask(self.catalogue_, self.item_columns)
+        start = np.searchsorted(known.user, np.arange(len(known.users) + 1))
+        tops, reasons = [], []
+        for first in range(0, max(len(rows), 1), BLOCK):
+            block = _subset(known, rows[first : first + BLOCK], start)
+            top = self._block(block, k, exclude_seen, mask)
+            tops.append(top)
+            if reason:
+                reasons.append(self._reasons(block, top.positions))
+        return Recommendations(
+            known.users.ids[asked],
+            self.catalogue_,
+            np.concatenate([t.positions for t in tops])[where],
+            np.concatenate([t.scores for t in tops])[where],
+            np.concatenate(reasons)[where] if reason else None,
+        )
+
+    def similar_items(
+        self, items: ArrayLike, k: int = 10, *, filter: Filter | None = None, reason: bool = False
+    ) -> Recommendations:
+        """The k items that speak most for each of `items`: what a user who holds just that item is recommended."""
+        self._check_fitted()
+        positions = self.catalogue_.positions(items)
+        rows = np.arange(len(positions))
+        asked = Interactions(
+            IdMap(rows), self.catalogue_, rows, positions, np.ones(len(rows), np.float32), np.zeros(len(rows))
+        )
+        if not self.scores_new_users:
+            raise InputError(f"{type(self).__name__} has no item similarities of its own; use another model")
+        found = self.recommend(k=k, filter=filter, histories=asked, reason=reason)
+        ids = self.catalogue_.take(positions)
+        return Recommendations(ids, found.catalogue, found.positions, found.scores, found.reason)
+
+    def _own_histories(self, histories: Interactions) -> Interactions:
+        if not self.scores_new_users:
+            raise InputError(f"{type(self).__name__} ranks only for users it was fitted on; leave histories out")
+        events = histories.with_items(self.catalogue_)
+        return events.select(events.order)
+
+    def _block(self, events: Interactions, k: int, exclude_seen: bool, mask: NDArray[np.bool_] | None) -> TopK:
+        seen = None
+        if exclude_seen:
+            shape = (len(events.users), len(self.catalogue_))
+            marks = np.ones(len(events), np.float32)
+            seen = sparse.coo_array((marks, (events.user, events.item)), shape=shape).tocsr()
+        top = self._rank(events, min(k, len(self.catalogue_)), seen, mask)
+        return self._filled(top, k, seen, mask)
+
+    def _filled(self, top: TopK, k: int, seen: sparse.csr_array | None, mask: NDArray[np.bool_] | None) -> TopK:
+        """Lists brought to length k with the most popular items that are allowed, unseen and not in them yet."""
+        width = k - top.positions.shape[1]
+        positions = np.pad(top.positions, ((0, 0), (0, width)), constant_values=-1)
+        scores = np.pad(top.scores, ((0, 0), (0, width)), constant_values=-np.inf)
+        short = np.flatnonzero((positions < 0).any(axis=1))
+        if not len(short):
+            return TopK(positions, scores)
+        order = np.argsort(-self.popularity_, kind="stable")
+        if mask is not None:
+            order = order[mask[order]]
+        prior = self.popularity_ * np.float32(_PRIOR / max(float(self.popularity_.max()), 1.0))
+        for row in short:
+            have = int((positions[row] >= 0).sum())
+            own = seen.indices[seen.indptr[row] : seen.indptr[row + 1]] if seen is not None else np.empty(0, np.int64)
+            barred = np.concatenate([own, positions[row, :have]])
+            pool = order[: k + len(barred)]
+            more = pool[~np.isin(pool, barred)][: k - have]
+            positions[row, have : have + len(more)] = more
+            scores[row, have : have + len(more)] = prior[more]
+        np.minimum.accumulate(scores, axis=1, out=scores)
+        return TopK(positions, scores)
+
+    def _reasons(self, events: Interactions, positions: NDArray[np.int64]) -> NDArray[np.object_]:
+        out = np.full(positions.shape, None, dtype=object)
+        strengths = histories(events, getattr(self, "history_decay", 1.0))
+        for row in range(len(positions)):
+            listed = np.flatnonzero(positions[row] >= 0)
+            own = slice(strengths.indptr[row], strengths.indptr[row + 1])
+            history = strengths.indices[own].astype(np.int64)
+            parts = self._evidence(history, strengths.data[own], positions[row, listed])
+            for at, column in enumerate(listed):
+                out[row, column] = self._reason(history, {name: values[:, at] for name, values in parts.items()})
+        return out
+
+    def _reason(self, history: NDArray[np.int64], parts: Mapping[str, Float], most: int = 3) -> Reason:
+        gains = {name: np.maximum(values, 0) for name, values in parts.items()}
+        total = float(sum(values.sum() for values in gains.values()))
+        if total <= 0:
+            return Reason((), {"popularity": 1.0})
+        each = np.sum(list(gains.values()), axis=0) / total
+        best = [i for i in np.argsort(-each, kind="stable")[:most] if each[i] > 0.005]
+        because = tuple((self.catalogue_.ids[history[i]], float(each[i])) for i in best)
+        shares = {name: float(values.sum() / total) for name, values in gains.items()}
+        return Reason(because, {name: share for name, share in shares.items() if share > 0})
+
+    # -- persistence ---------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to the folder `path`, atomically; an earlier model there is replaced."""
+        self._check_fitted()
+        write_artifact(path, type(self).__name__, self.write)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The model saved at `path`, its arrays memory-mapped; refuses a folder of another class."""
+        artifact = open_artifact(path)
+        if artifact.class_name != cls.__name__:
+            raise ArtifactError(f"{path} holds a {artifact.class_name}, not a {cls.__name__}; load it with that class")
+        return cls.read(artifact)
+
+    def write(self, writer: ArtifactWriter) -> None:
+        """Store the fitted model's parts; `save` without the folder."""
+        writer.json("params", self.params())
+        writer.ids("users", self.events_.users.ids)
+        writer.ids("catalogue", self.catalogue_.ids)
+        for name in ("user", "item", "weight", "time"):
+            if (values := getattr(self.events_, name)) is not None:
+                writer.array(f"events.{name}", values)
+        writer.array("popularity", self.popularity_)
+        if self.item_columns is not None:
+            writer.table("columns", self.item_columns)
+        self._write(writer)
+
+    @classmethod
+    def read(cls, artifact: Artifact) -> Self:
+        """The model from an opened artefact's parts; `load` without the folder."""
+        model = cls(**artifact.json("params"))
+        model.catalogue_ = IdMap(artifact.ids("catalogue"))
+        model.events_ = Interactions(
+            IdMap(artifact.ids("users")),
+            model.catalogue_,
+            artifact.array("events.user"),
+            artifact.array("events.item"),
+            artifact.array("events.weight"),
+            artifact.array("events.time") if "events.time.npy" in artifact else None,
+        )
+        model.popularity_ = artifact.array("popularity")
+        if "columns.parquet" in artifact:
+            model.item_columns = artifact.table("columns")
+        model._read(artifact)
+        return model
+
+
+class ItemItem(Recommender):
+    """Recommenders whose score is `history @ weights`: users are what they did, and only positive evidence counts.
+
+    Attributes:
+        history_decay: weight of each own item per step of age; 1 forgets nothing. Untimed logs forget nothing.
+        weights_: (items, items), row = item held, column = item spoken for; sparse, or dense for small catalogues.
+    """
+
+    history_decay: float
+    weights_: Matrix
+
+    def _scores(self, events: Interactions) -> sparse.csr_array:
+        scores = sparse.csr_array(self._strengths(events) @ self.weights_)
+        scores.data[scores.data < 0] = 0
+        scores.eliminate_zeros()
+        return scores
+
+    def _rank(
+        self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
+    ) -> TopK:
+        if isinstance(self.weights_, np.ndarray):
+            return super()._rank(events, k, exclude, mask)
+        return TopK(*product_top_k(self._strengths(events), self.weights_, k, exclude, mask))
+
+    def _strengths(self, events: Interactions) -> sparse.csr_array:
+        return histories(events, self.history_decay if events.time is not None else 1.0)
+
+    def _evidence(self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]) -> Mapping[str, Float]:
+        return {"behaviour": strength[:, None] * cells(self.weights_, history, items)}
+
+    def _write(self, writer: ArtifactWriter) -> None:
+        if isinstance(self.weights_, np.ndarray):
+            writer.array("weights", self.weights_)
+        else:
+            writer.matrix("weights", self.weights_)
+
+    def _read(self, artifact: Artifact) -> None:
+        dense = "weights.npy" in artifact
+        self.weights_ = artifact.array("weights") if dense else artifact.matrix("weights")
+
+
+def cells(weights: Matrix, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Float:
+    """(len(rows), len(columns)) dense excerpt of a dense or sparse matrix."""
+    if isinstance(weights, np.ndarray):
+        return weights[np.ix_(rows, columns)]
+    return np.asarray(weights[rows][:, columns].toarray(), np.float32)
+
+
+class FactorModel(Recommender):
+    """Recommenders whose score is `user vector . item vector`; an index finds the best items.
+
+    Attributes:
+        index_: holds the item vectors and searches them; exact until `choose_index` finds something quicker.
+        index_report_: which index that is, why, and its recall.
+    """
+
+    index_: Index
+    index_report_: str
+
+    @abstractmethod
+    def _queries(self, events: Interactions) -> Float:
+        """(users of `events`, dim) user vectors; zero where nothing is known of the user."""
+
+    @property
+    def factors_(self) -> Float:
+        """(items, dim) item vectors."""
+        return self.index_.vectors
+
+    def _set_factors(self, factors: Float) -> None:
+        self.index_, self.index_report_ = ExactIndex().build(factors), "exact"
+
+    def choose_index(self, target_recall: float = 0.95, *, users: int = 200, rng: int = 0) -> Self:
+        """Take the quickest index, measured on known users' queries, that finds `target_recall` of the exact top 10.
+
+        Single requests over large catalogues gain; `for_batch` goes back to exact search. Returns self.
+        """
+        self._check_fitted()
+        known = self.events_
+        start = np.searchsorted(known.user, np.arange(len(known.users) + 1))
+        drawn = np.sort(np.random.default_rng(rng).permutation(len(known.users))[:users])
+        queries = self._queries(_subset(known, drawn, start))
+        chosen = choose_index(self.factors_, target_recall=target_recall, sample_queries=queries)
+        self.index_, self.index_report_ = chosen.index, chosen.reason
+        return self
+
+    def for_batch(self) -> Self:
+        """A copy that searches exactly, which for many users at once is also the quickest."""
+        out = copy.copy(self)
+        out._set_factors(self.factors_)
+        return out
+
+    def _scores(self, events: Interactions) -> Float:
+        return self._queries(events) @ self.factors_.T
+
+    def _rank(
+        self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
+    ) -> TopK:
+        queries = self._queries(events)
+        top = self.index_.search(queries, k, exclude=exclude, mask=mask)
+        unknown = ~queries.any(axis=1)
+        top.positions[unknown], top.scores[unknown] = -1, -np.inf
+        return top
+
+    def similar_items(
+        self, items: ArrayLike, k: int = 10, *, filter: Filter | None = None, reason: bool = False
+    ) -> Recommendations:
+        """The k items with the greatest cosine to each of `items`."""
+        self._check_fitted()
+        if reason:
+            raise InputError(f"{type(self).__name__} compares factors, which give no reasons; leave reason out")
+        positions = self.catalogue_.positions(items)
+        mask = None if filter is None else filter.mask(self.catalogue_, self.item_columns)
+        rows = np.arange(len(positions))
+        shape = (len(rows), len(self.catalogue_))
+        own = sparse.coo_array((np.ones(len(rows), np.float32), (rows, positions)), shape=shape).tocsr()
+        unit = unit_rows(self.factors_)
+        top = top_k(unit[positions], unit, min(k, len(self.catalogue_)), exclude=own, mask=mask)
+        return Recommendations(self.catalogue_.take(positions), self.catalogue_, top.positions, top.scores)
+
+    def _write(self, writer: ArtifactWriter) -> None:
+        self.index_.save(writer, "index")
+        writer.json("index_report", self.index_report_)
+
+    def _read(self, artifact: Artifact) -> None:
+        self.index_ = load_index(artifact, "index")
+        self.index_report_ = artifact.json("index_report")
+
+
+def _subset(events: Interactions, users: NDArray[np.int64], start: NDArray[np.int64]) -> Interactions:
+    """The events of some distinct users, numbered in the order asked; `start` holds each user's offset."""
+    sizes = start[users + 1] - start[users]
+    offsets = np.repeat(start[users] - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes)
+    rows = np.arange(int(sizes.sum())) + offsets
+    return Interactions(
+        IdMap(events.users.take(users)),
+        events.items,
+        np.repeat(np.arange(len(users)), sizes),
+        events.item[rows],
+        events.weight[rows],
+        None if events.time is None else events.time[rows],
+    )

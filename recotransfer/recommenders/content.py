@@ -1,0 +1,142 @@
+"""Recommenders on frozen item vectors alone: a user is a point in the encoder's space."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from recotransfer.artifacts import Artifact, ArtifactWriter
+from recotransfer.data import Embeddings, Interactions
+from recotransfer.recommenders.base import FactorModel
+from recotransfer.scoring import TopK
+from recotransfer.solvers import Float, half_step, histories, unit_rows, unobserved_metric
+
+
+class _Profiles(FactorModel):
+    """Users as weighted sums of their items' unit vectors, W @ vectors @ metric."""
+
+    needs_items: ClassVar[bool] = True
+    scores_new_items: ClassVar[bool] = True
+
+    history_decay: float
+    blocks_: tuple[tuple[str, int], ...]
+    present_: NDArray[np.bool_]
+
+    @abstractmethod
+    def _weights(self, events: Interactions) -> sparse.csr_array:
+        """(users, items): how much each own item counts."""
+
+    def _fit(self, events: Interactions, items: Embeddings | None) -> None:
+        assert items is not None  # fit checks needs_items
+        self.blocks_, self.present_ = items.blocks, items.has_content
+        self._set_factors(unit_rows(items.vectors))
+
+    def _extend(self, items: Embeddings) -> None:
+        fresh = unit_rows(items.vectors)
+        self.present_ = np.concatenate([self.present_, items.has_content])
+        self.index_ = self.index_.extended(fresh)
+
+    def _rank(
+        self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
+    ) -> TopK:
+        if not self.present_.all():  # the zeros of an item without content would outrank dislike
+            mask = self.present_ if mask is None else mask & self.present_
+        return super()._rank(events, k, exclude, mask)
+
+    def _strengths(self, events: Interactions) -> sparse.csr_array:
+        return histories(events, self.history_decay if events.time is not None else 1.0)
+
+    def _queries(self, events: Interactions) -> Float:
+        return self._mapped(np.asarray(self._weights(events) @ self.factors_, np.float32))
+
+    def _mapped(self, vectors: Float) -> Float:
+        return vectors
+
+    def _evidence(self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]) -> Mapping[str, Float]:
+        own, theirs = self._mapped(self.factors_[history]) * self._own_weights(history, strength), self.factors_[items]
+        out, first = {}, 0
+        for name, width in self.blocks_:
+            block = slice(first, first + width)
+            out[name] = np.asarray(own[:, block] @ theirs[:, block].T, np.float32)
+            first += width
+        return out
+
+    def _own_weights(self, history: NDArray[np.int64], strength: Float) -> Float:
+        return strength[:, None]
+
+    def _write(self, writer: ArtifactWriter) -> None:
+        super()._write(writer)
+        writer.json("blocks", self.blocks_)
+        writer.array("present", self.present_)
+
+    def _read(self, artifact: Artifact) -> None:
+        super()._read(artifact)
+        self.blocks_ = tuple((name, width) for name, width in artifact.json("blocks"))
+        self.present_ = artifact.array("present")
+
+
+class ContentProfiles(_Profiles):
+    """Cosine between an item and the mean of the user's items.
+
+    Args:
+        history_decay: weight of each own item per step of age; 1 forgets nothing.
+    """
+
+    search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"history_decay": (0.3, 1.0)}
+
+    def __init__(self, *, history_decay: float = 1.0) -> None:
+        self.history_decay = history_decay
+
+    def _weights(self, events: Interactions) -> sparse.csr_array:
+        return self._strengths(events)
+
+    def _queries(self, events: Interactions) -> Float:
+        return unit_rows(super()._queries(events))
+
+
+class RidgeProfiles(_Profiles):
+    """The frozen-factor half-step: each user's ridge regression of "mine" on the item vectors.
+
+    It is the user half-step of implicit ALS with item factors held at the embeddings, and a linear probe for each user.
+
+    Args:
+        reg: ridge on the user's vector.
+        unobserved: weight of each item the user did not touch, against 1 for one they did.
+        history_decay: weight of each own item per step of age; 1 forgets nothing.
+    """
+
+    search_space: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "reg": (0.01, 30.0),
+        "unobserved": (0.0001, 0.3),
+        "history_decay": (0.3, 1.0),
+    }
+
+    def __init__(self, *, reg: float = 1.0, unobserved: float = 0.01, history_decay: float = 1.0) -> None:
+        self.reg, self.unobserved, self.history_decay = reg, unobserved, history_decay
+
+    def _fit(self, events: Interactions, items: Embeddings | None) -> None:
+        super()._fit(events, items)
+        self.metric_ = unobserved_metric(self.factors_, self.reg, self.unobserved)
+
+    def _weights(self, events: Interactions) -> sparse.csr_array:
+        return half_step(self._strengths(events), self.factors_, self.metric_)
+
+    def _mapped(self, vectors: Float) -> Float:
+        return vectors @ self.metric_
+
+    def _own_weights(self, history: NDArray[np.int64], strength: Float) -> Float:
+        row = sparse.csr_array((strength, history, np.array([0, len(history)])), shape=(1, len(self.factors_)))
+        return np.asarray(half_step(row, self.factors_, self.metric_).data[:, None], np.float32)
+
+    def _write(self, writer: ArtifactWriter) -> None:
+        super()._write(writer)
+        writer.array("metric", self.metric_)
+
+    def _read(self, artifact: Artifact) -> None:
+        super()._read(artifact)
+        self.metric_ = artifact.array("metric")

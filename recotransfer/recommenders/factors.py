@@ -1,0 +1,115 @@
+"""Matrix factorisation by the `implicit` package: ALS and BPR."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy import sparse
+from threadpoolctl import threadpool_limits
+
+from recotransfer.artifacts import Artifact, ArtifactWriter
+from recotransfer.data import Embeddings, Interactions
+from recotransfer.recommenders.base import FactorModel
+from recotransfer.solvers import Float, half_step, histories, unobserved_metric
+
+
+def _train(model: Any, events: Interactions) -> tuple[Float, Float]:
+    """User and item factors of an `implicit` model."""
+    with threadpool_limits(1, "blas"):  # implicit runs its own threads; nested BLAS pools slow it many times over
+        model.fit(sparse.csr_matrix(histories(events)), show_progress=False)
+    return np.asarray(model.user_factors), np.asarray(model.item_factors)
+
+
+class ALS(FactorModel):
+    """Implicit-feedback ALS (Hu, Koren and Volinsky, 2008). Every user, known or new, is folded in by one half-step.
+
+    Args:
+        dim: number of factors.
+        reg: ridge on the factors.
+        alpha: weight of an observed pair against 1 for an unobserved one.
+        epochs: sweeps.
+        rng: seed.
+    """
+
+    def __init__(self, *, dim: int = 64, reg: float = 0.1, alpha: float = 10.0, epochs: int = 15, rng: int = 0) -> None:
+        self.dim, self.reg, self.alpha, self.epochs, self.rng = dim, reg, alpha, epochs, rng
+
+    def _fit(self, events: Interactions, items: Embeddings | None) -> None:
+        from implicit.cpu.als import AlternatingLeastSquares
+
+        model = AlternatingLeastSquares(
+            factors=self.dim,
+            regularization=self.reg,
+            alpha=self.alpha,
+            iterations=self.epochs,
+            random_state=self.rng,
+            dtype=np.float32,
+        )
+        _, factors = _train(model, events)
+        self._set_factors(factors)
+        self.metric_ = unobserved_metric(self.factors_, self.reg, 1.0)
+
+    def _queries(self, events: Interactions) -> Float:
+        history = histories(events)
+        history.data *= self.alpha
+        return np.asarray(half_step(history, self.factors_, self.metric_) @ self.factors_ @ self.metric_, np.float32)
+
+    def _write(self, writer: ArtifactWriter) -> None:
+        super()._write(writer)
+        writer.array("metric", self.metric_)
+
+    def _read(self, artifact: Artifact) -> None:
+        super()._read(artifact)
+        self.metric_ = artifact.array("metric")
+
+
+class BPR(FactorModel):
+    """Bayesian personalised ranking (Rendle et al., 2009). Users are learned rows: new ones need a refit.
+
+    Args:
+        dim: number of factors.
+        learning_rate: step of the stochastic gradient.
+        reg: ridge on the factors.
+        epochs: sweeps.
+        rng: seed.
+    """
+
+    scores_new_users: ClassVar[bool] = False
+    search_space: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "dim": (16, 256),
+        "learning_rate": (0.005, 0.2),
+        "reg": (0.0001, 0.1),
+        "epochs": (30, 300),
+    }
+
+    def __init__(
+        self, *, dim: int = 64, learning_rate: float = 0.05, reg: float = 0.01, epochs: int = 100, rng: int = 0
+    ) -> None:
+        self.dim, self.learning_rate, self.reg, self.epochs, self.rng = dim, learning_rate, reg, epochs, rng
+
+    def _fit(self, events: Interactions, items: Embeddings | None) -> None:
+        from implicit.cpu.bpr import BayesianPersonalizedRanking
+
+        model = BayesianPersonalizedRanking(
+            factors=self.dim,
+            learning_rate=self.learning_rate,
+            regularization=self.reg,
+            iterations=self.epochs,
+            random_state=self.rng,
+            num_threads=1,  # its threads race on shared rows: more of them and a seed no longer fixes the result
+        )
+        self.users_, factors = _train(model, events)
+        self._set_factors(factors)
+
+    def _queries(self, events: Interactions) -> Float:
+        return self.users_[self.events_.users.positions(events.users.ids)]
+
+    def _write(self, writer: ArtifactWriter) -> None:
+        super()._write(writer)
+        writer.array("user_factors", self.users_)
+
+    def _read(self, artifact: Artifact) -> None:
+        super()._read(artifact)
+        self.users_ = artifact.array("user_factors")

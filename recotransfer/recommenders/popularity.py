@@ -1,0 +1,37 @@
+"""The most popular items for everyone, recent events counting more when asked."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from recotransfer.artifacts import Artifact, ArtifactWriter
+from recotransfer.data import Embeddings, Interactions
+from recotransfer.errors import InputError
+from recotransfer.recommenders.base import Recommender
+from recotransfer.solvers import Float
+
+
+class Popularity(Recommender):
+    """Ranks by summed event weight, halved every `half_life` days before the newest event; None never forgets."""
+
+    def __init__(self, *, half_life: float | None = None) -> None:
+        self.half_life = half_life
+
+    def _fit(self, events: Interactions, items: Embeddings | None) -> None:
+        weight = events.weight.astype(np.float64)
+        if self.half_life is not None:
+            if events.time is None:
+                raise InputError("half_life needs events with times; leave it out or give a time column")
+            if self.half_life <= 0:
+                raise InputError(f"half_life must be positive days, got {self.half_life}")
+            weight = weight * 0.5 ** ((events.time.max() - events.time) / 86400 / self.half_life)
+        self.scores_ = np.bincount(events.item, weights=weight, minlength=len(events.items)).astype(np.float32)
+
+    def _scores(self, events: Interactions) -> Float:
+        return np.broadcast_to(self.scores_, (len(events.users), len(self.scores_))).copy()
+
+    def _write(self, writer: ArtifactWriter) -> None:
+        writer.array("scores", self.scores_)
+
+    def _read(self, artifact: Artifact) -> None:
+        self.scores_ = artifact.array("scores")

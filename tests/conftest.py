@@ -1,0 +1,23 @@
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+REPO = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Real data sets beside the repository; they have no licence to be part of it."""
+    folder = Path(os.environ.get("RECOTRANSFER_SHARED", REPO.parent / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip("the real data sets are not here; set RECOTRANSFER_SHARED to the folder that holds data/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shop():
+    return REPO / "sample_data"
