@@ -20,15 +20,15 @@ from recotransfer.errors import InputError
 from recotransfer.filters import Filter
 from recotransfer.task import TransferTask
 
-_JOB, _MANIFEST = "job.json", "manifest.json"
+_JOB, _MANIFEST = "_job.json", "_manifest.json"  # readers of Parquet folders pass over names with an underscore
 
 
 @dataclass(frozen=True)
 class BatchJob:
     """One batch of recommendations into a folder of `part-00000.parquet`, `part-00001.parquet`, ...
 
-    `job.json` is written first and says what is being made; `manifest.json` is written last and lists every shard with
-    its checksum, so its presence means that the job is done. Shards hold columns user, item, rank, score and, when
+    `_job.json` is written first and says what is being made; `_manifest.json` is written last and lists every shard
+    with its checksum, so its presence means that the job is done. Shards hold columns user, item, rank, score and, when
     asked for, reason.
 
     Attributes:

@@ -48,7 +48,7 @@ def _fresh_folder(out: Path) -> Path:
     """The folder for this run's recommendations; those of an earlier run are cleared away, nothing else is."""
     recs = out / "recommendations"
     for path in recs.glob("*"):
-        if path.name.startswith("part-") or path.name in ("job.json", "manifest.json"):
+        if path.name.startswith("part-") or path.name in ("_job.json", "_manifest.json"):
             path.unlink()
     return recs
 

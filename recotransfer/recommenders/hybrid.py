@@ -64,6 +64,7 @@ class HybridItems(ItemItem):
         "sharpness": (2.0, 12.0),
         "prior_events": (0.1, 30.0),
         "history_decay": (0.3, 1.0),
+        "neighbours": (60, 250),
     }
 
     def __init__(
