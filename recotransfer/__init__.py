@@ -1,3 +1,81 @@
-"""Transfer of pretrained item encoders into recommenders. Importing this pulls in neither torch nor faiss."""
+"""Transfer of pretrained item encoders into recommenders.
+
+The names below are imported when first used, so that `import recotransfer` pulls in neither torch nor faiss.
+
+>>> import recotransfer as rt
+>>> rt.Filter(where="price < 20").where
+'price < 20'
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from recotransfer.batch import BatchJob
+    from recotransfer.data import Embeddings, IdMap, Interactions, Items, Recommendations
+    from recotransfer.filters import Filter
+    from recotransfer.readers import EventWeights, read_interactions, read_items
+    from recotransfer.recommenders import (
+        ALS,
+        BPR,
+        EASE,
+        ContentProfiles,
+        HybridItems,
+        ItemKNN,
+        Popularity,
+        Recommender,
+        RidgeProfiles,
+    )
+    from recotransfer.task import TransferTask
+    from recotransfer.tuning import tune
+
+__all__ = [
+    "ALS",
+    "BPR",
+    "EASE",
+    "BatchJob",
+    "ContentProfiles",
+    "Embeddings",
+    "EventWeights",
+    "Filter",
+    "HybridItems",
+    "IdMap",
+    "Interactions",
+    "ItemKNN",
+    "Items",
+    "Popularity",
+    "Recommendations",
+    "Recommender",
+    "RidgeProfiles",
+    "TransferTask",
+    "read_interactions",
+    "read_items",
+    "tune",
+]
+
+_HOMES = {
+    "batch": ("BatchJob",),
+    "data": ("Embeddings", "IdMap", "Interactions", "Items", "Recommendations"),
+    "filters": ("Filter",),
+    "readers": ("EventWeights", "read_interactions", "read_items"),
+    "recommenders": (
+        "ALS", "BPR", "EASE", "ContentProfiles", "HybridItems", "ItemKNN", "Popularity", "Recommender", "RidgeProfiles",
+    ),
+    "task": ("TransferTask",),
+    "tuning": ("tune",),
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

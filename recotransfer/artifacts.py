@@ -194,20 +194,21 @@ def open_artifact(path: str | Path) -> Artifact:
     folder = Path(path)
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        version, parts = manifest["format"], manifest["parts"]
-    except FileNotFoundError:
+        if (version := manifest["format"]) != FORMAT:
+            raise ArtifactError(
+                f"{folder} has format {version}, this version reads {FORMAT}; install the version that wrote it"
+            )
+        parts = [(name, part["bytes"], part["sha256"]) for name, part in manifest["parts"].items()]
+        _ = manifest["class"]
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{folder} holds no {_MANIFEST}; give the folder that `save` wrote") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as cause:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
         raise ArtifactError(f"{folder / _MANIFEST} is damaged ({cause}); save the model again") from None
-    if version != FORMAT:
-        raise ArtifactError(
-            f"{folder} has format {version}, this version reads {FORMAT}; install the version that wrote it"
-        )
-    for name, expected in parts.items():
+    for name, size, digest in parts:
         part = folder / name
         if Path(name).name != name or not part.is_file():
             raise ArtifactError(f"{folder}: part {name} is missing; restore the folder or save the model again")
-        if part.stat().st_size != expected["bytes"] or sha256(part) != expected["sha256"]:
+        if part.stat().st_size != size or sha256(part) != digest:
             raise ArtifactError(f"{folder}: part {name} was truncated or edited; restore it or save the model again")
     return Artifact(folder, manifest)
 
@@ -224,6 +225,7 @@ _KINDS = {bool: "bool", int: "int", float: "float", str: "str", bytes: "bytes", 
 def _ids_to_frame(ids: NDArray[Any]) -> pd.DataFrame:
     if ids.dtype != object:
         return pd.DataFrame({"id": ids})
+    ids = np.fromiter((v.item() if isinstance(v, np.generic) else v for v in ids), dtype=object, count=len(ids))
     kinds = [_KINDS.get(type(v)) for v in ids]
     if None in kinds:
         bad = ids[kinds.index(None)]

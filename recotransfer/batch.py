@@ -14,13 +14,15 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
+from recotransfer import __version__
 from recotransfer.artifacts import atomic_file, sha256
-from recotransfer.data import Interactions, Recommendations
+from recotransfer.data import IdMap, Interactions, Recommendations
 from recotransfer.errors import InputError
 from recotransfer.filters import Filter
-from recotransfer.task import TransferTask
+from recotransfer.recommenders import Recommender
 
 _JOB, _MANIFEST = "_job.json", "_manifest.json"  # readers of Parquet folders pass over names with an underscore
+_LEFT_BY_A_KILL = (".part-*.parquet.*", f".{_JOB}.*", f".{_MANIFEST}.*")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class BatchJob:
 
     `_job.json` is written first and says what is being made; `_manifest.json` is written last and lists every shard
     with its checksum, so its presence means that the job is done. Shards hold columns user, item, rank, score and, when
-    asked for, reason.
+    asked for, reason. Ids keep their type; ids of mixed types, and UUIDs, are written as text.
 
     Attributes:
         out: the folder; empty or new, unless `run` resumes.
@@ -38,7 +40,7 @@ class BatchJob:
         filter: which items may be recommended.
         reason: also write why.
         shard: users per file; memory depends on it, not on the number of users.
-        progress: show a bar with rate and time left.
+        progress: show a bar with rate and time left on a terminal.
     """
 
     out: Path
@@ -51,7 +53,7 @@ class BatchJob:
 
     def run(
         self,
-        task: TransferTask,
+        recommender: Recommender,
         *,
         model: str,
         users: ArrayLike | None = None,
@@ -61,78 +63,140 @@ class BatchJob:
         """Write all shards and return the manifest.
 
         Args:
-            task: what recommends.
-            model: fingerprint of `task`, such as the checksum of its saved manifest; a resumed job must have the same.
+            recommender: what recommends; an approximate index is left aside for exact search.
+            model: fingerprint of the recommender, such as the checksum of its saved manifest; a resumed job must have
+                the same.
             users: ids; by default everyone in `histories`, or everyone the model knows.
             histories: what is known of each user now, see `Recommender.recommend`.
-            resume: go on with an interrupted job of the same description.
+            resume: go on with an interrupted job of the same description; whole shards are kept,
+                damaged ones written again.
         """
         if self.shard < 1:
             raise InputError(f"shard must be at least 1 user, got {self.shard}")
-        known = task.recommender.events_.users if histories is None else histories.users
+        known = recommender.events_.users if histories is None else histories.users
         asked = known.ids if users is None else known.take(known.positions(users))
+        recommender = recommender.for_batch()
+        if self.filter is not None and not self.filter.mask(recommender.catalogue_, recommender.item_columns).any():
+            raise InputError(f"no item passes the filter, so there is nothing to recommend; loosen {self.filter}")
+        # One user first: whatever the model refuses (a filter, k, histories) must not leave a folder behind.
+        self._found(recommender, asked[:1], histories)
+        schema = _schema(known, recommender.catalogue_, self.reason)
         job = self._describe(model, asked, histories)
-        self._begin(job, resume)
-        task = task.for_batch()
+        earlier = self._begin(job, resume)
         shards = []
-        with tqdm(total=len(asked), unit=" users", disable=not self.progress, desc="recommending") as bar:
-            for number, first in enumerate(range(0, len(asked), self.shard)):
+        with tqdm(total=len(asked), unit=" users", disable=None if self.progress else True, desc="recommending") as bar:
+            for number, first in enumerate(range(0, max(len(asked), 1), self.shard)):
                 path = self.out / f"part-{number:05d}.parquet"
                 batch = asked[first : first + self.shard]
-                if not path.exists():
-                    found = task.recommend(
-                        batch,
-                        self.k,
-                        exclude_seen=self.exclude_seen,
-                        filter=self.filter,
-                        histories=histories,
-                        reason=self.reason,
-                    )
-                    write_parquet(path, found)
-                shards.append({"file": path.name, "users": len(batch), "sha256": sha256(path)})
+                if not _is_whole(path, batch, schema, earlier.get(path.name)):
+                    write_parquet(path, self._found(recommender, batch, histories), schema)
+                rows = pq.read_metadata(path).num_rows
+                shards.append({"file": path.name, "users": len(batch), "rows": rows, "sha256": sha256(path)})
                 bar.update(len(batch))
         manifest = {"job": job, "users": len(asked), "shards": shards}
-        _write_json(self.out / _MANIFEST, manifest)
+        if earlier != {s["file"]: s["sha256"] for s in shards}:
+            _write_json(self.out / _MANIFEST, manifest)
         return manifest
+
+    def _found(self, recommender: Recommender, batch: NDArray[Any], histories: Interactions | None) -> Recommendations:
+        if histories is not None:  # only this shard's: the model sorts what it is given
+            mine = np.zeros(len(histories.users), bool)
+            mine[histories.users.positions(batch)] = True
+            histories = histories.select(mine[histories.user])
+        return recommender.recommend(
+            batch,
+            min(self.k, len(recommender.catalogue_)),
+            exclude_seen=self.exclude_seen,
+            filter=self.filter,
+            histories=histories,
+            reason=self.reason,
+        )
 
     def _describe(self, model: str, asked: NDArray[Any], histories: Interactions | None) -> dict[str, Any]:
         filter = self.filter or Filter()
-        allowed = None if filter.allow is None else _digest(np.asarray(filter.allow))
         return {
+            "package": __version__,
             "model": model,
             "k": self.k,
             "exclude_seen": self.exclude_seen,
             "reason": self.reason,
             "shard": self.shard,
             "where": filter.where,
-            "allow": allowed,
-            "deny": _digest(np.asarray(filter.deny)) if len(filter.deny) else None,
+            "allow": None if filter.allow is None else _digest(filter.allow),
+            "deny": _digest(filter.deny) if len(filter.deny) else None,
             "users": _digest(asked),
-            "histories": None if histories is None else _digest(histories.user, histories.item, histories.weight),
+            "histories": None if histories is None else _digest_of_events(histories),
         }
 
-    def _begin(self, job: dict[str, Any], resume: bool) -> None:
+    def _begin(self, job: dict[str, Any], resume: bool) -> dict[str, str]:
+        """Claim the folder; file -> checksum of the shards that a finished job listed there."""
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(f"{self.out} is a file; give a new or empty folder for the recommendations")
         self.out.mkdir(parents=True, exist_ok=True)
-        path = self.out / _JOB
-        if not path.exists():
+        if not (self.out / _JOB).exists():
             if any(p for p in self.out.iterdir() if not p.name.startswith(".")):
-                raise InputError(f"{self.out} holds other files; give a new or empty folder for --out")
-            _write_json(path, job)
-            return
+                raise InputError(f"{self.out} holds other files; give a new or empty folder for the recommendations")
+            _write_json(self.out / _JOB, job)
+            return {}
         if not resume:
             raise InputError(f"{self.out} holds an earlier job; go on with it by --resume, or give another folder")
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        earlier = _read_json(self.out / _JOB)
         if changed := sorted(name for name in job if earlier.get(name) != job[name]):
             raise InputError(
                 f"{self.out} holds another job: {', '.join(changed)} changed; give another folder, or the same settings"
             )
+        for pattern in _LEFT_BY_A_KILL:
+            for path in self.out.glob(pattern):
+                path.unlink(missing_ok=True)
+        if not (self.out / _MANIFEST).exists():
+            return {}
+        shards = _read_json(self.out / _MANIFEST).get("shards", [])
+        return {str(shard["file"]): str(shard["sha256"]) for shard in shards}
 
 
-def write_parquet(path: Path, found: Recommendations) -> None:
+def write_parquet(path: Path, found: Recommendations, schema: pa.Schema) -> None:
     """Write one table of recommendations atomically; rows without an item are left out."""
-    table = pa.Table.from_pandas(found.to_frame(), preserve_index=False)
+    frame = found.to_frame()
+    columns = [_column(frame[field.name].to_numpy(), field.type) for field in schema]
     with atomic_file(path) as file:
-        pq.write_table(table.replace_schema_metadata(None), file, compression="zstd")
+        pq.write_table(pa.Table.from_arrays(columns, schema=schema), file, compression="zstd", write_page_checksum=True)
+
+
+def _schema(users: IdMap, items: IdMap, reason: bool) -> pa.Schema:
+    """One schema for all shards of a job, whatever happens to stand in each."""
+    fields = [
+        ("user", _type_of(users.ids)),
+        ("item", _type_of(items.ids)),
+        ("rank", pa.int32()),
+        ("score", pa.float32()),
+    ]
+    return pa.schema([*fields, ("reason", pa.string())] if reason else fields)
+
+
+def _type_of(ids: NDArray[Any]) -> pa.DataType:
+    if ids.dtype != object:
+        return pa.from_numpy_dtype(ids.dtype)
+    return pa.binary() if len(ids) and {type(v) for v in ids} == {bytes} else pa.string()
+
+
+def _column(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    return pa.array([str(v) for v in values] if kind == pa.string() else values, kind)
+
+
+def _is_whole(path: Path, batch: NDArray[Any], schema: pa.Schema, recorded: str | None) -> bool:
+    """Whether a shard stands and is what was written: by its checksum if a manifest has one, else by its pages'."""
+    if not path.exists():
+        return False
+    if recorded is not None:
+        return sha256(path) == recorded
+    try:
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+    except (pa.ArrowException, OSError):
+        return False
+    if table.schema != schema:
+        return False
+    asked = set(_column(batch, schema.field("user").type).to_pylist())
+    return asked.issuperset(table["user"].unique().to_pylist())
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -140,12 +204,28 @@ def _write_json(path: Path, value: Any) -> None:
         file.write((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
-def _digest(*arrays: NDArray[Any]) -> str:
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged; give another folder, or remove this one and begin again")
+    return value
+
+
+def _digest_of_events(events: Interactions) -> str:
+    arrays = (events.users.ids, events.items.ids, events.user, events.item, events.weight, events.time)
+    return _digest(*(a for a in arrays if a is not None))
+
+
+def _digest(*arrays: Any) -> str:
     out = hashlib.sha256()
-    for array in arrays:
-        if array.dtype == object or array.dtype.kind not in "iufb":
-            for value in array.tolist():
-                out.update(f"{type(value).__name__}:{value}\0".encode())
-        else:
+    for array in map(np.asarray, arrays):
+        out.update(f"{len(array)}{array.dtype.kind}\0".encode())
+        if array.dtype.kind in "iufb":
             out.update(np.ascontiguousarray(array).tobytes())
+        else:
+            for value in array.tolist():
+                out.update(f"{type(value).__name__}:{value!r}\0".encode("utf-8", "surrogatepass"))
     return out.hexdigest()

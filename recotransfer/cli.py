@@ -6,79 +6,32 @@ import json
 import os
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
 from recotransfer import __version__
-from recotransfer.errors import InputError, RecoTransferError
+from recotransfer.errors import InputError, RecoTransferError, UnknownIdError
+from recotransfer.flags import config_option, numbers, pairs, settings
 
 if TYPE_CHECKING:
     from recotransfer.data import IdMap, Interactions, Items
     from recotransfer.encoders import Encoder
     from recotransfer.filters import Filter
+    from recotransfer.recommenders import Recommender
     from recotransfer.task import TransferTask
 
 _PATH = click.Path(path_type=Path)
-
-
-class _Command(click.Command):
-    """A command whose flags can also stand in a TOML file, under a table with the command's name or at the top."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        for place, word in enumerate(args):
-            if word == "--config" and place + 1 < len(args):
-                ctx.default_map = _config(Path(args[place + 1]), self)
-            elif word.startswith("--config="):
-                ctx.default_map = _config(Path(word.partition("=")[2]), self)
-        return super().parse_args(ctx, args)
-
-
-def _config(path: Path, command: click.Command) -> dict[str, Any]:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise click.UsageError(f"{path} does not exist; give a TOML file to --config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
-        raise click.UsageError(f"{path} is not TOML: {cause}") from None
-    values = {**{k: v for k, v in table.items() if not isinstance(v, dict)}, **table.get(command.name or "", {})}
-    names = {option.lstrip("-"): p.name for p in command.params for option in p.opts}
-    if lost := sorted(set(values) - set(names)):
-        raise click.UsageError(
-            f"{path}: {command.name} has no flag {lost[0]!r}; see recotransfer {command.name} --help"
-        )
-    return {str(names[key]): [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
-            for key, value in values.items()}  # fmt: skip
-
-
-def _pairs(values: Sequence[str], flag: str) -> dict[str, str]:
-    out = {}
-    for value in values:
-        name, found, right = value.partition("=")
-        if not found or not name or not right:
-            raise InputError(f"--{flag} {value!r}: write NAME=VALUE")
-        out[name] = right
-    return out
-
-
-def _numbers(values: Sequence[str], flag: str) -> dict[str, float]:
-    out = {}
-    for name, value in _pairs(values, flag).items():
-        try:
-            out[name] = float(value)
-        except ValueError:
-            raise InputError(f"--{flag} {name}={value}: {value!r} is not a number") from None
-    return out
 
 
 def _say(*words: Any) -> None:
     click.echo(" ".join(str(w) for w in words), err=True)
 
 
-_config_option = click.option("--config", type=_PATH, help="TOML file that can hold any of these flags.")
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def _filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -91,38 +44,72 @@ def _filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _event_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--time-format", help='strptime format, or "s", "ms", "order", where times are not understood.'),
+        click.option("--rating-as-weight", is_flag=True, help="Take ratings as weights."),
+        click.option("--rating-threshold", type=float, help="Keep ratings of at least this, as events of weight 1."),
+        click.option("--event-weight", "event_weights", multiple=True, metavar="KIND=NUMBER",
+                     help="Weight of an event kind; 0 leaves it out."),
+        click.option("--event-column", "event_columns", multiple=True, metavar="ROLE=COLUMN",
+                     help="Column of a role: user, item, event, time, rating, weight."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _read_events(source: str, o: Mapping[str, Any], items: IdMap, users: IdMap | None = None) -> Interactions:
+    """The events of `source` as the event options say; the report goes to stderr."""
+    from recotransfer.readers import EventWeights, read_interactions
+
+    weighing = EventWeights(
+        weights=numbers(o["event_weights"], "event-weight"),
+        rating_threshold=o["rating_threshold"],
+        rating_as_weight=o["rating_as_weight"],
+    )
+    columns = pairs(o["event_columns"], "event-column")
+    read = read_interactions(
+        source, columns=columns, events=weighing, items=items, users=users, time_format=o["time_format"]
+    )
+    _say(read.report)
+    return read.data
+
+
 def _ids_of(path: Path, role: Literal["user", "item"], known: IdMap) -> Any:
     """The ids in a file's id column, or its only one, as the model holds them."""
     from recotransfer.readers import read_ids
 
-    return read_ids(path, role=role, known=known)
+    try:
+        return read_ids(path, role=role, known=known)
+    except UnknownIdError as cause:
+        raise UnknownIdError(f"{path}: {cause}") from None
 
 
-def _filter(allow: Path | None, deny: Path | None, where: str | None, known: IdMap) -> Filter | None:
+def _filter(o: Mapping[str, Any], known: IdMap) -> Filter | None:
     from recotransfer.filters import Filter
 
-    if allow is None and deny is None and where is None:
+    if o["allow"] is None and o["deny"] is None and o["where"] is None:
         return None
     return Filter(
-        None if allow is None else _ids_of(allow, "item", known),
-        () if deny is None else _ids_of(deny, "item", known),
-        where,
+        None if o["allow"] is None else _ids_of(o["allow"], "item", known),
+        () if o["deny"] is None else _ids_of(o["deny"], "item", known),
+        o["where"],
     )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def cli() -> None:
-    r"""Recommendations from a catalogue and a log of events, with what pretrained encoders know of the items.
+    """Recommendations from a catalogue and a log of events, with what pretrained encoders know of the items.
 
     \b
     recotransfer demo                                       # the whole of it on a little shop
     recotransfer fit --items items.csv --events events.csv --out model
     recotransfer recommend model --out recs                 # Parquet for every user
-    """
+    """  # noqa: D301
 
 
-@cli.command(cls=_Command)
+@cli.command()
 @click.option("--items", required=True, help="Catalogue: CSV, Parquet or database URL.")
 @click.option("--events", required=True, help="Log of events: CSV, Parquet or database URL.")
 @click.option("--out", required=True, type=_PATH, help="Folder for the model.")
@@ -139,12 +126,7 @@ def cli() -> None:
 )
 @click.option("--kind", "kinds", multiple=True, metavar="COLUMN=KIND", help="Kind of an item column: text, image, ...")
 @click.option("--item-column", "item_columns", multiple=True, metavar="ROLE=COLUMN", help="Role item in the catalogue.")
-@click.option("--event-column", "event_columns", multiple=True, metavar="ROLE=COLUMN",
-              help="Roles user, item, event, time, rating, weight in the log.")  # fmt: skip
-@click.option("--event-weight", "event_weights", multiple=True, metavar="KIND=NUMBER", help="Weight of an event kind.")
-@click.option("--rating-threshold", type=float, help="Keep ratings of at least this, as events of weight 1.")
-@click.option("--rating-as-weight", is_flag=True, help="Take ratings as weights.")
-@click.option("--time-format", help='strptime format, or "s", "ms", "order", where times are not understood.')
+@_event_options
 @click.option("--trials", type=click.IntRange(1), help="Choose settings on held-out events, fitting this many models.")
 @click.option("--valid", help="Events to choose settings on; by default each user's last one is held out.")
 @click.option("--valid-allow", type=_PATH, help="File of item ids: rank only these while choosing.")
@@ -153,87 +135,75 @@ def cli() -> None:
 @click.option("--index-recall", type=click.FloatRange(0, 1, min_open=True),
               help="Models of factors: choose the quickest index with this recall for single requests.")  # fmt: skip
 @click.option("--cache", type=_PATH, help="Folder that keeps encoded content between runs.")
-@_config_option
+@config_option
 def fit(**o: Any) -> None:
-    r"""Read a catalogue and a log, encode the items, fit a recommender, save it.
+    """Read a catalogue and a log, encode the items, fit a recommender, save it.
 
     \b
     Example:
       recotransfer fit --items sample_data/items.csv --events sample_data/events.csv --out model
       recotransfer fit --items "sqlite:///shop.db#items" --events "sqlite:///shop.db#events" --out model --trials 20
-    """
+    """  # noqa: D301
+    from recotransfer.readers import read_items
+    from recotransfer.recommenders.base import FactorModel
     from recotransfer.task import TransferTask
 
-    items, events = _read(o)
-    task = TransferTask(
-        _recommender(o["recommender"], o["settings"]),
-        encoders=_encoders(o, items),
-        weights=_numbers(o["weights"], "weight") or None,
-        cache=o["cache"],
-    )
-    if o["trials"]:
-        task = _tuned(task, items, events, o)
+    _check_outcome(o["out"], o["cache"])
+    recommender = _recommender(o)
+    read = read_items(o["items"], columns=pairs(o["item_columns"], "item-column"), kinds=_kinds(o["kinds"]))
+    _say(read.report)
+    items = read.data
+    events = _read_events(o["events"], o, items.ids)
+    weights = numbers(o["weights"], "weight") or None
+    task = TransferTask(recommender, encoders=_encoders(o, items), weights=weights, cache=o["cache"])
     start = time.perf_counter()
-    task.fit(items, events)
+    task = _tuned(task, items, events, o) if o["trials"] else task.fit(items, events)
     seconds = time.perf_counter() - start
     for report in task.reports_:
         _say(report)
-    if o["index_recall"]:
-        _say(_choose_index(task, o["index_recall"]))
+    if isinstance(task.recommender, FactorModel) and o["index_recall"]:
+        _say(task.recommender.choose_index(o["index_recall"]).index_report_)
     task.save(o["out"])
-    known = task.recommender
-    _say(f"fitted {type(known).__name__} on {len(events)} events of {len(events.users)} users and "
-         f"{len(known.catalogue_)} items in {seconds:.1f} s, peak memory {_peak_mib():.0f} MiB")  # fmt: skip
+    users, catalogue = _count(len(events.users), "user"), _count(len(task.recommender.catalogue_), "item")
+    _say(f"fitted {type(recommender).__name__} on {_count(len(events), 'event')} of {users} and {catalogue} "
+         f"in {seconds:.1f} s, peak memory {_peak_mib():.0f} MiB")  # fmt: skip
     click.echo(o["out"])
 
 
-def _choose_index(task: TransferTask, target_recall: float) -> str:
-    from recotransfer.recommenders.base import FactorModel
+def _check_outcome(out: Path, cache: Path | None) -> None:
+    """Refuse, before hours of work, a folder into which the model could not be saved after them."""
+    from recotransfer.artifacts import open_artifact
 
-    if not isinstance(task.recommender, FactorModel):
-        raise InputError(f"{type(task.recommender).__name__} has no index to choose; leave --index-recall out")
-    return task.recommender.choose_index(target_recall).index_report_
-
-
-def _read(o: Mapping[str, Any]) -> tuple[Items, Interactions]:
-    from recotransfer.readers import EventWeights, read_interactions, read_items
-
-    items = read_items(o["items"], columns=_pairs(o["item_columns"], "item-column"), kinds=_kinds(o["kinds"]))
-    _say(items.report)
-    weighing = EventWeights(
-        weights=_numbers(o["event_weights"], "event-weight"),
-        rating_threshold=o["rating_threshold"],
-        rating_as_weight=o["rating_as_weight"],
-    )
-    events = read_interactions(
-        o["events"],
-        columns=_pairs(o["event_columns"], "event-column"),
-        events=weighing,
-        items=items.data.ids,
-        time_format=o["time_format"],
-    )
-    _say(events.report)
-    return items.data, events.data
+    if cache is not None and cache.absolute().is_relative_to(out.absolute()):
+        raise InputError(f"--cache {cache} lies within --out {out}; keep the cache outside the model's folder")
+    if not out.exists():
+        parent = next(p for p in out.absolute().parents if p.exists())
+        if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+            raise InputError(f"{out} cannot be made, for {parent} is no folder that can be written to; choose another")
+    elif Path.cwd().is_relative_to(out.resolve()):
+        raise InputError(f"--out {out} is the working folder or holds it; give a folder of its own")
+    elif not out.is_dir():
+        raise InputError(f"{out} is a file; give a new folder, or that of an earlier model, for --out")
+    elif held := {p.name for p in out.iterdir()}:
+        if "manifest.json" not in held:
+            raise InputError(f"{out} holds other files; give a new folder, or that of an earlier model, for --out")
+        parts = open_artifact(out).manifest["parts"]
+        if more := sorted(held - {"manifest.json", *parts}):
+            raise InputError(f"{out} holds {more[0]!r} beside a model, which would be lost; move it, or change --out")
 
 
 def _kinds(values: Sequence[str]) -> Any:
-    return _pairs(values, "kind")
+    return pairs(values, "kind")
 
 
-def _recommender(name: str, settings: Sequence[str]) -> Any:
+def _recommender(o: Mapping[str, Any]) -> Recommender:
     from recotransfer.recommenders import by_name
+    from recotransfer.recommenders.base import FactorModel
 
-    kind = by_name(name)
-    given: dict[str, Any] = {}
-    for key, text in _pairs(settings, "set").items():
-        try:
-            given[key] = json.loads(text)
-        except json.JSONDecodeError:
-            given[key] = text
-    try:
-        return kind(**given)
-    except TypeError as cause:
-        raise InputError(f"{name}: {cause}; its settings are {', '.join(kind().params())}") from None
+    kind = by_name(o["recommender"])
+    if o["index_recall"] and not issubclass(kind, FactorModel):
+        raise InputError(f"{kind.__name__} has no index to choose; leave --index-recall out")
+    return kind(**settings(kind, o["settings"]))
 
 
 def _encoders(o: Mapping[str, Any], items: Items) -> list[Encoder] | None:
@@ -241,34 +211,37 @@ def _encoders(o: Mapping[str, Any], items: Items) -> list[Encoder] | None:
 
     if o["no_content"]:
         return []
+    for kind in ("text", "image"):
+        if o[f"{kind}_encoder"] and not items.of_kind(kind):
+            raise InputError(f"--{kind}-encoder: no column of {o['items']} holds {kind}s; name one by "
+                             f"--kind COLUMN={kind}")  # fmt: skip
+    if not (o["text_encoder"] or o["image_encoder"] or o["only"]):
+        return None
     return default_encoders(items, text_model=o["text_encoder"], image_model=o["image_encoder"], only=o["only"] or None)
 
 
 def _tuned(task: TransferTask, items: Items, events: Interactions, o: Mapping[str, Any]) -> TransferTask:
+    """A task fitted with the settings that did best on held-out events; every trial is in a file beside the model."""
     from recotransfer.artifacts import atomic_file
-    from recotransfer.readers import read_interactions
     from recotransfer.task import TransferTask
     from recotransfer.tuning import tune
 
-    valid = None
-    if o["valid"]:
-        read = read_interactions(
-            o["valid"], columns=_pairs(o["event_columns"], "event-column"), items=items.ids, users=events.users
-        )
-        _say(read.report)
-        valid = read.data
+    valid = None if o["valid"] is None else _read_events(o["valid"], o, items.ids, events.users)
     allow = None if o["valid_allow"] is None else _ids_of(o["valid_allow"], "item", items.ids)
     tuned = tune(task, items, events, valid=valid, allow=allow, trials=o["trials"], k=o["k"], rng=o["seed"])
     first, best = tuned.trials["ndcg"].iloc[0], tuned.trials["ndcg"].max()
     chosen = json.dumps({**tuned.params, **({"weights": tuned.weights} if tuned.weights else {})})
-    _say(f"{len(tuned.trials)} trials: NDCG@{o['k']} on held-out events {first:.4f} as given, {best:.4f} with {chosen}")
+    trials = _count(len(tuned.trials), "trial")
+    _say(f"{trials}: NDCG@{o['k']} on held-out events {first:.4f} as given, {best:.4f} with {chosen}")
     path = o["out"].with_name(o["out"].name + ".trials.csv")
     with atomic_file(path) as file:
         tuned.trials.to_csv(file, index_label="trial")
     _say(f"every trial: {path}")
-    return TransferTask(
-        type(task.recommender)(**tuned.params), encoders=task.encoders, weights=tuned.weights, cache=task.cache
-    )
+    model = type(task.recommender)(**tuned.params)
+    best_task = TransferTask(model, encoders=task.encoders_, weights=tuned.weights, cache=task.cache)
+    best_task.fit(items, events, parts=tuned.parts)
+    best_task.reports_ = task.reports_
+    return best_task
 
 
 def _peak_mib() -> float:
@@ -277,81 +250,70 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
 
 
-@cli.command(cls=_Command)
+@cli.command()
 @click.argument("model", type=_PATH)
 @click.option("--out", required=True, type=_PATH, help="Folder for the Parquet shards and their manifest.")
 @click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="Items per user.")
 @click.option("--users", type=_PATH, help="File with a column of user ids; default everyone.")
 @click.option("--histories", help="Events of users, known or new, to recommend for; replaces what fit saw.")
-@click.option("--event-column", "event_columns", multiple=True, metavar="ROLE=COLUMN", help="Roles in --histories.")
+@_event_options
 @_filter_options
 @click.option("--include-seen", is_flag=True, help="Items of the user's own history may be recommended.")
 @click.option("--reasons", is_flag=True, help="Also write which own items and which parts of the model counted.")
 @click.option("--shard", type=click.IntRange(1), default=20_000, show_default=True, help="Users per file.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted job.")
-@_config_option
+@config_option
 def recommend(model: Path, out: Path, **o: Any) -> None:
-    r"""Write the best items of every user, or of those asked for, to Parquet.
+    """Write the best items of every user, or of those asked for, to Parquet.
 
     \b
     Example:
       recotransfer recommend model --out recs --k 20 --where 'in_stock and price < 50'
       recotransfer recommend model --out recs-new --histories new_users.csv --reasons
-    """
+    """  # noqa: D301
     from recotransfer.artifacts import sha256
     from recotransfer.batch import BatchJob
-    from recotransfer.readers import read_interactions
     from recotransfer.task import TransferTask
 
     task = TransferTask.load(model)
     catalogue = task.recommender.catalogue_
-    histories = None
-    if o["histories"]:
-        read = read_interactions(o["histories"], columns=_pairs(o["event_columns"], "event-column"), items=catalogue)
-        _say(read.report)
-        histories = read.data
+    histories = None if o["histories"] is None else _read_events(o["histories"], o, catalogue)
     known = task.recommender.events_.users if histories is None else histories.users
-    job = BatchJob(
-        out,
-        o["k"],
-        not o["include_seen"],
-        _filter(o["allow"], o["deny"], o["where"], catalogue),
-        o["reasons"],
-        o["shard"],
-    )
+    job = BatchJob(out, o["k"], not o["include_seen"], _filter(o, catalogue), o["reasons"], o["shard"])
     start = time.perf_counter()
     manifest = job.run(
-        task,
+        task.recommender,
         model=sha256(model / "manifest.json"),
         users=None if o["users"] is None else _ids_of(o["users"], "user", known),
         histories=histories,
         resume=o["resume"],
     )
     seconds = time.perf_counter() - start
-    _say(f"{manifest['users']} users in {seconds:.1f} s, {len(manifest['shards'])} shards, "
-         f"peak memory {_peak_mib():.0f} MiB")  # fmt: skip
+    rows = sum(shard["rows"] for shard in manifest["shards"])
+    _say(f"{_count(rows, 'row')} for {_count(manifest['users'], 'user')} in {seconds:.1f} s, "
+         f"{_count(len(manifest['shards']), 'shard')}, peak memory {_peak_mib():.0f} MiB")  # fmt: skip
     click.echo(out)
 
 
-@cli.command(cls=_Command)
+@cli.command()
 @click.argument("model", type=_PATH)
 @click.argument("items", nargs=-1, required=True)
 @click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="Items per item.")
 @_filter_options
-@_config_option
+@config_option
 def similar(model: Path, items: tuple[str, ...], **o: Any) -> None:
-    r"""Print the items that go best with ITEMS, as CSV.
+    """Print the items that go best with ITEMS, as CSV.
 
     \b
     Example:
       recotransfer similar model P0001 P0002 --k 5
-    """
+    """  # noqa: D301
     from recotransfer.readers import as_known
     from recotransfer.task import TransferTask
 
     task = TransferTask.load(model)
     known = task.recommender.catalogue_
-    found = task.similar_items(as_known(items, known), o["k"], filter=_filter(o["allow"], o["deny"], o["where"], known))
+    found = task.similar_items(as_known(items, known), min(o["k"], len(known)), filter=_filter(o, known))
     frame = found.to_frame("item", "similar")
     title = _title_column(task)
     if title is not None:
@@ -368,15 +330,15 @@ def _title_column(task: TransferTask) -> Any:
     return columns[text[0]].tolist() if text else None
 
 
-@cli.command(cls=_Command)
+@cli.command()
 @click.argument("model", type=_PATH)
 def inspect(model: Path) -> None:
-    r"""Print what a saved model is, as JSON.
+    """Print what a saved model is, as JSON.
 
     \b
     Example:
       recotransfer inspect model
-    """
+    """  # noqa: D301
     from recotransfer.artifacts import open_artifact
     from recotransfer.recommenders.base import FactorModel
     from recotransfer.task import TransferTask
@@ -406,28 +368,48 @@ def inspect(model: Path) -> None:
     click.echo(json.dumps(facts, indent=1, default=str))
 
 
-@cli.command(cls=_Command)
+@cli.command()
 @click.option("--data", type=_PATH, default=Path("sample_data"), show_default=True, help="Folder of the sample shop.")
 @click.option("--out", type=_PATH, default=Path("demo_out"), show_default=True, help="Folder for model and results.")
 @click.option("--image-encoder", help="transformers vision model name or folder, to use the pictures as well.")
 def demo(data: Path, out: Path, image_encoder: str | None) -> None:
-    r"""Run the main job on the sample shop and show what comes out.
+    """Run the main job on the sample shop and show what comes out.
 
     \b
     Example:
       recotransfer demo --out demo_out
-    """
+    """  # noqa: D301
     from recotransfer.demo import run
 
     run(data, out, image_encoder)
 
 
 def main() -> None:
-    """Entry point: errors of the package end in one line, not a traceback."""
+    """Entry point: what goes wrong ends in a sentence on stderr and exit status 2 (130 when interrupted)."""
     # Idle OpenMP threads that spin slow every other pool in the process; this must be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        cli(standalone_mode=True)
+        cli.main(prog_name="recotransfer", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        _stop(error.format_message())
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "recotransfer"
+        _stop(f"recotransfer: {error.format_message().rstrip('.')}; see {command} --help")
     except RecoTransferError as error:
-        click.echo(f"recotransfer: {error}", err=True)
-        sys.exit(2)
+        _stop(f"recotransfer: {error}")
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _stop(f"recotransfer: {place}{error.strerror or error}; check the path, its rights and the room on the disk")
+    except MemoryError as error:
+        _stop(
+            f"recotransfer: out of memory ({error}); recommend for fewer users at a time (--shard), or fit fewer items"
+        )
+    except (click.Abort, KeyboardInterrupt):
+        _stop(
+            "recotransfer: interrupted; finished shards (see --resume) and cached vectors (see --cache) are kept", 130
+        )
+
+
+def _stop(message: str, status: int = 2) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(status)

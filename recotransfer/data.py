@@ -6,6 +6,7 @@ Reading files into carriers is the business of `readers.py`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ from scipy import sparse
 from recotransfer.errors import InputError, UnknownIdError
 
 ColumnKind = Literal["text", "image", "category", "number"]
+_EVENT_TYPES = {"user": np.int64, "item": np.int64, "weight": np.float32, "time": np.float64, "kind": np.int16}
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:
@@ -36,7 +38,8 @@ def _some(values: Any, n: int = 5) -> str:
 class IdMap:
     """A fixed two-way map between ids and positions 0..n-1.
 
-    Ids may be of any hashable type and are kept as they came; `1` and `"1"` are two ids.
+    Ids may be of any hashable type and are kept as they came. `1` and `"1"` are two ids, `1` and `1.0` are one, as
+    they are as keys of a dict.
 
     >>> items = IdMap(["a", "b"])
     >>> items.positions(["b", "a"]).tolist()
@@ -46,7 +49,7 @@ class IdMap:
     __slots__ = ("_index",)
 
     def __init__(self, ids: Iterable[Any] | pd.Index) -> None:
-        index = ids if isinstance(ids, pd.Index) else _id_index(ids)
+        index = _id_index(ids)
         if index.hasnans:
             raise InputError(f"ids must not be missing; position {int(np.flatnonzero(index.isna())[0])} is")
         if not index.is_unique:
@@ -62,10 +65,13 @@ class IdMap:
         return len(self._index)
 
     def __contains__(self, item: object) -> bool:
-        return item in self._index
+        return bool(_find(self._index, _id_index([item]))[0] >= 0)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, IdMap) and (self is other or self._index.equals(other._index))
+        if self is other or not isinstance(other, IdMap):
+            return self is other
+        flags = [index.inferred_type == "boolean" for index in (self._index, other._index)]  # True is not 1
+        return flags[0] == flags[1] and self._index.equals(other._index)
 
     __hash__ = None  # type: ignore[assignment]  # equal by content, so not usable as a key
 
@@ -79,8 +85,8 @@ class IdMap:
 
         Unknown ids raise `UnknownIdError`, or give -1 with missing="negative".
         """
-        wanted = ids if isinstance(ids, pd.Index) else _id_index(ids)
-        found = np.asarray(self._index.get_indexer(wanted), dtype=np.int64)
+        wanted = _id_index(ids)
+        found = _find(self._index, wanted)
         if missing == "raise" and (lost := np.flatnonzero(found < 0)).size:
             raise UnknownIdError(
                 f"unknown ids: {_some(np.asarray(wanted)[lost])}; known ids look like {_some(self.ids, 3)}"
@@ -89,9 +95,11 @@ class IdMap:
 
     def take(self, positions: NDArray[np.integer]) -> NDArray[Any]:
         """Ids at `positions`, same shape; None where a position is negative."""
+        positions = np.asarray(positions)
         if not len(self):
-            return np.full(np.shape(positions), None, dtype=object)
-        out: NDArray[Any] = self.ids[np.maximum(positions, 0)]
+            return np.full(positions.shape, None, dtype=object)
+        # Through the index: `self.ids` would turn every id of a text column into a Python string.
+        out = np.asarray(self._index.take(np.maximum(positions, 0).ravel())).reshape(positions.shape)
         if (positions < 0).any():
             out = out.astype(object)
             out[positions < 0] = None
@@ -101,23 +109,42 @@ class IdMap:
         """These ids in their order, then those of `other` that are new."""
         if self == other:
             return self
-        new = other._index[self._index.get_indexer(other._index) < 0]
+        new = other._index[_find(self._index, other._index) < 0]
         if not len(new):
             return self
         return IdMap(_id_index([*self._index, *new]) if self._index.dtype != new.dtype else self._index.append(new))
 
 
 def _id_index(ids: Any) -> pd.Index:
-    """An index that never turns one id into another (1 and "1", True and 1.5 stay what they are)."""
-    if isinstance(ids, (pd.Series, np.ndarray)) and ids.dtype != object:
-        return pd.Index(ids)
+    """An index that never turns one id into another: whatever is not all text or all numbers stays as objects."""
+    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+        raise InputError(f"ids must come as a list, got {ids!r}; put a single id in brackets")
+    if isinstance(ids, pd.MultiIndex):
+        ids = ids.to_flat_index()
+    if isinstance(ids, np.ndarray) and ids.ndim != 1:
+        raise InputError(f"ids must come as a flat list, got an array of shape {ids.shape}")
+    if isinstance(ids, (pd.Index, pd.Series, np.ndarray)) and ids.dtype != object:
+        return pd.Index(ids, dtype=object if ids.dtype.kind == "b" else None)
     values = list(ids)
     kinds = {type(v) for v in values}
-    if len(kinds) <= 1:
+    if len(kinds) == 1 and (kinds <= {int, float, str} or issubclass(kinds.pop(), np.number)):
         same: pd.Index = pd.Index(values)
         return same
-    mixed: pd.Index = pd.Index(np.array([*values, None], dtype=object)[:-1], dtype=object)
+    for value in values:
+        try:
+            hash(value)
+        except TypeError:
+            raise InputError(f"{value!r} cannot be an id; use text, numbers or another hashable type") from None
+    objects = np.fromiter(values, dtype=object, count=len(values))
+    mixed: pd.Index = pd.Index(objects, dtype=object, tupleize_cols=False)
     return mixed
+
+
+def _find(index: pd.Index, wanted: pd.Index) -> NDArray[np.int64]:
+    """Positions of `wanted`, -1 where unknown."""
+    if {index.dtype.kind, wanted.dtype.kind} in ({"i", "f"}, {"u", "f"}):  # as floats, great integers run together
+        index, wanted = index.astype(object), wanted.astype(object)
+    return np.asarray(index.get_indexer(wanted), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -137,6 +164,10 @@ class Items:
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.columns):
             raise InputError(f"{len(self.ids)} ids but {len(self.columns)} rows of columns; give one row per id")
+        if not self.columns.columns.is_unique:
+            twice = self.columns.columns[self.columns.columns.duplicated()]
+            raise InputError(f"columns must have names of their own; these occur twice: {_some(twice.unique())}")
+        object.__setattr__(self, "columns", self.columns.reset_index(drop=True))
         if lost := set(self.kinds) - set(self.columns.columns):
             raise InputError(f"kinds names columns that the items lack: {sorted(lost)}; they have {list(self.columns)}")
 
@@ -176,16 +207,19 @@ class Interactions:
 
     def __post_init__(self) -> None:
         n = len(self.user)
-        for name in ("user", "item", "weight", "time", "kind"):
-            array = getattr(self, name)
-            if array is None:
+        for name, kind in _EVENT_TYPES.items():
+            if getattr(self, name) is None:
                 continue
+            array = np.asarray(getattr(self, name))
             if array.shape != (n,):
                 raise InputError(f"interactions: {name} has shape {array.shape}, wanted ({n},)")
-            object.__setattr__(self, name, _frozen(array))
-        for name, size in (("user", len(self.users)), ("item", len(self.items))):
+            if n and not np.can_cast(array.dtype, kind, "same_kind"):
+                raise InputError(f"interactions: {name} must be {kind.__name__}, got {array.dtype}")
+            with np.errstate(over="ignore"):  # what passes the range is infinite, and refused below
+                object.__setattr__(self, name, _frozen(array.astype(kind, copy=False)))
+        for name, size in (("user", len(self.users)), ("item", len(self.items)), ("kind", len(self.kinds))):
             array = getattr(self, name)
-            if n and (array.min() < 0 or array.max() >= size):
+            if n and array is not None and (array.min() < 0 or array.max() >= size):
                 raise InputError(f"interactions: {name} positions must lie in 0..{size - 1}")
         if n and not (np.isfinite(self.weight).all() and (self.time is None or np.isfinite(self.time).all())):
             raise InputError("interactions: weight and time must be finite")
@@ -232,10 +266,13 @@ class Interactions:
         column = pd.Series(list(labels), dtype=object)
         if len(column) != len(items):
             raise InputError(f"{len(column)} labels for {len(items)} items; give one per item, None where unknown")
-        known = column.notna().to_numpy()
-        users = IdMap(sorted(pd.unique(column[known])))
-        rows = np.flatnonzero(known).astype(np.int64)
-        return cls(users, items, users.positions(column[known].to_list()), rows, np.ones(len(rows), np.float32))
+        rows = np.flatnonzero(column.notna()).astype(np.int64)
+        known = _id_index(column.iloc[rows])
+        names = known.unique()
+        with contextlib.suppress(TypeError):  # labels of several types stay in the order they came in
+            names = names.sort_values()
+        users = IdMap(names)
+        return cls(users, items, users.positions(known), rows, np.ones(len(rows), np.float32))
 
     def matrix(self) -> sparse.csr_array:
         """(users, items) float32 with the summed weight of each pair."""
@@ -266,6 +303,11 @@ class Interactions:
         return Interactions(self.users, items, self.user, at[where], self.weight, self.time, self.kind, self.kinds)
 
     @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """(users + 1,) where each user's events begin, for events that are sorted by user."""
+        return np.concatenate([[0], np.cumsum(np.bincount(self.user, minlength=len(self.users)))]).astype(np.int64)
+
+    @cached_property
     def order(self) -> NDArray[np.int64]:
         """(n,) event positions sorted by user, then time; ties and untimed events keep their order in the log."""
         if self.time is None:
@@ -292,17 +334,22 @@ class Embeddings:
     blocks: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.vectors.ndim != 2 or len(self.vectors) != len(self.ids):
-            raise InputError(f"vectors have shape {self.vectors.shape}, wanted ({len(self.ids)}, dim)")
-        if self.vectors.dtype != np.float32:
-            object.__setattr__(self, "vectors", np.asarray(self.vectors, dtype=np.float32))
+        vectors = np.asarray(self.vectors)
+        if vectors.ndim != 2 or len(vectors) != len(self.ids):
+            raise InputError(f"vectors have shape {vectors.shape}, wanted ({len(self.ids)}, dim)")
+        if vectors.dtype.kind not in "fiub":
+            raise InputError(f"vectors must be numbers, got {vectors.dtype}")
+        with np.errstate(over="ignore"):  # what passes the range is infinite, and refused below
+            object.__setattr__(self, "vectors", vectors.astype(np.float32, copy=False))
         bad = [i for s in range(0, len(self.ids), 65536) for i in _not_finite(self.vectors[s : s + 65536], s)]
         if bad:
             raise InputError(f"vectors must be finite; these items have NaN or infinity: {_some(self.ids.ids[bad])}")
-        object.__setattr__(self, "vectors", _frozen(self.vectors))
         mask = np.ones(len(self.ids), bool) if self.present is None else np.asarray(self.present, bool)
         if mask.shape != (len(self.ids),):
             raise InputError(f"present has shape {mask.shape}, wanted ({len(self.ids)},)")
+        if self.vectors[~mask].any():
+            object.__setattr__(self, "vectors", np.where(mask[:, None], self.vectors, np.float32(0)))
+        object.__setattr__(self, "vectors", _frozen(self.vectors))
         object.__setattr__(self, "present", _frozen(mask))
         if not self.blocks:
             object.__setattr__(self, "blocks", (("content", self.dim),))
@@ -371,6 +418,15 @@ class Recommendations:
     scores: NDArray[np.float32]
     reason: NDArray[np.object_] | None = None
 
+    def __post_init__(self) -> None:
+        shape = (len(self.users), self.positions.shape[-1])
+        for name, wanted in (("users", shape[:1]), ("positions", shape), ("scores", shape), ("reason", shape)):
+            if (array := getattr(self, name)) is None:
+                continue
+            if array.shape != wanted:
+                raise InputError(f"recommendations: {name} has shape {array.shape}, wanted {wanted}")
+            object.__setattr__(self, name, _frozen(array))
+
     @property
     def items(self) -> NDArray[Any]:
         """(n, k) item ids, None past the end of a list."""
@@ -385,7 +441,7 @@ class Recommendations:
         frame = pd.DataFrame(
             {
                 user_name: self.users[row],
-                item_name: self.catalogue.ids[self.positions[row, column]],
+                item_name: self.catalogue.take(self.positions[row, column]),
                 "rank": (column + 1).astype(np.int32),
                 "score": self.scores[row, column],
             }

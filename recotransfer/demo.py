@@ -11,7 +11,7 @@ import pandas as pd
 
 from recotransfer.artifacts import sha256
 from recotransfer.batch import BatchJob
-from recotransfer.data import IdMap, Interactions, Items, Recommendations
+from recotransfer.data import Interactions, Items, Reason, Recommendations
 from recotransfer.encoders import default_encoders
 from recotransfer.errors import InputError
 from recotransfer.filters import Filter
@@ -37,7 +37,7 @@ def run(data: Path, out: Path, image_encoder: str | None = None) -> None:
     task.save(out / "model")
     recs = _fresh_folder(out)
     job = BatchJob(recs, k=10, filter=Filter(where="in_stock"))
-    manifest = job.run(task, model=sha256(out / "model" / "manifest.json"))
+    manifest = job.run(task.recommender, model=sha256(out / "model" / "manifest.json"))
     seconds = time.perf_counter() - began
     click.echo(f"\nTen items in stock for each of {manifest['users']} users: {recs}")
     click.echo(f"The model: {out / 'model'}   (try: recotransfer similar {out / 'model'} {items.data.ids.ids[0]})")
@@ -88,18 +88,16 @@ class _Shop:
         click.echo(f"\nA brand-new item nobody has touched, {item}: {self.titles[item]}. Who should see it:")
         for row in self.task.audience([item], 3).to_dict("records"):
             found = self.task.recommend([row["user"]], 1, filter=Filter(allow=[item]), reason=True)
-            because = found.reason[0, 0] if found.reason is not None else None
-            click.echo(f"    {row['user']}  score {row['score']:.3f}  {self._words(because)}")
+            click.echo(f"    {row['user']}  score {row['score']:.3f}  {self._why(found, 0)}")
 
     def _print(self, found: Recommendations) -> None:
         click.echo("  is recommended:")
-        for rank, item in enumerate(found.items[0], 1):
-            reason = found.reason[0, rank - 1] if found.reason is not None else None
-            click.echo(f"  {rank}. {self.titles[item]}\n       {self._words(reason)}")
+        for rank, item in enumerate(found.items[0]):
+            click.echo(f"  {rank + 1}. {self.titles[item]}\n       {self._why(found, rank)}")
 
-    def _words(self, reason: object) -> str:
-        text = str(reason)
-        for item in IdMap(list(self.titles)).ids:
-            if str(item) in text:
-                text = text.replace(str(item), f"“{self.titles[item]}”")
-        return text
+    def _why(self, found: Recommendations, rank: int) -> str:
+        """The reason of the first user's item at `rank`, with titles for ids."""
+        assert found.reason is not None  # every list here is asked for with reasons
+        reason: Reason = found.reason[0, rank]
+        named = tuple((f"“{self.titles[item]}”", share) for item, share in reason.because)
+        return str(Reason(named, reason.parts))

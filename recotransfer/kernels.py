@@ -81,14 +81,26 @@ def local_ridge_columns(
 
 
 @numba.njit  # type: ignore[untyped-decorator]
-def _gather(total: Any, seen: Any, index: Any, value: Any, first: int, last: int, factor: float, count: int) -> int:
-    """Add factor * value to `total` at `index`; positions met for the first time are listed in `seen`."""
+def _gather(
+    total: Any,
+    mark: Any,
+    stamp: int,
+    seen: Any,
+    index: Any,
+    value: Any,
+    first: int,
+    last: int,
+    factor: float,
+    count: int,
+) -> int:
+    """Add factor * value to `total` at `index`; places met for the first time under `stamp` are listed in `seen`."""
     for q in range(first, last):
         i = index[q]
-        if total[i] == 0.0:
+        if mark[i] != stamp:
+            mark[i] = stamp
             seen[count] = i
             count += 1
-            total[i] = 1e-30  # marks the place even where the true sum is zero
+            total[i] = 0.0
         total[i] += factor * value[q]
     return count
 
@@ -134,46 +146,41 @@ def smoothed_columns(
     rows = np.full((m, keep), -1, np.int32)
     values = np.zeros((m, keep), np.float32)
     for worker in numba.prange(workers):
-        total, blended = np.zeros(n, np.float32), np.zeros(n, np.float32)
+        total, blended = np.empty(n, np.float32), np.empty(n, np.float32)
+        mark, blend_mark = np.full(n, -1, np.int32), np.full(n, -1, np.int32)
         seen, also = np.empty(n, np.int32), np.empty(n, np.int32)
         for j in range(worker, m, workers):
             count = 0
             if own_column[j] > 0:
-                first, last = behaviour[1][j], behaviour[1][j + 1]
-                count = _gather(total, seen, behaviour[0], behaviour[2], first, last, own_column[j], count)
+                a, z = behaviour[1][j], behaviour[1][j + 1]
+                count = _gather(total, mark, j, seen, behaviour[0], behaviour[2], a, z, own_column[j], count)
             if own_column[j] < 1:
                 for q in range(stand_in[1][j], stand_in[1][j + 1]):
                     k, factor = stand_in[0][q], (1 - own_column[j]) * stand_in[2][q]
-                    first, last = behaviour[1][k], behaviour[1][k + 1]
-                    count = _gather(total, seen, behaviour[0], behaviour[2], first, last, factor, count)
-            kept = _largest(total, seen, count, keep)
+                    a, z = behaviour[1][k], behaviour[1][k + 1]
+                    count = _gather(total, mark, j, seen, behaviour[0], behaviour[2], a, z, factor, count)
             number = 0
-            for k in kept:
-                if blended[k] == 0.0:
+            for k in _largest(total, seen, count, keep):
+                if blend_mark[k] != j:
+                    blend_mark[k] = j
                     also[number] = k
                     number += 1
-                    blended[k] = 1e-30
+                    blended[k] = 0.0
                 blended[k] += own[k] * total[k]
                 for q in range(stand_in_rows[1][k], stand_in_rows[1][k + 1]):
                     i = stand_in_rows[0][q]
                     if own[i] < 1:
-                        if blended[i] == 0.0:
+                        if blend_mark[i] != j:
+                            blend_mark[i] = j
                             also[number] = i
                             number += 1
-                            blended[i] = 1e-30
+                            blended[i] = 0.0
                         blended[i] += (1 - own[i]) * stand_in_rows[2][q] * total[k]
-            number = _gather(
-                blended, also, content[0], content[2], content[1][j], content[1][j + 1], np.float32(1), number
-            )
-            if own_column[j] > 0 and blended[j] != 0.0:
-                blended[j] = 1e-30  # an item does not speak for itself
+            a, z = content[1][j], content[1][j + 1]
+            number = _gather(blended, blend_mark, j, also, content[0], content[2], a, z, np.float32(1), number)
             best = _largest(blended, also, number, keep)
             for q in range(len(best)):
                 rows[j, q], values[j, q] = best[q], blended[best[q]]
-            for q in range(count):
-                total[seen[q]] = 0
-            for q in range(number):
-                blended[also[q]] = 0
     return rows, values
 
 
@@ -191,24 +198,23 @@ def product_top_k(
     positions = np.full((users, k), -1, np.int64)
     scores = np.full((users, k), -np.inf, np.float32)
     for worker in numba.prange(workers):
-        total = np.zeros(n, np.float32)
+        total = np.empty(n, np.float32)
+        mark = np.full(n, -1, np.int32)
         seen = np.empty(n, np.int32)
         for u in range(worker, users, workers):
             count = 0
             for q in range(history[1][u], history[1][u + 1]):
                 i = history[0][q]
-                first, last = weights[1][i], weights[1][i + 1]
-                count = _gather(total, seen, weights[0], weights[2], first, last, history[2][q], count)
+                a, z = weights[1][i], weights[1][i + 1]
+                count = _gather(total, mark, u, seen, weights[0], weights[2], a, z, history[2][q], count)
             if len(barred[1]) > 1:
                 for q in range(barred[1][u], barred[1][u + 1]):
-                    if total[barred[0][q]] != 0.0:
-                        total[barred[0][q]] = -1
+                    total[barred[0][q]] = -1  # places that were not reached are never read
             held = 0
             for q in range(count):
                 i = seen[q]
                 score = total[i]
-                total[i] = 0
-                if score <= 1e-20 or (len(allowed) and not allowed[i]):
+                if score <= 0 or (len(allowed) and not allowed[i]):
                     continue
                 if held == k and (score < scores[u, k - 1] or (score == scores[u, k - 1] and i > positions[u, k - 1])):
                     continue

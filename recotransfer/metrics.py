@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from recotransfer.data import Interactions, Recommendations
+from recotransfer.errors import InputError
 
 
 class Hits(NamedTuple):
@@ -24,22 +24,22 @@ def hits(recommendations: Recommendations, truth: Interactions) -> Hits:
     Users of `truth` without a true item are left out. Positions past the end of a list are misses.
     """
     events = truth.with_items(recommendations.catalogue.union(truth.items))
-    shape = (len(events.users), len(events.items))
-    matrix = sparse.coo_array((np.ones(len(events)), (events.user, events.item)), shape=shape).tocsr()
-    relevant = np.diff(matrix.indptr)
+    width = max(len(events.items), 1)
+    pairs = np.unique(events.user * width + events.item)
+    relevant = np.bincount(pairs // width, minlength=len(events.users))
     asked = np.flatnonzero(relevant)
     at = {user: row for row, user in enumerate(recommendations.users.tolist())}
     rows = np.array([at.get(user, -1) for user in events.users.take(asked).tolist()], dtype=np.int64)
     found = np.zeros((len(asked), recommendations.positions.shape[1]), bool)
     listed = np.flatnonzero(rows >= 0)
     positions = recommendations.positions[rows[listed]]
-    marks = matrix[np.repeat(asked[listed], positions.shape[1]), np.maximum(positions, 0).ravel()]
-    found[listed] = (np.asarray(marks).reshape(positions.shape) > 0) & (positions >= 0)
+    found[listed] = np.isin(asked[listed, None] * width + positions, pairs) & (positions >= 0)
     return Hits(found, relevant[asked].astype(np.int64))
 
 
 def recall(found: Hits, k: int) -> NDArray[np.float64]:
-    """(users,) share of each user's true items among the first k."""
+    """(users,) share of each user's true items that stand among the first k."""
+    _check_k(found, k)
     return np.asarray(found.found[:, :k].sum(axis=1) / found.relevant)
 
 
@@ -48,7 +48,12 @@ def ndcg(found: Hits, k: int) -> NDArray[np.float64]:
 
     Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques" (2002).
     """
+    _check_k(found, k)
     gain = 1 / np.log2(np.arange(2, k + 2))
-    width = min(k, found.found.shape[1])
     best = np.cumsum(gain)[np.minimum(found.relevant, k) - 1]
-    return np.asarray(found.found[:, :width] @ gain[:width] / best)
+    return np.asarray(found.found[:, :k] @ gain / best)
+
+
+def _check_k(found: Hits, k: int) -> None:
+    if not 1 <= k <= found.found.shape[1]:
+        raise InputError(f"k is {k}, but the lists were made with k = {found.found.shape[1]}; recommend that many")

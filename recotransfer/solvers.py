@@ -22,14 +22,17 @@ def histories(events: Interactions, decay: float = 1.0) -> sparse.csr_array:
     """(users, items) float32: strength of each pair times `decay` ** age.
 
     Age counts distinct items from the user's newest (age 0) backwards. Strength is log2(1 + summed weight) of the pair,
-    the logarithmic confidence of Hu, Koren and Volinsky (2008): one event of weight 1 counts 1.
+    the logarithmic confidence of Hu, Koren and Volinsky (2008): one event of weight 1 counts 1. Pairs whose strength is
+    nothing, by a weight of 0 or less or by great age, are not stored.
     """
     last, total, start = _last_events(events)
     user, item = events.user[last], events.item[last]
     position = np.arange(len(last)) - start[user]
     age = np.diff(start)[user] - 1 - position
-    data = (np.log2(1 + total) * decay**age).astype(np.float32)
-    return sparse.coo_array((data, (user, item)), shape=(len(events.users), len(events.items))).tocsr()
+    data = (np.log2(1 + np.maximum(total, 0)) * decay**age).astype(np.float32)
+    out = sparse.coo_array((data, (user, item)), shape=(len(events.users), len(events.items))).tocsr()
+    out.eliminate_zeros()
+    return out
 
 
 def _last_events(events: Interactions) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
@@ -55,7 +58,7 @@ def transitions(events: Interactions, decay: float, horizon: int = 50) -> tuple[
     item, length = events.item[last], np.diff(start)
     cuts = np.maximum(length - 1, 0)
     owner = np.repeat(np.arange(len(length)), cuts)
-    cut = np.arange(len(owner)) - np.repeat(np.concatenate([[0], np.cumsum(cuts)[:-1]]), cuts) + 1
+    cut = np.arange(len(owner)) - np.repeat(np.cumsum(cuts) - cuts, cuts) + 1
     back = np.minimum(cut, horizon)
     ahead = np.minimum(length[owner] - cut, horizon)
     shape = (len(owner), len(events.items))
@@ -78,7 +81,7 @@ def ease(gram: Float, reg: float) -> Float:
     potrf, potri = linalg.get_lapack_funcs(("potrf", "potri"), (system,))
     factor, fault = potrf(system, lower=True, overwrite_a=True, clean=True)
     if fault:
-        raise InputError(f"the item-item matrix is not positive definite at reg {reg}; take a larger reg")
+        raise _not_definite(reg)
     lower, _ = potri(factor, lower=True, overwrite_c=True)
     inverse = np.tril(lower) + np.tril(lower, -1).T
     out = inverse / -np.diag(inverse)
@@ -89,21 +92,33 @@ def ease(gram: Float, reg: float) -> Float:
 def ridge(gram: Float, target: Float, reg: float) -> Float:
     """(n, m) weights W with (gram + reg I) W = target."""
     system = _regularised(gram, reg)
-    factor = linalg.cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
+    try:
+        factor = linalg.cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
+    except linalg.LinAlgError:
+        raise _not_definite(reg) from None
     return np.asarray(linalg.cho_solve(factor, target.astype(system.dtype), check_finite=False), np.float32)
 
 
 def _regularised(gram: Float, reg: float) -> NDArray[Any]:
     """A Fortran-ordered copy of gram + reg I; double precision where that is cheap."""
-    if reg <= 0:
-        raise InputError(f"reg must be positive, got {reg}")
+    _check_reg(reg)
     system: NDArray[Any] = np.array(gram, dtype=np.float64 if len(gram) <= 4096 else np.float32, order="F")
     system[np.diag_indices_from(system)] += reg
     return system
 
 
+def _check_reg(reg: float) -> None:
+    if not reg > 0:
+        raise InputError(f"reg must be positive, got {reg}")
+
+
+def _not_definite(reg: float) -> InputError:
+    return InputError(f"the item-item matrix is not positive definite at reg {reg}; take a larger reg")
+
+
 def unobserved_metric(factors: Float, reg: float, unobserved: float) -> Float:
     """(dim, dim) inverse of unobserved * F'F + reg I: what a user who did nothing is measured with in `half_step`."""
+    _check_reg(reg)
     gram = unobserved * (factors.T @ factors).astype(np.float64) + reg * np.eye(factors.shape[1])
     return np.asarray(np.linalg.inv(gram), np.float32)
 
@@ -142,6 +157,9 @@ def local_ridge(
     stays zero. With gram = target = X'X and all rows this is EASE; with few it is SLIM with feature selection (Ning and
     Karypis, 2011) in closed form: n systems of `neighbours` unknowns instead of one of n, so memory grows with n.
     """
+    _check_reg(reg)
+    if neighbours < 1:
+        raise InputError(f"neighbours must be at least 1, got {neighbours}")
     gram, columns = sparse.csr_array(gram), sparse.csc_array(target)
     from numba import get_num_threads
 
@@ -161,7 +179,7 @@ def local_ridge(
 
 def columns_to_csr(rows: NDArray[np.int32], values: Float, *, height: int) -> sparse.csr_array:
     """(height, n) CSR from up to m entries per column: rows (n, m) with -1 past the end, values (n, m)."""
-    used = (rows >= 0) & (np.abs(values) > 1e-20)
+    used = (rows >= 0) & (values != 0)
     indptr = np.concatenate([[0], np.cumsum(used.sum(axis=1))])
     out = sparse.csc_array((values[used], rows[used], indptr), shape=(height, len(rows)))
     return out.tocsr()
@@ -252,6 +270,19 @@ def scaled(matrix: sparse.csr_array, rows: NDArray[Any] | None, columns: NDArray
     if columns is not None:
         out = out @ sparse.diags_array(np.asarray(columns, np.float32)).tocsr()
     return sparse.csr_array(out)
+
+
+def without_diagonal(matrix: Any) -> Any:
+    """The square matrix, dense or sparse, with a zero diagonal; it is changed in place.
+
+    An item does not speak for itself.
+    """
+    if isinstance(matrix, np.ndarray):
+        np.fill_diagonal(matrix, 0)
+        return matrix
+    matrix.setdiag(0)
+    matrix.eliminate_zeros()
+    return matrix
 
 
 def reciprocal(values: NDArray[Any]) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recotransfer.data import Interactions
+from recotransfer.errors import InputError
 
 
 class Split(NamedTuple):
@@ -22,6 +23,8 @@ def leave_last(interactions: Interactions, *, least: int = 3) -> Split:
     Last is by time, ties by order in the log. All events of the held-out pair leave training, so that an item seen
     before is not the answer.
     """
+    if least < 1:
+        raise InputError(f"least must be at least 1 item, got {least}")
     ordered = interactions.select(interactions.order)
     sizes = np.bincount(ordered.user, minlength=len(ordered.users))
     pairs = np.unique(ordered.user * len(ordered.items) + ordered.item) // max(len(ordered.items), 1)

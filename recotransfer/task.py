@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +20,9 @@ from recotransfer.errors import ArtifactError, InputError, NotFittedError
 from recotransfer.filters import Filter
 from recotransfer.recommenders import HybridItems, Recommender, by_name
 
+_AUDIENCE_BLOCK = 4096  # users ranked at a time
+_PLAIN = {str, bool, int, float, date, datetime, pd.Timestamp, Decimal}
+
 
 class TransferTask:
     """A recommender fed with what pretrained encoders know of the items.
@@ -26,10 +31,13 @@ class TransferTask:
         recommender: what ranks; `HybridItems()` by default.
         encoders: what reads the items' content; by default chosen from the kinds of their columns. An empty sequence is
             the control arm: behaviour only.
-        weights: modality ("text", "image", "attributes") -> weight; all the same by default.
+        weights: modality ("text", "image", "attributes") -> weight; modalities not named weigh 1.
         cache: folder that keeps vectors between runs; encoding then resumes and redoes only what changed.
         progress: show a bar while encoding.
     """
+
+    encoders_: list[Encoder]
+    reports_: list[EncodeReport]
 
     def __init__(
         self,
@@ -46,61 +54,92 @@ class TransferTask:
 
     # -- fit -----------------------------------------------------------------------------------------------------------
 
-    def fit(self, items: Items, interactions: Interactions) -> Self:
-        """Encode the items, fuse their modalities, fit the recommender. Returns self."""
-        parts = self.encode(items)
-        self.fusion_ = Fusion(weights=self.weights).fit(parts) if parts else None
+    def fit(self, items: Items, interactions: Interactions, *, parts: Sequence[Embeddings] | None = None) -> Self:
+        """Encode the items, fuse their modalities, fit the recommender. Returns self.
+
+        Args:
+            items: the catalogue.
+            interactions: the log.
+            parts: what `encode` gave for these items, to save encoding them twice.
+        """
+        if parts is None:
+            parts = self.encode(items)
+        else:
+            self.encoders_, self.reports_ = self._encoders_for(items), []
+        self.fusion_ = Fusion(weights=self.modality_weights()).fit(parts) if parts else None
         embeddings = None if self.fusion_ is None else self.fusion_.transform(parts)
-        self.recommender.fit(interactions, embeddings)
+        catalogue = items.ids.union(interactions.items)  # with or without content, so that arms rank the same items
+        self.recommender.fit(interactions.with_items(catalogue), embeddings)
         self._attach(items)
         return self
 
     def encode(self, items: Items) -> list[Embeddings]:
         """One `Embeddings` per encoder; what could not be read is in `reports_`."""
-        self.encoders_: list[Encoder] = self._encoders_for(items)
-        self.reports_: list[EncodeReport] = []
-        parts = []
-        for encoder in self.encoders_:
-            encoded = encode_items(items, encoder, cache=self.cache, progress=self.progress)
-            self.reports_.append(encoded.report)
-            parts.append(encoded.embeddings)
+        self.encoders_ = self._encoders_for(items)
+        self.modality_weights()  # a misspelt one is named before hours of encoding, not after
+        parts, self.reports_ = self._encoded(items, self.progress)
         return parts
 
+    def _encoded(self, items: Items, progress: bool) -> tuple[list[Embeddings], list[EncodeReport]]:
+        done = [encode_items(items, e, cache=self.cache, progress=progress) for e in self.encoders_]
+        return [d.embeddings for d in done], [d.report for d in done]
+
     def _encoders_for(self, items: Items) -> list[Encoder]:
-        if not (self.recommender.needs_items or self.recommender.scores_new_items):
+        model = self.recommender
+        if not (model.needs_items or model.scores_new_items):
             return []
+        if self.encoders is not None and not len(self.encoders) and model.needs_items:
+            raise InputError(f"{type(model).__name__} ranks by content alone; give encoders, or take HybridItems")
         return default_encoders(items) if self.encoders is None else list(self.encoders)
+
+    def modality_weights(self) -> dict[str, float] | None:
+        """Weight of every modality that the encoders in use read; None where all weigh the same."""
+        if self.weights is None:
+            return None
+        names: list[str] = []
+        for encoder in self.encoders_:
+            again = sum(name == encoder.block or name.startswith(f"{encoder.block} ") for name in names)
+            names.append(f"{encoder.block} {again + 1}" if again else encoder.block)  # as `Fusion` tells them apart
+        if unknown := [name for name in self.weights if name not in names]:
+            raise InputError(f"weights name {unknown[0]!r}; the modalities read are {', '.join(names) or 'none'}")
+        return {name: float(self.weights.get(name, 1.0)) for name in names}
 
     def _attach(self, items: Items) -> None:
         """Give the recommender the items' columns, without raw pictures, in the order of its catalogue."""
-        plain = [c for c in items.columns.columns if not _holds_bytes(items.columns[c])]
+        plain = _for_filters(items.columns)
         at = items.ids.positions(self.recommender.catalogue_.ids, missing="negative")
-        columns = items.columns[plain].iloc[np.maximum(at, 0)].reset_index(drop=True)
-        if (at < 0).any():
-            columns = columns.mask(at < 0)
-        self.recommender.item_columns = columns
-        self.kinds_ = {c: items.kinds[c] for c in plain if c in items.kinds}
+        # Rows of items that only the log knows are empty: -1 is no label of a default index.
+        self.recommender.item_columns = plain.reindex(at).reset_index(drop=True)
+        self.kinds_ = {c: kind for c, kind in items.kinds.items() if c in plain}
 
     def embed(self, items: Items) -> Embeddings:
         """Fused vectors of any items, new ones too, as the recommender sees them."""
+        return self._embedded(items)[0]
+
+    def _embedded(self, items: Items) -> tuple[Embeddings, list[EncodeReport]]:
         self._check_fitted()
         if self.fusion_ is None:
-            raise InputError("this task was fitted without encoders, so items have no vectors")
-        parts = [encode_items(items, e, cache=self.cache, progress=False).embeddings for e in self.encoders_]
-        return self.fusion_.transform(parts)
+            name = type(self.recommender).__name__
+            raise InputError(f"this {name} was fitted without encoders, so new items mean nothing to it; fit with some")
+        parts, reports = self._encoded(items, progress=False)
+        return self.fusion_.transform(parts), reports
 
     def extend(self, items: Items) -> TransferTask:
-        """A copy that also recommends `items`, without a refit; ids it knows already are left as they are."""
+        """A copy that also recommends `items`, without a refit; ids it knows already are left as they are.
+
+        What could not be read of the new items is in the copy's `reports_`.
+        """
         self._check_fitted()
         known = self.recommender.catalogue_
         fresh = items.take(np.flatnonzero(known.positions(items.ids.ids, missing="negative") < 0))
         out = copy.copy(self)
         if len(fresh):
-            out.recommender = self.recommender.extend(self.embed(fresh))
+            vectors, out.reports_ = self._embedded(fresh)
+            out.recommender = self.recommender.extend(vectors)
             old = self.recommender.item_columns
             assert old is not None  # fit and load attach them
-            new = fresh.columns.reindex(columns=list(old.columns))
-            out.recommender.item_columns = pd.concat([old, new], ignore_index=True)
+            columns = pd.concat([old, fresh.columns.reindex(columns=list(old.columns))], ignore_index=True)
+            out.recommender.item_columns = _for_filters(columns)
         return out
 
     def _check_fitted(self) -> None:
@@ -131,19 +170,35 @@ class TransferTask:
         return self.recommender.similar_items(items, k, filter=filter)
 
     def audience(self, items: ArrayLike, k: int = 10) -> pd.DataFrame:
-        """The k known users who should see each item most: columns item, user, rank, score; owners are left out."""
-        self._check_fitted()
-        wanted = np.asarray(items)
-        found = self.recommender.recommend(k=len(wanted), filter=Filter(allow=wanted)).to_frame()
-        found = found.sort_values(["item", "score"], ascending=[True, False], kind="stable")
-        found["rank"] = found.groupby("item").cumcount() + 1
-        return found.loc[found["rank"] <= k, ["item", "user", "rank", "score"]].reset_index(drop=True)
+        """The k known users who should see each item most, best first: columns item, user, rank, score.
 
-    def for_batch(self) -> TransferTask:
-        """A copy whose recommender searches exactly."""
-        out = copy.copy(self)
-        out.recommender = self.recommender.for_batch()
-        return out
+        Items come in the order asked; users who had the item already are left out.
+        """
+        self._check_fitted()
+        if k < 1:
+            raise InputError(f"k must be at least 1, got {k}")
+        model, users = self.recommender, self.recommender.events_.users
+        wanted = pd.unique(model.catalogue_.positions(items))
+        place = np.full(len(model.catalogue_), -1)
+        place[wanted] = np.arange(len(wanted))
+        best = pd.DataFrame({"place": [], "user": [], "score": []}).astype({"place": int, "user": int})
+        only = Filter(allow=model.catalogue_.take(wanted))
+        for first in range(0, len(users) if len(wanted) else 0, _AUDIENCE_BLOCK):
+            found = model.recommend(users.ids[first : first + _AUDIENCE_BLOCK], len(wanted), filter=only)
+            row, column = np.nonzero(found.positions >= 0)
+            at = place[found.positions[row, column]]
+            block = pd.DataFrame({"place": at, "user": first + row, "score": found.scores[row, column]})
+            best = pd.concat([best, block]) if len(best) else block
+            best = best.sort_values(["place", "score", "user"], ascending=[True, False, True])
+            best = best[best.groupby("place").cumcount() < k]
+        return pd.DataFrame(
+            {
+                "item": model.catalogue_.take(wanted[best["place"].to_numpy()]),
+                "user": users.take(best["user"].to_numpy()),
+                "rank": best.groupby("place").cumcount().to_numpy() + 1,
+                "score": best["score"].to_numpy(np.float32),
+            }
+        )
 
     # -- persistence ---------------------------------------------------------------------------------------------------
 
@@ -180,10 +235,25 @@ class TransferTask:
         encoders = [encoder_from_spec(spec) for spec in facts["encoders"]]
         recommender = by_name(facts["recommender"]).read(artifact.within("model"))
         task = cls(recommender, encoders=encoders, weights=facts["weights"], cache=cache)
-        task.encoders_, task.kinds_ = encoders, facts["kinds"]
+        task.encoders_, task.kinds_, task.reports_ = encoders, facts["kinds"], []
         task.fusion_ = Fusion.load(artifact) if encoders else None
+        if recommender.item_columns is None or not len(recommender.item_columns.columns):
+            recommender.item_columns = pd.DataFrame(index=range(len(recommender.catalogue_)))  # no file holds that
         return task
 
 
-def _holds_bytes(column: pd.Series) -> bool:
-    return column.dtype == object and any(not isinstance(v, (str, type(None), float, bool)) for v in column)
+def _for_filters(columns: pd.DataFrame) -> pd.DataFrame:
+    """The columns a filter can read and a file can hold: one plain type each, mixed ones as text, no bytes or lists."""
+    out = {}
+    for name in columns:
+        values = columns[name]
+        kinds = {type(v) for v in values if not _missing(v)} if values.dtype == object else set()
+        if not kinds <= _PLAIN:
+            continue
+        numbers = kinds <= {int, float}
+        out[name] = values if len(kinds) < 2 or numbers else values.map(str, na_action="ignore")
+    return pd.DataFrame(out, index=columns.index)
+
+
+def _missing(value: Any) -> bool:
+    return pd.api.types.is_scalar(value) and bool(pd.isna(value))

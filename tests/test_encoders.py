@@ -551,19 +551,6 @@ def test_three_blocks_with_every_pattern_of_gaps_stay_finite_and_at_most_unit_lo
     np.testing.assert_array_equal(fused.has_content, masks.any(0))
 
 
-def test_learned_weights_turn_away_from_noise():
-    cause, text, _, _ = planted()
-    noise = part("image", np.random.default_rng(5).normal(size=(600, 30)))
-    unit = cause / np.linalg.norm(cause, axis=1, keepdims=True)
-
-    def score(fused):
-        near = np.argsort(-(fused.vectors @ fused.vectors.T), axis=1)[:, 1:6]
-        return float(np.einsum("nd,nkd->nk", unit, unit[near]).mean())
-
-    fusion = Fusion().fit([text, noise]).learn_weights([text, noise], score)
-    assert fusion.weights["text"] >= 0.7
-
-
 def test_fusion_is_saved_and_loaded(tmp_path):
     _, text, image, _ = planted(missing=0.3)
     fusion = Fusion(weights={"text": 2, "image": 1}).fit([text, image])

@@ -103,6 +103,22 @@ def shop_log(rng=0, users=400, items=120, cold=10):
     return Interactions.from_frame(frame, time="time", items=ids), Embeddings(ids, vectors.astype(np.float32)), cluster
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"neighbours": 0}, "neighbours must be at least 1, got 0"),
+        ({"neighbours": 2.5}, "neighbours must be a whole number, got 2.5"),
+        ({"reg": "abc"}, "reg must be a number, got 'abc'"),
+        ({"reg": -1.0}, "reg must be at least 0, got -1.0"),
+        ({"history_decay": 1.5}, "history_decay must be above 0 and at most 1, got 1.5"),
+        ({"form": "wide"}, 'form must be "sparse" or "dense"'),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(settings, words):
+    with pytest.raises(InputError, match=words):
+        HybridItems(**settings).fit(checkerboard(), colours())
+
+
 def test_popularity_forgets_when_told():
     frame = pd.DataFrame({"user": list("abcd"), "item": ["old", "old", "old", "new"], "time": [0.0, 0, 0, 86400 * 30]})
     log = Interactions.from_frame(frame, time="time")
@@ -183,6 +199,15 @@ def test_extension_equals_a_fit_that_knew_the_items(form):
     same = np.mean([len(set(x) & set(y)) / 5 for x, y in zip(a.items.tolist(), b.items.tolist(), strict=True)])
     assert same > 0.9
     assert len(early.catalogue_) == 110
+
+
+@pytest.mark.parametrize("form", ["sparse", "dense"])
+def test_no_item_speaks_for_itself(form):
+    log, items, _ = shop_log()
+    old = IdMap(np.arange(10, 120))
+    grown = HybridItems(form=form).fit(log.with_items(old), items.align(old)).extend(items)
+    for model in (HybridItems(form=form).fit(log, items), grown):
+        assert (np.asarray(model.weights_.diagonal()) == 0).all()
 
 
 def test_extended_models_save_and_extend_again(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Self
@@ -73,29 +73,6 @@ class Fusion:
         source = " + ".join(f"{s:.3g} x {part.source}" for s, part in zip(shares, parts, strict=True))
         blocks = tuple(zip(names, widths, strict=True))
         return Embeddings(ids, vectors, f"fused({source})", np.any(masks, axis=0), blocks)
-
-    def learn_weights(
-        self, parts: Sequence[Embeddings], score: Callable[[Embeddings], float], *, steps: int = 10, rounds: int = 2
-    ) -> Self:
-        """Set the weights under which `score`, a validation measure of fused embeddings (greater is better), is best.
-
-        One block's share at a time runs over 0, 1/steps, ..., 1 while the others keep their proportions.
-        """
-        names = self._fitted().names
-        best = _shares(names, self.weights)
-        self.weights = dict(zip(names, best.tolist(), strict=True))
-        top = score(self.transform(parts))
-        for _ in range(rounds if len(names) > 2 else 1):
-            for block in range(len(names) if len(names) > 2 else 1):
-                rest = np.delete(best, block)
-                rest = rest / rest.sum() if rest.sum() > 0 else np.full(len(rest), 1 / max(len(rest), 1))
-                for share in np.linspace(0, 1, steps + 1):
-                    trial = np.insert((1 - share) * rest, block, share)
-                    self.weights = dict(zip(names, trial.tolist(), strict=True))
-                    if len(names) > 1 and (found := score(self.transform(parts))) > top:
-                        best, top = trial, found
-        self.weights = dict(zip(names, best.tolist(), strict=True))
-        return self
 
     def _fitted(self) -> _State:
         if self._state is None:

@@ -97,6 +97,7 @@ class Recommender(ABC):
         """Learn from events (and embeddings); the catalogue is every item of either. Returns self."""
         if self.needs_items and items is None:
             raise InputError(f"{type(self).__name__} needs embeddings: fit(interactions, items)")
+        self._check_settings()
         if not len(interactions):
             raise InputError("no interactions to learn from; check the reader's report for what was dropped")
         catalogue = interactions.items if items is None else items.ids.union(interactions.items)
@@ -107,6 +108,20 @@ class Recommender(ABC):
         self.popularity_ = np.bincount(pairs % len(catalogue), minlength=len(catalogue)).astype(np.float32)
         self._fit(self.events_, None if items is None else items.align(catalogue))
         return self
+
+    def _check_settings(self) -> None:
+        """Refuse numbers that no setting of that name can have."""
+        for name, (low, _) in self.search_space.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int if isinstance(low, int) else (int, float)):
+                kind = "a whole number" if isinstance(low, int) else "a number"
+                raise InputError(f"{type(self).__name__}: {name} must be {kind}, got {value!r}")
+            least = 1 if isinstance(low, int) else 0
+            if not least <= value < np.inf or (name == "history_decay" and not 0 < value <= 1):
+                wanted = "above 0 and at most 1" if name == "history_decay" else f"at least {least}"
+                raise InputError(f"{type(self).__name__}: {name} must be {wanted}, got {value}")
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "catalogue_"):
@@ -167,16 +182,15 @@ class Recommender(ABC):
         asked = np.arange(len(known.users)) if users is None else known.users.positions(users)
         rows, where = np.unique(asked, return_inverse=True)
         mask = None if filter is None else filter.mask(self.catalogue_, self.item_columns)
-        start = np.searchsorted(known.user, np.arange(len(known.users) + 1))
         tops, reasons = [], []
         for first in range(0, max(len(rows), 1), BLOCK):
-            block = _subset(known, rows[first : first + BLOCK], start)
+            block = _subset(known, rows[first : first + BLOCK])
             top = self._block(block, k, exclude_seen, mask)
             tops.append(top)
             if reason:
                 reasons.append(self._reasons(block, top.positions))
         return Recommendations(
-            known.users.ids[asked],
+            known.users.take(asked),
             self.catalogue_,
             np.concatenate([t.positions for t in tops])[where],
             np.concatenate([t.scores for t in tops])[where],
@@ -256,7 +270,9 @@ class Recommender(ABC):
             return Reason((), {"popularity": 1.0})
         each = np.sum(list(gains.values()), axis=0) / total
         best = [i for i in np.argsort(-each, kind="stable")[:most] if each[i] > 0.005]
-        because = tuple((self.catalogue_.ids[history[i]], float(each[i])) for i in best)
+        because = tuple(
+            (item, float(each[i])) for item, i in zip(self.catalogue_.take(history[best]).tolist(), best, strict=True)
+        )
         shares = {name: float(values.sum() / total) for name, values in gains.items()}
         return Reason(because, {name: share for name, share in shares.items() if share > 0})
 
@@ -386,9 +402,8 @@ class FactorModel(Recommender):
         """
         self._check_fitted()
         known = self.events_
-        start = np.searchsorted(known.user, np.arange(len(known.users) + 1))
         drawn = np.sort(np.random.default_rng(rng).permutation(len(known.users))[:users])
-        queries = self._queries(_subset(known, drawn, start))
+        queries = self._queries(_subset(known, drawn))
         chosen = choose_index(self.factors_, target_recall=target_recall, sample_queries=queries)
         self.index_, self.index_report_ = chosen.index, chosen.reason
         return self
@@ -436,8 +451,9 @@ class FactorModel(Recommender):
         self.index_report_ = artifact.json("index_report")
 
 
-def _subset(events: Interactions, users: NDArray[np.int64], start: NDArray[np.int64]) -> Interactions:
-    """The events of some distinct users, numbered in the order asked; `start` holds each user's offset."""
+def _subset(events: Interactions, users: NDArray[np.int64]) -> Interactions:
+    """The events of some distinct users, numbered in the order asked; `events` are sorted by user."""
+    start = events.offsets
     sizes = start[users + 1] - start[users]
     offsets = np.repeat(start[users] - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes)
     rows = np.arange(int(sizes.sum())) + offsets

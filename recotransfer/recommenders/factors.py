@@ -15,9 +15,10 @@ from recotransfer.recommenders.base import FactorModel
 from recotransfer.solvers import Float, half_step, histories, unobserved_metric
 
 
-def _train(model: Any, events: Interactions) -> tuple[Float, Float]:
-    """User and item factors of an `implicit` model."""
+def _train(kind: Any, events: Interactions, **settings: Any) -> tuple[Float, Float]:
+    """User and item factors of a model of the `implicit` package."""
     with threadpool_limits(1, "blas"):  # implicit runs its own threads; nested BLAS pools slow it many times over
+        model = kind(**settings)
         model.fit(sparse.csr_matrix(histories(events)), show_progress=False)
     return np.asarray(model.user_factors), np.asarray(model.item_factors)
 
@@ -39,7 +40,9 @@ class ALS(FactorModel):
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
         from implicit.cpu.als import AlternatingLeastSquares
 
-        model = AlternatingLeastSquares(
+        _, factors = _train(
+            AlternatingLeastSquares,
+            events,
             factors=self.dim,
             regularization=self.reg,
             alpha=self.alpha,
@@ -47,7 +50,6 @@ class ALS(FactorModel):
             random_state=self.rng,
             dtype=np.float32,
         )
-        _, factors = _train(model, events)
         self._set_factors(factors)
         self.metric_ = unobserved_metric(self.factors_, self.reg, 1.0)
 
@@ -92,7 +94,9 @@ class BPR(FactorModel):
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
         from implicit.cpu.bpr import BayesianPersonalizedRanking
 
-        model = BayesianPersonalizedRanking(
+        self.users_, factors = _train(
+            BayesianPersonalizedRanking,
+            events,
             factors=self.dim,
             learning_rate=self.learning_rate,
             regularization=self.reg,
@@ -100,7 +104,6 @@ class BPR(FactorModel):
             random_state=self.rng,
             num_threads=1,  # its threads race on shared rows: more of them and a seed no longer fixes the result
         )
-        self.users_, factors = _train(model, events)
         self._set_factors(factors)
 
     def _queries(self, events: Interactions) -> Float:

@@ -26,6 +26,7 @@ from recotransfer.solvers import (
     smoothed,
     transitions,
     unit_rows,
+    without_diagonal,
 )
 
 
@@ -95,13 +96,12 @@ class HybridItems(ItemItem):
             self.weights_ = self.behaviour_
             return
         near = self._nearest(self.items_.vectors, self.items_)
-        near.setdiag(0)
-        near.eliminate_zeros()
+        near = without_diagonal(near)
         self.row_scale_ = (self.content_weight * reciprocal(near.sum(axis=1))).astype(np.float32)
         self.content_ = scaled(near, self.row_scale_, None)
         self.lookalikes_ = self._lookalikes(near)
         own = self._own_share()
-        self.weights_ = self._smoothed(self.lookalikes_, self.content_, own)
+        self.weights_ = without_diagonal(self._smoothed(self.lookalikes_, self.content_, own))
 
     def _behaviour(self, events: Interactions) -> Matrix:
         matrix = histories(events)
@@ -113,8 +113,7 @@ class HybridItems(ItemItem):
         past, future = transitions(events, self.history_decay)
         gram, target = sparse.csr_array(past.T @ past), sparse.csr_array(past.T @ future)
         if dense:
-            order = ridge(gram.toarray(), target.toarray(), self.sequence_reg)
-            np.fill_diagonal(order, 0)
+            order = without_diagonal(ridge(gram.toarray(), target.toarray(), self.sequence_reg))
         else:
             order = local_ridge(gram, target, self.sequence_reg, self.neighbours)
         return out + self.sequence_weight * order
@@ -148,8 +147,6 @@ class HybridItems(ItemItem):
             if own_column.any():
                 column += self.behaviour_ * own_column
             both = own[:, None] * column + (1 - own)[:, None] * (self.lookalikes_.T @ column) + content.toarray()
-            if own_column.any():
-                np.fill_diagonal(both, 0)
             return np.asarray(both, np.float32)
         return smoothed(self.behaviour_, stand_in, own_column, self.lookalikes_, own, content, keep=2 * self.neighbours)
 
@@ -172,7 +169,7 @@ class HybridItems(ItemItem):
         own = self._own_share()
         reach = stand_in.T @ self.behaviour_
         row = _mix(reach, own, reach @ self.lookalikes_) + content_row
-        corner = stand_in.T @ (self.behaviour_ @ stand_in)
+        corner = without_diagonal(stand_in.T @ (self.behaviour_ @ stand_in))
         none, tall = _empty(m, m), _empty(m, n)
         if isinstance(self.weights_, np.ndarray):
             self.weights_ = np.asarray(np.block([[self.weights_, column], [row, corner]]), np.float32)

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from recotransfer.data import Embeddings, Interactions
 from recotransfer.recommenders.base import ItemItem
-from recotransfer.solvers import histories, keep_largest, reciprocal, scaled
+from recotransfer.solvers import histories, keep_largest, reciprocal, scaled, without_diagonal
 
 
 class ItemKNN(ItemItem):
@@ -40,6 +40,4 @@ class ItemKNN(ItemItem):
         length = np.sqrt(reciprocal(gram.diagonal()))
         cosine = scaled(gram, length, length)
         cosine.data *= gram.data / (gram.data + self.shrink)
-        cosine.setdiag(0)
-        cosine.eliminate_zeros()
-        self.weights_ = keep_largest(cosine, self.neighbours)
+        self.weights_ = keep_largest(without_diagonal(cosine), self.neighbours)

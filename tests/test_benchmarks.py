@@ -1,0 +1,38 @@
+"""The benchmark scripts run in their small form, say where and what they ran, and leave the committed results alone."""
+
+import hashlib
+import subprocess
+import sys
+
+import pytest
+from conftest import REPO
+
+FOLDER = REPO / "benchmarks"
+SCRIPTS = sorted(p.name for p in FOLDER.glob("*.py") if p.name != "common.py")
+
+
+def results():
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((FOLDER / "results").iterdir())}
+
+
+def run(*words):
+    return subprocess.run([sys.executable, *words], cwd=REPO, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("script", ["topk.py", "encode.py", "scale.py"])
+def test_small_runs_print_their_header_and_write_no_results(script):
+    before = results()
+    lines = run(FOLDER / script, "--tiny").splitlines()
+    said = {line.split()[0]: line.partition(" ")[2].strip() for line in lines if line.strip()}
+    assert "cores, Python 3." in said["machine"]
+    assert said["commit"]
+    assert said["command"] == f"python benchmarks/{script} --tiny"
+    assert len(lines) > 6, "a table follows the header"
+    assert results() == before
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_says_what_is_measured(script):
+    text = run(FOLDER / script, "--help")
+    assert text.startswith(f"usage: {script}")
+    assert len(text.split("\n\n")[1]) > 40

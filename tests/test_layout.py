@@ -1,0 +1,190 @@
+"""The floors of ARCHITECTURE.md, what an import costs, and the conventions of CONTRIBUTING.md."""
+
+import ast
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+
+import pytest
+from conftest import REPO
+
+import recotransfer
+from recotransfer.recommenders import (
+    ALS,
+    BPR,
+    EASE,
+    ContentProfiles,
+    HybridItems,
+    ItemKNN,
+    Popularity,
+    Recommender,
+    RidgeProfiles,
+    by_name,
+)
+
+PACKAGE = REPO / "recotransfer"
+FLOORS = {
+    1: "errors data kernels _topk",
+    2: "artifacts solvers scoring filters",
+    3: "cells sources readers index",
+    4: "splits metrics features encoders recommenders",
+    5: "transfer",
+    6: "task tuning batch benchmark",
+    7: "adapters serve demo",
+    8: "flags cli __main__",
+}
+FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
+RECOMMENDERS = [HybridItems, EASE, ItemKNN, RidgeProfiles, ContentProfiles, ALS, BPR, Popularity]
+SETTINGS = {
+    "reg", "dim", "epochs", "learning_rate", "rng", "alpha", "neighbours", "shrink", "half_life", "history_decay",
+    "unobserved", "sequence_weight", "sequence_reg", "content_weight", "sharpness", "prior_events", "form",
+}  # fmt: skip
+OTHER_WORDS_FOR_THEM = {
+    "factors", "embedding_dim", "n_factors", "lambda_", "l2", "regularization", "iterations", "n_epochs", "num_epochs",
+    "lr", "seed", "random_state", "n_neighbors", "neighbors", "topk", "top_k", "size", "verbose", "num_threads",
+}  # fmt: skip
+
+
+def module_of(path):
+    """Dotted name below the package; a folder's `__init__` is the folder."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+def imports(name):
+    """Modules of the package that this one imports, at the top or inside a function."""
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            named = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports relatively; name the module in full"
+            named = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for target in named:
+            head, _, inner = target.partition(".")
+            while head == "recotransfer" and inner and inner not in MODULES:
+                inner = inner.rpartition(".")[0]
+            if head == "recotransfer" and inner:
+                yield inner
+
+
+def test_every_file_stands_on_a_floor():
+    tops = {name.split(".")[0] for name in MODULES} - {""}
+    assert tops <= set(FLOOR), "give the new file a floor here and in ARCHITECTURE.md"
+    text = (REPO / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (\d) \| ([^|]*) \|", text, flags=re.MULTILINE))
+    told = {name: int(floor) for floor, names in rows.items() for name in re.findall(r"`(\w+)/?`", names)}
+    assert told == {name: FLOOR[name] for name in told}
+    assert len(told) > 20
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name])
+def test_a_file_imports_from_lower_floors_or_beside_it(name):
+    own, _, rest = name.partition(".")
+    for target in imports(name):
+        other, _, inner = target.partition(".")
+        assert FLOOR[other] <= FLOOR[own], f"{name} reaches up to {target}"
+        if other == own and rest:
+            assert inner == "base", f"{name} imports {target}; inside a folder only base is shared"
+
+
+def test_no_floor_goes_in_circles():
+    TopologicalSorter({name: set(imports(name)) - {name} for name in MODULES if name}).prepare()
+
+
+def loaded_by(statement):
+    """Seconds of wall time and top-level modules after `statement` in a fresh interpreter."""
+    code = f"import sys, time, json; t = time.perf_counter(); {statement}; s = time.perf_counter() - t; "
+    code += "print(json.dumps([s, sorted({m.split('.')[0] for m in sys.modules})]))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO)
+    seconds, modules = json.loads(run.stdout)
+    return seconds, set(modules)
+
+
+HEAVY = {"torch", "faiss", "numba", "sklearn", "transformers", "sentence_transformers", "implicit", "optuna", "PIL"}
+
+
+def test_importing_the_package_is_quick_and_light():
+    seconds, modules = min((loaded_by("import recotransfer") for _ in range(2)), key=lambda pair: pair[0])
+    assert seconds < 1
+    assert not modules & (HEAVY | {"pandas", "scipy", "pyarrow"})
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import recotransfer.recommenders", "import recotransfer.task", "from recotransfer import HybridItems"],
+)
+def test_heavy_packages_wait_until_they_are_used(statement):
+    assert not loaded_by(statement)[1] & HEAVY
+
+
+def public_modules():
+    yield recotransfer
+    for found in pkgutil.walk_packages(recotransfer.__path__, "recotransfer."):
+        if not found.name.rpartition(".")[2].startswith("_"):
+            yield importlib.import_module(found.name)
+
+
+@pytest.mark.parametrize("module", [*public_modules()], ids=lambda module: module.__name__)
+def test_everything_public_has_a_docstring(module):
+    assert module.__doc__, module.__name__
+    for name, thing in vars(module).items():
+        if name.startswith("_") or getattr(thing, "__module__", None) != module.__name__:
+            continue
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            assert thing.__doc__, f"{module.__name__}.{name}"
+        if inspect.isclass(thing):
+            for method, what in vars(thing).items():
+                if not method.startswith("_") and (
+                    inspect.isfunction(what) or isinstance(what, (property, classmethod))
+                ):
+                    assert inspect.getdoc(getattr(thing, method)), f"{module.__name__}.{name}.{method}"
+
+
+def test_every_recommender_is_known_by_name():
+    def below(kind):
+        return {kind}.union(*map(below, kind.__subclasses__()))
+
+    ours = {k for k in below(Recommender) if k.__module__.startswith("recotransfer.") and not inspect.isabstract(k)}
+    assert {k for k in ours if not k.__name__.startswith("_")} == set(RECOMMENDERS)
+    assert [by_name(kind.__name__) for kind in RECOMMENDERS] == RECOMMENDERS
+
+
+@pytest.mark.parametrize("kind", RECOMMENDERS)
+def test_constructors_take_few_keywords_in_the_words_of_the_field(kind):
+    taken = inspect.signature(kind).parameters
+    assert len(taken) <= 10
+    assert {p.kind for p in taken.values()} <= {inspect.Parameter.KEYWORD_ONLY}
+    assert not set(taken) & OTHER_WORDS_FOR_THEM
+    assert set(taken) <= SETTINGS, "a new word: is there one in CONTRIBUTING.md already?"
+    assert set(kind.search_space) <= set(taken)
+
+
+@pytest.mark.parametrize("kind", RECOMMENDERS)
+def test_constructors_store_what_came_and_nothing_else(kind):
+    odd = {name: 17 + n for n, name in enumerate(inspect.signature(kind).parameters)}
+    assert vars(kind(**odd)) == odd
+    defaults = kind().params()
+    assert json.loads(json.dumps(defaults)) == defaults
+    assert kind(**json.loads(json.dumps(odd))).params() == odd
+
+
+def test_no_tracked_file_names_a_path_of_somebodys_machine():
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=REPO, capture_output=True, text=True, check=False)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    private = re.compile(rb"(?<![\w.}])/(?:home|Users|root|work|mnt)/[a-z]")
+    for name in filter(None, tracked.stdout.split("\0")):
+        path = REPO / name
+        if path.is_file() and path.suffix not in (".png", ".npy", ".parquet"):
+            assert not private.search(path.read_bytes()), name
