@@ -147,16 +147,34 @@ class Artifact:
         return _frame_to_ids(self.table(name))
 
 
+def check_replaceable(path: Path) -> None:
+    """Raise `InputError` where writing an artefact to `path` would fail or lose files that are none of ours."""
+    if not path.exists():
+        parent = next(p for p in path.absolute().parents if p.exists())
+        if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+            raise InputError(f"{path} cannot be made, for {parent} is no folder that can be written to; choose another")
+    elif Path.cwd().is_relative_to(path.resolve()):
+        raise InputError(f"{path} is the working folder or holds it; give a folder of its own")
+    elif not path.is_dir():
+        raise InputError(f"{path} is a file; give a new folder, or that of an earlier model")
+    elif held := {p.name for p in path.iterdir()}:
+        try:
+            parts = set(json.loads((path / _MANIFEST).read_text(encoding="utf-8"))["parts"])
+        except (OSError, ValueError, LookupError, TypeError):
+            raise InputError(f"{path} holds other files; give a new folder, or that of an earlier model") from None
+        if more := sorted(held - {_MANIFEST} - parts):
+            raise InputError(f"{path} holds {more[0]!r} beside a model, which would be lost; move it away")
+
+
 def write_artifact(path: str | Path, class_name: str, fill: Callable[[ArtifactWriter], None]) -> None:
     """Write a folder through `fill`, then put it in place of `path` in one step.
 
-    An existing artefact at `path` is replaced; any other existing folder or file is refused.
+    An existing artefact at `path` is replaced; anything else is refused, see `check_replaceable`.
     """
     from recotransfer import __version__
 
     path = Path(path)
-    if path.exists() and not (path / _MANIFEST).exists() and (path.is_file() or any(path.iterdir())):
-        raise InputError(f"{path} exists and is no saved model; choose another path or remove it")
+    check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:

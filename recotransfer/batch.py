@@ -77,7 +77,8 @@ class BatchJob:
         asked = known.ids if users is None else known.take(known.positions(users))
         recommender = recommender.for_batch()
         if self.filter is not None and not self.filter.mask(recommender.catalogue_, recommender.item_columns).any():
-            raise InputError(f"no item passes the filter, so there is nothing to recommend; loosen {self.filter}")
+            where = f" {self.filter.where!r}" if self.filter.where else ""
+            raise InputError(f"no item passes the filter{where}, with its allowed and denied items; loosen it")
         # One user first: whatever the model refuses (a filter, k, histories) must not leave a folder behind.
         self._found(recommender, asked[:1], histories)
         schema = _schema(known, recommender.catalogue_, self.reason)

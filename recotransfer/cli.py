@@ -172,24 +172,11 @@ def fit(**o: Any) -> None:
 
 def _check_outcome(out: Path, cache: Path | None) -> None:
     """Refuse, before hours of work, a folder into which the model could not be saved after them."""
-    from recotransfer.artifacts import open_artifact
+    from recotransfer.artifacts import check_replaceable
 
     if cache is not None and cache.absolute().is_relative_to(out.absolute()):
         raise InputError(f"--cache {cache} lies within --out {out}; keep the cache outside the model's folder")
-    if not out.exists():
-        parent = next(p for p in out.absolute().parents if p.exists())
-        if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-            raise InputError(f"{out} cannot be made, for {parent} is no folder that can be written to; choose another")
-    elif Path.cwd().is_relative_to(out.resolve()):
-        raise InputError(f"--out {out} is the working folder or holds it; give a folder of its own")
-    elif not out.is_dir():
-        raise InputError(f"{out} is a file; give a new folder, or that of an earlier model, for --out")
-    elif held := {p.name for p in out.iterdir()}:
-        if "manifest.json" not in held:
-            raise InputError(f"{out} holds other files; give a new folder, or that of an earlier model, for --out")
-        parts = open_artifact(out).manifest["parts"]
-        if more := sorted(held - {"manifest.json", *parts}):
-            raise InputError(f"{out} holds {more[0]!r} beside a model, which would be lost; move it, or change --out")
+    check_replaceable(out)
 
 
 def _kinds(values: Sequence[str]) -> Any:

@@ -62,6 +62,7 @@ class TransferTask:
             interactions: the log.
             parts: what `encode` gave for these items, to save encoding them twice.
         """
+        self.recommender.check_settings()
         if parts is None:
             parts = self.encode(items)
         else:
@@ -138,8 +139,8 @@ class TransferTask:
             out.recommender = self.recommender.extend(vectors)
             old = self.recommender.item_columns
             assert old is not None  # fit and load attach them
-            columns = pd.concat([old, fresh.columns.reindex(columns=list(old.columns))], ignore_index=True)
-            out.recommender.item_columns = _for_filters(columns)
+            new = pd.DataFrame({c: _alike(fresh.columns.get(c), old[c]) for c in old}, index=range(len(fresh)))
+            out.recommender.item_columns = pd.concat([old, new], ignore_index=True)
         return out
 
     def _check_fitted(self) -> None:
@@ -247,7 +248,7 @@ def _for_filters(columns: pd.DataFrame) -> pd.DataFrame:
     out = {}
     for name in columns:
         values = columns[name]
-        kinds = {type(v) for v in values if not _missing(v)} if values.dtype == object else set()
+        kinds = set(map(type, values.dropna())) if values.dtype == object else set()
         if not kinds <= _PLAIN:
             continue
         numbers = kinds <= {int, float}
@@ -255,5 +256,13 @@ def _for_filters(columns: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(out, index=columns.index)
 
 
-def _missing(value: Any) -> bool:
-    return pd.api.types.is_scalar(value) and bool(pd.isna(value))
+def _alike(new: pd.Series | None, old: pd.Series) -> pd.Series | None:
+    """The cells of new items in the type of the column they join; None where the items lack the column."""
+    if new is None:
+        return None
+    example = next(iter(old.dropna().head(1)), None)
+    if isinstance(example, str):
+        return new.map(str, na_action="ignore")
+    if pd.api.types.is_numeric_dtype(old) and not pd.api.types.is_bool_dtype(old):
+        return pd.to_numeric(new, errors="coerce")
+    return new

@@ -236,12 +236,17 @@ def test_only_models_and_empty_folders_are_overwritten(tmp_path):
     (tmp_path / "photos" / "cat.png").write_bytes(b"")
     (tmp_path / "letter").write_text("dear")
     (tmp_path / "empty").mkdir()
-    for name in ("photos", "letter"):
-        with pytest.raises(InputError, match=f"{name} exists and is no saved model; choose another path or remove it"):
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_text('{"name": "a web app"}')
+    for name, words in (("photos", "holds other files"), ("letter", "is a file"), ("app", "holds other files")):
+        with pytest.raises(InputError, match=f"{name} {words}; give a new folder, or that of an earlier model"):
             write_artifact(tmp_path / name, "Thing", fill)
     write_artifact(tmp_path / "empty", "Thing", fill)
     assert open_artifact(tmp_path / "empty").class_name == "Thing"
     assert (tmp_path / "photos" / "cat.png").exists()
+    (tmp_path / "empty" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds 'notes.txt' beside a model, which would be lost"):
+        write_artifact(tmp_path / "empty", "Thing", fill)
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

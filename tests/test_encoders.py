@@ -508,13 +508,13 @@ def test_one_block_is_centred_and_normalised():
 def test_inferred_blocks_beat_zeros_and_are_shorter_where_less_is_known():
     _, text, image, truth = planted(missing=0.3)
     lost = ~image.has_content
-    fused = Fusion(weights={"image": 1}).fit([text, image]).transform([text, image]).vectors[:, 20:]
+    fused = Fusion(weights={"text": 0, "image": 1}).fit([text, image]).transform([text, image]).vectors[:, 20:]
     centred = truth - truth[~lost].mean(0)
     unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
     assert cosine(fused[lost], unit[lost]).mean() > 0.9
     assert np.square(fused[lost] - unit[lost]).sum() < 0.3 * np.square(unit[lost]).sum()
     _, text, image, _ = planted(missing=0.3, noise=3.0)
-    vague = Fusion(weights={"image": 1}).fit([text, image]).transform([text, image]).vectors[:, 20:]
+    vague = Fusion(weights={"text": 0, "image": 1}).fit([text, image]).transform([text, image]).vectors[:, 20:]
     assert np.linalg.norm(vague[lost], axis=1).mean() < 0.9 < np.linalg.norm(fused[lost], axis=1).mean()
 
 

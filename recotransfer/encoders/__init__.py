@@ -85,5 +85,8 @@ def default_encoders(
     if columns := [c for c in items.columns.columns if items.kinds.get(c) in ("category", "number")]:
         found.append(TabularAttributes(columns=columns))
     if not found:
-        raise InputError(f"no encoder fits these items; their columns are of kinds {dict(items.kinds)}")
+        raise InputError(
+            f"no encoder fits these items, whose columns are of kinds {dict(items.kinds)}; give a text, category or "
+            "number column, or go without content by encoders=[] (on the command line: --no-content)"
+        )
     return found

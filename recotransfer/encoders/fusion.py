@@ -28,7 +28,7 @@ class Fusion:
     other blocks tell. An item without any block has zeros and `present` False.
 
     Args:
-        weights: block name -> weight of at least 0; None weighs all the same. Two parts of one name are told
+        weights: block name -> weight of at least 0; blocks not named weigh 1. Two parts of one name are told
             apart as "text", "text 2".
         rng: seed for the choice of rows where there are more than 20,000.
     """
@@ -162,7 +162,7 @@ def _shares(names: Sequence[str], weights: Mapping[str, float] | None) -> NDArra
         return np.full(len(names), 1 / len(names))
     if unknown := set(weights) - set(names):
         raise InputError(f"weights name unknown blocks {sorted(unknown)}; the blocks are {list(names)}")
-    values = np.array([float(weights.get(name, 0.0)) for name in names])
+    values = np.array([float(weights.get(name, 1.0)) for name in names])
     if not np.isfinite(values).all() or (values < 0).any() or values.sum() <= 0:
         raise InputError(f"weights are {dict(weights)}; they must be finite, at least 0, and one of them positive")
     shares: NDArray[np.float64] = values / values.sum()

@@ -97,7 +97,7 @@ class Recommender(ABC):
         """Learn from events (and embeddings); the catalogue is every item of either. Returns self."""
         if self.needs_items and items is None:
             raise InputError(f"{type(self).__name__} needs embeddings: fit(interactions, items)")
-        self._check_settings()
+        self.check_settings()
         if not len(interactions):
             raise InputError("no interactions to learn from; check the reader's report for what was dropped")
         catalogue = interactions.items if items is None else items.ids.union(interactions.items)
@@ -109,16 +109,17 @@ class Recommender(ABC):
         self._fit(self.events_, None if items is None else items.align(catalogue))
         return self
 
-    def _check_settings(self) -> None:
-        """Refuse numbers that no setting of that name can have."""
-        for name, (low, _) in self.search_space.items():
-            value = getattr(self, name)
-            if value is None:
+    def check_settings(self) -> None:
+        """Refuse numbers that no setting of that name can have; `fit` begins with it."""
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            value, usual = getattr(self, name), parameter.default
+            if value is None or isinstance(usual, str) or name == "rng":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int if isinstance(low, int) else (int, float)):
-                kind = "a whole number" if isinstance(low, int) else "a number"
+            whole = isinstance(usual, int) or "int" in str(parameter.annotation)
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                kind = "a whole number" if whole else "a number"
                 raise InputError(f"{type(self).__name__}: {name} must be {kind}, got {value!r}")
-            least = 1 if isinstance(low, int) else 0
+            least = 1 if whole else 0
             if not least <= value < np.inf or (name == "history_decay" and not 0 < value <= 1):
                 wanted = "above 0 and at most 1" if name == "history_decay" else f"at least {least}"
                 raise InputError(f"{type(self).__name__}: {name} must be {wanted}, got {value}")
@@ -307,7 +308,12 @@ class Recommender(ABC):
     @classmethod
     def read(cls, artifact: Artifact) -> Self:
         """The model from an opened artefact's parts; `load` without the folder."""
-        model = cls(**artifact.json("params"))
+        try:
+            model = cls(**artifact.json("params"))
+        except TypeError as cause:
+            raise ArtifactError(
+                f"{artifact.folder}: settings do not fit this version ({cause}); save it again"
+            ) from None
         model.catalogue_ = IdMap(artifact.ids("catalogue"))
         model.events_ = Interactions(
             IdMap(artifact.ids("users")),

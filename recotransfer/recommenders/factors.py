@@ -34,6 +34,13 @@ class ALS(FactorModel):
         rng: seed.
     """
 
+    search_space: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "dim": (16, 256),
+        "reg": (0.001, 100.0),
+        "alpha": (0.5, 100.0),
+        "epochs": (5, 30),
+    }
+
     def __init__(self, *, dim: int = 64, reg: float = 0.1, alpha: float = 10.0, epochs: int = 15, rng: int = 0) -> None:
         self.dim, self.reg, self.alpha, self.epochs, self.rng = dim, reg, alpha, epochs, rng
 
