@@ -166,7 +166,7 @@ def fit(**o: Any) -> None:
     task.save(o["out"])
     users, catalogue = _count(len(events.users), "user"), _count(len(task.recommender.catalogue_), "item")
     _say(f"fitted {type(recommender).__name__} on {_count(len(events), 'event')} of {users} and {catalogue} "
-         f"in {seconds:.1f} s, peak memory {_peak_mib():.0f} MiB")  # fmt: skip
+         f"in {seconds:.1f} s{' with the choice of settings' if o['trials'] else ''}, peak memory {_peak_mib():.0f} MiB")  # fmt: skip
     click.echo(o["out"])
 
 
