@@ -165,8 +165,9 @@ def fit(**o: Any) -> None:
         _say(task.recommender.choose_index(o["index_recall"]).index_report_)
     task.save(o["out"])
     users, catalogue = _count(len(events.users), "user"), _count(len(task.recommender.catalogue_), "item")
+    spent = f"{seconds:.1f} s{', the choice of settings included' if o['trials'] else ''}"
     _say(f"fitted {type(recommender).__name__} on {_count(len(events), 'event')} of {users} and {catalogue} "
-         f"in {seconds:.1f} s{' with the choice of settings' if o['trials'] else ''}, peak memory {_peak_mib():.0f} MiB")  # fmt: skip
+         f"in {spent}, peak memory {_peak_mib():.0f} MiB")  # fmt: skip
     click.echo(o["out"])
 
 

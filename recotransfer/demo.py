@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def run(data: Path, out: Path, image_encoder: str | None = None) -> None:
     manifest = job.run(task.recommender, model=sha256(out / "model" / "manifest.json"))
     seconds = time.perf_counter() - began
     click.echo(f"\nTen items in stock for each of {manifest['users']} users: {recs}")
-    click.echo(f"The model: {out / 'model'}   (try: recotransfer similar {out / 'model'} {items.data.ids.ids[0]})")
+    click.echo(f"The model: {out / 'model'}   (try: {sys.argv[0]} similar {out / 'model'} {items.data.ids.ids[0]})")
     click.echo(f"All of it took {seconds:.0f} s.")
 
 
