@@ -396,7 +396,7 @@ class Reason:
 
     def __str__(self) -> str:
         items = ", ".join(f"{item} ({share:.0%})" for item, share in self.because)
-        parts = ", ".join(f"{name} {share:.0%}" for name, share in self.parts.items())
+        parts = ", ".join(f"{name} {share:.0%}" for name, share in self.parts.items() if share >= 0.005)
         return f"because of {items} [{parts}]" if items else f"[{parts}]"
 
 
