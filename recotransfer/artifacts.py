@@ -80,8 +80,11 @@ class ArtifactWriter:
             raise TypeError(f"array {name} has dtype object; store ids with .ids and tables with .table")
         np.save(self._path(f"{name}.npy"), np.ascontiguousarray(values), allow_pickle=False)
 
-    def matrix(self, name: str, values: sparse.csr_array) -> None:
-        """Store a sparse matrix as three arrays and its shape."""
+    def matrix(self, name: str, values: sparse.csr_array | NDArray[Any]) -> None:
+        """Store a sparse matrix as three arrays and its shape, a dense one as an array."""
+        if isinstance(values, np.ndarray):
+            self.array(name, values)
+            return
         self.array(f"{name}.data", values.data)
         self.array(f"{name}.indices", values.indices)
         self.array(f"{name}.indptr", values.indptr)
@@ -128,8 +131,10 @@ class Artifact:
         values: NDArray[Any] = np.load(self._part(f"{name}.npy"), mmap_mode="r", allow_pickle=False)
         return values
 
-    def matrix(self, name: str) -> sparse.csr_array:
-        """The sparse matrix over memory-mapped arrays."""
+    def matrix(self, name: str) -> Any:
+        """The matrix, sparse or dense as it was stored, over memory-mapped arrays."""
+        if f"{name}.npy" in self:
+            return self.array(name)
         rows, columns = (int(n) for n in self.array(f"{name}.shape"))
         parts = (self.array(f"{name}.data"), self.array(f"{name}.indices"), self.array(f"{name}.indptr"))
         return sparse.csr_array(parts, shape=(rows, columns), copy=False)

@@ -233,6 +233,19 @@ def test_reasons_tell_behaviour_from_content():
     assert "text" in cold.parts
 
 
+def test_untimed_histories_forget_nothing_in_scores_nor_in_reasons():
+    log, items, _ = shop_log()
+    untimed = Interactions(log.users, log.items, log.user, log.item, log.weight)
+    model = HybridItems(history_decay=0.1).fit(untimed, items)
+    found = model.recommend(["u1"], 1, reason=True)
+    own = log.item[log.user == 1]
+    shares = np.maximum(model.weights_.toarray()[own, found.positions[0, 0]], 0)
+    told = dict(found.reason[0, 0].because)
+    expected = dict(zip(own.tolist(), (shares / shares.sum()).tolist(), strict=True))
+    assert told == pytest.approx({item: expected[item] for item in told}, abs=0.02)
+    assert len(told) >= min(2, (shares > 0.01 * shares.sum()).sum())
+
+
 def test_empty_histories_get_what_is_popular_and_allowed():
     log, items, _ = shop_log()
     model = HybridItems().fit(log, items)

@@ -71,6 +71,10 @@ class Recommender(ABC):
             return top_k_of_scores(scores, k, exclude=exclude, mask=mask)
         return top_k_of_sparse(scores, k, exclude=exclude, mask=mask)
 
+    def _strengths(self, events: Interactions) -> sparse.csr_array:
+        """(users, items) weight of each user's own items; those without times forget nothing."""
+        return histories(events, getattr(self, "history_decay", 1.0) if events.time is not None else 1.0)
+
     def _evidence(self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]) -> Mapping[str, Float]:
         """Part -> (len(history), len(items)): what each own item adds to each score. Empty where a model cannot say."""
         return {}
@@ -254,7 +258,7 @@ class Recommender(ABC):
 
     def _reasons(self, events: Interactions, positions: NDArray[np.int64]) -> NDArray[np.object_]:
         out = np.full(positions.shape, None, dtype=object)
-        strengths = histories(events, getattr(self, "history_decay", 1.0))
+        strengths = self._strengths(events)
         for row in range(len(positions)):
             listed = np.flatnonzero(positions[row] >= 0)
             own = slice(strengths.indptr[row], strengths.indptr[row + 1])
@@ -354,21 +358,14 @@ class ItemItem(Recommender):
             return super()._rank(events, k, exclude, mask)
         return TopK(*product_top_k(self._strengths(events), self.weights_, k, exclude, mask))
 
-    def _strengths(self, events: Interactions) -> sparse.csr_array:
-        return histories(events, self.history_decay if events.time is not None else 1.0)
-
     def _evidence(self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]) -> Mapping[str, Float]:
         return {"behaviour": strength[:, None] * cells(self.weights_, history, items)}
 
     def _write(self, writer: ArtifactWriter) -> None:
-        if isinstance(self.weights_, np.ndarray):
-            writer.array("weights", self.weights_)
-        else:
-            writer.matrix("weights", self.weights_)
+        writer.matrix("weights", self.weights_)
 
     def _read(self, artifact: Artifact) -> None:
-        dense = "weights.npy" in artifact
-        self.weights_ = artifact.array("weights") if dense else artifact.matrix("weights")
+        self.weights_ = artifact.matrix("weights")
 
 
 def cells(weights: Matrix, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Float:

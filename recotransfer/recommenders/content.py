@@ -14,7 +14,7 @@ from recotransfer.artifacts import Artifact, ArtifactWriter
 from recotransfer.data import Embeddings, Interactions
 from recotransfer.recommenders.base import FactorModel
 from recotransfer.scoring import TopK
-from recotransfer.solvers import Float, half_step, histories, unit_rows, unobserved_metric
+from recotransfer.solvers import Float, half_step, unit_rows, unobserved_metric
 
 
 class _Profiles(FactorModel):
@@ -47,9 +47,6 @@ class _Profiles(FactorModel):
         if not self.present_.all():  # the zeros of an item without content would outrank dislike
             mask = self.present_ if mask is None else mask & self.present_
         return super()._rank(events, k, exclude, mask)
-
-    def _strengths(self, events: Interactions) -> sparse.csr_array:
-        return histories(events, self.history_decay if events.time is not None else 1.0)
 
     def _queries(self, events: Interactions) -> Float:
         return self._mapped(np.asarray(self._weights(events) @ self.factors_, np.float32))

@@ -95,8 +95,7 @@ class HybridItems(ItemItem):
         if self.items_ is None:
             self.weights_ = self.behaviour_
             return
-        near = self._nearest(self.items_.vectors, self.items_)
-        near = without_diagonal(near)
+        near = without_diagonal(self._nearest(self.items_.vectors, self.items_))
         self.row_scale_ = (self.content_weight * reciprocal(near.sum(axis=1))).astype(np.float32)
         self.content_ = scaled(near, self.row_scale_, None)
         self.lookalikes_ = self._lookalikes(near)
@@ -214,10 +213,7 @@ class HybridItems(ItemItem):
         super()._write(writer)
         if self.items_ is None:
             return
-        if isinstance(self.behaviour_, np.ndarray):
-            writer.array("behaviour", self.behaviour_)
-        else:
-            writer.matrix("behaviour", self.behaviour_)
+        writer.matrix("behaviour", self.behaviour_)
         writer.matrix("content", self.content_)
         writer.matrix("lookalikes", self.lookalikes_)
         writer.array("row_scale", self.row_scale_)
@@ -231,8 +227,7 @@ class HybridItems(ItemItem):
         self.behaviour_ = self.weights_
         if "vectors.npy" not in artifact:
             return
-        dense = "behaviour.npy" in artifact
-        self.behaviour_ = artifact.array("behaviour") if dense else artifact.matrix("behaviour")
+        self.behaviour_ = artifact.matrix("behaviour")
         self.content_, self.lookalikes_ = artifact.matrix("content"), artifact.matrix("lookalikes")
         self.row_scale_ = artifact.array("row_scale")
         facts = artifact.json("items")
