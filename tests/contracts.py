@@ -176,6 +176,7 @@ class RecommenderContract:
             assert {item for item, _ in reason.because} <= own
             assert sum(reason.parts.values()) == pytest.approx(1, abs=1e-4)
         assert "[" in found.to_frame()["reason"][0]
+        assert ("popularity" in found.reason[0, 0].parts) != self.finds_answer
 
     def test_similar_items(self):
         model = self.fitted()

@@ -39,6 +39,7 @@ class Recommender(ABC):
         scores_new_items: `extend` takes items unseen in `fit`, and items without events are ranked on their content.
         scores_new_users: `histories` of users unseen in `fit` can be ranked for.
         search_space: setting -> (low, high) that tuning may choose from, on a log scale.
+        source_of_scores: what a reason names where a model cannot tell own items apart.
         item_columns: the catalogue's columns in the order of `catalogue_`, for filters; None when never attached.
     """
 
@@ -46,6 +47,7 @@ class Recommender(ABC):
     scores_new_items: ClassVar[bool] = False
     scores_new_users: ClassVar[bool] = True
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    source_of_scores: ClassVar[str] = "popularity"
 
     item_columns: pd.DataFrame | None = None
     catalogue_: IdMap
@@ -270,6 +272,8 @@ class Recommender(ABC):
 
     def _reason(self, history: NDArray[np.int64], parts: Mapping[str, Float], most: int = 3) -> Reason:
         gains = {name: np.maximum(values, 0) for name, values in parts.items()}
+        if not gains:
+            return Reason((), {self.source_of_scores: 1.0})
         total = float(sum(values.sum() for values in gains.values()))
         if total <= 0:
             return Reason((), {"popularity": 1.0})
@@ -382,6 +386,8 @@ class FactorModel(Recommender):
         index_: holds the item vectors and searches them; exact until `choose_index` finds something quicker.
         index_report_: which index that is, why, and its recall.
     """
+
+    source_of_scores: ClassVar[str] = "behaviour"
 
     index_: Index
     index_report_: str

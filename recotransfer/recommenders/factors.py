@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
@@ -64,6 +65,12 @@ class ALS(FactorModel):
         history = histories(events)
         history.data *= self.alpha
         return np.asarray(half_step(history, self.factors_, self.metric_) @ self.factors_ @ self.metric_, np.float32)
+
+    def _evidence(self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]) -> Mapping[str, Float]:
+        row = sparse.csr_array((strength * self.alpha, history, [0, len(history)]), shape=(1, len(self.factors_)))
+        weights = half_step(row, self.factors_, self.metric_).data
+        likeness = self.factors_[history] @ self.metric_ @ self.factors_[items].T
+        return {"behaviour": np.asarray(weights[:, None] * likeness, np.float32)}
 
     def _write(self, writer: ArtifactWriter) -> None:
         super()._write(writer)
