@@ -22,6 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from recotransfer.data import Interactions
 from recotransfer.errors import ArtifactError, InputError
 
 FORMAT = 1
@@ -56,6 +57,42 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to a file beside other results, atomically; equal values give equal bytes."""
+    with atomic_file(path) as file:
+        file.write((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file that `write_json` wrote; refuses a damaged one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged; give another folder, or remove this one and begin again")
+    return value
+
+
+def digest_of_events(events: Interactions) -> str:
+    """Fingerprint of a log: its ids and events."""
+    arrays = (events.users.ids, events.items.ids, events.user, events.item, events.weight, events.time)
+    return digest(*(a for a in arrays if a is not None))
+
+
+def digest(*arrays: Any) -> str:
+    """Fingerprint of arrays of any type; 1 and "1" differ."""
+    out = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        out.update(f"{len(array)}{array.dtype.kind}\0".encode())
+        if array.dtype.kind in "iufb":
+            out.update(np.ascontiguousarray(array).tobytes())
+        else:
+            for value in array.tolist():
+                out.update(f"{type(value).__name__}:{value!r}\0".encode("utf-8", "surrogatepass"))
+    return out.hexdigest()
 
 
 class ArtifactWriter:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from recotransfer import __version__
-from recotransfer.artifacts import atomic_file, sha256
+from recotransfer.artifacts import atomic_file, digest, digest_of_events, read_json, sha256, write_json
 from recotransfer.data import IdMap, Interactions, Recommendations
 from recotransfer.errors import InputError
 from recotransfer.filters import Filter
@@ -96,7 +94,7 @@ class BatchJob:
                 bar.update(len(batch))
         manifest = {"job": job, "users": len(asked), "shards": shards}
         if earlier != {s["file"]: s["sha256"] for s in shards}:
-            _write_json(self.out / _MANIFEST, manifest)
+            write_json(self.out / _MANIFEST, manifest)
         return manifest
 
     def _found(self, recommender: Recommender, batch: NDArray[Any], histories: Interactions | None) -> Recommendations:
@@ -123,10 +121,10 @@ class BatchJob:
             "reason": self.reason,
             "shard": self.shard,
             "where": filter.where,
-            "allow": None if filter.allow is None else _digest(filter.allow),
-            "deny": _digest(filter.deny) if len(filter.deny) else None,
-            "users": _digest(asked),
-            "histories": None if histories is None else _digest_of_events(histories),
+            "allow": None if filter.allow is None else digest(filter.allow),
+            "deny": digest(filter.deny) if len(filter.deny) else None,
+            "users": digest(asked),
+            "histories": None if histories is None else digest_of_events(histories),
         }
 
     def _begin(self, job: dict[str, Any], resume: bool) -> dict[str, str]:
@@ -137,11 +135,11 @@ class BatchJob:
         if not (self.out / _JOB).exists():
             if any(p for p in self.out.iterdir() if not p.name.startswith(".")):
                 raise InputError(f"{self.out} holds other files; give a new or empty folder for the recommendations")
-            _write_json(self.out / _JOB, job)
+            write_json(self.out / _JOB, job)
             return {}
         if not resume:
             raise InputError(f"{self.out} holds an earlier job; go on with it by --resume, or give another folder")
-        earlier = _read_json(self.out / _JOB)
+        earlier = read_json(self.out / _JOB)
         if changed := sorted(name for name in job if earlier.get(name) != job[name]):
             raise InputError(
                 f"{self.out} holds another job: {', '.join(changed)} changed; give another folder, or the same settings"
@@ -151,7 +149,7 @@ class BatchJob:
                 path.unlink(missing_ok=True)
         if not (self.out / _MANIFEST).exists():
             return {}
-        shards = _read_json(self.out / _MANIFEST).get("shards", [])
+        shards = read_json(self.out / _MANIFEST).get("shards", [])
         return {str(shard["file"]): str(shard["sha256"]) for shard in shards}
 
 
@@ -198,35 +196,3 @@ def _is_whole(path: Path, batch: NDArray[Any], schema: pa.Schema, recorded: str 
         return False
     asked = set(_column(batch, schema.field("user").type).to_pylist())
     return asked.issuperset(table["user"].unique().to_pylist())
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with atomic_file(path) as file:
-        file.write((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        value = None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is damaged; give another folder, or remove this one and begin again")
-    return value
-
-
-def _digest_of_events(events: Interactions) -> str:
-    arrays = (events.users.ids, events.items.ids, events.user, events.item, events.weight, events.time)
-    return _digest(*(a for a in arrays if a is not None))
-
-
-def _digest(*arrays: Any) -> str:
-    out = hashlib.sha256()
-    for array in map(np.asarray, arrays):
-        out.update(f"{len(array)}{array.dtype.kind}\0".encode())
-        if array.dtype.kind in "iufb":
-            out.update(np.ascontiguousarray(array).tobytes())
-        else:
-            for value in array.tolist():
-                out.update(f"{type(value).__name__}:{value!r}\0".encode("utf-8", "surrogatepass"))
-    return out.hexdigest()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from recotransfer.encoders import Encoder
     from recotransfer.filters import Filter
     from recotransfer.recommenders import Recommender
+    from recotransfer.splits import Split
     from recotransfer.task import TransferTask
 
 _PATH = click.Path(path_type=Path)
@@ -42,6 +43,35 @@ def _filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def _content_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--cache", type=_PATH, help="Folder that keeps encoded content between runs."),
+        click.option("--item-column", "item_columns", multiple=True, metavar="ROLE=COLUMN",
+                     help="Role item in the catalogue."),
+        click.option("--kind", "kinds", multiple=True, metavar="COLUMN=KIND",
+                     help="Kind of an item column: text, image, ..."),
+        click.option("--only", multiple=True, metavar="COLUMN",
+                     help="Item columns to encode; all others are for filters only."),
+        click.option("--weight", "weights", multiple=True, metavar="MODALITY=NUMBER",
+                     help="Weight of text, image, attributes."),
+        click.option("--image-encoder",
+                     help="transformers vision model name or folder; pictures are left out without one."),
+        click.option("--text-encoder",
+                     help="sentence-transformers name or folder; default all-MiniLM-L6-v2, installed."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _read_catalogue(o: Mapping[str, Any]) -> Items:
+    """The catalogue as the content options say; the report goes to stderr."""
+    from recotransfer.readers import read_items
+
+    read = read_items(o["items"], columns=pairs(o["item_columns"], "item-column"), kinds=_kinds(o["kinds"]))
+    _say(read.report)
+    return read.data
 
 
 def _event_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,19 +143,11 @@ def cli() -> None:
 @click.option("--items", required=True, help="Catalogue: CSV, Parquet or database URL.")
 @click.option("--events", required=True, help="Log of events: CSV, Parquet or database URL.")
 @click.option("--out", required=True, type=_PATH, help="Folder for the model.")
-@click.option("--recommender", default="HybridItems", show_default=True, help="Class of the recommender.")
+@click.option("--recommender", default="HybridItems", show_default=True,
+              help="Class of the recommender; your own as package.module:Class.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the recommender.")
-@click.option("--text-encoder", help="sentence-transformers name or folder; default all-MiniLM-L6-v2, installed.")
-@click.option("--image-encoder", help="transformers vision model name or folder; pictures are left out without one.")
-@click.option(
-    "--weight", "weights", multiple=True, metavar="MODALITY=NUMBER", help="Weight of text, image, attributes."
-)
 @click.option("--no-content", is_flag=True, help="Behaviour only: the control arm.")
-@click.option(
-    "--only", multiple=True, metavar="COLUMN", help="Item columns to encode; all others are for filters only."
-)
-@click.option("--kind", "kinds", multiple=True, metavar="COLUMN=KIND", help="Kind of an item column: text, image, ...")
-@click.option("--item-column", "item_columns", multiple=True, metavar="ROLE=COLUMN", help="Role item in the catalogue.")
+@_content_options
 @_event_options
 @click.option("--trials", type=click.IntRange(1), help="Choose settings on held-out events, fitting this many models.")
 @click.option("--valid", help="Events to choose settings on; by default each user's last one is held out.")
@@ -134,7 +156,6 @@ def cli() -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search.")
 @click.option("--index-recall", type=click.FloatRange(0, 1, min_open=True),
               help="Models of factors: choose the quickest index with this recall for single requests.")  # fmt: skip
-@click.option("--cache", type=_PATH, help="Folder that keeps encoded content between runs.")
 @config_option
 def fit(**o: Any) -> None:
     """Read a catalogue and a log, encode the items, fit a recommender, save it.
@@ -144,15 +165,12 @@ def fit(**o: Any) -> None:
       recotransfer fit --items sample_data/items.csv --events sample_data/events.csv --out model
       recotransfer fit --items "sqlite:///shop.db#items" --events "sqlite:///shop.db#events" --out model --trials 20
     """  # noqa: D301
-    from recotransfer.readers import read_items
     from recotransfer.recommenders.base import FactorModel
     from recotransfer.task import TransferTask
 
     _check_outcome(o["out"], o["cache"])
     recommender = _recommender(o)
-    read = read_items(o["items"], columns=pairs(o["item_columns"], "item-column"), kinds=_kinds(o["kinds"]))
-    _say(read.report)
-    items = read.data
+    items = _read_catalogue(o)
     events = _read_events(o["events"], o, items.ids)
     weights = numbers(o["weights"], "weight") or None
     task = TransferTask(recommender, encoders=_encoders(o, items), weights=weights, cache=o["cache"])
@@ -236,6 +254,113 @@ def _peak_mib() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+
+
+@cli.command()
+@click.option("--items", required=True, help="Catalogue: CSV, Parquet or database URL.")
+@click.option("--events", required=True, help="Log of events; with --test, the part to learn from.")
+@click.option("--out", required=True, type=_PATH, help="Folder for results, report and models.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="ARM",
+    help="Recommender to compare, e.g. EASE, 'EASE(reg=100)', mine=package.module:Class; default all.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["time", "leave-last", "cold-items", "cold-users", "random"]),
+    default="time",
+    show_default=True,
+    help="How to hold events out: after a point in time, or each user's last one, ...",
+)
+@click.option("--valid", help="Your own held-out events to choose settings on, instead of --split; needs --test.")
+@click.option("--test", help="Your own held-out events to test on; needs --valid.")
+@click.option(
+    "--history",
+    help="With --test: what is known of each user at both questions; by default the training "
+    "events, and for the test the validation events too.",
+)
+@click.option(
+    "--held-out-items-only",
+    is_flag=True,
+    help="With --test: rank only the items of each part, as cold-item protocols do.",
+)
+@click.option("--no-content", is_flag=True, help="Compare recommenders of behaviour only.")
+@_content_options
+@_event_options
+@click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Models fitted to tune each arm.")
+@click.option(
+    "--k",
+    "ks",
+    type=click.IntRange(1),
+    multiple=True,
+    default=[10],
+    show_default=True,
+    help="List lengths to report; NDCG at the first decides.",
+)
+@click.option("--refit", is_flag=True, help="Fit chosen settings again with the validation events before the test.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of splits, search and intervals.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Arms that run side by side.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of each; default: the cores divided by the workers.")
+@click.option("--title", default="Offline benchmark", help="Title of the report.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted benchmark.")
+@config_option
+def benchmark(**o: Any) -> None:
+    """Compare recommenders on your own data: tuned alike, tested once, with intervals and a report.
+
+    Every recommender that uses content gets its control arm without it, and the guard says whether transfer helped.
+
+    \b
+    Example:
+      recotransfer benchmark --items items.csv --events events.csv --out bench
+      recotransfer benchmark --items items.csv --events events.csv --out bench --split leave-last \\
+          --model HybridItems --model 'EASE(reg=100)' --model mine=my_shop.models:Mine --trials 40
+    """  # noqa: D301
+    from recotransfer.arms import arms_of
+    from recotransfer.benchmark import Benchmark
+    from recotransfer.report import table
+    from recotransfer.task import TransferTask
+
+    items = _read_catalogue(o)
+    split = _split_of(o, items)
+    catalogue = split.train.items.union(items.ids)
+    arms = arms_of(o["models"], items=len(catalogue), content=not o["no_content"])
+    weights = numbers(o["weights"], "weight") or None
+    task = TransferTask(encoders=_encoders(o, items), weights=weights, cache=o["cache"])
+    threads = o["threads"] or max(1, (os.cpu_count() or 1) // o["workers"])
+    run = Benchmark(o["out"], tuple(o["ks"]), o["trials"], o["refit"], o["seed"], o["workers"], threads)
+    results = run.run(items, split, arms, task=task, title=o["title"], resume=o["resume"])
+    for report in getattr(task, "reports_", []):
+        _say(report)
+    _say(table(results))
+    _say(f"report: {o['out'] / 'report.html'}")
+    click.echo(o["out"] / "results.json")
+
+
+def _split_of(o: Mapping[str, Any], items: Items) -> Split:
+    """The protocol that the flags ask for."""
+    from recotransfer import splits
+
+    events = _read_events(o["events"], o, items.ids)
+    if (o["valid"] is None) != (o["test"] is None):
+        raise InputError("--valid and --test go together; give both, or neither for a --split of --events")
+    if o["valid"] is not None:
+        valid, test = (_read_events(o[part], o, items.ids) for part in ("valid", "test"))
+        history = None if o["history"] is None else _read_events(o["history"], o, items.ids)
+        ranked = [
+            list(dict.fromkeys(p.items.take(p.item))) if o["held_out_items_only"] else None for p in (valid, test)
+        ]
+        return splits.given(events, valid, test, history=history, valid_items=ranked[0], test_items=ranked[1])
+    if o["history"] is not None or o["held_out_items_only"]:
+        raise InputError("--history and --held-out-items-only describe --test; give --valid and --test too")
+    name, seed = o["split"], o["seed"]
+    if name == "time":
+        return splits.time_cut(events)
+    if name == "leave-last":
+        return splits.leave_last(events)
+    draw = {"cold-items": splits.cold_items, "cold-users": splits.cold_users, "random": splits.random_per_user}[name]
+    return draw(events, rng=seed)
 
 
 @cli.command()

@@ -244,3 +244,77 @@ def largest_of_columns(
             for q in range(len(best)):
                 rows[j, q], values[j, q] = index[first + best[q]], value[first + best[q]]
     return rows, values
+
+
+@numba.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def candidate_sums(
+    start: Any, item: Any, weight: Any, matrix: Any, candidates: Any, columns: Any, out: Any, workers: int
+) -> None:  # pragma: no cover - compiled
+    """Fill columns of `out` (users, m, features) with what each user's items say of each candidate.
+
+    start (users + 1,), item (n,): users' items; weight (n, 3): what they count in three sums; matrix by row as (index,
+    start, value); candidates (users, m), -1 past the end. columns (4,): where the logarithms of the three sums and of
+    1 + the number of positive cells go, -1 for nowhere.
+    """
+    n, m = len(matrix[1]) - 1, candidates.shape[1]
+    for worker in numba.prange(workers):
+        place = np.full(n, -1, np.int32)
+        sums = np.zeros((m, 4), np.float32)
+        for u in range(worker, len(candidates), workers):
+            sums[:] = 0
+            for c in range(m):
+                if candidates[u, c] >= 0:
+                    place[candidates[u, c]] = c
+            for q in range(start[u], start[u + 1]):
+                for p in range(matrix[1][item[q]], matrix[1][item[q] + 1]):
+                    c = place[matrix[0][p]]
+                    if c < 0:
+                        continue
+                    value = matrix[2][p]
+                    for t in range(3):
+                        sums[c, t] += weight[q, t] * value
+                    sums[c, 3] += value > 0
+            for c in range(m):
+                if candidates[u, c] < 0:
+                    continue
+                place[candidates[u, c]] = -1
+                for t in range(4):
+                    if columns[t] >= 0:
+                        floor = 1 if t == 3 else 1e-3
+                        out[u, c, columns[t]] = np.log(max(sums[c, t], 0) + floor)
+
+
+@numba.njit(parallel=True, cache=True, fastmath=True)  # type: ignore[untyped-decorator]
+def candidate_cosines(
+    queries: Any, vectors: Any, candidates: Any, column: int, out: Any, workers: int
+) -> None:  # pragma: no cover - compiled
+    """Fill a column of `out` (users, m, features) with query . vector of each candidate; -1 is none."""
+    for worker in numba.prange(workers):
+        for u in range(worker, len(candidates), workers):
+            for c in range(candidates.shape[1]):
+                if candidates[u, c] >= 0:
+                    total = np.float32(0)
+                    for d in range(queries.shape[1]):
+                        total += queries[u, d] * vectors[candidates[u, c], d]
+                    out[u, c, column] = total
+
+
+@numba.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def network_scores(
+    features: Any, inner: Any, bias: Any, outer: Any, workers: int
+) -> Any:  # pragma: no cover - compiled
+    """(users, m) relu(features @ inner + bias) @ outer: one candidate at a time, so that none depends on the others."""
+    out = np.empty(features.shape[:2], np.float32)
+    for worker in numba.prange(workers):
+        hidden = np.empty(len(bias), np.float32)
+        for u in range(worker, len(features), workers):
+            for c in range(features.shape[1]):
+                hidden[:] = bias
+                for f in range(features.shape[2]):
+                    for h in range(len(bias)):
+                        hidden[h] += features[u, c, f] * inner[f, h]
+                total = np.float32(0)
+                for h in range(len(bias)):
+                    total += outer[h] * max(hidden[h], np.float32(0))
+                out[u, c] = total
+    return out

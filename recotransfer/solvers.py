@@ -25,14 +25,23 @@ def histories(events: Interactions, decay: float = 1.0) -> sparse.csr_array:
     the logarithmic confidence of Hu, Koren and Volinsky (2008): one event of weight 1 counts 1. Pairs whose strength is
     nothing, by a weight of 0 or less or by great age, are not stored.
     """
-    last, total, start = _last_events(events)
-    user, item = events.user[last], events.item[last]
-    position = np.arange(len(last)) - start[user]
-    age = np.diff(start)[user] - 1 - position
-    data = (np.log2(1 + np.maximum(total, 0)) * decay**age).astype(np.float32)
+    item, strength, age, start = sequences(events)
+    user = np.repeat(np.arange(len(events.users)), np.diff(start))
+    data = strength * (decay**age).astype(np.float32)
     out = sparse.coo_array((data, (user, item)), shape=(len(events.users), len(events.items))).tocsr()
     out.eliminate_zeros()
     return out
+
+
+def sequences(events: Interactions) -> tuple[NDArray[np.int64], Float, NDArray[np.int64], NDArray[np.int64]]:
+    """Each user's distinct items, oldest first: item, strength and age of each, and where each user's begin.
+
+    Strength and age are those of `histories`; the items of user u stand at start[u] : start[u + 1].
+    """
+    last, total, start = _last_events(events)
+    size = np.diff(start)
+    age = np.repeat(start[1:], size) - 1 - np.arange(len(last))
+    return events.item[last], np.log2(1 + np.maximum(total, 0)).astype(np.float32), age, start
 
 
 def _last_events(events: Interactions) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
@@ -48,10 +57,12 @@ def _last_events(events: Interactions) -> tuple[NDArray[np.int64], NDArray[np.fl
     return rows, total[by_time], start
 
 
-def transitions(events: Interactions, decay: float, horizon: int = 50) -> tuple[sparse.csr_array, sparse.csr_array]:
+def transitions(
+    events: Interactions, past: float, future: float, horizon: int = 50
+) -> tuple[sparse.csr_array, sparse.csr_array]:
     """Pasts and futures, both (splits, items): every user's sequence cut before each of its events but the first.
 
-    The past weighs `decay` ** age, the future `decay` ** gap; both reach at most `horizon` events far. This is the
+    The past weighs `past` ** age, the future `future` ** gap; both reach at most `horizon` events far. This is the
     directed item-item regression of sessions: Choi et al., "Session-aware linear item-item models" (SLIST, 2021).
     """
     last, _, start = _last_events(events)
@@ -63,13 +74,13 @@ def transitions(events: Interactions, decay: float, horizon: int = 50) -> tuple[
     ahead = np.minimum(length[owner] - cut, horizon)
     shape = (len(owner), len(events.items))
 
-    def side(width: NDArray[np.int64], step: int, first: NDArray[np.int64]) -> sparse.csr_array:
+    def side(width: NDArray[np.int64], step: int, first: NDArray[np.int64], decay: float) -> sparse.csr_array:
         indptr = np.concatenate([[0], np.cumsum(width)])
         gap = np.arange(indptr[-1]) - np.repeat(indptr[:-1], width)
         at = np.repeat(start[owner] + first, width) + step * gap
         return sparse.csr_array(((decay**gap).astype(np.float32), item[at], indptr), shape=shape)
 
-    return side(back, -1, cut - 1), side(ahead, 1, cut)
+    return side(back, -1, cut - 1, past), side(ahead, 1, cut, future)
 
 
 def ease(gram: Float, reg: float) -> Float:

@@ -18,7 +18,8 @@ from recotransfer.data import Embeddings, Interactions, Items, Recommendations
 from recotransfer.encoders import Encoder, EncodeReport, Fusion, default_encoders, encode_items, encoder_from_spec
 from recotransfer.errors import ArtifactError, InputError, NotFittedError
 from recotransfer.filters import Filter
-from recotransfer.recommenders import HybridItems, Recommender, by_name
+from recotransfer.recommenders import HybridItems, Recommender
+from recotransfer.recommenders.base import by_name, name_of
 
 _AUDIENCE_BLOCK = 4096  # users ranked at a time
 _PLAIN = {str, bool, int, float, date, datetime, pd.Timestamp, Decimal}
@@ -210,7 +211,7 @@ class TransferTask:
 
     def _write(self, writer: ArtifactWriter) -> None:
         facts: dict[str, Any] = {
-            "recommender": type(self.recommender).__name__,
+            "recommender": name_of(type(self.recommender)),
             "encoders": [encoder.spec() for encoder in self.encoders_],
             "weights": None if self.weights is None else dict(self.weights),
             "kinds": self.kinds_,
@@ -234,7 +235,7 @@ class TransferTask:
     def _read(cls, artifact: Artifact, cache: str | Path | None) -> Self:
         facts = artifact.json("task")
         encoders = [encoder_from_spec(spec) for spec in facts["encoders"]]
-        recommender = by_name(facts["recommender"]).read(artifact.within("model"))
+        recommender = by_name(facts["recommender"], from_file=True).read(artifact.within("model"))
         task = cls(recommender, encoders=encoders, weights=facts["weights"], cache=cache)
         task.encoders_, task.kinds_, task.reports_ = encoders, facts["kinds"], []
         task.fusion_ = Fusion.load(artifact) if encoders else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,12 +13,15 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from recotransfer.data import Embeddings, Interactions, Items
+from recotransfer import __version__
+from recotransfer.artifacts import digest, digest_of_events, read_json, write_json
+from recotransfer.data import Embeddings, IdMap, Interactions, Items, Recommendations
 from recotransfer.encoders import Fusion
 from recotransfer.errors import InputError
 from recotransfer.filters import Filter
 from recotransfer.metrics import hits, ndcg, recall
-from recotransfer.splits import leave_last
+from recotransfer.recommenders import Recommender
+from recotransfer.splits import hold_out_last
 from recotransfer.task import TransferTask
 
 _LEAST_WEIGHT, _MOST_WEIGHT = 0.05, 20.0
@@ -37,7 +42,7 @@ class Tuned:
     params: Mapping[str, Any]
     weights: Mapping[str, float] | None
     trials: pd.DataFrame
-    parts: list[Embeddings]
+    parts: Sequence[Embeddings]
 
     metric: ClassVar[str] = "ndcg"
 
@@ -48,10 +53,13 @@ def tune(
     interactions: Interactions,
     *,
     valid: Interactions | None = None,
+    histories: Interactions | None = None,
     allow: ArrayLike | None = None,
     trials: int = 20,
     k: int = 10,
     rng: int = 0,
+    parts: Sequence[Embeddings] | None = None,
+    journal: Path | None = None,
 ) -> Tuned:
     """The settings with the best NDCG@k on held-out events, found by a seeded search (TPE; Bergstra et al., 2011).
 
@@ -60,75 +68,152 @@ def tune(
         items: the catalogue.
         interactions: the log to learn from.
         valid: events to predict from `interactions`; by default each user's last event is held out of the log. Users
-            whom the log does not know are left out.
+            of whom nothing is known are left out.
+        histories: what is known of each user when `valid` is asked; by default the log.
         allow: rank only these items (the cold items of a cold-start protocol, say).
         trials: models to fit.
         k: length of the lists.
         rng: seed.
+        parts: what `task.encode` gave for these items, to save encoding them twice.
+        journal: file that keeps finished trials; with it an interrupted search goes on and ends in the same choice.
     """
     space = task.recommender.search_space
     if not space:
         raise InputError(f"{type(task.recommender).__name__} has nothing to tune; fit it without trials")
     if trials < 1 or k < 1:
         raise InputError(f"trials and k must be at least 1, got trials={trials}, k={k}")
-    filter = None if allow is None else Filter(allow=np.asarray(allow))
-    if filter is not None:
-        filter.mask(items.ids.union(interactions.items), None)  # an unknown id is named before any work
-    train, valid = _held_out(interactions.with_items(items.ids.union(interactions.items)), valid)
-    users = pd.unique(valid.users.take(valid.user))
-    parts = task.encode(items)
+    catalogue = items.ids.union(interactions.items)
+    if allow is not None:
+        Filter(allow=np.asarray(allow)).mask(catalogue, None)  # an unknown id is named before any work
+    train, valid = _held_out(interactions.with_items(catalogue), valid, histories)
+    parts = task.encode(items) if parts is None else parts
     fusion = Fusion().fit(parts) if parts else None
     names = [name for name, _ in fusion.transform(parts).blocks] if fusion is not None and len(parts) > 1 else []
-    rows: list[dict[str, Any]] = []
 
-    def score(values: Mapping[str, Any]) -> float:
+    def score(values: Mapping[str, Any]) -> dict[str, float]:
         params, weights = _split(values)
-        model = type(task.recommender)(**{**task.recommender.params(), **params})
+        model = task.recommender.with_settings(params)
         if fusion is not None:
             fusion.weights = weights
         model.fit(train, None if fusion is None else fusion.transform(parts))
-        found = hits(model.recommend(users, k, filter=filter), valid)
-        rows.append({**values, "ndcg": float(ndcg(found, k).mean()), "recall": float(recall(found, k).mean())})
-        return float(rows[-1][Tuned.metric])
+        found = hits(lists_for(model, valid, k, histories=histories, allow=allow), valid)
+        return {"ndcg": float(ndcg(found, k).mean()), "recall": float(recall(found, k).mean())}
 
     given = task.modality_weights() or dict.fromkeys(names, 1.0)
-    start = {name: task.recommender.params()[name] for name in space} | {f"{_WEIGHT}{n}": given[n] for n in names}
+    start = {name: task.recommender.setting(name) for name in space} | {f"{_WEIGHT}{n}": given[n] for n in names}
     bounds = {**space, **{f"{_WEIGHT}{name}": (_LEAST_WEIGHT, _MOST_WEIGHT) for name in names}}
-    params, weights = _split(_search(score, start, bounds, trials, rng, task.progress))
-    return Tuned({**task.recommender.params(), **params}, weights, pd.DataFrame(rows), parts)
+    job = {
+        "recommender": type(task.recommender).__name__,
+        "start": {**task.recommender.params(), **start},
+        "bounds": {name: list(bound) for name, bound in bounds.items()},
+        "data": digest(*(p.vectors.ravel() for p in parts), [digest_of_events(train), digest_of_events(valid)]),
+        "k": k,
+        "seed": rng,
+        "package": __version__,
+    }
+    rows = _search(score, start, bounds, trials, rng, task.progress, _Journal(journal, job))
+    best = max(rows, key=lambda row: row[Tuned.metric])
+    params, weights = _split({name: best[name] for name in bounds})
+    return Tuned(task.recommender.with_settings(params).params(), weights, pd.DataFrame(rows), parts)
+
+
+def lists_for(
+    model: Recommender,
+    truth: Interactions,
+    k: int,
+    *,
+    histories: Interactions | None = None,
+    allow: ArrayLike | None = None,
+) -> Recommendations:
+    """The model's lists for the users of `truth`, from what `histories` know of them.
+
+    A model that ranks only for the users of its fit gives them what it gave then, less what they had since; a user it
+    does not know gets no list.
+    """
+    users = pd.unique(truth.users.take(truth.user))
+    filter = None if allow is None else Filter(allow=np.asarray(allow))
+    if histories is None or model.scores_new_users:
+        return model.recommend(users, k, filter=filter, histories=histories)
+    users = users[model.events_.users.positions(users, missing="negative") >= 0]
+    seen = histories.with_items(model.catalogue_)
+    row = IdMap(users).positions(seen.users.ids, missing="negative")[seen.user]
+    width = len(model.catalogue_)
+    pairs = np.unique((row * width + seen.item)[row >= 0])
+    most = int(np.bincount(pairs // width, minlength=1).max()) if len(pairs) else 0
+    found = model.recommend(users, min(k + most, width), filter=filter)
+    own = np.isin(np.arange(len(users))[:, None] * width + found.positions, pairs)
+    kept = np.argsort(own | (found.positions < 0), axis=1, kind="stable")[:, :k]
+    positions, scores = found.positions.copy(), found.scores.copy()
+    positions[own], scores[own] = -1, -np.inf
+    at = np.arange(len(users))[:, None]
+    return Recommendations(found.users, found.catalogue, positions[at, kept], scores[at, kept])
+
+
+class _Journal:
+    """Finished trials in a file, so that a search can go on where it was stopped; without a file, in memory."""
+
+    rows: list[dict[str, Any]]
+
+    def __init__(self, path: Path | None, job: Mapping[str, Any]) -> None:
+        self.path, self.job, self.rows = path, json.loads(json.dumps(job)), []
+        if path is None or not path.exists():
+            return
+        earlier = read_json(path)
+        if changed := sorted(name for name in self.job if earlier.get("job", {}).get(name) != self.job[name]):
+            raise InputError(f"{path} holds the trials of another search: {', '.join(changed)} changed; "
+                             "give another folder, or the same settings")  # fmt: skip
+        self.rows = list(earlier["trials"])
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if self.path is not None:
+            write_json(self.path, {"job": self.job, "trials": self.rows})
 
 
 def _search(
-    score: Callable[[Mapping[str, Any]], float],
+    score: Callable[[Mapping[str, Any]], dict[str, float]],
     start: dict[str, Any],
     bounds: Mapping[str, tuple[float, float]],
     trials: int,
     rng: int,
     progress: bool,
-) -> dict[str, Any]:
-    """The values with the greatest score: `start`, or one of the points within `bounds` tried after it."""
+    journal: _Journal,
+) -> list[dict[str, Any]]:
+    """One row of settings and scores per trial: `start`, then points within `bounds`.
+
+    Every point depends on the seed, its number and the trials before it only, so that a search which is stopped and
+    taken up again tries the same points.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=rng, multivariate=True))
+    study = optuna.create_study(direction="maximize")
     ranges = {name: _distribution(low, high) for name, (low, high) in bounds.items()}
-    tried = [(start, score(start))]
-    if all(start[name] is not None and low <= start[name] <= high for name, (low, high) in bounds.items()):
-        study.add_trial(optuna.trial.create_trial(params=start, distributions=ranges, value=tried[0][1]))
-    for _ in tqdm(range(trials - 1), desc="choosing settings", disable=None if progress else True):
-        trial = study.ask(ranges)
-        tried.append((trial.params, score(trial.params)))
-        study.tell(trial, tried[-1][1])
-    return max(tried, key=lambda pair: pair[1])[0]
+    inside = all(start[name] is not None and low <= start[name] <= high for name, (low, high) in bounds.items())
+    for number in tqdm(range(trials), desc="choosing settings", disable=None if progress else True):
+        # Trials are few: a quarter of them at random, the others near what did well.
+        study.sampler = optuna.samplers.TPESampler(seed=rng + number, n_startup_trials=trials // 4, multivariate=True)
+        trial = study.ask(ranges) if number else None
+        values = start if trial is None else trial.params
+        if number == len(journal.rows):
+            journal.add({**values, **score(values)})
+        value = journal.rows[number][Tuned.metric]
+        if trial is not None:
+            study.tell(trial, value)
+        elif inside:
+            study.add_trial(optuna.trial.create_trial(params=start, distributions=ranges, value=value))
+    return journal.rows[:trials]
 
 
-def _held_out(interactions: Interactions, valid: Interactions | None) -> tuple[Interactions, Interactions]:
+def _held_out(
+    interactions: Interactions, valid: Interactions | None, histories: Interactions | None
+) -> tuple[Interactions, Interactions]:
     """The log to learn from, and the events to predict."""
     if valid is None:
-        interactions, valid = leave_last(interactions)
+        interactions, valid = hold_out_last(interactions)
     else:
-        known = interactions.users.positions(valid.users.ids, missing="negative") >= 0
-        valid = valid.select(known[valid.user])
+        users = (interactions if histories is None else histories).users
+        valid = valid.select((users.positions(valid.users.ids, missing="negative") >= 0)[valid.user])
     if not len(valid):
         raise InputError(
             "no events to choose settings on; users need at least three items each, or give validation events of users "

@@ -284,7 +284,7 @@ def test_tuning_reports_and_keeps_every_trial(place, run, hashed):
         (["fit"], ["Missing option '--items'", "recotransfer fit --help"]),
         ([*FIT, "m", "--colour", "red"], ["No such option", "--colour"]),
         (["fit", "--items", "no.csv", "--events", "events.csv", "--out", "m"], ["no.csv does not exist"]),
-        ([*FIT, "m", "--recommender", "Oracle"], ["no recommender is called 'Oracle'", "known: HybridItems, EASE"]),
+        ([*FIT, "m", "--recommender", "Oracle"], ["no recommender is called 'Oracle'", "known: ALS"]),
         ([*FIT, "m", "--set", "rge=3"], ["HybridItems has no setting 'rge'", "it has reg, "]),
         ([*FIT, "m", "--set", "reg=abc"], ["--set reg=abc: reg must be a number"]),
         ([*FIT, "m", "--set", "reg=NaN"], ["--set reg=NaN: reg must be a number"]),

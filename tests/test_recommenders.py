@@ -13,9 +13,11 @@ from recotransfer.recommenders import (
     EASE,
     ContentProfiles,
     HybridItems,
+    HybridRanker,
     ItemKNN,
     Popularity,
     RidgeProfiles,
+    SASRec,
     by_name,
 )
 
@@ -64,6 +66,16 @@ class TestRidgeProfiles(RecommenderContract):
         return RidgeProfiles()
 
 
+class TestSASRec(RecommenderContract):
+    def make(self):
+        return SASRec(dim=16, learning_rate=0.01, epochs=15)
+
+
+class TestSASRecWithContent(TestSASRec):
+    def embeddings(self):
+        return colours()
+
+
 class TestHybridWithoutContent(RecommenderContract):
     def make(self):
         return HybridItems(reg=1.0)
@@ -85,6 +97,19 @@ class TestHybrid(RecommenderContract):
 
 class TestDenseHybrid(TestHybrid):
     form = "dense"
+
+
+class TestRankerWithoutContent(TestHybridWithoutContent):
+    def make(self):
+        return HybridRanker(base={"reg": 1.0})
+
+
+class TestRanker(RecommenderContract):
+    def make(self):
+        return HybridRanker(base={"reg": 1.0})
+
+    def embeddings(self):
+        return colours()
 
 
 def shop_log(rng=0, users=400, items=120, cold=10):

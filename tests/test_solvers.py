@@ -139,7 +139,7 @@ def naive_transitions(events, decay, horizon):
 def test_transitions_equal_a_plain_loop(rows, decay, horizon):
     events = log(rows, users=4, items=6)
     for found, wanted in zip(
-        transitions(events, decay, horizon), naive_transitions(events, decay, horizon), strict=True
+        transitions(events, decay, decay, horizon), naive_transitions(events, decay, horizon), strict=True
     ):
         np.testing.assert_allclose(found.toarray(), wanted, rtol=1e-5)
 
@@ -376,8 +376,8 @@ def test_nothing_in_gives_nothing_out():
     none = np.zeros(0, np.float32)
     assert histories(nobody).shape == (0, 0)
     assert histories(vacant).toarray().tolist() == [[0, 0, 0], [0, 0, 0]]
-    assert [side.shape for side in transitions(nobody, 0.5)] == [(0, 0), (0, 0)]
-    assert [side.shape for side in transitions(vacant, 0.5)] == [(0, 3), (0, 3)]
+    assert [side.shape for side in transitions(nobody, 0.5, 0.5)] == [(0, 0), (0, 0)]
+    assert [side.shape for side in transitions(vacant, 0.5, 0.5)] == [(0, 3), (0, 3)]
     assert ridge(EMPTY.toarray(), EMPTY.toarray(), 1.0).shape == (0, 0)
     assert local_ridge(EMPTY, EMPTY, 1.0, 3).shape == (0, 0)
     assert keep_largest(EMPTY, 3).shape == (0, 0)

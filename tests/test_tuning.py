@@ -10,7 +10,7 @@ from recotransfer.errors import InputError, UnknownIdError
 from recotransfer.filters import Filter
 from recotransfer.metrics import hits, ndcg
 from recotransfer.recommenders import EASE, HybridItems, ItemKNN, Popularity
-from recotransfer.splits import leave_last
+from recotransfer.splits import hold_out_last
 from recotransfer.task import TransferTask
 from recotransfer.tuning import tune
 
@@ -77,7 +77,7 @@ def test_settings_outside_the_search_space_are_tried_as_given(shelf):
 def test_scores_are_those_of_a_fit_on_the_rest(shelf):
     items, events = shelf
     tuned = tune(task(), items, events, trials=1, k=5)
-    train, valid = leave_last(events)
+    train, valid = hold_out_last(events)
     fitted = task().fit(items, train)
     found = fitted.recommend(pd.unique(valid.users.take(valid.user)), 5)
     assert tuned.trials["ndcg"][0] == pytest.approx(float(ndcg(hits(found, valid), 5).mean()), abs=1e-6)
@@ -106,7 +106,7 @@ def test_modality_weights_are_learnt(shelf):
 def test_only_allowed_items_are_ranked(shelf):
     items, events = shelf
     allow = items.ids.ids[40:]
-    train, valid = leave_last(events)
+    train, valid = hold_out_last(events)
     tuned = tune(task(), items, train, valid=valid, allow=allow, trials=1)
     found = task().fit(items, train).recommend(pd.unique(valid.users.take(valid.user)), 10, filter=Filter(allow=allow))
     assert tuned.trials["ndcg"][0] == pytest.approx(float(ndcg(hits(found, valid), 10).mean()), abs=1e-6)

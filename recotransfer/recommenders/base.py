@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,6 +101,14 @@ class Recommender(ABC):
         """Constructor arguments by name."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
+    def setting(self, name: str) -> Any:
+        """The value of a setting that `search_space` may name."""
+        return getattr(self, name)
+
+    def with_settings(self, values: Mapping[str, Any]) -> Self:
+        """A new model, not fitted, with some settings changed."""
+        return type(self)(**{**self.params(), **values})
+
     def fit(self, interactions: Interactions, items: Embeddings | None = None) -> Self:
         """Learn from events (and embeddings); the catalogue is every item of either. Returns self."""
         if self.needs_items and items is None:
@@ -118,10 +128,10 @@ class Recommender(ABC):
     def check_settings(self) -> None:
         """Refuse numbers that no setting of that name can have; `fit` begins with it."""
         for name, parameter in inspect.signature(type(self)).parameters.items():
-            value, usual = getattr(self, name), parameter.default
-            if value is None or isinstance(usual, str) or name == "rng":
+            value, usual, kind = getattr(self, name), parameter.default, str(parameter.annotation)
+            if value is None or isinstance(usual, (str, tuple)) or name == "rng" or "Mapping" in kind:
                 continue
-            whole = isinstance(usual, int) or "int" in str(parameter.annotation)
+            whole = isinstance(usual, int) or "int" in kind
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
                 kind = "a whole number" if whole else "a number"
                 raise InputError(f"{type(self).__name__}: {name} must be {kind}, got {value!r}")
@@ -191,11 +201,11 @@ class Recommender(ABC):
         mask = None if filter is None else filter.mask(self.catalogue_, self.item_columns)
         tops, reasons = [], []
         for first in range(0, max(len(rows), 1), BLOCK):
-            block = _subset(known, rows[first : first + BLOCK])
+            block = subset(known, rows[first : first + BLOCK])
             top = self._block(block, k, exclude_seen, mask)
             tops.append(top)
             if reason:
-                reasons.append(self._reasons(block, top.positions))
+                reasons.append(self._reasons(block, top.positions, exclude_seen, mask))
         return Recommendations(
             known.users.take(asked),
             self.catalogue_,
@@ -227,11 +237,7 @@ class Recommender(ABC):
         return events.select(events.order)
 
     def _block(self, events: Interactions, k: int, exclude_seen: bool, mask: NDArray[np.bool_] | None) -> TopK:
-        seen = None
-        if exclude_seen:
-            shape = (len(events.users), len(self.catalogue_))
-            marks = np.ones(len(events), np.float32)
-            seen = sparse.coo_array((marks, (events.user, events.item)), shape=shape).tocsr()
+        seen = seen_items(events) if exclude_seen else None
         top = self._rank(events, min(k, len(self.catalogue_)), seen, mask)
         return self._filled(top, k, seen, mask)
 
@@ -258,7 +264,10 @@ class Recommender(ABC):
         np.minimum.accumulate(scores, axis=1, out=scores)
         return TopK(positions, scores)
 
-    def _reasons(self, events: Interactions, positions: NDArray[np.int64]) -> NDArray[np.object_]:
+    def _reasons(
+        self, events: Interactions, positions: NDArray[np.int64], exclude_seen: bool, mask: NDArray[np.bool_] | None
+    ) -> NDArray[np.object_]:
+        """(users, k) why each item stands in its list, which `exclude_seen` and `mask` helped to make."""
         out = np.full(positions.shape, None, dtype=object)
         strengths = self._strengths(events)
         for row in range(len(positions)):
@@ -316,8 +325,10 @@ class Recommender(ABC):
     @classmethod
     def read(cls, artifact: Artifact) -> Self:
         """The model from an opened artefact's parts; `load` without the folder."""
+        settings = artifact.json("params")
+        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
         try:
-            model = cls(**artifact.json("params"))
+            model = cls(**settings)  # JSON made lists of the tuples
         except TypeError as cause:
             raise ArtifactError(
                 f"{artifact.folder}: settings do not fit this version ({cause}); save it again"
@@ -412,7 +423,7 @@ class FactorModel(Recommender):
         self._check_fitted()
         known = self.events_
         drawn = np.sort(np.random.default_rng(rng).permutation(len(known.users))[:users])
-        queries = self._queries(_subset(known, drawn))
+        queries = self._queries(subset(known, drawn))
         chosen = choose_index(self.factors_, target_recall=target_recall, sample_queries=queries)
         self.index_, self.index_report_ = chosen.index, chosen.reason
         return self
@@ -460,7 +471,42 @@ class FactorModel(Recommender):
         self.index_report_ = artifact.json("index_report")
 
 
-def _subset(events: Interactions, users: NDArray[np.int64]) -> Interactions:
+def by_name(name: str, *, from_file: bool = False) -> type[Recommender]:
+    """The recommender class called `name`: one of this package's, or anyone's as "package.module:Class".
+
+    With `from_file` the module must have been imported already, for a file must not choose what code runs.
+    """
+    module, _, inner = name.rpartition(":")
+    if module and from_file and module not in sys.modules:
+        raise ArtifactError(f"the model was made with {name!r}; import {module} first, then load again")
+    try:
+        home = vars(importlib.import_module(module or __package__))
+    except ImportError as cause:
+        raise ArtifactError(f"{name!r} cannot be imported ({cause}); give package.module:Class") from None
+    if not _is_model(home.get(inner)):
+        known = ", ".join(sorted(key for key, kind in home.items() if _is_model(kind))) or "none"
+        raise ArtifactError(f"no recommender is called {name!r}; known: {known}")
+    found: type[Recommender] = home[inner]
+    return found
+
+
+def name_of(kind: type[Recommender]) -> str:
+    """What `by_name` knows a class by."""
+    ours = kind.__module__.startswith(f"{__package__}.")
+    return kind.__name__ if ours else f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _is_model(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Recommender) and not inspect.isabstract(kind)
+
+
+def seen_items(events: Interactions) -> sparse.csr_array:
+    """(users, items) with a mark where the user has the item, to leave out."""
+    shape = (len(events.users), len(events.items))
+    return sparse.coo_array((np.ones(len(events), np.float32), (events.user, events.item)), shape=shape).tocsr()
+
+
+def subset(events: Interactions, users: NDArray[np.int64]) -> Interactions:
     """The events of some distinct users, numbered in the order asked; `events` are sorted by user."""
     start = events.offsets
     sizes = start[users + 1] - start[users]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+import copy
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from recotransfer.artifacts import Artifact, ArtifactWriter
 from recotransfer.data import Embeddings, Interactions
 from recotransfer.errors import InputError
 from recotransfer.index import nearest
+from recotransfer.metrics import POPULARITY_BUCKETS, popularity_bucket
 from recotransfer.recommenders.base import ItemItem, Matrix, cells
 from recotransfer.solvers import (
     Float,
@@ -29,19 +31,28 @@ from recotransfer.solvers import (
     without_diagonal,
 )
 
+_PAST, _FUTURE = 1.5, 1.2  # powers of history_decay in the order part: what came just before tells most of what is next
+_AGREEMENT = 1.0  # how much more behaviour counts between items whose content is the same; 1 to 3 measured alike
+_NEAREST = 20  # neighbours that a cosine is scaled by
+_SAME = 1 - 1e-6
+_CELLS = 200_000  # cosines computed at a time
+
 
 class HybridItems(ItemItem):
     """Recency-weighted histories times one item-item matrix made of three.
 
     1. Co-occurrence: every item regressed on the others (EASE; Steck, 2019).
     2. Order, where events are timed: what comes next regressed on what came before (SLIST; Choi et al., 2021).
-    3. Content: relu(cosine) ** sharpness of the item vectors, each held item's row summing to `content_weight`.
+    3. Content: a kernel, relu(cosine) ** sharpness of the item vectors, in which a row and a column weigh in
+       by the root of their sums; the rows sum to `content_weight` in the mean. Cosines are scaled locally, each by the
+       root of both items' mean to their nearest (Zelnik-Manor and Perona, 2004), or hubs would be everyone's neighbour.
 
-    The first two, the behaviour B, are smoothed over content: an item with n users keeps n / (n + prior_events) of its
-    own row and column and takes the rest from its content neighbours: S B S' with S = diag(a) + diag(1 - a) W. An item
-    nobody has touched is wholly its neighbours' mean, one touched often is itself, and there is no step between. New
-    users are their events; new items enter through `extend`. Fitted without embeddings the model is behaviour only,
-    which is the control arm of the transfer.
+    The first two are the behaviour. Content bears on it twice. Where both speak, they agree or not: each cell is
+    multiplied by 1 + relu(cosine), at the same sum. And it is smoothed, B to S B S' with S = diag(a) + diag(1 - a) W:
+    an item with n users keeps n / (n + prior_events) of its own row and column and takes the rest from its content
+    neighbours. An item nobody has touched is wholly its neighbours' mean, one touched often is itself. New users are
+    their events; new items enter through `extend`. Fitted without embeddings the model is behaviour only, which is the
+    control arm of the transfer. `trust` lies between the two, for items of few and of many users apart.
 
     Args:
         reg: ridge of the co-occurrence regression.
@@ -50,21 +61,24 @@ class HybridItems(ItemItem):
         content_weight: weight of the content part against co-occurrence.
         sharpness: power of the cosine; greater means fewer, nearer neighbours count.
         prior_events: users at which an item's own behaviour and its neighbours' count the same.
-        history_decay: weight of each own item per step of age, and of each step in the order part.
+        history_decay: weight of each own item per step of age; the order part forgets by its powers 1.5 and 1.2.
         neighbours: how many items speak for each item, in each part.
         form: "sparse" solves each item on its `neighbours` and grows with the items only; "dense" solves for all items
             at once and holds items x items. Sparse measured as good and many times faster.
+        trust: how far content is believed for recommended items of no user, 1-5, 6-20 and more users: the item's
+            column is that share of the one with content plus the rest of behaviour alone. What content did on
+            held-out events decides it: see `recotransfer.transfer.guard`.
     """
 
     scores_new_items: ClassVar[bool] = True
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {
-        "reg": (20.0, 1000.0),
-        "sequence_weight": (0.1, 3.0),
-        "sequence_reg": (5.0, 300.0),
-        "content_weight": (0.03, 1.5),
-        "sharpness": (2.0, 12.0),
-        "prior_events": (0.1, 30.0),
-        "history_decay": (0.3, 1.0),
+        "reg": (20.0, 600.0),
+        "sequence_weight": (0.5, 2.5),
+        "sequence_reg": (15.0, 200.0),
+        "content_weight": (0.08, 0.8),
+        "sharpness": (3.0, 8.0),
+        "prior_events": (0.05, 3.0),
+        "history_decay": (0.4, 1.0),
         "neighbours": (60, 250),
     }
 
@@ -74,57 +88,81 @@ class HybridItems(ItemItem):
         reg: float = 200.0,
         sequence_weight: float = 1.0,
         sequence_reg: float = 50.0,
-        content_weight: float = 0.3,
+        content_weight: float = 0.25,
         sharpness: float = 5.0,
-        prior_events: float = 1.0,
+        prior_events: float = 0.2,
         history_decay: float = 0.6,
         neighbours: int = 100,
         form: Literal["sparse", "dense"] = "sparse",
+        trust: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     ) -> None:
         self.reg, self.sequence_weight, self.sequence_reg = reg, sequence_weight, sequence_reg
         self.content_weight, self.sharpness, self.prior_events = content_weight, sharpness, prior_events
         self.history_decay, self.neighbours, self.form = history_decay, neighbours, form
+        self.trust = trust
+
+    def check_settings(self) -> None:
+        """Refuse settings that cannot be; `fit` begins with it."""
+        super().check_settings()
+        if self.form not in ("sparse", "dense"):
+            raise InputError(f'form must be "sparse" or "dense", got {self.form!r}')
+        shares, count = np.asarray(self.trust), len(POPULARITY_BUCKETS)
+        if shares.shape != (count,) or shares.dtype.kind not in "fiu" or not ((shares >= 0) & (shares <= 1)).all():
+            raise InputError(f"trust must be {count} numbers from 0 to 1, got {self.trust!r}")
 
     # -- fit -----------------------------------------------------------------------------------------------------------
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
-        if self.form not in ("sparse", "dense"):
-            raise InputError(f'form must be "sparse" or "dense", got {self.form!r}')
-        self.behaviour_ = self._behaviour(events)
+        self.plain_ = self._behaviour(events)
         self.items_ = None if items is None else _unit(items)
         if self.items_ is None:
-            self.weights_ = self.behaviour_
+            self.weights_ = self.plain_
             return
-        near = without_diagonal(self._nearest(self.items_.vectors, self.items_))
-        self.row_scale_ = (self.content_weight * reciprocal(near.sum(axis=1))).astype(np.float32)
-        self.content_ = scaled(near, self.row_scale_, None)
+        self.behaviour_ = _agreed(self.plain_, self.items_)
+        found = self._nearest(self.items_.vectors, self.items_)
+        self.reach_ = _reach(found)
+        near = without_diagonal(self._kernel(found, self.reach_, self.reach_))
+        self.column_root_ = _roots(near.sum(axis=0))
+        content = scaled(near, _roots(near.sum(axis=1)), self.column_root_)
+        held = content.sum(axis=1)
+        self.level_ = float(self.content_weight * reciprocal(held[held > 0].mean())) if held.any() else 0.0
+        self.row_root_ = self.level_ * _roots(near.sum(axis=1))
+        self.content_ = scaled(near, self.row_root_, self.column_root_)
         self.lookalikes_ = self._lookalikes(near)
         own = self._own_share()
-        self.weights_ = without_diagonal(self._smoothed(self.lookalikes_, self.content_, own))
+        self.trusting_ = without_diagonal(self._smoothed(self.lookalikes_, self.content_, own))
+        self.weights_ = self._blend()
 
     def _behaviour(self, events: Interactions) -> Matrix:
         matrix = histories(events)
         gram = sparse.csr_array(matrix.T @ matrix)
         dense = self.form == "dense"
-        out = ease(gram.toarray(), self.reg) if dense else local_ridge(gram, gram, self.reg, self.neighbours)
+        both = ease(gram.toarray(), self.reg) if dense else local_ridge(gram, gram, self.reg, self.neighbours)
+        self.cooccurrence_, self.order_ = both, None
         if events.time is None or not self.sequence_weight:
-            return out
-        past, future = transitions(events, self.history_decay)
+            return both
+        past, future = transitions(events, self.history_decay**_PAST, self.history_decay**_FUTURE)
         gram, target = sparse.csr_array(past.T @ past), sparse.csr_array(past.T @ future)
         if dense:
             order = without_diagonal(ridge(gram.toarray(), target.toarray(), self.sequence_reg))
         else:
             order = local_ridge(gram, target, self.sequence_reg, self.neighbours)
-        return out + self.sequence_weight * order
+        self.order_ = order
+        return both + self.sequence_weight * order
 
     def _nearest(self, queries: Float, items: Embeddings) -> sparse.csr_array:
-        """(items, queries) relu(cosine) ** sharpness of each query's nearest items."""
+        """(items, queries) positive cosines of each query's nearest items."""
         found = nearest(items.vectors, queries, min(self.neighbours + 1, len(items.ids)), mask=items.has_content)
         kept = (found.positions >= 0) & (found.scores > 0)
         column = np.broadcast_to(np.arange(len(queries))[:, None], kept.shape)[kept]
-        power = found.scores[kept] ** np.float32(self.sharpness)
         shape = (len(items.ids), len(queries))
-        return sparse.coo_array((power, (found.positions[kept], column)), shape=shape).tocsr()
+        return sparse.coo_array((found.scores[kept], (found.positions[kept], column)), shape=shape).tocsr()
+
+    def _kernel(self, cosines: sparse.csr_array, rows: Float, columns: Float) -> sparse.csr_array:
+        """Locally scaled cosines ** sharpness, from each item's reach."""
+        out = scaled(cosines, _roots(rows), _roots(columns))
+        out.data **= np.float32(self.sharpness)
+        return out
 
     def _lookalikes(self, near: sparse.csr_array) -> sparse.csr_array:
         """`near` among items with events, each column summing to 1: whose behaviour stands in for an item's own."""
@@ -133,9 +171,13 @@ class HybridItems(ItemItem):
         return scaled(warm, None, reciprocal(warm.sum(axis=0)))
 
     def _own_share(self) -> Float:
-        """(items,) share of an item's own behaviour, n / (n + prior_events); 1 where no neighbour could stand in."""
+        """(items,) share of an item's own behaviour, n / (n + prior_events).
+
+        1 where no neighbour could stand in, and from 20 times `prior_events` on, where smoothing costs much and does
+        nothing.
+        """
         users = self.popularity_[: self.lookalikes_.shape[1]]
-        alone = self.lookalikes_.sum(axis=0) == 0
+        alone = (self.lookalikes_.sum(axis=0) == 0) | (users >= max(1, 20 * self.prior_events))
         return np.where(alone, 1, users * reciprocal(users + self.prior_events)).astype(np.float32)
 
     def _smoothed(self, stand_in: sparse.csr_array, content: sparse.csr_array, own_column: Float) -> Matrix:
@@ -149,6 +191,30 @@ class HybridItems(ItemItem):
             return np.asarray(both, np.float32)
         return smoothed(self.behaviour_, stand_in, own_column, self.lookalikes_, own, content, keep=2 * self.neighbours)
 
+    # -- trust ---------------------------------------------------------------------------------------------------------
+
+    def with_trust(self, trust: Sequence[float]) -> Self:
+        """A copy that believes content so far, per popularity bucket, without a refit; see `trust`."""
+        self._check_fitted()
+        if self.items_ is None:
+            raise InputError("this HybridItems was fitted without embeddings, so there is no content to trust")
+        out = copy.copy(self)
+        out.trust = trust
+        out.check_settings()
+        out.weights_ = out._blend()
+        return out
+
+    def _blend(self) -> Matrix:
+        """(items, items) column by column `trusting_`, the matrix with content, and `plain_`, as `trust` has it."""
+        share = self._shares(np.arange(len(self.popularity_)))
+        if (share == 1).all():
+            return self.trusting_
+        return _mix(self.trusting_, share, self.plain_) if share.any() else self.plain_
+
+    def _shares(self, items: NDArray[np.int64]) -> Float:
+        """(len(items),) trust in the content of each."""
+        return np.asarray(self.trust, np.float32)[popularity_bucket(self.popularity_[items])]
+
     # -- new items -----------------------------------------------------------------------------------------------------
 
     def _extend(self, items: Embeddings) -> None:
@@ -159,44 +225,52 @@ class HybridItems(ItemItem):
         if fresh.dim != old.dim:
             raise InputError(f"new items have {fresh.dim} dimensions, the model was fitted with {old.dim}")
         n, m = len(old.ids), len(fresh.ids)
-        near = scaled(self._nearest(fresh.vectors, old), None, fresh.has_content)
+        found = scaled(self._nearest(fresh.vectors, old), None, fresh.has_content)
+        reach = _reach(found)
+        near = self._kernel(found, self.reach_, reach)
         stand_in = self._lookalikes(near)
-        scale = np.asarray(self.content_weight * reciprocal(near.sum(axis=0)), np.float32)
-        content_column = scaled(near, self.row_scale_, None)
-        content_row = scaled(sparse.csr_array(near.T), scale, None)
+        root = _roots(near.sum(axis=0))  # of an item that is new, row and column are the same
+        content_column = scaled(near, self.row_root_, root)
+        content_row = scaled(sparse.csr_array(near.T), self.level_ * root, self.column_root_)
         column = self._smoothed(stand_in, content_column, np.zeros(m, np.float32))
         own = self._own_share()
-        reach = stand_in.T @ self.behaviour_
-        row = _mix(reach, own, reach @ self.lookalikes_) + content_row
+        borrowed = stand_in.T @ self.behaviour_
+        row = _mix(borrowed, own, borrowed @ self.lookalikes_) + content_row
         corner = without_diagonal(stand_in.T @ (self.behaviour_ @ stand_in))
         none, tall = _empty(m, m), _empty(m, n)
-        if isinstance(self.weights_, np.ndarray):
-            self.weights_ = np.asarray(np.block([[self.weights_, column], [row, corner]]), np.float32)
+        if isinstance(self.trusting_, np.ndarray):
+            self.trusting_ = np.asarray(np.block([[self.trusting_, column], [row, corner]]), np.float32)
             self.behaviour_ = np.pad(np.asarray(self.behaviour_), ((0, m), (0, m)))
+            self.plain_ = np.pad(np.asarray(self.plain_), ((0, m), (0, m)))
         else:
             row = keep_largest(sparse.csr_array(row).T.tocsr(), 2 * self.neighbours).T.tocsr()
-            self.weights_ = _blocks([self.weights_, column], [row, corner])
+            self.trusting_ = _blocks([self.trusting_, column], [row, corner])
             self.behaviour_ = _blocks([self.behaviour_, None], [None, none])
+            self.plain_ = _blocks([self.plain_, None], [None, none])
         self.content_ = _blocks([self.content_, content_column], [content_row, none])
         self.lookalikes_ = _blocks([self.lookalikes_, stand_in], [tall, none])
-        self.row_scale_ = np.concatenate([self.row_scale_, scale])
+        self.row_root_ = np.concatenate([self.row_root_, self.level_ * root])
+        self.column_root_ = np.concatenate([self.column_root_, root])
+        self.reach_ = np.concatenate([self.reach_, reach])
         vectors = np.concatenate([old.vectors, fresh.vectors])
         present = np.concatenate([old.has_content, fresh.has_content])
         self.items_ = Embeddings(self.catalogue_, vectors, old.source, present, old.blocks)
+        self.weights_ = self._blend()
 
     # -- reasons -------------------------------------------------------------------------------------------------------
 
     def _evidence(self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]) -> Mapping[str, Float]:
         if self.items_ is None:
             return super()._evidence(history, strength, items)
-        share = self._own_share()
-        total = cells(self.weights_, history, items)
+        share, trust = self._own_share(), self._shares(items)
+        total, plain = cells(self.trusting_, history, items), cells(self.plain_, history, items)
         content = np.minimum(cells(self.content_, history, items), np.maximum(total, 0))
         own = share[history][:, None] * cells(self.behaviour_, history, items) * share[items]
         out = {
-            "behaviour": strength[:, None] * own,
-            "behaviour of similar items": strength[:, None] * (total - content - own),
+            "behaviour": strength[:, None] * (trust * own + (1 - trust) * plain),
+            "behaviour of similar items": strength[:, None] * trust * (total - content - own),
         }
+        content = trust * content
         gains, first = {}, 0
         for name, width in self.items_.blocks:
             block = slice(first, first + width)
@@ -213,28 +287,38 @@ class HybridItems(ItemItem):
         super()._write(writer)
         if self.items_ is None:
             return
-        writer.matrix("behaviour", self.behaviour_)
-        writer.matrix("content", self.content_)
-        writer.matrix("lookalikes", self.lookalikes_)
-        writer.array("row_scale", self.row_scale_)
+        for name in ("plain", "behaviour", "content", "lookalikes"):
+            writer.matrix(name, getattr(self, f"{name}_"))
+        if min(self.trust) < 1:
+            writer.matrix("trusting", self.trusting_)
+        for name in ("row_root", "column_root", "reach"):
+            writer.array(name, getattr(self, f"{name}_"))
         writer.array("vectors", self.items_.vectors)
         writer.array("present", self.items_.has_content)
-        writer.json("items", {"source": self.items_.source, "blocks": self.items_.blocks})
+        writer.json("items", {"source": self.items_.source, "blocks": self.items_.blocks, "level": self.level_})
 
     def _read(self, artifact: Artifact) -> None:
         super()._read(artifact)
         self.items_ = None
-        self.behaviour_ = self.weights_
+        self.plain_ = self.weights_
         if "vectors.npy" not in artifact:
             return
-        self.behaviour_ = artifact.matrix("behaviour")
-        self.content_, self.lookalikes_ = artifact.matrix("content"), artifact.matrix("lookalikes")
-        self.row_scale_ = artifact.array("row_scale")
+        self.trusting_ = artifact.matrix("trusting") if min(self.trust) < 1 else self.weights_
+        for name in ("behaviour", "content", "lookalikes"):
+            setattr(self, f"{name}_", artifact.matrix(name))
         facts = artifact.json("items")
         blocks = tuple((name, width) for name, width in facts["blocks"])
         self.items_ = Embeddings(
             self.catalogue_, artifact.array("vectors"), facts["source"], artifact.array("present"), blocks
         )
+        if "level" not in facts:  # as saved by 0.1: rows scaled alone, nothing scaled locally
+            ones = np.ones(len(self.catalogue_), np.float32)
+            self.plain_, self.level_ = self.behaviour_, self.content_weight
+            self.row_root_, self.column_root_, self.reach_ = artifact.array("row_scale"), ones, ones
+            return
+        self.plain_, self.level_ = artifact.matrix("plain"), facts["level"]
+        for name in ("row_root", "column_root", "reach"):
+            setattr(self, f"{name}_", artifact.array(name))
 
 
 def _unit(items: Embeddings) -> Embeddings:
@@ -254,3 +338,46 @@ def _empty(height: int, width: int) -> sparse.csr_array:
 
 def _blocks(top: list[sparse.csr_array | None], bottom: list[sparse.csr_array | None]) -> sparse.csr_array:
     return sparse.csr_array(sparse.block_array([top, bottom], format="csr"))
+
+
+def _roots(values: Float) -> Float:
+    """1 / sqrt(values), and 0 where a value is not positive."""
+    return np.sqrt(reciprocal(values)).astype(np.float32)
+
+
+def _reach(cosines: sparse.csr_array) -> Float:
+    """(columns,) mean of the 20 greatest cosines of each column, less than 1: itself is no neighbour."""
+    others = cosines.copy()
+    others.data[others.data > _SAME] = 0
+    best = keep_largest(others, _NEAREST)
+    counts = np.asarray((best != 0).sum(axis=0))
+    return np.asarray(best.sum(axis=0) * reciprocal(counts), np.float32)
+
+
+def _agreed(behaviour: Matrix, items: Embeddings) -> Matrix:
+    """Each cell times 1 + relu(cosine) of its two items, scaled to the same sum of magnitudes.
+
+    A cell that content says nothing of is left where it is in the mean.
+    """
+    known = items.has_content
+    if isinstance(behaviour, np.ndarray):
+        factor = 1 + _AGREEMENT * np.maximum(items.vectors @ items.vectors.T, 0)
+        factor[~(known[:, None] & known)] = np.nan
+        cells_, told = behaviour.ravel(), factor.ravel()
+    else:
+        out = sparse.coo_array(behaviour)
+        row, column = out.coords
+        told = np.full(len(row), np.nan, np.float32)
+        both = np.flatnonzero(known[row] & known[column])
+        for start in range(0, len(both), _CELLS):
+            at = both[start : start + _CELLS]
+            cosine = np.einsum("ij,ij->i", items.vectors[row[at]], items.vectors[column[at]])
+            told[at] = 1 + _AGREEMENT * np.maximum(cosine, 0)
+        cells_ = out.data
+    size = np.abs(cells_)
+    spoken = ~np.isnan(told)
+    scale = (size[spoken].sum() * reciprocal(np.array([size[spoken] @ told[spoken]])))[0]
+    values = (cells_ * np.where(spoken, told * scale, 1)).astype(np.float32)
+    if isinstance(behaviour, np.ndarray):
+        return values.reshape(behaviour.shape)
+    return sparse.csr_array(sparse.coo_array((values, (row, column)), shape=behaviour.shape))

@@ -1,0 +1,176 @@
+"""The published protocols, run by `recotransfer benchmark` on real data and scored again by an independent referee.
+
+    python benchmarks/protocols.py --data DATA_DIR --referee referee.py amazon_beauty amazon_toys citeulike_a ...
+
+DATA_DIR holds one folder per set. Sets and their protocols:
+
+    amazon_beauty, amazon_toys    next item, strict leave-one-out: the history of the test holds the validation event,
+                                  the weights know nothing of it
+    citeulike_a                   items nobody has touched, titles only; only they are ranked
+    citeulike_a_mixed             the same items and a tenth of the other pairs held out, ranked together and apart
+    movielens_small               all events after a point in time
+
+The referee writes items, events and truth of the first three and scores their lists again: its figures are the ones
+that count. Settings are chosen on validation, with the same number of trials for every arm but those in brackets.
+`results/protocols.json` keeps one row per set and arm; `OUT/SET/benchmark/report.html` is for reading.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from common import RESULTS, header, write_results
+
+MODELS = {
+    "leave-one-out": [
+        "HybridItems", "EASE", "ItemKNN", "ALS", "RidgeProfiles", "ContentProfiles", "Popularity",
+        "EASE as in BARS=EASE(reg=100, history_decay=0.6)",
+    ],
+    "cold": ["HybridItems", "RidgeProfiles", "ContentProfiles", "MiniLM cosine=ContentProfiles()"],
+    "mixed": ["HybridItems", "EASE", "ItemKNN", "ALS", "RidgeProfiles", "ContentProfiles", "Popularity"],
+    "time": ["HybridItems", "EASE", "ItemKNN", "ALS", "BPR", "RidgeProfiles", "ContentProfiles", "Popularity"],
+}  # fmt: skip
+PROTOCOLS = {
+    "amazon_beauty": "leave-one-out",
+    "amazon_toys": "leave-one-out",
+    "citeulike_a": "cold",
+    "citeulike_a_mixed": "mixed",
+    "movielens_small": "time",
+}
+
+
+def run(*words: object) -> str:
+    line = [str(w) for w in words]
+    done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"failed: {' '.join(line)}\n{done.stdout}")
+    return done.stdout
+
+
+def prepared(name: str, a: argparse.Namespace, work: Path) -> list[object]:
+    """Flags of `recotransfer benchmark` for the protocol; its files are written below `work`."""
+    protocol = PROTOCOLS[name]
+    if protocol == "time":
+        return movielens(a.data / name, work)
+    if protocol == "mixed":
+        return mixed(a.data / "citeulike_a", work)
+    cold = protocol == "cold"
+    prepare = (sys.executable, a.referee, "prepare", "cold" if cold else "loo", a.data / name)
+    choice = ("--part",) if cold else ("--form",)
+    run(*prepare, work / "valid", *choice, "valid")
+    run(*prepare, work / "test", *choice, "test" if cold else "strict")
+    test = work / "test"
+    if cold:
+        return ["--items", test / "items.csv", "--events", test / "train.csv", "--history", test / "train.csv",
+                "--valid", work / "valid" / "truth.csv", "--test", test / "truth.csv",
+                "--held-out-items-only", "--k", 20]  # fmt: skip
+    known, last = pd.read_csv(test / "history.csv", dtype=str), pd.read_csv(test / "truth.csv", dtype=str)
+    last["timestamp"] = 10**6
+    pd.concat([known, last]).to_csv(work / "events.csv", index=False)  # the whole log: the package cuts it itself
+    return ["--items", test / "items.csv", "--events", work / "events.csv", "--split", "leave-last"]
+
+
+def movielens(folder: Path, work: Path) -> list[object]:
+    work.mkdir(parents=True, exist_ok=True)
+    columns = ["movieId", "title", "genres", "plot"]
+    pd.read_csv(folder / "movies.csv.gz")[columns].to_csv(work / "items.csv", index=False)
+    pd.read_csv(folder / "ratings.csv.gz").drop(columns="rating").to_csv(work / "events.csv", index=False)
+    columns = ["--item-column", "item=movieId", "--event-column", "user=userId", "--event-column", "item=movieId"]
+    return ["--items", work / "items.csv", "--events", work / "events.csv", "--split", "time", "--refit", *columns]
+
+
+def mixed(folder: Path, work: Path) -> list[object]:
+    """The cold items' pairs, and a tenth of each user's other pairs, in one validation and one test."""
+    work.mkdir(parents=True, exist_ok=True)
+    pd.read_csv(folder / "items.csv.gz", dtype=str)[["item", "title"]].to_csv(work / "items.csv", index=False)
+    pairs = pd.read_csv(folder / "interactions.csv.gz", dtype=str)
+    warm = pairs[pairs["split"] == "train"]
+    lot = pd.Series(np.random.default_rng(0).random(len(warm)), index=warm.index)
+    place = lot.groupby(warm["user"]).rank(method="first")
+    tenth = (warm.groupby("user")["item"].transform("size") / 10).round()
+    part = np.select([place <= tenth, place <= 2 * tenth], ["cold_test", "cold_valid"], "train")
+    pairs.loc[warm.index, "split"] = part
+    for name, kept in (("train", "train"), ("valid", "cold_valid"), ("test", "cold_test")):
+        pairs.loc[pairs["split"] == kept, ["user", "item"]].to_csv(work / f"{name}.csv", index=False)
+    train = work / "train.csv"  # the validation pairs stay unknown in the test as well: its cold items are to be cold
+    return ["--items", work / "items.csv", "--events", train, "--history", train, "--k", 20,
+            "--valid", work / "valid.csv", "--test", work / "test.csv"]  # fmt: skip
+
+
+def refereed(name: str, a: argparse.Namespace, work: Path, folder: Path) -> dict[str, Any]:
+    """The referee's figures for one arm's lists; nothing where it knows no such protocol."""
+    protocol = PROTOCOLS[name]
+    if protocol not in ("leave-one-out", "cold"):
+        return {}
+    scores = folder / "referee.json"
+    kind = "cold" if protocol == "cold" else "loo"
+    run(sys.executable, a.referee, "score", kind, work / "test", folder / "test-lists.parquet", "--json", scores)
+    found = json.loads(scores.read_text())
+    return {f"referee {metric}": [round(x, 4) for x in v] for metric, v in found.items() if isinstance(v, list)}
+
+
+def one_set(name: str, a: argparse.Namespace) -> list[dict[str, Any]]:
+    work, out = a.out / name / "data", a.out / name / "benchmark"
+    flags = prepared(name, a, work)
+    models = [word for model in a.model or MODELS[PROTOCOLS[name]] for word in ("--model", model)]
+    command = [sys.executable, "-m", "recotransfer", "benchmark", *flags, *models, "--out", out]
+    command += ["--trials", a.trials, "--workers", a.workers, "--threads", 1, "--cache", a.out / "cache"]
+    command += ["--title", f"{name}: {PROTOCOLS[name]}", "--resume"]
+    run(*command)
+    results = json.loads((out / "results.json").read_text())
+    lead = {row["arm"]: row for row in results["comparisons"]}
+    rows = []
+    for arm in results["arms"]:
+        if arm["failed"] is not None:
+            rows.append({"set": name, "arm": arm["name"], "failed": arm["failed"]})
+            continue
+        rankings = {
+            f"{ranking} {metric}": [round(value[part], 4) for part in ("value", "low", "high")]
+            for ranking, found in arm["rankings"].items()
+            for metric, value in found["metrics"].items()
+            if metric.partition("@")[0] in ("ndcg", "recall")
+        }
+        against = {}
+        if (lost := lead.get(arm["name"])) is not None:
+            parts = ("value", "low", "high", "p_holm")
+            against = {f"difference to {lost['against']}": [round(lost[part], 4) for part in parts]}
+        facts = {"settings": arm["settings"], "trials": len(arm["trials"]), "valid": round(arm["valid"], 4)}
+        cost = {"seconds": arm["seconds"], "memory_mib": round(arm["memory_mib"])}
+        folder = next(
+            f for f in (out / "arms").iterdir() if json.loads((f / "arm.json").read_text())["name"] == arm["name"]
+        )
+        rows.append(
+            {"set": name, "arm": arm["name"], **refereed(name, a, work, folder), **rankings, **against, **facts, **cost}
+        )
+    rows += [{"set": name, "verdict": verdict["words"], "test": verdict["test"]} for verdict in results["guard"]]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="+", choices=list(PROTOCOLS))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--referee", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("out/protocols"))
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--model", action="append", help="arms instead of the usual ones")
+    a = parser.parse_args()
+    facts = header()
+    kept = json.loads((RESULTS / "protocols.json").read_text())["rows"] if (RESULTS / "protocols.json").exists() else []
+    for name in a.sets:
+        rows = one_set(name, a)
+        print("\n".join(json.dumps(row) for row in rows), flush=True)
+        kept = [row for row in kept if row["set"] != name] + [{**row, "commit": facts["commit"]} for row in rows]
+        write_results("protocols", facts, kept)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,382 @@
+"""The second stage: a small network that orders the best of `HybridItems` anew, by all that speaks for each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from recotransfer.artifacts import Artifact, ArtifactWriter
+from recotransfer.data import Embeddings, Interactions
+from recotransfer.errors import ArtifactError, InputError
+from recotransfer.recommenders.base import BLOCK, Recommender, seen_items, subset
+from recotransfer.recommenders.hybrid import HybridItems
+from recotransfer.scoring import TopK
+from recotransfer.solvers import (
+    Float,
+    by_line,
+    reciprocal,
+    scaled,
+    sequences,
+    smoothed,
+    transitions,
+    unit_rows,
+)
+from recotransfer.splits import hold_out_last
+
+_HIDDEN = 96
+_MOST_USERS = 20_000  # whose held-out events are learned from
+_COLD = 0.1  # share of the items that the first stage is not shown while the network learns
+_FEW = 5  # events after an item below which what followed it counts little
+_NEVER = -1e4  # the logit past the end of a list
+_FLAT = 60.0  # logits so far below the best are told apart no more: float32 ends
+_NETWORK = ("low", "high", "inner", "bias", "outer")  # arrays of the network; see `_trained`
+_BATCH, _LEARNING_RATE, _DROPOUT, _WEIGHT_DECAY = 128, 0.006, 0.1, 0.01
+
+# What the user's items say of a candidate: matrix -> sums of its cells over the history. "decayed" by `history_decay`,
+# of the "newest" item alone, "flat" without decay, and the "number" of own items that speak for the candidate.
+_KINDS = ("decayed", "newest", "flat", "number")  # as `kernels.candidate_sums` has them
+_SUMS = {
+    "cooccurrence": ("decayed", "newest", "flat", "number"),
+    "order": ("decayed", "newest"),
+    "next": ("decayed", "newest"),
+    "reversed": ("decayed",),
+    "bridged": ("decayed",),
+    "content": ("decayed", "newest", "flat"),
+}
+_PLAIN = ("score", "popularity", "popularity of the history", "length of the history")
+_OF_CONTENT = ("cosine to the history", "density", "coherence")
+_OF_NEWEST = ("popularity of the newest", "cosine to the newest")
+
+
+class _Lessons(NamedTuple):
+    """Lists in which one candidate is the user's held-out item: features (n, depth, f), scores and the place."""
+
+    features: Float
+    scores: Float
+    answer: NDArray[np.int64]
+
+
+class HybridRanker(Recommender):
+    """The first `depth` items of a `HybridItems`, ordered anew by a network of one hidden layer.
+
+    For each candidate the network is told what the first stage sums up, part by part: co-occurrence, order and content,
+    over the whole history and for its newest item; besides cosines, popularity and the length of the history. It learns
+    to put the user's last event first, by the cross-entropy of the softmax over each list (ListNet; Cao et al., 2007).
+    For that the first stage is fitted without those events, and without any event of a tenth of the items, so that
+    items nobody has touched are learned about too: in lists of all items and in lists of such items alone. Then the
+    first stage is fitted on everything. Two stages are the design of large recommenders (Covington, Adams and Sargin,
+    2016).
+
+    The network adds to the logarithm of the first stage's score and begins at nothing, so that a log with hardly a user
+    to learn from keeps the order of the first stage.
+
+    Args:
+        base: settings of the first stage, a sparse `HybridItems`; by default its own.
+        depth: candidates of each user; what comes after them keeps the order of the first stage.
+        epochs: passes over the held-out events.
+        rng: seed of the held-out items, the sample of users and the network.
+    """
+
+    scores_new_items: ClassVar[bool] = True
+    search_space: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "base.reg": (50.0, 500.0),
+        "base.sequence_weight": (0.3, 2.0),
+        "base.content_weight": (0.05, 0.6),
+        "base.sharpness": (3.0, 10.0),
+        "base.prior_events": (0.1, 3.0),
+        "base.history_decay": (0.4, 0.9),
+    }
+
+    def __init__(
+        self, *, base: Mapping[str, Any] | None = None, depth: int = 100, epochs: int = 8, rng: int = 0
+    ) -> None:
+        self.base, self.depth, self.epochs, self.rng = base, depth, epochs, rng
+
+    # -- settings ------------------------------------------------------------------------------------------------------
+
+    def check_settings(self) -> None:
+        """Refuse impossible settings, those of the first stage too."""
+        super().check_settings()
+        self._first_stage().check_settings()
+
+    def _first_stage(self) -> HybridItems:
+        """The first stage, not fitted."""
+        if self.base is not None and not isinstance(self.base, Mapping):
+            raise InputError(f"{type(self).__name__}: base must be the settings of a HybridItems, got {self.base!r}")
+        try:
+            out = HybridItems(**(self.base or {}))
+        except TypeError as cause:
+            raise InputError(f"{type(self).__name__}: base does not fit HybridItems: {cause}") from None
+        if out.form != "sparse":
+            raise InputError(f'{type(self).__name__} reads sparse matrices; leave form at "sparse" in base')
+        return out
+
+    def setting(self, name: str) -> Any:
+        """The value of a setting; "base.reg" is `reg` of the first stage."""
+        head, _, inner = name.partition(".")
+        return self._first_stage().setting(inner) if inner and head == "base" else super().setting(name)
+
+    def with_settings(self, values: Mapping[str, Any]) -> Self:
+        """A new model, not fitted; "base.reg" is `reg` of the first stage."""
+        inner = {name.removeprefix("base."): value for name, value in values.items() if name.startswith("base.")}
+        own = {name: value for name, value in values.items() if not name.startswith("base.")}
+        if inner:
+            own["base"] = {**(own.get("base", self.base) or {}), **inner}
+        return super().with_settings(own)
+
+    # -- fit -----------------------------------------------------------------------------------------------------------
+
+    def _fit(self, events: Interactions, items: Embeddings | None) -> None:
+        lessons = copy.copy(self)._taught(events, items)
+        self._set_base(self._first_stage().fit(events, items), events)
+        self.network_ = _trained(lessons, len(self.columns_), self.epochs, self.rng)
+
+    def _taught(self, events: Interactions, items: Embeddings | None) -> list[_Lessons]:
+        """What the network is to learn from, by a first stage that knows neither last events nor some of the items."""
+        rng = np.random.default_rng(self.rng)
+        train, valid = _held_out(events, rng)
+        cold = np.zeros(len(events.items), bool)
+        if items is not None:
+            known = np.flatnonzero(items.has_content & (self.popularity_ > 0))
+            cold[rng.permutation(known)[: int(_COLD * len(known))]] = True
+        unseen, train = train.select(cold[train.item]), train.select(~cold[train.item])
+        if not len(train):
+            return []
+        self._set_base(self._first_stage().fit(train, items), train)
+        return self._lessons(train, valid, None, rng) + self._lessons(train, unseen, cold, rng)
+
+    def _set_base(self, base: HybridItems, events: Interactions) -> None:
+        """Take a first stage fitted on `events`, with the matrices that it does not keep."""
+        base.events_ = events  # an equal copy would stay beside this one
+        self.base_ = base
+        self.parts_ = {"cooccurrence": sparse.csr_array(base.cooccurrence_)}
+        if events.time is not None:
+            past, future = transitions(events, 1.0, 1.0, horizon=1)
+            follows = sparse.csr_array(past.T @ future)
+            self.parts_["next"] = scaled(follows, 1 / (follows.sum(axis=1) + _FEW), None)
+        if base.order_ is not None:
+            self.parts_["order"] = sparse.csr_array(base.order_)
+            if base.items_ is not None:
+                self.parts_["bridged"] = _bridged(self.parts_["order"], base.lookalikes_, 2 * base.neighbours)
+        self._set_matrices()
+
+    def _set_matrices(self) -> None:
+        """Lay out the matrices for the kernel, and number the features that they and the rest give."""
+        found, timed, told = dict(self.parts_), "next" in self.parts_, list(_PLAIN)
+        if "order" in found:
+            found["reversed"] = sparse.csr_array(found["order"].T)
+        if self.base_.items_ is not None:
+            found["content"] = self.base_.content_
+            told += _OF_CONTENT
+        if timed:
+            told += _OF_NEWEST if self.base_.items_ is not None else _OF_NEWEST[:1]
+        for name in found:
+            told += [f"{kind} {name}" for kind in _SUMS[name] if timed or kind in ("flat", "number")]
+        self.matrices_ = {name: by_line(matrix) for name, matrix in found.items()}
+        self.columns_ = {name: at for at, name in enumerate(told)}
+
+    def _lessons(
+        self, train: Interactions, valid: Interactions, mask: NDArray[np.bool_] | None, rng: np.random.Generator
+    ) -> list[_Lessons]:
+        """One event of `valid` for each of a sample of users, by blocks; those whose event is among the candidates.
+
+        `mask` tells which items may be candidates.
+        """
+        rows = rng.permutation(len(valid))
+        users, first = np.unique(valid.user[rows], return_index=True)
+        item = valid.item[rows[first]]
+        kept = np.flatnonzero(np.diff(train.offsets)[users] > 0)
+        kept = np.sort(rng.permutation(kept)[:_MOST_USERS])
+        out = []
+        for start in range(0, len(kept), BLOCK):
+            at = kept[start : start + BLOCK]
+            block = subset(train, users[at])
+            top = self.base_._rank(block, min(self.depth, len(train.items)), seen_items(block), mask)
+            hit = top.positions == item[at][:, None]
+            listed = np.flatnonzero(hit.any(axis=1))
+            top = TopK(top.positions[listed], top.scores[listed])
+            out.append(_Lessons(self._features(subset(block, listed), top), top.scores, hit[listed].argmax(axis=1)))
+        return out
+
+    # -- results -------------------------------------------------------------------------------------------------------
+
+    def _features(self, events: Interactions, top: TopK) -> Float:
+        """(users, m, features) of each candidate in `top`, in the order of `columns_`; 0 past the end of a list."""
+        from numba import get_num_threads
+
+        from recotransfer.kernels import candidate_cosines, candidate_sums
+
+        base, workers = self.base_, get_num_threads()
+        item, strength, age, start = sequences(events)
+        user = np.repeat(np.arange(len(events.users)), np.diff(start))
+        decay = base.history_decay if events.time is not None else 1.0
+        weight = np.stack([strength * decay**age, strength * (age == 0), strength], axis=1).astype(np.float32)
+        out = np.zeros((*top.positions.shape, len(self.columns_)), np.float32)
+        for name, matrix in self.matrices_.items():
+            columns = np.array([self.columns_.get(f"{kind} {name}", -1) for kind in _KINDS])
+            candidate_sums(start, item, weight, matrix, top.positions, columns, out, workers)
+
+        def put(name: str, values: NDArray[Any]) -> None:
+            if name in self.columns_:
+                out[..., self.columns_[name]] = values
+
+        def mean(values: NDArray[Any], weight: Float) -> NDArray[np.float64]:
+            total = np.bincount(user, weight, len(events.users))
+            return np.bincount(user, weight * values, len(events.users)) * reciprocal(total)
+
+        popularity = np.log1p(base.popularity_)
+        put("score", np.log(np.maximum(top.scores, 0) + 1e-3))
+        put("popularity", popularity[top.positions])
+        put("popularity of the history", mean(popularity[item], weight[:, 0])[:, None])
+        put("popularity of the newest", mean(popularity[item], weight[:, 1])[:, None])
+        put("length of the history", np.log(np.maximum(np.diff(start), 1))[:, None])
+        if base.items_ is not None:
+            put("density", base.reach_[top.positions])
+            for name, column in (("cosine to the newest", 1), ("cosine to the history", 2)):
+                if name in self.columns_:
+                    shape = (len(events.users), len(events.items))
+                    own = sparse.csr_array((weight[:, column], item, start), shape=shape)
+                    profile = np.asarray(scaled(own, reciprocal(own.sum(axis=1)), None) @ base.items_.vectors)
+                    column = self.columns_[name]
+                    candidate_cosines(unit_rows(profile), base.items_.vectors, top.positions, column, out, workers)
+            put("coherence", np.linalg.norm(profile, axis=1)[:, None])
+        return out
+
+    def _logits(self, features: Float, scores: Float) -> Float:
+        """(users, m) what the softmax is taken of; far below all others where a list is at its end.
+
+        A feature outside what the network has seen counts as the nearest it has.
+        """
+        from numba import get_num_threads
+
+        from recotransfer.kernels import network_scores
+
+        low, high, *weights = self.network_.values()
+        told = network_scores(np.clip(features, low, high), *weights, get_num_threads())
+        listed = scores > 0
+        return np.where(listed, np.log(np.where(listed, scores, 1)) + told, _NEVER).astype(np.float32)
+
+    def _rank(
+        self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
+    ) -> TopK:
+        width = min(max(k, self.depth), len(self.catalogue_))
+        positions, scores = self.base_._rank(events, width, exclude, mask)
+        head = TopK(positions[:, : self.depth], scores[:, : self.depth])
+        logits = self._logits(self._features(events, head), head.scores)
+        order = np.argsort(-logits, axis=1, kind="stable")
+        best = np.take_along_axis(logits, order, axis=1)
+        share = np.exp(np.maximum(best - best[:, :1], -_FLAT))
+        share /= share.sum(axis=1, keepdims=True)
+        share[np.take_along_axis(head.positions, order, axis=1) < 0] = -np.inf
+        tail = scores[:, self.depth :]
+        with np.errstate(invalid="ignore"):  # where the list ends before it
+            below = np.where(tail > 0, tail / tail[:, :1] * share[:, -1:], -np.inf)
+        positions[:, : self.depth] = np.take_along_axis(head.positions, order, axis=1)
+        return TopK(positions[:, :k], np.concatenate([share, below], axis=1)[:, :k].astype(np.float32))
+
+    def _scores(self, events: Interactions) -> sparse.csr_array:
+        top = self._rank(events, self.depth, None, None)
+        user, place = np.nonzero(top.positions >= 0)
+        shape = (len(events.users), len(self.catalogue_))
+        return sparse.coo_array((top.scores[user, place], (user, top.positions[user, place])), shape=shape).tocsr()
+
+    def _strengths(self, events: Interactions) -> sparse.csr_array:
+        return self.base_._strengths(events)
+
+    def _evidence(self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]) -> Mapping[str, Float]:
+        return self.base_._evidence(history, strength, items)
+
+    # -- new items -----------------------------------------------------------------------------------------------------
+
+    def _extend(self, items: Embeddings) -> None:
+        self.base_ = self.base_.extend(items)
+        n = len(self.catalogue_)
+        self.parts_ = {name: _padded(matrix, n) for name, matrix in self.parts_.items()}
+        self._set_matrices()
+
+    # -- persistence ---------------------------------------------------------------------------------------------------
+
+    def _write(self, writer: ArtifactWriter) -> None:
+        self.base_.write(writer.within("base"))
+        for name, matrix in self.parts_.items():
+            writer.matrix(name, matrix)
+        for name, values in self.network_.items():
+            writer.array(f"network.{name}", values)
+        writer.json("features", {"parts": list(self.parts_), "names": list(self.columns_)})
+
+    def _read(self, artifact: Artifact) -> None:
+        self.base_ = HybridItems.read(artifact.within("base"))
+        facts = artifact.json("features")
+        self.parts_ = {name: artifact.matrix(name) for name in facts["parts"]}
+        self._set_matrices()
+        if list(self.columns_) != facts["names"]:
+            raise ArtifactError(f"{artifact.folder}: the network reads other features than this version; fit it again")
+        self.network_ = {name: np.array(artifact.array(f"network.{name}")) for name in _NETWORK}
+
+
+def _held_out(events: Interactions, rng: np.random.Generator) -> tuple[Interactions, Interactions]:
+    """Each user's last event held out; where nothing is timed, any one event, for the order of the log says nothing."""
+    if events.time is None:
+        events = events.select(rng.permutation(len(events)))
+    held = hold_out_last(events, least=2)
+    return held.train, held.valid
+
+
+def _bridged(order: sparse.csr_array, lookalikes: sparse.csr_array, keep: int) -> sparse.csr_array:
+    """What follows the items that an item is like, lookalikes' @ order; the `keep` largest of each column."""
+    n = order.shape[0]
+    nothing, whole = np.zeros(n, np.float32), np.ones(n, np.float32)
+    return smoothed(order, lookalikes, whole, lookalikes, nothing, sparse.csr_array((n, n), dtype=np.float32), keep)
+
+
+def _padded(matrix: sparse.csr_array, n: int) -> sparse.csr_array:
+    """The matrix with empty rows and columns up to (n, n)."""
+    indptr = np.pad(matrix.indptr, (0, n - matrix.shape[0]), mode="edge")
+    return sparse.csr_array((matrix.data, matrix.indices, indptr), shape=(n, n))
+
+
+def _trained(lessons: list[_Lessons], width: int, epochs: int, rng: int) -> dict[str, Float]:
+    """The network's arrays by name: relu(x @ inner + bias) @ outer is added to the log score.
+
+    x are features as they come, within `low` and `high` of those learned from. The output begins at zero.
+    Trained with AdamW under a one-cycle schedule (Smith and Topin, 2019).
+    """
+    import torch
+    from torch.nn import Dropout, Linear, ReLU, Sequential, functional
+
+    if not sum(len(lesson.answer) for lesson in lessons):
+        none, hidden = np.zeros(width, np.float32), np.zeros(_HIDDEN, np.float32)
+        return dict(zip(_NETWORK, (none, none, np.outer(none, hidden), hidden, hidden), strict=True))
+    features, scores, answer = (np.concatenate(parts) for parts in zip(*lessons, strict=True))
+    lessons.clear()
+    listed = scores > 0
+    seen = features[listed]
+    low, high, mean, spread = seen.min(axis=0), seen.max(axis=0), seen.mean(axis=0), seen.std(axis=0) + 1e-3
+    del seen
+    features -= mean
+    features /= spread
+    x, y = torch.from_numpy(features), torch.from_numpy(answer)
+    offset = torch.from_numpy(np.where(listed, np.log(np.where(listed, scores, 1)), _NEVER).astype(np.float32))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng)
+        net = Sequential(Linear(width, _HIDDEN), ReLU(), Dropout(_DROPOUT), Linear(_HIDDEN, 1, bias=False))
+        torch.nn.init.zeros_(net[3].weight)
+        adam = torch.optim.AdamW(net.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+        steps = epochs * -(-len(y) // _BATCH)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(adam, _LEARNING_RATE, total_steps=max(steps, 2))
+        for _ in range(epochs):
+            for rows in torch.randperm(len(y)).split(_BATCH):
+                loss = functional.cross_entropy(net(x[rows])[..., 0] + offset[rows], y[rows])
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+                schedule.step()
+    inner = (net[0].weight.detach().numpy().T / spread[:, None]).astype(np.float32)
+    bias = net[0].bias.detach().numpy() - mean @ inner
+    outer = net[3].weight.detach().numpy()[0].copy()
+    return dict(zip(_NETWORK, (low, high, inner, bias, outer), strict=True))
