@@ -28,14 +28,13 @@ import numpy as np
 import pandas as pd
 from common import RESULTS, header, write_results
 
+BASELINES = ["EASE", "ItemKNN", "ALS", "RidgeProfiles", "ContentProfiles", "Popularity"]
 MODELS = {
-    "leave-one-out": [
-        "HybridItems", "EASE", "ItemKNN", "ALS", "RidgeProfiles", "ContentProfiles", "Popularity",
-        "EASE as in BARS=EASE(reg=100, history_decay=0.6)",
-    ],
-    "cold": ["HybridItems", "RidgeProfiles", "ContentProfiles", "MiniLM cosine=ContentProfiles()"],
-    "mixed": ["HybridItems", "EASE", "ItemKNN", "ALS", "RidgeProfiles", "ContentProfiles", "Popularity"],
-    "time": ["HybridItems", "EASE", "ItemKNN", "ALS", "BPR", "RidgeProfiles", "ContentProfiles", "Popularity"],
+    "leave-one-out": ["HybridRanker", "HybridItems", "SASRec()", "EASE as in BARS=EASE(reg=100, history_decay=0.6)",
+                      *BASELINES],
+    "cold": ["HybridRanker", "HybridItems", "RidgeProfiles", "ContentProfiles", "MiniLM cosine=ContentProfiles()"],
+    "mixed": ["HybridRanker", "HybridItems", *BASELINES],
+    "time": ["HybridRanker", "HybridItems", "SASRec()", "BPR", *BASELINES],
 }  # fmt: skip
 PROTOCOLS = {
     "amazon_beauty": "leave-one-out",

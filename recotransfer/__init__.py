@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from recotransfer import splits
+    from recotransfer.arms import arms_of
     from recotransfer.batch import BatchJob
+    from recotransfer.benchmark import Benchmark
     from recotransfer.data import Embeddings, IdMap, Interactions, Items, Recommendations
     from recotransfer.filters import Filter
     from recotransfer.readers import EventWeights, read_interactions, read_items
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
         WeightedFusion,
     )
     from recotransfer.task import TransferTask
+    from recotransfer.transfer.guard import guard
     from recotransfer.tuning import tune
 
 __all__ = [
@@ -45,6 +49,7 @@ __all__ = [
     "EASE",
     "AdaptiveFusion",
     "BatchJob",
+    "Benchmark",
     "ContentProfiles",
     "Embeddings",
     "EventWeights",
@@ -64,13 +69,18 @@ __all__ = [
     "StackedFusion",
     "TransferTask",
     "WeightedFusion",
+    "arms_of",
+    "guard",
     "read_interactions",
     "read_items",
+    "splits",
     "tune",
 ]
 
 _HOMES = {
+    "arms": ("arms_of",),
     "batch": ("BatchJob",),
+    "benchmark": ("Benchmark",),
     "data": ("Embeddings", "IdMap", "Interactions", "Items", "Recommendations"),
     "filters": ("Filter",),
     "readers": ("EventWeights", "read_interactions", "read_items"),
@@ -79,11 +89,14 @@ _HOMES = {
         "SASRec", "AdaptiveFusion", "HybridRanker", "RankFusion", "StackedFusion", "WeightedFusion",
     ),
     "task": ("TransferTask",),
+    "transfer": ("guard",),
     "tuning": ("tune",),
 }  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
+    if name == "splits":
+        return importlib.import_module(f"{__name__}.splits")
     for home, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(f"{__name__}.{home}"), name)

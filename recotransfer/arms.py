@@ -83,7 +83,18 @@ def arms_of(words: Sequence[str], *, items: int = 0, content: bool = True) -> li
 
 
 def _default_words(items: int, content: bool) -> list[str]:
-    words = ["HybridItems", "SASRec", "EASE", "ItemKNN", "ALS", "BPR", "RidgeProfiles", "ContentProfiles", "Popularity"]
+    words = [
+        "HybridItems",
+        "HybridRanker",
+        "SASRec",
+        "EASE",
+        "ItemKNN",
+        "ALS",
+        "BPR",
+        "RidgeProfiles",
+        "ContentProfiles",
+        "Popularity",
+    ]
     return [word for word in words if content or not by_name(word)().needs_items]
 
 

@@ -65,7 +65,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if isinstance(value, bool) or hint not in (int, float):
-        return isinstance(value, hint)
+        return isinstance(value, get_origin(hint) or hint)  # a JSON list or object, for Sequence[...] or Mapping[...]
     return isinstance(value, (int, hint)) and math.isfinite(value)
 
 
