@@ -36,10 +36,3 @@ def write_results(name: str, facts: dict[str, Any], rows: list[dict[str, Any]]) 
     with atomic_file(path) as file:
         file.write((json.dumps({**facts, "rows": rows}, indent=1) + "\n").encode())
     return path
-
-
-def peak_memory_mib() -> float:
-    """Largest resident size of this process so far, MiB."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -9,6 +9,7 @@ DATA_DIR holds one folder per set. Sets and their protocols:
     citeulike_a                   items nobody has touched, titles only; only they are ranked
     citeulike_a_mixed             the same items and a tenth of the other pairs held out, ranked together and apart
     movielens_small               all events after a point in time
+    amazon_beauty_noise           amazon_beauty with its titles dealt out anew at random: transfer that can only hurt
 
 The referee writes items, events and truth of the first three and scores their lists again: its figures are the ones
 that count. Settings are chosen on validation, with the same number of trials for every arm but those in brackets.
@@ -34,6 +35,7 @@ MODELS = {
                       *BASELINES],
     "cold": ["HybridRanker", "HybridItems", "RidgeProfiles", "ContentProfiles", "MiniLM cosine=ContentProfiles()"],
     "mixed": ["HybridRanker", "HybridItems", *BASELINES],
+    "noise": ["HybridRanker", "HybridItems"],
     "time": ["HybridRanker", "HybridItems", "SASRec()", "BPR", *BASELINES],
 }  # fmt: skip
 PROTOCOLS = {
@@ -42,6 +44,7 @@ PROTOCOLS = {
     "citeulike_a": "cold",
     "citeulike_a_mixed": "mixed",
     "movielens_small": "time",
+    "amazon_beauty_noise": "noise",
 }
 
 
@@ -61,7 +64,7 @@ def prepared(name: str, a: argparse.Namespace, work: Path) -> list[object]:
     if protocol == "mixed":
         return mixed(a.data / "citeulike_a", work)
     cold = protocol == "cold"
-    prepare = (sys.executable, a.referee, "prepare", "cold" if cold else "loo", a.data / name)
+    prepare = (sys.executable, a.referee, "prepare", "cold" if cold else "loo", a.data / name.removesuffix("_noise"))
     choice = ("--part",) if cold else ("--form",)
     run(*prepare, work / "valid", *choice, "valid")
     run(*prepare, work / "test", *choice, "test" if cold else "strict")
@@ -72,6 +75,10 @@ def prepared(name: str, a: argparse.Namespace, work: Path) -> list[object]:
                 "--held-out-items-only", "--k", 20]  # fmt: skip
     known, last = pd.read_csv(test / "history.csv", dtype=str), pd.read_csv(test / "truth.csv", dtype=str)
     last["timestamp"] = 10**6
+    if protocol == "noise":
+        items = pd.read_csv(test / "items.csv", dtype=str)
+        items["title"] = np.random.default_rng(0).permutation(items["title"])
+        items.to_csv(test / "items.csv", index=False)
     pd.concat([known, last]).to_csv(work / "events.csv", index=False)  # the whole log: the package cuts it itself
     return ["--items", test / "items.csv", "--events", work / "events.csv", "--split", "leave-last"]
 
@@ -106,7 +113,7 @@ def mixed(folder: Path, work: Path) -> list[object]:
 def refereed(name: str, a: argparse.Namespace, work: Path, folder: Path) -> dict[str, Any]:
     """The referee's figures for one arm's lists; nothing where it knows no such protocol."""
     protocol = PROTOCOLS[name]
-    if protocol not in ("leave-one-out", "cold"):
+    if protocol in ("time", "mixed"):
         return {}
     scores = folder / "referee.json"
     kind = "cold" if protocol == "cold" else "loo"

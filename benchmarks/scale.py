@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import header, peak_memory_mib, write_results
+from common import header, write_results
 
+from recotransfer.arms import peak_memory_mib
 from recotransfer.batch import BatchJob
 from recotransfer.data import Embeddings, IdMap, Interactions
 from recotransfer.recommenders import Recommender, by_name

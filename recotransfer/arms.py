@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import signal
 import sys
 import time
 import traceback
@@ -18,7 +19,7 @@ from recotransfer.artifacts import atomic_file, digest, read_json, write_json
 from recotransfer.data import Embeddings, Interactions, Items
 from recotransfer.encoders import encoder_from_spec
 from recotransfer.errors import InputError
-from recotransfer.evaluation import measure, questions
+from recotransfer.evaluation import measure, plain, questions
 from recotransfer.recommenders import Recommender, by_name
 from recotransfer.splits import Split
 from recotransfer.task import TransferTask
@@ -76,10 +77,15 @@ def arms_of(words: Sequence[str], *, items: int = 0, content: bool = True) -> li
         arms.append(arm)
         if both and content:
             arms.append(replace(arm, name=arm.name + CONTROL, content=False, control_of=arm.name))
-    names = [arm.name for arm in arms]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"two arms are called {twice[0]!r}; name one, as in 'other={twice[0]}'")
+    check_names(arms)
     return arms
+
+
+def check_names(arms: Sequence[Arm]) -> None:
+    """Refuse arms whose results would fall into one place, those of the guard counted in."""
+    names = [arm.name for arm in arms] + [arm.control_of + GUARDED for arm in arms if arm.control_of is not None]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"two arms are called {twice[0]!r}; name one of them otherwise, as in 'other=EASE'")
 
 
 def _default_words(items: int, content: bool) -> list[str]:
@@ -99,20 +105,12 @@ def _default_words(items: int, content: bool) -> list[str]:
 
 
 def _arm_of(word: str, items: int) -> Arm:
-    label, named, rest = word.partition("=") if re.match(r"[^(]*=", word) else ("", "", word)
-    spec = (rest if named else word).strip()
+    marks = [n for n, letter in enumerate(word) if letter == "="]  # the first that stands in no bracket ends the label
+    mark = next((n for n in marks if word.count("(", 0, n) == word.count(")", 0, n)), -1)
+    label, spec = " ".join(word[: max(mark, 0)].split()), word[mark + 1 :].strip()
     name, bracket, inside = spec.partition("(")
     kind = by_name(name.strip())
-    given: dict[str, Any] = {}
-    if bracket:
-        try:
-            call = ast.parse(f"f({inside}", mode="eval").body
-            assert isinstance(call, ast.Call)
-            if call.args:
-                raise ValueError
-            given = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-        except (SyntaxError, ValueError, AssertionError):
-            raise InputError(f"{spec!r}: write settings as in EASE(reg=100, history_decay=0.6)") from None
+    given = _settings_of(spec, inside) if bracket else {}
     known = inspect.signature(kind).parameters
     if lost := [setting for setting in given if setting not in known]:
         raise InputError(f"{spec!r}: {kind.__name__} has no setting {lost[0]!r}; it has {', '.join(known)}")
@@ -120,7 +118,23 @@ def _arm_of(word: str, items: int) -> Arm:
         given.setdefault("neighbours", 200)
     recommender = kind(**given)
     recommender.check_settings()
-    return Arm(label.strip() or spec, recommender, tuned=not bracket and bool(recommender.search_space))
+    return Arm(label or spec, recommender, tuned=not bracket and bool(recommender.search_space))
+
+
+def _settings_of(spec: str, inside: str) -> dict[str, Any]:
+    """The settings of "EASE(reg=100)", of which `inside` is what follows the bracket."""
+    try:
+        call = ast.parse(f"f({inside}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError
+        given = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg is not None}
+        if len(given) < len(call.keywords):  # one twice, or **
+            raise ValueError
+    except (SyntaxError, ValueError):
+        raise InputError(
+            f"{spec!r}: write settings as in EASE(reg=100, history_decay=0.6), each once, text in quotes"
+        ) from None
+    return given
 
 
 @dataclass(frozen=True)
@@ -138,6 +152,10 @@ class Work:
     specs: Sequence[Mapping[str, Any]]
     weights: Mapping[str, float] | None
 
+    def folder(self, arm: Arm) -> Path:
+        """Where an arm's model, trials and figures are."""
+        return self.out / "arms" / arm.folder
+
     def task(self, recommender: Recommender, content: bool, weights: Mapping[str, float] | None) -> TransferTask:
         """A task with the encoders as far as the arm is given content."""
         encoders = [encoder_from_spec(spec) for spec in self.specs] if content else []
@@ -148,26 +166,62 @@ class Work:
         return self.parts if content else []
 
 
-def run_arm(work: Work, arm: Arm) -> None:
-    """Tune, fit, ask and measure one arm; everything goes into its folder, `arm.json` last."""
-    folder = work.out / "arms" / arm.folder
-    if (folder / "arm.json").exists() and read_json(folder / "arm.json")["failed"] is None:
+def run_arm(work: Work, arm: Arm, control: Arm | None = None) -> None:
+    """Tune, fit, ask and measure one arm; everything goes into its folder, `arm.json` last.
+
+    With its control arm, both of them done, the arm is guarded instead.
+    """
+    at = arm if control is None else guarded(arm)
+    folder = work.folder(at)
+    if done(folder):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {
+    (folder / "traceback.txt").unlink(missing_ok=True)
+    try:
+        facts = _measured_arm(work, arm, folder) if control is None else _guarded_arm(work, arm, control, folder)
+    except Exception as cause:  # one arm must not take hours of the others with it; the report and a trace say why
+        with atomic_file(folder / "traceback.txt") as file:
+            file.write(traceback.format_exc().encode())
+        write_failed(folder, at, f"{type(cause).__name__}: {cause}")
+    else:
+        write_json(folder / "arm.json", plain({**_facts(at), **facts}))
+
+
+def guarded(arm: Arm) -> Arm:
+    """The line of what the guard lets through of an arm."""
+    return replace(arm, name=arm.name + GUARDED, tuned=False)
+
+
+def done(folder: Path) -> bool:
+    """Whether an arm's folder holds its figures."""
+    path = folder / "arm.json"
+    return path.exists() and read_json(path)["failed"] is None
+
+
+def write_failed(folder: Path, arm: Arm, why: str) -> None:
+    """Note in the arm's folder why it has no figures."""
+    write_json(folder / "arm.json", {**_facts(arm), "failed": " ".join(why.split())})
+
+
+def died(status: int) -> str:
+    """What is known of an arm whose process ended with this exit status and left nothing."""
+    if status == -signal.SIGKILL:
+        return (
+            "its process was killed, as happens when memory runs out; give it more, or run fewer workers side by side"
+        )
+    how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+    return f"its process {how} before it was done; stderr says more"
+
+
+def _facts(arm: Arm) -> dict[str, Any]:
+    return {
         "name": arm.name,
         "class": type(arm.recommender).__name__,
+        "start": plain(arm.recommender.params()),
         "content": arm.content,
         "control_of": arm.control_of,
         "tuned": arm.tuned,
     }
-    try:
-        facts |= _measured_arm(work, arm, folder)
-    except Exception as cause:  # one arm must not take hours of the others with it; the report and a trace say why
-        with atomic_file(folder / "traceback.txt") as file:
-            file.write(traceback.format_exc().encode())
-        facts |= {"failed": f"{type(cause).__name__}: {cause}"}
-    write_json(folder / "arm.json", facts)
 
 
 def _measured_arm(work: Work, arm: Arm, folder: Path) -> dict[str, Any]:
@@ -252,20 +306,16 @@ def _asked(work: Work, task: TransferTask, folder: Path) -> dict[str, Any]:
         **measured.tables,
         "seconds": {"recommend": seconds["all"]},
         "users_per_second": len(lists["all"]) / seconds["all"],
-        "memory_mib": _peak_mib(),
+        "memory_mib": peak_memory_mib(),
         "failed": None,
     }
 
 
-def run_guard(work: Work, arm: Arm, control: Arm) -> None:
+def _guarded_arm(work: Work, arm: Arm, control: Arm, folder: Path) -> dict[str, Any]:
     """Weigh an arm against its control on validation, and test what the guard lets through."""
     split = work.split
-    guarded = replace(arm, name=arm.name + GUARDED)
-    folder = work.out / "arms" / guarded.folder
-    rows = [read_json(work.out / "arms" / one.folder / "arm.json") for one in (arm, control)]
-    if (folder / "arm.json").exists() or any(row["failed"] is not None for row in rows):
-        return
-    at = [work.out / "arms" / one.folder for one in (arm, control)]
+    at = [work.folder(one) for one in (arm, control)]
+    rows = [read_json(folder / "arm.json") for folder in at]
     tasks = [TransferTask.load(one / ("model-train" if work.refit else "model")) for one in at]
     start = time.perf_counter()
     found = guard(
@@ -286,16 +336,21 @@ def run_guard(work: Work, arm: Arm, control: Arm) -> None:
     task.recommender = recommender
     task.save(folder / "model")
     facts = _asked(work, task, folder)
-    carried = ("class", "content", "settings", "weights", "curve")
-    write_json(folder / "arm.json", {
-        **{name: row[name] for name in carried}, "name": guarded.name, "guard_of": arm.name, "control_of": None,
-        "tuned": False, "trials": [], "valid": valid, **facts,
+    carried = ("content", "settings", "weights", "curve")
+    return {
+        **{name: row[name] for name in carried}, "guard_of": arm.name, "trials": [], "valid": valid, **facts,
         "seconds": {**facts["seconds"], "guard": seconds, "fit": row["seconds"]["fit"]},
         "guard": {"arm": arm.name, "control": control.name, **found.verdict.to_dict()},
-    })  # fmt: skip
+    }  # fmt: skip
 
 
-def _peak_mib() -> float:
+def peak_memory_mib() -> float:
+    """Largest resident size of this process so far, MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says begins at the size of the process that started this one
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)

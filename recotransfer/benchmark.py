@@ -12,13 +12,16 @@ import json
 import multiprocessing
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +30,29 @@ import pandas as pd
 from tqdm import tqdm
 
 from recotransfer import __version__
-from recotransfer.arms import GUARDED, Arm, Work, run_arm, run_guard
+from recotransfer.arms import GUARDED, Arm, Work, check_names, died, done, guarded, run_arm, write_failed
 from recotransfer.artifacts import digest, digest_of_events, read_json, write_json
 from recotransfer.data import Items
 from recotransfer.errors import InputError
+from recotransfer.evaluation import plain
 from recotransfer.report import write_report
 from recotransfer.splits import Split
 from recotransfer.task import TransferTask
 from recotransfer.transfer.transferability import neighbour_agreement
 from recotransfer.uncertainty import holm, paired
 
-_JOB, _RESULTS, _REPORT = "_job.json", "results.json", "report.html"
+_JOB, _ARMS, _RESULTS, _REPORT = "_job.json", "arms", "results.json", "report.html"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+_PROCESS = "recotransfer arm"  # name of the processes that arms run in
+_SCRIPT_AGAIN = 97  # exit status of such a process that came upon a benchmark to run before its arm
 _PACKAGES = ("recotransfer", "numpy", "scipy", "torch", "implicit", "faiss-cpu", "faiss-gpu", "numba", "optuna")
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """One benchmark into a folder: `results.json`, `report.html`, and `arms/NAME/` with model, trials and figures.
+
+    A script must call `run` under `if __name__ == "__main__":`, for the processes of the arms import the script again.
 
     Attributes:
         out: the folder; empty or new, unless `run` resumes.
@@ -55,10 +63,10 @@ class Benchmark:
         rng: seed of the search and of the intervals.
         workers: arms that run side by side.
         threads: threads of each; times are those of so many.
-        progress: show a bar.
+        progress: show a bar on a terminal, and say what was read of the content.
     """
 
-    out: Path
+    out: str | Path
     ks: tuple[int, ...] = (10,)
     trials: int = 20
     refit: bool = False
@@ -90,25 +98,33 @@ class Benchmark:
             arms: see `arms_of`.
             task: brings encoders, cache and starting weights of modalities; its recommender is not looked at.
             title: of the report.
-            resume: go on with an interrupted benchmark of the same description.
+            resume: go on with an interrupted benchmark of the same description; arms that failed run again.
+
+        Raises:
+            InputError: settings or arms that cannot be, a folder in use, or a script that calls this without
+                `if __name__ == "__main__":`.
         """
-        self._check(arms)
+        if multiprocessing.current_process().name == _PROCESS:
+            sys.exit(_SCRIPT_AGAIN)  # the process that runs the benchmark says what is wrong, once
+        self._check(arms, split)
+        out = Path(self.out)
+        _claim(out, resume)
         task = TransferTask(progress=self.progress) if task is None else task
         catalogue = items.ids.union(split.train.items)
         split = split.with_items(catalogue)
         parts = task.encode(items) if any(arm.content for arm in arms) else []
+        for report in task.reports_ if parts and self.progress else []:
+            print(report, file=sys.stderr)
         specs = [encoder.spec() for encoder in task.encoders_] if parts else []
-        work = Work(self.out, self.ks, self.trials, self.refit, self.rng, items, split, parts, specs, task.weights)
-        self._begin(work, arms, resume)
-        pairs = [(arm, next((c for c in arms if c.control_of == arm.name), None)) for arm in arms]
-        guards = [(arm, control) for arm, control in pairs if control is not None]
-        self._run_all(work, arms, guards)
+        work = Work(out, self.ks, self.trials, self.refit, self.rng, items, split, parts, specs, task.weights)
+        self._begin(work, arms)
+        self._run_all(work, arms)
         results = self._results(work, arms, title)
-        write_json(self.out / _RESULTS, results)
-        write_report(results, self.out / _REPORT)
+        write_json(out / _RESULTS, results)
+        write_report(results, out / _REPORT)
         return results
 
-    def _check(self, arms: Sequence[Arm]) -> None:
+    def _check(self, arms: Sequence[Arm], split: Split) -> None:
         for name in ("trials", "workers", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -116,9 +132,13 @@ class Benchmark:
             raise InputError(f"ks must be list lengths of at least 1, got {self.ks}")
         if not arms:
             raise InputError("no arms to run; name a recommender")
+        check_names(arms)
+        if (users := len(np.unique(split.test.user))) < 2:
+            raise InputError(f"test has events of {users} user only, and intervals need two at least; hold out more, "
+                             "or give a longer log")  # fmt: skip
 
-    def _begin(self, work: Work, arms: Sequence[Arm], resume: bool) -> None:
-        """Claim the folder, or check that it holds this very benchmark."""
+    def _begin(self, work: Work, arms: Sequence[Arm]) -> None:
+        """Write what the folder is for, or check that it holds this very benchmark."""
         s = work.split
         job = {
             "package": __version__,
@@ -131,54 +151,49 @@ class Benchmark:
             "vectors": digest([digest(part.vectors.ravel()) for part in work.parts]),
             "weights": work.weights,
         }
-        if self.out.exists() and not self.out.is_dir():
-            raise InputError(f"{self.out} is a file; give a new or empty folder for the benchmark")
-        self.out.mkdir(parents=True, exist_ok=True)
-        if not (self.out / _JOB).exists():
-            if any(p for p in self.out.iterdir() if not p.name.startswith(".")):
-                raise InputError(f"{self.out} holds other files; give a new or empty folder for the benchmark")
-            write_json(self.out / _JOB, job)
-        elif not resume:
-            raise InputError(
-                f"{self.out} holds an earlier benchmark; go on with it by --resume, or give another folder"
-            )
-        elif changed := sorted(name for name in job if read_json(self.out / _JOB).get(name) != job[name]):
-            raise InputError(f"{self.out} holds another benchmark: {', '.join(changed)} changed; give another folder, "
+        if not (work.out / _ARMS).exists():  # no arm had begun
+            write_json(work.out / _JOB, job)
+            return
+        earlier = read_json(work.out / _JOB)
+        if changed := sorted(name for name in job if earlier.get(name) != job[name]):
+            told = [f"{name} changed" if name in ("data", "vectors") else
+                    f"{name} was {earlier.get(name)} and is {job[name]}" for name in changed]  # fmt: skip
+            raise InputError(f"{work.out} holds another benchmark: {', '.join(told)}; give another folder, "
                              "or the same settings")  # fmt: skip
+        for arm in arms:
+            path = work.folder(arm) / "arm.json"
+            facts = read_json(path) if path.exists() else None
+            mine = type(arm.recommender).__name__, plain(arm.recommender.params())
+            if facts is not None and (facts.get("class"), facts.get("start")) != mine:
+                raise InputError(f"{work.out} holds {arm.name!r} as {facts['class']} with other settings; name the arm "
+                                 "otherwise, or give another folder")  # fmt: skip
 
-    def _run_all(self, work: Work, arms: Sequence[Arm], guards: Sequence[tuple[Arm, Arm]]) -> None:
+    def _run_all(self, work: Work, arms: Sequence[Arm]) -> None:
         total = sum(self.trials if arm.tuned else 1 for arm in arms)
-        context = multiprocessing.get_context("spawn")  # OpenMP after a fork hangs
         with (
             _threads(self.threads),
-            ProcessPoolExecutor(self.workers, mp_context=context, max_tasks_per_child=1) as pool,
             tqdm(total=total, desc="fitting", unit=" models", disable=None if self.progress else True) as bar,
         ):
-            jobs = {pool.submit(run_arm, work, arm): arm for arm in arms}
-            self._watch(jobs, arms, bar)
-            for (arm, _), done in [(pair, pool.submit(run_guard, work, *pair)) for pair in guards]:
-                bar.set_postfix_str(f"guarding {arm.name}")
-                done.result()
 
-    def _watch(self, jobs: Mapping[Future[None], Arm], arms: Sequence[Arm], bar: Any) -> None:
-        left = set(jobs)
-        while left:
-            done, left = wait(left, timeout=2)
-            for job in done:
-                job.result()  # what an arm itself did wrong is in its folder; this is a broken process
-            bar.n = sum(_trials_done(self.out / "arms" / arm.folder, arm.tuned) for arm in arms)
-            bar.refresh()
+            def show() -> None:
+                bar.n = sum(_trials_done(work.folder(arm), arm.tuned) for arm in arms)
+                bar.refresh()
+
+            _run_each(work, [(arm,) for arm in arms], self.workers, show)
+            pairs = [(arm, control) for arm in arms for control in arms if control.control_of == arm.name]
+            bar.set_postfix_str("guarding" if pairs else "")
+            _run_each(work, [pair for pair in pairs if all(done(work.folder(arm)) for arm in pair)], self.workers, show)
 
     def _results(self, work: Work, arms: Sequence[Arm], title: str) -> dict[str, Any]:
         rows, users, guards = [], {}, []
         for arm in arms:
-            for name in (arm.name, arm.name + GUARDED):
-                folder = self.out / "arms" / replace(arm, name=name).folder
+            for line in (arm, guarded(arm)):
+                folder = work.folder(line)
                 if not (folder / "arm.json").exists():
                     continue
                 rows.append(read_json(folder / "arm.json"))
                 if rows[-1]["failed"] is None:
-                    users[name] = pd.read_parquet(folder / "users.parquet")
+                    users[line.name] = pd.read_parquet(folder / "users.parquet")
                 if "guard" in rows[-1]:
                     guards.append(rows[-1].pop("guard"))
         for verdict in guards:
@@ -186,7 +201,7 @@ class Benchmark:
             verdict["guarded_test"] = self._difference(users, verdict["arm"] + GUARDED, verdict["control"])
         best = max((row for row in rows if row["failed"] is None), key=lambda row: row["valid"], default=None)
         reference = None if best is None else best["name"]
-        return {
+        results = {
             "format": 1,
             "title": title,
             "created": time.strftime("%Y-%m-%d %H:%M"),
@@ -199,6 +214,7 @@ class Benchmark:
             "guard": guards,
             "transferability": _transferability(work),
         }
+        return dict(plain(results))
 
     def _difference(self, users: Mapping[str, pd.DataFrame], arm: str, against: str) -> dict[str, float] | None:
         if arm not in users or against not in users:
@@ -238,10 +254,78 @@ class Benchmark:
         }
 
 
+def _claim(out: Path, resume: bool) -> None:
+    """Make the folder, or refuse one in use, before any work."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give a new or empty folder for the benchmark")
+    out.mkdir(parents=True, exist_ok=True)
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    if names >= {_JOB, _ARMS}:
+        if not resume:
+            raise InputError(f"{out} holds an earlier benchmark; go on with it by --resume (in Python resume=True), or "
+                             "give another folder")  # fmt: skip
+    elif names - {_JOB}:
+        raise InputError(f"{out} holds other files; give a new or empty folder for the benchmark")
+
+
+def _run_each(work: Work, jobs: Sequence[tuple[Arm, ...]], workers: int, show: Callable[[], None]) -> None:
+    """`run_arm` for every job in a process of its own; an arm whose process dies has failed, the others go on."""
+    context = multiprocessing.get_context("spawn")  # OpenMP after a fork hangs
+    waiting, running = list(jobs), dict[SpawnProcess, tuple[Arm, ...]]()
+    try:
+        while waiting or running:
+            fresh = []
+            while waiting and len(running) < workers:
+                receive, send = context.Pipe(duplex=False)
+                process = context.Process(target=_work_alone, args=(receive,), name=_PROCESS)
+                process.start()
+                receive.close()
+                running[process] = waiting[0]
+                fresh.append((send, waiting.pop(0)))
+            for send, job in fresh:
+                with send, contextlib.suppress(BrokenPipeError):  # its exit status says more
+                    send.send((work, *job))
+            connection.wait([process.sentinel for process in running], timeout=2)
+            for process in [process for process in running if process.exitcode is not None]:
+                _check_ended(work, running.pop(process), process.exitcode or 0)
+            show()
+    finally:
+        for process in running:
+            process.kill()
+            process.join()
+
+
+def _work_alone(receive: connection.Connection) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, interrupted, ends its arms itself
+
+    def follow() -> None:
+        parent.join()  # killed: nobody else would end this arm, and a resumed benchmark runs it anew
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own has semaphores, of which a process that is ended leaves warnings behind
+    run_arm(*receive.recv())
+
+
+def _check_ended(work: Work, job: tuple[Arm, ...], status: int) -> None:
+    """An arm's own errors are in its folder already; this looks at processes that ended before they could write any."""
+    if status == _SCRIPT_AGAIN:
+        raise InputError(
+            "every arm runs in a process of its own, which imports this script again and came upon the benchmark; "
+            'put what the script does under if __name__ == "__main__":'
+        )
+    line = job[0] if len(job) == 1 else guarded(job[0])
+    if status and not done(work.folder(line)):
+        write_failed(work.folder(line), line, died(status))
+
+
 def _transferability(work: Work) -> list[dict[str, Any]]:
     """What could be known of each encoder before any training; see `neighbour_agreement`."""
     return [
         {"encoder": part.source, "score": "neighbour agreement",
+         "note": "how many times as often content neighbours go together as items of their popularity; 1 is chance",
          "value": float(neighbour_agreement(part, work.split.train, rng=work.rng))}
         for part in work.parts
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command line: fit, recommend, similar, inspect, demo. Thin: each command reads, calls one thing, reports."""
+"""The command line. Thin: each command reads, calls one thing, reports."""
 
 from __future__ import annotations
 
@@ -165,6 +165,7 @@ def fit(**o: Any) -> None:
       recotransfer fit --items sample_data/items.csv --events sample_data/events.csv --out model
       recotransfer fit --items "sqlite:///shop.db#items" --events "sqlite:///shop.db#events" --out model --trials 20
     """  # noqa: D301
+    from recotransfer.arms import peak_memory_mib
     from recotransfer.recommenders.base import FactorModel
     from recotransfer.task import TransferTask
 
@@ -185,7 +186,7 @@ def fit(**o: Any) -> None:
     users, catalogue = _count(len(events.users), "user"), _count(len(task.recommender.catalogue_), "item")
     spent = f"{seconds:.1f} s{', the choice of settings included' if o['trials'] else ''}"
     _say(f"fitted {type(recommender).__name__} on {_count(len(events), 'event')} of {users} and {catalogue} "
-         f"in {spent}, peak memory {_peak_mib():.0f} MiB")  # fmt: skip
+         f"in {spent}, peak memory {peak_memory_mib():.0f} MiB")  # fmt: skip
     click.echo(o["out"])
 
 
@@ -248,12 +249,6 @@ def _tuned(task: TransferTask, items: Items, events: Interactions, o: Mapping[st
     best_task.fit(items, events, parts=tuned.parts)
     best_task.reports_ = task.reports_
     return best_task
-
-
-def _peak_mib() -> float:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
 
 
 @cli.command()
@@ -326,16 +321,34 @@ def benchmark(**o: Any) -> None:
     split = _split_of(o, items)
     catalogue = split.train.items.union(items.ids)
     arms = arms_of(o["models"], items=len(catalogue), content=not o["no_content"])
+    _say(_told(split))
     weights = numbers(o["weights"], "weight") or None
     task = TransferTask(encoders=_encoders(o, items), weights=weights, cache=o["cache"])
     threads = o["threads"] or max(1, (os.cpu_count() or 1) // o["workers"])
-    run = Benchmark(o["out"], tuple(o["ks"]), o["trials"], o["refit"], o["seed"], o["workers"], threads)
+    run = Benchmark(o["out"], tuple(dict.fromkeys(o["ks"])), o["trials"], o["refit"], o["seed"], o["workers"], threads)
     results = run.run(items, split, arms, task=task, title=o["title"], resume=o["resume"])
-    for report in getattr(task, "reports_", []):
-        _say(report)
     _say(table(results))
+    for verdict in results["guard"]:
+        _say(click.wrap_text(f"{verdict['arm']}: {verdict['words']}", 110, subsequent_indent="  "))
+    failed = [arm["name"] for arm in results["arms"] if arm["failed"] is not None]
+    if failed:
+        _say(f"why arms failed: {o['out']}/arms/NAME/traceback.txt; --resume tries them again")
     _say(f"report: {o['out'] / 'report.html'}")
+    if len(failed) == len(results["arms"]):
+        raise InputError(f"every arm failed, the first with {results['arms'][0]['failed']}")
     click.echo(o["out"] / "results.json")
+
+
+def _told(split: Split) -> str:
+    """What is learned from and asked, what the protocol left out, and users of whom nothing is known."""
+    facts = split.facts
+    words = ", ".join(f"{len(getattr(split, name)):,} {name}" for name in ("train", "valid", "test"))
+    lines = [f"{split.name}: {words} events"]
+    lines += [f"  {_count(n, 'event')} left out ({why})" for why, n in facts.get("left_out", {}).items() if n]
+    if split.name == "given":
+        unknown = facts["users_without_history"]
+        lines += [f"  {_count(n, f'{name} user')} without any history" for name, n in unknown.items() if n]
+    return "\n".join(lines)
 
 
 def _split_of(o: Mapping[str, Any], items: Items) -> Split:
@@ -384,6 +397,7 @@ def recommend(model: Path, out: Path, **o: Any) -> None:
       recotransfer recommend model --out recs --k 20 --where 'in_stock and price < 50'
       recotransfer recommend model --out recs-new --histories new_users.csv --reasons
     """  # noqa: D301
+    from recotransfer.arms import peak_memory_mib
     from recotransfer.artifacts import sha256
     from recotransfer.batch import BatchJob
     from recotransfer.task import TransferTask
@@ -404,7 +418,7 @@ def recommend(model: Path, out: Path, **o: Any) -> None:
     seconds = time.perf_counter() - start
     rows = sum(shard["rows"] for shard in manifest["shards"])
     _say(f"{_count(rows, 'row')} for {_count(manifest['users'], 'user')} in {seconds:.1f} s, "
-         f"{_count(len(manifest['shards']), 'shard')}, peak memory {_peak_mib():.0f} MiB")  # fmt: skip
+         f"{_count(len(manifest['shards']), 'shard')}, peak memory {peak_memory_mib():.0f} MiB")  # fmt: skip
     click.echo(out)
 
 
@@ -519,7 +533,9 @@ def main() -> None:
         )
     except (click.Abort, KeyboardInterrupt):
         _stop(
-            "recotransfer: interrupted; finished shards (see --resume) and cached vectors (see --cache) are kept", 130
+            "recotransfer: interrupted; finished shards, arms and trials (see --resume) and cached vectors "
+            "(see --cache) are kept",
+            130,
         )
 
 

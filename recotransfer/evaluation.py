@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -103,9 +104,17 @@ def measure(
     return Measured(tables, pd.DataFrame({"user": users, **each}))
 
 
+def plain(value: Any) -> Any:
+    """The same as strict JSON has it: null for a number that is none, such as the interval of a single user."""
+    if isinstance(value, Mapping):
+        return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _estimate(values: NDArray[np.float64]) -> dict[str, float | None]:
-    """The interval as JSON has it: null where one user alone has none."""
-    return {name: None if np.isnan(value) else float(value) for name, value in interval(values)._asdict().items()}
+    return dict(plain(interval(values)._asdict()))
 
 
 def _bucketed(

@@ -262,8 +262,9 @@ def verdict(results: Results) -> list[str]:
     said = [
         f"{best['name']} is best: {name} {four(figure['value'])} {_between(figure)} over {count(users)} test users."
     ]
-    if len(arms) > 1:
-        said += _leads(results, best, arms[1:])
+    # An arm and its guarded form are one model; who comes second is another.
+    if others := [arm for arm in arms if (arm["guard_of"] or arm["name"]) != (best["guard_of"] or best["name"])]:
+        said += _leads(results, best, others)
     said += _transfers(results, best)
     said += _doubts(results, arms)
     return said

@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +17,7 @@ from recotransfer.benchmark import Benchmark
 from recotransfer.data import IdMap, Interactions, Items
 from recotransfer.encoders import HashingText
 from recotransfer.errors import ArtifactError, InputError
-from recotransfer.evaluation import measure, questions
+from recotransfer.evaluation import measure, plain, questions
 from recotransfer.recommenders import EASE, HybridItems, ItemKNN, Popularity, Recommender
 from recotransfer.task import TransferTask
 
@@ -102,7 +106,7 @@ def test_an_interrupted_benchmark_goes_on_to_the_same_numbers(results, shop, tmp
     assert numbers(run(out, shop, resume=True)) == numbers(results[1])
     with pytest.raises(InputError, match="holds an earlier benchmark; go on with it by --resume"):
         run(out, shop)
-    with pytest.raises(InputError, match="holds another benchmark: trials changed"):
+    with pytest.raises(InputError, match="holds another benchmark: trials was 3 and is 4; give"):
         run(out, shop, resume=True, trials=4)
 
 
@@ -164,19 +168,68 @@ class Broken(Popularity):
         raise ZeroDivisionError("nothing works")
 
 
+class Killed(Popularity):
+    """A recommender whose process is killed, as when memory runs out."""
+
+    def _fit(self, events, items):
+        signal.raise_signal(signal.SIGKILL)
+
+
 class Mine(ItemKNN):
     """A user's own class, which joins by its import path."""
 
 
 def test_an_arm_that_fails_is_reported_and_takes_no_other_with_it(shop, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(__import__("pathlib").Path(__file__).parent))
-    words = ["broken=test_benchmark:Broken", "mine=test_benchmark:Mine(neighbours=20)"]
-    found = run(tmp_path / "out", shop, words)
+    words = ["broken=test_benchmark:Broken", "killed=test_benchmark:Killed", "mine=test_benchmark:Mine(neighbours=20)"]
+    found = run(tmp_path / "out", shop, words, workers=3)
     assert arm(found, "broken")["failed"] == "ZeroDivisionError: nothing works"
     assert "nothing works" in (tmp_path / "out" / "arms" / "broken" / "traceback.txt").read_text()
+    assert "killed, as happens when memory runs out" in arm(found, "killed")["failed"]
     assert arm(found, "mine")["failed"] is None
+    with pytest.raises(InputError, match="holds 'mine' as Mine with other settings; name the arm otherwise"):
+        run(tmp_path / "out", shop, ["mine=test_benchmark:Mine(neighbours=30)"], resume=True)
     assert found["reference"] == "mine"
     assert "nothing works" in (tmp_path / "out" / "report.html").read_text()
+
+
+SCRIPT = """
+from pathlib import Path
+from recotransfer import Benchmark, Interactions, arms_of, splits
+from recotransfer.data import IdMap, Items
+import pandas as pd
+
+log = pd.DataFrame({"user": [f"u{n // 5}" for n in range(50)], "item": [f"i{n * 7 % 11}" for n in range(50)]})
+events = Interactions.from_frame(log)
+items = Items(events.items, pd.DataFrame(index=range(len(events.items))), {})
+Path("ran").open("a").write("once ")
+Benchmark("bench", progress=False).run(items, splits.leave_last(events), arms_of(["Popularity"], content=False))
+"""
+
+
+def test_a_script_without_a_main_is_told_what_it_lacks(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert 'put what the script does under if __name__ == "__main__":' in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "bench" / "arms").exists()  # so that the mended script finds the folder free
+
+
+def test_a_guard_that_cannot_judge_is_a_failed_line_beside_the_arms(shop, tmp_path):
+    split = splits.leave_last(shop[1])
+    split = replace(split, valid=split.valid.select(split.valid.user == split.valid.user[0]))
+    found = run(tmp_path / "out", shop, ["HybridItems(reg=50)"], split=split)
+    assert "two are the least to compare" in arm(found, "HybridItems(reg=50)" + GUARDED)["failed"]
+    assert arm(found, "HybridItems(reg=50)")["failed"] is None
+    assert found["guard"] == []
+
+
+def test_numbers_that_are_none_are_null_in_json():
+    assert plain({"a": [float("nan"), 1.5, None], "b": ({"c": float("inf")}, "x", 2)}) == {
+        "a": [None, 1.5, None],
+        "b": [{"c": None}, "x", 2],
+    }
 
 
 def test_words_for_arms():
@@ -190,12 +243,16 @@ def test_words_for_arms():
     assert arms_of(["EASE"], items=10**6)[0].recommender.neighbours == 200
     assert "ContentProfiles" not in [a.name for a in arms_of([], content=False)]
     assert len({a.folder for a in arms_of(["a/b=EASE", "a:b=EASE"])}) == 2
+    assert [a.name for a in arms_of([" <b>mine</b>\n (v=2) =EASE(reg=5)"])] == ["<b>mine</b> (v=2)"]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["EASE", "EASE"], "two arms are called 'EASE'; name one"),
+        (["EASE(reg=1, reg=2)"], "each once"),
+        (["EASE(**{'reg': 1})"], "each once"),
+        (["a=EASE(reg=1"], r"'EASE\(reg=1': write settings"),
         (["EASE(reg=)"], r"write settings as in EASE\(reg=100"),
         (["EASE(100)"], r"write settings as in EASE\(reg=100"),
         (["EASE(reg=__import__('os'))"], r"write settings as in EASE\(reg=100"),
@@ -220,6 +277,10 @@ def test_folders_in_use_are_left_alone(shop, tmp_path):
         run(tmp_path, shop)
     with pytest.raises(InputError, match="is a file"):
         run(tmp_path / "notes.txt", shop)
+    split = splits.leave_last(shop[1])
+    with pytest.raises(InputError, match="test has events of 1 user only"):
+        run(tmp_path / "new", shop, split=replace(split, test=split.test.select(split.test.user == 0)))
+    assert not (tmp_path / "new").exists()
     with pytest.raises(InputError, match="trials must be at least 1"):
         run(tmp_path / "new", shop, trials=0)
 

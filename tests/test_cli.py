@@ -89,6 +89,7 @@ def place(tiny, tmp_path, monkeypatch):
 
 
 FIT = ("fit", "--items", "items.csv", "--events", "events.csv", "--out")
+BENCH = ("benchmark", "--items", "items.csv", "--events", "events.csv", "--no-content", "--out")
 
 
 def refused(ran, *words):
@@ -277,6 +278,20 @@ def test_tuning_reports_and_keeps_every_trial(place, run, hashed):
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
+def test_a_benchmark_tells_what_was_asked_and_what_came_out(place, run):
+    words = [*BENCH, "bench", "--split", "leave-last", "--model", "EASE(reg=50)", "--model", "<b>x</b>=Popularity"]
+    ran = run(*words, "--k", 5, "--k", 10, "--k", 5, "--workers", 2)
+    assert (ran.status, ran.out) == (0, f"{Path('bench/results.json')}\n")
+    assert "leave-last: 90 train, 30 valid, 30 test events" in ran.err
+    assert re.search(r"EASE\(reg=50\) +no +0\.\d{4} +\[", ran.err)
+    assert "Warning" not in ran.err
+    results = json.loads(Path("bench/results.json").read_text(), parse_constant=pytest.fail)
+    assert results["protocol"]["k"] == [5, 10]
+    assert [arm["name"] for arm in results["arms"]] == ["EASE(reg=50)", "<b>x</b>"]
+    assert "<b>x</b>" not in Path("bench/report.html").read_text()
+    refused(run(*words), "bench holds an earlier benchmark; go on with it by --resume")
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
@@ -306,6 +321,15 @@ def test_tuning_reports_and_keeps_every_trial(place, run, hashed):
         ([*FIT, "items.csv/m"], ["items.csv is no folder that can be written to"]),
         ([*FIT, "."], ["working folder"]),
         ([*FIT, "m", "--cache", "m/cache"], ["keep the cache outside"]),
+        ([*BENCH, "m", "--model", "EAZE"], ["no recommender is called 'EAZE'", "known: ALS"]),
+        ([*BENCH, "m", "--model", "EASE(rge=1)"], ["EASE has no setting 'rge'; it has reg, "]),
+        ([*BENCH, "m", "--model", "no_such:Mine"], ["'no_such:Mine' cannot be imported", "on PYTHONPATH"]),
+        ([*BENCH, "m", "--model", "broken:Mine"], ["'broken:Mine' cannot be imported (ValueError: of mine)"]),
+        ([*BENCH, "m", "--split", "tiem"], ["'tiem' is not one of 'time', 'leave-last'"]),
+        ([*BENCH, "m", "--valid", "events.csv"], ["--valid and --test go together"]),
+        ([*BENCH, "m", "--history", "events.csv"], ["give --valid and --test too"]),
+        ([*BENCH, "."], ["holds other files; give a new or empty folder"]),
+        ([*BENCH, "items.csv"], ["items.csv is a file"]),
         (["recommend", "nowhere", "--out", "r"], ["nowhere", "manifest.json"]),
         (["recommend", "model", "--out", "r", "--k", "0"], ["'--k': 0 is not in the range"]),
         (["recommend", "model", "--out", "r", "--k", "ten"], ["'ten' is not a valid integer"]),
@@ -323,7 +347,9 @@ def test_tuning_reports_and_keeps_every_trial(place, run, hashed):
     ],
     ids=lambda value: " ".join(value)[-50:],
 )  # fmt: skip
-def test_bad_words_end_in_one_sentence(place, run, hashed, words, parts):
+def test_bad_words_end_in_one_sentence(place, run, hashed, monkeypatch, words, parts):
+    Path("broken.py").write_text("raise ValueError('of mine')")
+    monkeypatch.syspath_prepend(place)
     refused(run(*words), *parts)
     assert not Path("r").exists(), "a refused job leaves no folder behind"
     assert not Path("m").exists()

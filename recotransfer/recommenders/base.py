@@ -481,8 +481,11 @@ def by_name(name: str, *, from_file: bool = False) -> type[Recommender]:
         raise ArtifactError(f"the model was made with {name!r}; import {module} first, then load again")
     try:
         home = vars(importlib.import_module(module or __package__))
-    except ImportError as cause:
-        raise ArtifactError(f"{name!r} cannot be imported ({cause}); give package.module:Class") from None
+    except Exception as cause:  # anyone's module can raise anything
+        why = cause if isinstance(cause, ImportError) else f"{type(cause).__name__}: {cause}"
+        raise ArtifactError(
+            f"{name!r} cannot be imported ({why}); give package.module:Class, the package on PYTHONPATH"
+        ) from None
     if not _is_model(home.get(inner)):
         known = ", ".join(sorted(key for key, kind in home.items() if _is_model(kind))) or "none"
         raise ArtifactError(f"no recommender is called {name!r}; known: {known}")
