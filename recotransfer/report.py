@@ -262,12 +262,21 @@ def verdict(results: Results) -> list[str]:
     said = [
         f"{best['name']} is best: {name} {four(figure['value'])} {_between(figure)} over {count(users)} test users."
     ]
-    # An arm and its guarded form are one model; who comes second is another.
-    if others := [arm for arm in arms if (arm["guard_of"] or arm["name"]) != (best["guard_of"] or best["name"])]:
+    if others := [arm for arm in arms if not _alike(best, arm)]:
         said += _leads(results, best, others)
     said += _transfers(results, best)
     said += _doubts(results, arms)
     return said
+
+
+def _alike(best: Arm, other: Arm) -> bool:
+    """Whether two arms are one model: an arm and its guarded form, or the control arm that the guard fell back to."""
+    if (best["guard_of"] or best["name"]) == (other["guard_of"] or other["name"]):
+        return True
+    return any(
+        a["guard_of"] and not a["content"] and b["control_of"] == a["guard_of"]
+        for a, b in ((best, other), (other, best))
+    )
 
 
 def _leads(results: Results, best: Arm, others: Sequence[Arm]) -> Iterator[str]:
