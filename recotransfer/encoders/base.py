@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import pandas as pd
@@ -63,6 +63,35 @@ class Encoder(Protocol):
 
     def spec(self) -> dict[str, Any]:
         """Plain JSON from which `encoder_from_spec` builds the same encoder."""
+
+
+class Features(NamedTuple):
+    """What a module gives for a batch, on its device.
+
+    Attributes:
+        pooled: (batch, dim) one vector per value, as `encode` returns it.
+        dense: (batch, positions, width) vectors of tokens or patches in reading order; None where a model has none.
+        mask: (batch, positions) bool, True where a position holds content; None where all do.
+    """
+
+    pooled: Any
+    dense: Any = None
+    mask: Any = None
+
+
+class TrainableEncoder(Encoder, Protocol):
+    """An encoder whose weights a `Tuner` can change."""
+
+    def module(self) -> Any:
+        """A `torch.nn.Module` of its own with the encoder's weights; called with what `collate` gives it, it returns
+        `Features`.
+        """
+
+    def collate(self, values: Sequence[Any]) -> Mapping[str, Any]:
+        """Tensors of one batch, as `module` takes them; values must be readable."""
+
+    def saved(self, module: Any, folder: str | Path) -> Self:
+        """The same encoder with the weights of `module`, which are written to `folder`, whole or not at all."""
 
 
 @dataclass(frozen=True)
