@@ -13,6 +13,8 @@ DATA_DIR holds one folder per set. Sets and their protocols:
 
 The referee writes items, events and truth of the first three and scores their lists again: its figures are the ones
 that count. Settings are chosen on validation, with the same number of trials for every arm but those in brackets.
+Where items without events are ranked too, the flagship is also tested, on warm items alone, against every arm that
+knows interactions only: it is not to pay for the cold ones there.
 `results/protocols.json` keeps one row per set and arm; `OUT/SET/benchmark/report.html` is for reading.
 """
 
@@ -28,6 +30,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from common import RESULTS, header, write_results
+
+from recotransfer.uncertainty import paired
+
+FLAGSHIP = "HybridRanker"  # tested on warm items against every arm that knows interactions only
 
 BASELINES = ["EASE", "ItemKNN", "ALS", "RidgeProfiles", "ContentProfiles", "Popularity"]
 MODELS = {
@@ -122,6 +128,19 @@ def refereed(name: str, a: argparse.Namespace, work: Path, folder: Path) -> dict
     return {f"referee {metric}": [round(x, 4) for x in v] for metric, v in found.items() if isinstance(v, list)}
 
 
+def warm_differences(arms: list[dict[str, Any]], folders: dict[str, Path], metric: str) -> dict[str, dict[str, Any]]:
+    """Arm -> the flagship minus this arm on warm items, paired over users, for arms that know interactions only."""
+    figures = {}
+    for arm in arms:
+        if "warm" in arm["rankings"] and (arm["name"] == FLAGSHIP or not arm["content"]):
+            users = pd.read_parquet(folders[arm["name"]] / "users.parquet")
+            figures[arm["name"]] = users.loc[users["ranking"] == "warm", metric].to_numpy()
+    if (ours := figures.pop(FLAGSHIP, None)) is None:
+        return {}
+    found = {name: paired(ours, theirs) for name, theirs in figures.items()}
+    return {name: {f"warm {metric}: {FLAGSHIP} minus this": [round(x, 4) for x in gap]} for name, gap in found.items()}
+
+
 def one_set(name: str, a: argparse.Namespace) -> list[dict[str, Any]]:
     work, out = a.out / name / "data", a.out / name / "benchmark"
     flags = prepared(name, a, work)
@@ -131,7 +150,9 @@ def one_set(name: str, a: argparse.Namespace) -> list[dict[str, Any]]:
     command += ["--title", f"{name}: {PROTOCOLS[name]}", "--resume"]
     run(*command)
     results = json.loads((out / "results.json").read_text())
-    lead = {row["arm"]: row for row in results["comparisons"]}
+    folders = {json.loads(path.read_text())["name"]: path.parent for path in (out / "arms").glob("*/arm.json")}
+    ran = [arm for arm in results["arms"] if arm["failed"] is None]
+    warm = warm_differences(ran, folders, results["primary"])
     rows = []
     for arm in results["arms"]:
         if arm["failed"] is not None:
@@ -143,18 +164,17 @@ def one_set(name: str, a: argparse.Namespace) -> list[dict[str, Any]]:
             for metric, value in found["metrics"].items()
             if metric.partition("@")[0] in ("ndcg", "recall")
         }
-        against = {}
-        if (lost := lead.get(arm["name"])) is not None:
-            parts = ("value", "low", "high", "p_holm")
-            against = {f"difference to {lost['against']}": [round(lost[part], 4) for part in parts]}
+        against = {
+            f"{found['ranking']} difference to {found['against']}": [
+                round(found[part], 4) for part in ("value", "low", "high", "p_holm")
+            ]
+            for found in results["comparisons"]
+            if found["arm"] == arm["name"]
+        }
         facts = {"settings": arm["settings"], "trials": len(arm["trials"]), "valid": round(arm["valid"], 4)}
         cost = {"seconds": arm["seconds"], "memory_mib": round(arm["memory_mib"])}
-        folder = next(
-            f for f in (out / "arms").iterdir() if json.loads((f / "arm.json").read_text())["name"] == arm["name"]
-        )
-        rows.append(
-            {"set": name, "arm": arm["name"], **refereed(name, a, work, folder), **rankings, **against, **facts, **cost}
-        )
+        told = {**refereed(name, a, work, folders[arm["name"]]), **rankings, **against, **warm.get(arm["name"], {})}
+        rows.append({"set": name, "arm": arm["name"], **told, **facts, **cost})
     rows += [{"set": name, "verdict": verdict["words"], "test": verdict["test"]} for verdict in results["guard"]]
     return rows
 

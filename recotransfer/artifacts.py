@@ -1,7 +1,8 @@
 """A saved thing is a folder of checksummed parts, written atomically and loaded without executing anything.
 
 `manifest.json` holds {"format": 1, "class": ..., "package": ..., "parts": {file: {"sha256": ..., "bytes": ...}}}. Parts
-are `NAME.npy` (memory-mapped on load), `NAME.json` and `NAME.parquet`. There is no pickle anywhere.
+are `NAME.npy` (memory-mapped on load), `NAME.json`, `NAME.parquet` and the files of folders `NAME/`, which hold models.
+There is no pickle anywhere.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from recotransfer.errors import ArtifactError, InputError
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
+_MODEL_FILES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".md"}  # text and tensors: none of it can run
 
 
 @contextlib.contextmanager
@@ -51,6 +53,31 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `path` when all is written, flushed to disk; else it is gone again.
+
+    A folder that is at `path` already is replaced: check first that nothing in it is to be kept.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield folder
+        for part in _files(folder):
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        os.chmod(folder, 0o777 & ~_umask())
+        _swap_in(folder, path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file())
 
 
 def sha256(path: Path) -> str:
@@ -139,6 +166,17 @@ class ArtifactWriter:
         """Store ids so that each comes back with its own type."""
         self.table(name, _ids_to_frame(ids))
 
+    def folder_of_model(self, name: str, path: str | Path) -> None:
+        """Store the folder of a model's text and tensor files under its own last name; anything else is refused."""
+        source = Path(path)
+        files = _files(source)
+        if bad := next((f for f in files if f.suffix not in _MODEL_FILES), None):
+            raise InputError(f"{bad} is neither text nor safetensors, so it is not stored with a model; remove it")
+        for file in files:
+            target = self._path(f"{name}/{source.absolute().name}/{file.relative_to(source).as_posix()}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+
 
 class Artifact:
     """An opened folder; parts are checked against the manifest and read when asked for."""
@@ -188,6 +226,23 @@ class Artifact:
         """The ids, each of its own type."""
         return _frame_to_ids(self.table(name))
 
+    def has_folder(self, name: str) -> bool:
+        """True where `ArtifactWriter.folder_of_model` stored a folder of that name."""
+        return any(part.startswith(f"{self.prefix}{name}/") for part in self.manifest["parts"])
+
+    def folder_of_model(self, name: str) -> Path:
+        """The folder that `ArtifactWriter.folder_of_model` stored; its files were checked like every part."""
+        start = f"{self.prefix}{name}/"
+        names = {part.removeprefix(start).split("/")[0] for part in self.manifest["parts"] if part.startswith(start)}
+        held = [
+            f for f in _files(self.folder / start) if f.relative_to(self.folder).as_posix() in self.manifest["parts"]
+        ]
+        if len(names) != 1 or len(held) != len(_files(self.folder / start)):
+            raise ArtifactError(f"{self.folder}: {start} is not as it was saved; restore it or save the model again")
+        if bad := next((f for f in held if f.suffix not in _MODEL_FILES), None):
+            raise ArtifactError(f"{bad} is neither text nor safetensors; restore the folder or save the model again")
+        return Path(self.folder, start, names.pop())
+
 
 def check_replaceable(path: Path) -> None:
     """Raise `InputError` where writing an artefact to `path` would fail or lose files that are none of ours."""
@@ -204,7 +259,7 @@ def check_replaceable(path: Path) -> None:
             parts = set(json.loads((path / _MANIFEST).read_text(encoding="utf-8"))["parts"])
         except (OSError, ValueError, LookupError, TypeError):
             raise InputError(f"{path} holds other files; give a new folder, or that of an earlier model") from None
-        if more := sorted(held - {_MANIFEST} - parts):
+        if more := sorted(held - {_MANIFEST} - {part.split("/")[0] for part in parts}):
             raise InputError(f"{path} holds {more[0]!r} beside a model, which would be lost; move it away")
 
 
@@ -217,21 +272,13 @@ def write_artifact(path: str | Path, class_name: str, fill: Callable[[ArtifactWr
 
     path = Path(path)
     check_replaceable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with atomic_folder(path) as folder:
         fill(ArtifactWriter(folder))
-        parts = {p.name: {"sha256": sha256(p), "bytes": p.stat().st_size} for p in sorted(folder.iterdir())}
+        parts = {
+            p.relative_to(folder).as_posix(): {"sha256": sha256(p), "bytes": p.stat().st_size} for p in _files(folder)
+        }
         manifest = {"format": FORMAT, "class": class_name, "package": __version__, "parts": parts}
         (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
-        for part in folder.iterdir():
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-        os.chmod(folder, 0o777 & ~_umask())
-        _swap_in(folder, path)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _swap_in(folder: Path, path: Path) -> None:
@@ -266,7 +313,7 @@ def open_artifact(path: str | Path) -> Artifact:
         raise ArtifactError(f"{folder / _MANIFEST} is damaged ({cause}); save the model again") from None
     for name, size, digest in parts:
         part = folder / name
-        if Path(name).name != name or not part.is_file():
+        if not {"", ".", ".."}.isdisjoint(name.split("/")) or "\\" in name or not part.is_file():
             raise ArtifactError(f"{folder}: part {name} is missing; restore the folder or save the model again")
         if part.stat().st_size != size or sha256(part) != digest:
             raise ArtifactError(f"{folder}: part {name} was truncated or edited; restore it or save the model again")

@@ -216,22 +216,30 @@ class Benchmark:
         }
         return dict(plain(results))
 
-    def _difference(self, users: Mapping[str, pd.DataFrame], arm: str, against: str) -> dict[str, float] | None:
+    def _difference(
+        self, users: Mapping[str, pd.DataFrame], arm: str, against: str, ranking: str = "all"
+    ) -> dict[str, float] | None:
         if arm not in users or against not in users:
             return None
-        one, other = users[arm][self.primary].to_numpy(), users[against][self.primary].to_numpy()
+        one, other = (
+            users[name].loc[users[name]["ranking"] == ranking, self.primary].to_numpy() for name in (arm, against)
+        )
         return {name: float(value) for name, value in paired(one, other, rng=self.rng)._asdict().items()}
 
     def _comparisons(self, users: Mapping[str, pd.DataFrame], reference: str) -> list[dict[str, Any]]:
-        pairs = {name: self._difference(users, name, reference) for name in users if name != reference}
-        rows: list[dict[str, Any]] = [
-            {"arm": name, "against": reference, "metric": self.primary, **difference}
-            for name, difference in pairs.items()
-            if difference is not None
-        ]
-        for row, p in zip(rows, holm(np.array([row["p"] for row in rows])), strict=True):
-            row["p_holm"] = float(p)
-        return rows
+        """Every arm against the reference in every ranking; Holm's correction goes over the arms of a ranking."""
+        out = []
+        for ranking in users[reference]["ranking"].unique():
+            pairs = {name: self._difference(users, name, reference, ranking) for name in users if name != reference}
+            rows: list[dict[str, Any]] = [
+                {"ranking": ranking, "arm": name, "against": reference, "metric": self.primary, **difference}
+                for name, difference in pairs.items()
+                if difference is not None
+            ]
+            for row, p in zip(rows, holm(np.array([row["p"] for row in rows])), strict=True):
+                row["p_holm"] = float(p)
+            out += rows
+        return out
 
     def _protocol(self, work: Work) -> dict[str, Any]:
         split = work.split

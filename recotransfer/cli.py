@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import click
 
 from recotransfer import __version__
+from recotransfer.adapt import adapt, label
 from recotransfer.errors import InputError, RecoTransferError, UnknownIdError
 from recotransfer.flags import config_option, numbers, pairs, settings
 
@@ -509,6 +510,10 @@ def demo(data: Path, out: Path, image_encoder: str | None) -> None:
     from recotransfer.demo import run
 
     run(data, out, image_encoder)
+
+
+cli.add_command(adapt)
+cli.add_command(label)
 
 
 def main() -> None:

@@ -302,6 +302,35 @@ class Interactions:
         at = items.positions(self.items.take(used))
         return Interactions(self.users, items, self.user, at[where], self.weight, self.time, self.kind, self.kinds)
 
+    def joined(self, other: Interactions) -> Interactions:
+        """These events, then those of `other`, over the ids of both; the ids of these keep their positions.
+
+        Raises:
+            InputError: only one of the two has times, or event kinds. A log without events has what the other has.
+        """
+        for name in ("time", "kind"):
+            if len(self) and len(other) and (getattr(self, name) is None) != (getattr(other, name) is None):
+                raise InputError(f"only one of the two logs has a {name}, so that they cannot be one; give both one")
+        users, items = self.users.union(other.users), self.items.union(other.items)
+        kinds = tuple(dict.fromkeys([*self.kinds, *other.kinds]))
+        renamed = np.array([kinds.index(name) for name in other.kinds], np.int16)
+        moved = Interactions(
+            users,
+            items,
+            users.positions(other.users.ids)[other.user],
+            items.positions(other.items.ids)[other.item],
+            other.weight,
+            other.time,
+            None if other.kind is None else renamed[other.kind],
+            kinds,
+        )
+
+        def both(name: str) -> Any:
+            parts = [part for part in (getattr(self, name), getattr(moved, name)) if part is not None]
+            return np.concatenate(parts) if parts else None
+
+        return Interactions(users, items, kinds=kinds, **{name: both(name) for name in _EVENT_TYPES})
+
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
         """(users + 1,) where each user's events begin, for events that are sorted by user."""
@@ -376,6 +405,14 @@ class Embeddings:
         present = (at >= 0) & (self.has_content[np.maximum(at, 0)] if len(self.ids) else False)
         vectors[~present] = 0
         return Embeddings(ids, vectors, self.source, present, self.blocks)
+
+    def joined(self, other: Embeddings) -> Embeddings:
+        """These rows, then those of `other`, whose ids are new; source and blocks are those of these."""
+        if other.dim != self.dim:
+            raise InputError(f"new items have {other.dim} dimensions, those known {self.dim}; encode both alike")
+        vectors = np.concatenate([self.vectors, other.vectors])
+        present = np.concatenate([self.has_content, other.has_content])
+        return Embeddings(self.ids.union(other.ids), vectors, self.source, present, self.blocks)
 
 
 def _not_finite(rows: NDArray[np.float32], start: int) -> list[int]:

@@ -60,7 +60,7 @@ class Measured:
 
     Attributes:
         tables: JSON-able: "rankings", "popularity", "ages" (timed logs only), "histories", "beyond".
-        per_user: one row per test user of the ranking "all": column user, and one per metric.
+        per_user: one row per ranking and test user of it: columns ranking and user, and one per metric.
     """
 
     tables: dict[str, Any]
@@ -85,14 +85,14 @@ def measure(
         vectors: what diversity within a list is measured in.
     """
     asked, k = questions(split), ks[0]
-    rankings = {}
+    rankings, per_user = {}, []
     for name, found in lists.items():
-        each = metrics.rank_metrics(metrics.hits(found, asked[name].truth), ks)
-        size = len(next(iter(each.values())))
-        rankings[name] = {"users": size, "metrics": {metric: _estimate(v) for metric, v in each.items()}}
+        truth = asked[name].truth
+        each = metrics.rank_metrics(metrics.hits(found, truth), ks)
+        users = truth.users.take(np.unique(truth.user))
+        rankings[name] = {"users": len(users), "metrics": {metric: _estimate(v) for metric, v in each.items()}}
+        per_user.append(pd.DataFrame({"ranking": name, "user": users, **each}))
     main, truth = lists["all"], asked["all"].truth
-    each = metrics.rank_metrics(metrics.hits(main, truth), ks)
-    users = truth.users.take(np.unique(truth.user))
     tables = {
         "rankings": rankings,
         "popularity": _by_popularity(main, truth, split, k),
@@ -101,7 +101,7 @@ def measure(
     }
     if (ages := _by_age(main, truth, split, k)) is not None:
         tables["ages"] = ages
-    return Measured(tables, pd.DataFrame({"user": users, **each}))
+    return Measured(tables, pd.concat(per_user, ignore_index=True))
 
 
 def plain(value: Any) -> Any:

@@ -169,6 +169,29 @@ def _holds_several(column: pd.Series) -> bool:
     return bool(len(filled)) and bool(filled.str.contains("|", regex=False).mean() > 0.05)
 
 
+def clusters(profiles: pd.DataFrame, count: int = 8, *, rng: int = 0) -> NDArray[np.int64]:
+    """(rows,) cluster of each row, 0 the largest: k-means (Lloyd, 1982) on the number columns, each of deviation 1.
+
+    Gaps count as the column's mean; non-negative columns that are skewed are read on a log scale.
+
+    Raises:
+        InputError: no number column, or not 1 to len(profiles) clusters.
+    """
+    from sklearn.cluster import KMeans
+
+    numbers = profiles.select_dtypes("number")
+    if not len(numbers.columns):
+        raise InputError(f"profiles have no number column to tell rows apart by; they have {list(profiles.columns)}")
+    if not 1 <= count <= len(profiles):
+        raise InputError(f"count is {count}; give 1 to {len(profiles)} clusters, the number of profiles")
+    columns = [np.log1p(numbers[c]) if _is_skewed(numbers[c]) else numbers[c] for c in numbers.columns]
+    table = pd.concat(columns, axis=1).astype(np.float64)
+    table = ((table - table.mean()) / table.std(ddof=0).replace(0, 1)).fillna(0)
+    found = KMeans(count, n_init=10, random_state=rng).fit_predict(table.to_numpy())
+    by_size = np.argsort(-np.bincount(found, minlength=count), kind="stable")
+    return np.asarray(np.argsort(by_size)[found], np.int64)
+
+
 def behaviour_counts(
     interactions: Interactions,
     of: Literal["user", "item"],

@@ -172,10 +172,10 @@ def _metrics(results: Results) -> list[str]:
     return list(dict.fromkeys([results["primary"], *found]))
 
 
-def _difference(results: Results, one: str, other: str) -> dict[str, float] | None:
+def _difference(results: Results, one: str, other: str, ranking: str = "all") -> dict[str, float] | None:
     """`one` minus `other` on the primary metric, as it was tested either way round; None where it was not."""
     for found in results["comparisons"]:
-        if found.get("metric") != results["primary"]:
+        if found.get("metric") != results["primary"] or found.get("ranking", "all") != ranking:
             continue
         if (found["arm"], found["against"]) == (one, other):
             return {key: found[key] for key in ("value", "low", "high", "p", "p_holm")}
@@ -348,6 +348,11 @@ def _doubts(results: Results, arms: Sequence[Arm]) -> Iterator[str]:
 def _page(results: Results) -> dict[str, Any]:
     """Everything the template names."""
     arms = _ranked(results)
+    rankings = _rankings(arms)
+    against = {
+        ranking: {arm["name"]: _difference(results, arm["name"], results["reference"], ranking) for arm in arms}
+        for ranking in rankings
+    }
     tables = {kind: _buckets(results, arms, kind) for kind in ("popularity", "ages", "histories")}
     beyond = dict.fromkeys(name for arm in arms for name in arm["beyond"])
     at_k = "@" + results["primary"].partition("@")[2]
@@ -360,8 +365,9 @@ def _page(results: Results) -> dict[str, Any]:
         "primary": results["primary"],
         "metrics": _metrics(results),
         "beside": [name for name in _metrics(results)[1:] if "@" not in name or name.endswith(at_k)],
-        "rankings": _rankings(arms),
-        "against": {arm["name"]: _difference(results, arm["name"], results["reference"]) for arm in arms},
+        "rankings": rankings,
+        "against": against,
+        "apart": [name for name in rankings if name != "all" and any(against[name].values())],
         "verdict": verdict(results),
         "guards": [_guard_rows(found) for found in results["guard"]],
         "facts": {name: _moment(name, value) for name, value in (results["protocol"]["facts"] or {}).items()},

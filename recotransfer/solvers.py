@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, sparse
 
-from recotransfer.data import Interactions
+from recotransfer.data import IdMap, Interactions
 from recotransfer.errors import InputError
 
 Float = NDArray[np.float32]
+
+_BLOCK = 1024  # users multiplied with a dense matrix at a time
 
 
 def histories(events: Interactions, decay: float = 1.0) -> sparse.csr_array:
@@ -55,6 +57,33 @@ def _last_events(events: Interactions) -> tuple[NDArray[np.int64], NDArray[np.fl
     rows: NDArray[np.int64] = order[place[by_time]]
     start = np.searchsorted(events.user[rows], np.arange(len(events.users) + 1)).astype(np.int64)
     return rows, total[by_time], start
+
+
+def changed_users(before: Interactions, events: Interactions) -> NDArray[np.int64]:
+    """Users who have more events than before; both are sorted by user, over the same users."""
+    return np.flatnonzero(np.diff(events.offsets) > np.diff(before.offsets))
+
+
+def seen_items(events: Interactions) -> sparse.csr_array:
+    """(users, items) with a mark where the user has the item, to leave out."""
+    shape = (len(events.users), len(events.items))
+    return sparse.coo_array((np.ones(len(events), np.float32), (events.user, events.item)), shape=shape).tocsr()
+
+
+def subset(events: Interactions, users: NDArray[np.int64]) -> Interactions:
+    """The events of some distinct users, numbered in the order asked; `events` are sorted by user."""
+    start = events.offsets
+    sizes = start[users + 1] - start[users]
+    offsets = np.repeat(start[users] - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes)
+    rows = np.arange(int(sizes.sum())) + offsets
+    return Interactions(
+        IdMap(events.users.take(users)),
+        events.items,
+        np.repeat(np.arange(len(users)), sizes),
+        events.item[rows],
+        events.weight[rows],
+        None if events.time is None else events.time[rows],
+    )
 
 
 def transitions(
@@ -100,6 +129,42 @@ def ease(gram: Float, reg: float) -> Float:
     return np.asarray(out, np.float32)
 
 
+def ease_updated(weights: Float, before: sparse.csr_array, after: sparse.csr_array, reg: float) -> Float:
+    """(n, n) weights of EASE on the histories `after` (users, n) from those on `before` (users, n), by changed users.
+
+    `weights` (m, m) know the first m items; the others have no cell in `before`. The diagonal of the inverse of
+    X'X + reg I, and with it the inverse, is had back from the weights: its product with the system has a diagonal of
+    ones. The matrix inversion lemma changes it by 2 rows for each changed user, in n^2 per row instead of n^3.
+    """
+    n, m = after.shape[1], len(weights)
+    old = sparse.csr_array(before[:, :m])
+    power, explained = old.power(2).sum(axis=0), np.zeros(m)
+    for first in range(0, old.shape[0], _BLOCK):
+        block = old[first : first + _BLOCK]
+        explained += np.asarray(block.multiply(block @ weights).sum(axis=0))
+    inverse = np.zeros((n, n), _precision(n), order="F")
+    inverse[:m, :m] = weights
+    inverse[:m, :m] /= explained - power - reg
+    inverse[np.arange(n), np.arange(n)] = 1 / reg
+    inverse[np.arange(m), np.arange(m)] = 1 / (power + reg - explained)
+    rows = np.flatnonzero(np.diff(_nonzero(after - before).indptr))
+    changed = sparse.csr_array(sparse.vstack([after[rows], before[rows]]), dtype=inverse.dtype)
+    sign = np.repeat([1.0, -1.0], len(rows))[np.diff(changed.indptr) > 0]
+    changed = changed[np.diff(changed.indptr) > 0]
+    through = np.asarray(changed @ inverse)
+    system = np.asarray(changed @ through.T, np.float64) + np.diag(sign)
+    inverse -= through.T @ np.linalg.solve(system, through).astype(inverse.dtype)
+    out = np.divide(inverse, -np.diag(inverse), out=inverse)
+    np.fill_diagonal(out, 0)
+    return np.asarray(out, np.float32)
+
+
+def _nonzero(matrix: Any) -> sparse.csr_array:
+    out = sparse.csr_array(matrix)
+    out.eliminate_zeros()
+    return out
+
+
 def ridge(gram: Float, target: Float, reg: float) -> Float:
     """(n, m) weights W with (gram + reg I) W = target."""
     system = _regularised(gram, reg)
@@ -113,9 +178,13 @@ def ridge(gram: Float, target: Float, reg: float) -> Float:
 def _regularised(gram: Float, reg: float) -> NDArray[Any]:
     """A Fortran-ordered copy of gram + reg I; double precision where that is cheap."""
     _check_reg(reg)
-    system: NDArray[Any] = np.array(gram, dtype=np.float64 if len(gram) <= 4096 else np.float32, order="F")
+    system: NDArray[Any] = np.array(gram, dtype=_precision(len(gram)), order="F")
     system[np.diag_indices_from(system)] += reg
     return system
+
+
+def _precision(n: int) -> type[np.floating[Any]]:
+    return np.float64 if n <= 4096 else np.float32
 
 
 def _check_reg(reg: float) -> None:
@@ -294,6 +363,17 @@ def without_diagonal(matrix: Any) -> Any:
     matrix.setdiag(0)
     matrix.eliminate_zeros()
     return matrix
+
+
+def gaussian_kernel(points: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """(n, n) kernel exp(-d^2 / 2 s^2) of points (n, dim), s^2 the median squared distance d^2; its diagonal is zero."""
+    centred = np.asarray(points, np.float64) - np.mean(points, axis=0, dtype=np.float64)
+    square = (centred**2).sum(axis=1)
+    apart = np.maximum(square[:, None] + square - 2 * centred @ centred.T, 0)
+    width = np.median(apart[np.triu_indices(len(apart), 1)])
+    kernel: NDArray[np.float64] = np.exp(-apart / (2 * width)) if width > 0 else (apart == 0).astype(np.float64)
+    np.fill_diagonal(kernel, 0)
+    return kernel
 
 
 def reciprocal(values: NDArray[Any]) -> NDArray[np.float64]:

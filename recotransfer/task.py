@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -15,11 +15,21 @@ from numpy.typing import ArrayLike
 
 from recotransfer.artifacts import Artifact, ArtifactWriter, open_artifact, write_artifact
 from recotransfer.data import Embeddings, Interactions, Items, Recommendations
-from recotransfer.encoders import Encoder, EncodeReport, Fusion, default_encoders, encode_items, encoder_from_spec
+from recotransfer.encoders import (
+    Encoder,
+    EncodeReport,
+    Fusion,
+    TrainableEncoder,
+    default_encoders,
+    encode_items,
+    store_encoders,
+    stored_encoders,
+)
 from recotransfer.errors import ArtifactError, InputError, NotFittedError
 from recotransfer.filters import Filter
 from recotransfer.recommenders import HybridItems, Recommender
 from recotransfer.recommenders.base import by_name, name_of
+from recotransfer.transfer import Transfer, Tuner
 
 _AUDIENCE_BLOCK = 4096  # users ranked at a time
 _PLAIN = {str, bool, int, float, date, datetime, pd.Timestamp, Decimal}
@@ -33,6 +43,8 @@ class TransferTask:
         encoders: what reads the items' content; by default chosen from the kinds of their columns. An empty sequence is
             the control arm: behaviour only.
         weights: modality ("text", "image", "attributes") -> weight; modalities not named weigh 1.
+        transfers: maps that the fused vectors go through, in order; each is fitted on what the one before gives.
+        tuners: modality -> what changes the weights of its encoder before the items are encoded.
         cache: folder that keeps vectors between runs; encoding then resumes and redoes only what changed.
         progress: show a bar while encoding.
     """
@@ -46,30 +58,43 @@ class TransferTask:
         *,
         encoders: Sequence[Encoder] | None = None,
         weights: Mapping[str, float] | None = None,
+        transfers: Sequence[Transfer] = (),
+        tuners: Mapping[str, Tuner] | None = None,
         cache: str | Path | None = None,
         progress: bool = True,
     ) -> None:
         self.recommender = HybridItems() if recommender is None else recommender
         self.encoders, self.weights, self.progress = encoders, weights, progress
+        self.transfers, self.tuners = list(transfers), dict(tuners or {})
         self.cache = None if cache is None else Path(cache)
 
     # -- fit -----------------------------------------------------------------------------------------------------------
 
     def fit(self, items: Items, interactions: Interactions, *, parts: Sequence[Embeddings] | None = None) -> Self:
-        """Encode the items, fuse their modalities, fit the recommender. Returns self.
+        """Tune encoders, encode the items, fuse their modalities, map the vectors, fit the recommender. Returns self.
 
         Args:
             items: the catalogue.
-            interactions: the log.
-            parts: what `encode` gave for these items, to save encoding them twice.
+            interactions: the log, or any other relation of subjects to these items: labels are users too.
+            parts: vectors of these items, one `Embeddings` per encoder: what `encode` gave, to save encoding them
+                twice. Without encoders (an empty sequence) they are the content, and new items come with theirs.
         """
         self.recommender.check_settings()
         if parts is None:
-            parts = self.encode(items)
+            if self.tuners:
+                self.encoders_ = self._tuned(items, interactions)
+            else:
+                self.encoders_ = self._encoders_for(items)
+            parts = self._encode(items)
         else:
-            self.encoders_, self.reports_ = self._encoders_for(items), []
+            self.encoders_, self.reports_ = self._encoders_for(items, given=True), []
         self.fusion_ = Fusion(weights=self.modality_weights()).fit(parts) if parts else None
-        embeddings = None if self.fusion_ is None else self.fusion_.transform(parts)
+        if self.transfers and not parts:
+            raise InputError("transfers map vectors, and there are none without content; give encoders")
+        embeddings = self.fusion_.transform(parts) if self.fusion_ is not None else None
+        for transfer in self.transfers:
+            assert embeddings is not None
+            embeddings = transfer.fit(embeddings, interactions).transform(embeddings)
         catalogue = items.ids.union(interactions.items)  # with or without content, so that arms rank the same items
         self.recommender.fit(interactions.with_items(catalogue), embeddings)
         self._attach(items)
@@ -78,19 +103,45 @@ class TransferTask:
     def encode(self, items: Items) -> list[Embeddings]:
         """One `Embeddings` per encoder; what could not be read is in `reports_`."""
         self.encoders_ = self._encoders_for(items)
+        return self._encode(items)
+
+    def _encode(self, items: Items) -> list[Embeddings]:
         self.modality_weights()  # a misspelt one is named before hours of encoding, not after
         parts, self.reports_ = self._encoded(items, self.progress)
         return parts
+
+    def tuned(self, items: Items, interactions: Interactions) -> Self:
+        """A task without tuners, not fitted, whose encoders have been through them: what `fit` begins with."""
+        out = copy.copy(self)
+        out.encoders, out.tuners = self._tuned(items, interactions), {}
+        return out
+
+    def _tuned(self, items: Items, interactions: Interactions) -> list[Encoder]:
+        """The encoders, those of a modality with a tuner changed by it."""
+        before = self._encoders_for(items)
+        if unknown := set(self.tuners) - {encoder.block for encoder in before}:
+            read = ", ".join(sorted({encoder.block for encoder in before})) or "none"
+            raise InputError(f"tuners name {sorted(unknown)[0]!r}; the modalities read are {read}")
+        out: list[Encoder] = []
+        for encoder in before:
+            tuner = self.tuners.get(encoder.block)
+            if tuner is None:
+                out.append(encoder)
+            elif not hasattr(encoder, "module"):
+                raise InputError(f"{type(encoder).__name__} has no weights to tune; leave its tuner out")
+            else:
+                out.append(tuner.tune(cast(TrainableEncoder, encoder), items, interactions))
+        return out
 
     def _encoded(self, items: Items, progress: bool) -> tuple[list[Embeddings], list[EncodeReport]]:
         done = [encode_items(items, e, cache=self.cache, progress=progress) for e in self.encoders_]
         return [d.embeddings for d in done], [d.report for d in done]
 
-    def _encoders_for(self, items: Items) -> list[Encoder]:
+    def _encoders_for(self, items: Items, *, given: bool = False) -> list[Encoder]:
         model = self.recommender
         if not (model.needs_items or model.scores_new_items):
             return []
-        if self.encoders is not None and not len(self.encoders) and model.needs_items:
+        if self.encoders is not None and not len(self.encoders) and model.needs_items and not given:
             raise InputError(f"{type(model).__name__} ranks by content alone; give encoders, or take HybridItems")
         return default_encoders(items) if self.encoders is None else list(self.encoders)
 
@@ -118,13 +169,33 @@ class TransferTask:
         """Fused vectors of any items, new ones too, as the recommender sees them."""
         return self._embedded(items)[0]
 
-    def _embedded(self, items: Items) -> tuple[Embeddings, list[EncodeReport]]:
+    def _embedded(
+        self, items: Items, parts: Sequence[Embeddings] | None = None
+    ) -> tuple[Embeddings, list[EncodeReport]]:
         self._check_fitted()
-        if self.fusion_ is None:
+        if self.fusion_ is None or (parts is None and not self.encoders_):
             name = type(self.recommender).__name__
             raise InputError(f"this {name} was fitted without encoders, so new items mean nothing to it; fit with some")
-        parts, reports = self._encoded(items, progress=False)
-        return self.fusion_.transform(parts), reports
+        reports: list[EncodeReport] = []
+        if parts is None:
+            parts, reports = self._encoded(items, progress=False)
+        out = self.fusion_.transform(parts)
+        for transfer in self.transfers:
+            out = transfer.transform(out)
+        return out, reports
+
+    def label(
+        self, items: Items, k: int = 1, *, users: ArrayLike | None = None, parts: Sequence[Embeddings] | None = None
+    ) -> Recommendations:
+        """The k best users of each item, known or new, with their scores; labels are users too.
+
+        Args:
+            items: what to ask about.
+            k: list length.
+            users: ids to choose from; everyone known by default.
+            parts: vectors of these items, as in `fit`.
+        """
+        return self.recommender.label(self._embedded(items, parts)[0], k, users=users)
 
     def extend(self, items: Items) -> TransferTask:
         """A copy that also recommends `items`, without a refit; ids it knows already are left as they are.
@@ -143,6 +214,30 @@ class TransferTask:
             new = pd.DataFrame({c: _alike(fresh.columns.get(c), old[c]) for c in old}, index=range(len(fresh)))
             out.recommender.item_columns = pd.concat([old, new], ignore_index=True)
         return out
+
+    def partial_fit(
+        self, items: Items, interactions: Interactions, *, parts: Sequence[Embeddings] | None = None
+    ) -> Self:
+        """Learn from further events, of new users and items too; encoders, fusion and maps stay. Returns self.
+
+        Args:
+            items: the new items, at least; items known already are left as they are.
+            interactions: the new events.
+            parts: vectors of `items`, as in `fit`.
+        """
+        self._check_fitted()
+        model, old = self.recommender, self.recommender.item_columns
+        fresh = items.take(np.flatnonzero(model.catalogue_.positions(items.ids.ids, missing="negative") < 0))
+        vectors = None
+        if len(fresh) and self.fusion_ is not None:
+            given = None if parts is None else [part.align(fresh.ids) for part in parts]
+            vectors, self.reports_ = self._embedded(fresh, given)
+        model.partial_fit(interactions.with_items(fresh.ids.union(interactions.items)), vectors)
+        assert old is not None  # fit and load attach them
+        new = pd.DataFrame({c: _alike(fresh.columns.get(c), old[c]) for c in old}, index=range(len(fresh)))
+        columns = pd.concat([old, new], ignore_index=True)
+        model.item_columns = columns.reindex(range(len(model.catalogue_)))  # items that only the log knows are empty
+        return self
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "fusion_"):
@@ -212,11 +307,14 @@ class TransferTask:
     def _write(self, writer: ArtifactWriter) -> None:
         facts: dict[str, Any] = {
             "recommender": name_of(type(self.recommender)),
-            "encoders": [encoder.spec() for encoder in self.encoders_],
+            "encoders": store_encoders(self.encoders_, writer),
             "weights": None if self.weights is None else dict(self.weights),
             "kinds": self.kinds_,
+            "transfers": [transfer.name() for transfer in self.transfers],
         }
         writer.json("task", facts)
+        for at, transfer in enumerate(self.transfers):
+            transfer.write(writer.within(f"transfer {at}"))
         if self.fusion_ is not None:
             self.fusion_.save(writer)
         self.recommender.write(writer.within("model"))
@@ -234,11 +332,13 @@ class TransferTask:
     @classmethod
     def _read(cls, artifact: Artifact, cache: str | Path | None) -> Self:
         facts = artifact.json("task")
-        encoders = [encoder_from_spec(spec) for spec in facts["encoders"]]
+        encoders = stored_encoders(facts["encoders"], artifact)
         recommender = by_name(facts["recommender"], from_file=True).read(artifact.within("model"))
-        task = cls(recommender, encoders=encoders, weights=facts["weights"], cache=cache)
+        names = facts.get("transfers", [])  # 0.1 had none
+        transfers = [Transfer.named(name).read(artifact.within(f"transfer {at}")) for at, name in enumerate(names)]
+        task = cls(recommender, encoders=encoders, weights=facts["weights"], transfers=transfers, cache=cache)
         task.encoders_, task.kinds_, task.reports_ = encoders, facts["kinds"], []
-        task.fusion_ = Fusion.load(artifact) if encoders else None
+        task.fusion_ = Fusion.load(artifact) if "fusion.json" in artifact else None
         if recommender.item_columns is None or not len(recommender.item_columns.columns):
             recommender.item_columns = pd.DataFrame(index=range(len(recommender.catalogue_)))  # no file holds that
         return task

@@ -147,6 +147,27 @@ class RecommenderContract:
         for old, new in zip(before, [events.user, events.item, events.weight], strict=True):
             np.testing.assert_array_equal(old, new)
 
+    def test_partial_fit_takes_new_events_users_and_items(self):
+        events = checkerboard()
+        first = np.flatnonzero((events.user < 30) & (events.item < 10))
+        known = Interactions.from_frame(
+            pd.DataFrame({"u": events.users.ids[events.user[first]], "i": events.items.ids[events.item[first]],
+                          "t": events.time[first]}), user="u", item="i", time="t"
+        )  # fmt: skip
+        vectors = self.embeddings()
+        model = self.make().fit(known, None if vectors is None else vectors.align(known.items))
+        told = [np.array(list(map(int, model.recommend(k=1).positions[:, 0]))), len(model.catalogue_)]
+        rest = events.select(np.setdiff1d(np.arange(len(events)), first))
+        assert model.partial_fit(rest, vectors) is model
+        assert told[1] == 10
+        assert len(model.catalogue_) == ITEMS
+        report = {name: model.update_[name] for name in ("events", "users", "items")}
+        assert report == {"events": len(rest), "users": 10, "items": 2}
+        assert model.update_["how"]
+        found = model.recommend(events.users.ids, 1)
+        right = found.items[:, 0] == np.array([f"i{i}" for i in answer()])
+        assert right.all() if self.finds_answer else (found.positions >= 0).all()
+
     def test_untimed_logs_are_taken(self):
         assert (self.fitted(checkerboard(timed=False)).recommend(k=2).positions >= 0).all()
 

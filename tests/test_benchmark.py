@@ -20,6 +20,7 @@ from recotransfer.errors import ArtifactError, InputError
 from recotransfer.evaluation import measure, plain, questions
 from recotransfer.recommenders import EASE, HybridItems, ItemKNN, Popularity, Recommender
 from recotransfer.task import TransferTask
+from recotransfer.uncertainty import holm
 
 DAY = 86_400.0
 
@@ -85,7 +86,9 @@ def test_every_arm_and_its_control_and_guard_are_there(results):
     assert all(name in page for name in names)
     best = max(found["arms"], key=lambda row: row["valid"])
     assert found["reference"] == best["name"]
-    assert {row["arm"] for row in found["comparisons"]} == set(names) - {found["reference"]}
+    pairs = [(row["ranking"], row["arm"]) for row in found["comparisons"]]
+    rankings = list(best["rankings"])
+    assert pairs == [(ranking, name) for ranking in rankings for name in names if name != found["reference"]]
     assert all(row["p_holm"] >= row["p"] for row in found["comparisons"])
 
 
@@ -123,7 +126,7 @@ def test_the_figures_are_those_of_a_fit_by_hand(results, shop):
     by_hand = metrics.ndcg(metrics.hits(lists, split.test), 10)
     assert arm(results[1], "EASE")["rankings"]["all"]["metrics"]["ndcg@10"]["value"] == pytest.approx(by_hand.mean())
     users = pd.read_parquet(results[0] / "arms" / "EASE" / "users.parquet")
-    np.testing.assert_allclose(users["ndcg@10"], by_hand)
+    np.testing.assert_allclose(users.loc[users["ranking"] == "all", "ndcg@10"], by_hand)
     written = pd.read_parquet(results[0] / "arms" / "EASE" / "test-lists.parquet")
     assert written["item"].tolist() == lists.to_frame()["item"].tolist()
     valid = metrics.ndcg(metrics.hits(model.recommend(k=10), split.valid), 10).mean()
@@ -153,6 +156,14 @@ def test_a_time_cut_ranks_warm_and_cold_items_apart(shop, tmp_path):
     row = arm(found, "HybridItems")
     assert set(row["rankings"]) == {"all", "warm", "cold"}
     assert row["rankings"]["cold"]["metrics"]["recall@5"]["value"] > 0
+    other = next(row for row in found["arms"] if row["name"] != found["reference"])
+    best = arm(found, found["reference"])
+    for ranking in ("all", "warm", "cold"):
+        rows = [row for row in found["comparisons"] if row["ranking"] == ranking]
+        told = next(row for row in rows if row["arm"] == other["name"])
+        one, two = (a["rankings"][ranking]["metrics"]["ndcg@5"]["value"] for a in (other, best))
+        assert told["value"] == pytest.approx(one - two)
+        np.testing.assert_allclose([row["p_holm"] for row in rows], holm(np.array([row["p"] for row in rows])))
     assert {bucket["bucket"] for bucket in row["ages"]} >= {"no event yet", "under a week"}
     assert sum(bucket["pairs"] for bucket in row["popularity"]) == len(split.test)
     assert sum(bucket["pairs"] for bucket in row["histories"]) == len(split.test)

@@ -24,6 +24,7 @@ from recotransfer.recommenders import (
     HybridRanker,
     ItemKNN,
     Popularity,
+    Probe,
     RankFusion,
     Recommender,
     RidgeProfiles,
@@ -35,26 +36,31 @@ from recotransfer.recommenders import (
 
 PACKAGE = REPO / "recotransfer"
 FLOORS = {
-    1: "errors data kernels _topk",
+    1: "errors data kernels _topk _words",
     2: "artifacts solvers scoring filters",
     3: "cells sources readers index",
-    4: "splits metrics uncertainty features encoders recommenders",
+    4: "splits metrics dense_metrics uncertainty features encoders recommenders",
     5: "transfer",
-    6: "task tuning batch evaluation arms benchmark charts report",
+    6: "task cases tuning batch evaluation arms benchmark charts report",
     7: "adapters serve demo",
-    8: "flags cli __main__",
+    8: "flags adapt cli __main__",
 }
-STAGES = {"recommenders.ranker": ["recommenders.hybrid"]}  # a second stage is built on its first, and on that alone
+STAGES = {  # a second stage is built on its first, and on that alone; training, on what it trains for
+    "recommenders.ranker": ["recommenders.hybrid"],
+    "encoders.dense": ["encoders.image"],
+    "encoders.grid": ["encoders.image"],
+    "transfer.finetuning": ["transfer.objectives"],
+}
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 RECOMMENDERS = [
     HybridItems, HybridRanker, EASE, ItemKNN, RidgeProfiles, ContentProfiles, ALS, BPR, SASRec, Popularity,
-    RankFusion, WeightedFusion, StackedFusion, AdaptiveFusion,
+    RankFusion, WeightedFusion, StackedFusion, AdaptiveFusion, Probe,
 ]  # fmt: skip
 SETTINGS = {
     "reg", "dim", "epochs", "learning_rate", "rng", "alpha", "neighbours", "shrink", "half_life", "history_decay",
     "unobserved", "sequence_weight", "sequence_reg", "content_weight", "sharpness", "prior_events", "form", "trust",
     "blocks", "dropout", "length", "negatives", "batch_size", "patience",
-    "members", "depth", "base",
+    "members", "depth", "base", "cold_odds", "hidden", "calibration",
 }  # fmt: skip
 OTHER_WORDS_FOR_THEM = {
     "factors", "embedding_dim", "n_factors", "lambda_", "l2", "regularization", "iterations", "n_epochs", "num_epochs",
@@ -113,6 +119,26 @@ def test_a_file_imports_from_lower_floors_or_beside_it(name):
 
 def test_no_floor_goes_in_circles():
     TopologicalSorter({name: set(imports(name)) - {name} for name in MODULES if name}).prepare()
+
+
+LEARNING = {"fit", "encode", "score", "predict", "train", "transform", "tune", "embed", "rank", "loss"}
+LEARNERS = {"torch", "sklearn", "transformers", "sentence_transformers", "implicit", "faiss", "numba"}
+PRODUCTS = {"dot", "matmul", "einsum", "inner", "tensordot", "vdot"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("adapters.")])
+def test_adapters_only_turn_records_into_cases_and_answers_back(name):
+    """No learning, no encoding, no scoring of their own: that is the core's, for every domain alike."""
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.name.strip("_").split("_")[0] not in LEARNING, f"{name}.{node.name} is the core's business"
+        if isinstance(node, ast.BinOp):
+            assert not isinstance(node.op, ast.MatMult), f"{name}, line {node.lineno}: a product that scores"
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in PRODUCTS, f"{name}, line {node.lineno}: a product that scores"
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            named = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            assert not LEARNERS & {module.split(".")[0] for module in named}, f"{name} imports what learns"
 
 
 def loaded_by(statement):

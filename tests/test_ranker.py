@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 
@@ -89,6 +90,19 @@ def test_items_without_events_are_recommended_where_their_like_is_due(fitted, sh
     assert np.mean(right) > 0.9
     mixed = fitted.recommend(k=20)
     assert (mixed.positions < COLD).any(), "cold items should not vanish"
+
+
+def test_cold_odds_move_new_items_against_the_others_and_keep_either_order(fitted):
+    often = copy.copy(fitted)
+    often.cold_odds = 6.0
+    for side in (np.arange(COLD), np.arange(COLD, ITEMS)):
+        only = Filter(allow=side)
+        alike = [model.recommend(k=5, filter=only).positions for model in (fitted, often)]
+        np.testing.assert_array_equal(*alike)
+    plain, moved = (model.recommend(k=120) for model in (fitted, often))
+    assert (moved.positions[:, :10] < COLD).sum() > 1.5 * (plain.positions[:, :10] < COLD).sum()
+    assert (np.diff(moved.scores, axis=1) <= 0).all()
+    assert often.recommend(k=10).positions.tolist() == moved.positions[:, :10].tolist()
 
 
 def test_new_items_enter_as_in_the_first_stage(fitted):
@@ -191,6 +205,7 @@ def test_reasons_are_those_of_the_first_stage(fitted):
         ({"base": {"regg": 1}}, "base does not fit HybridItems.*regg"),
         ({"base": {"form": "dense"}}, 'leave form at "sparse"'),
         ({"base": {"reg": -1.0}}, "reg must be at least 0, got -1.0"),
+        ({"cold_odds": -1.0}, "cold_odds must be at least 0, got -1.0"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
         ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
     ],
@@ -203,7 +218,8 @@ def test_impossible_settings_are_refused_by_name(settings, words):
 def test_dotted_settings_reach_the_first_stage():
     model = HybridRanker(base={"reg": 5.0}, depth=50)
     other = model.with_settings({"base.content_weight": 0.1, "epochs": 2})
-    assert other.params() == {"base": {"reg": 5.0, "content_weight": 0.1}, "depth": 50, "epochs": 2, "rng": 0}
+    inner = {"reg": 5.0, "content_weight": 0.1}
+    assert other.params() == {"base": inner, "depth": 50, "epochs": 2, "cold_odds": 1.0, "rng": 0}
     assert (other.setting("base.content_weight"), other.setting("base.reg"), other.setting("depth")) == (0.1, 5.0, 50)
     assert HybridRanker().setting("base.reg") == HybridItems().reg
     assert model.base == {"reg": 5.0}
@@ -217,6 +233,6 @@ def test_tuning_sets_the_first_stage():
     )
     assert found.trials["base.reg"].iloc[0] == 60.0
     assert found.trials["base.reg"].nunique() == 3
-    assert set(found.params) == {"base", "depth", "epochs", "rng"}
+    assert set(found.params) == {"base", "depth", "epochs", "cold_odds", "rng"}
     best = found.trials.loc[found.trials["ndcg"].idxmax()]
     assert HybridRanker(**found.params).setting("base.reg") == best["base.reg"]

@@ -100,6 +100,9 @@ def fake():
         found = difference(arm["rankings"]["all"]["metrics"]["ndcg@10"]["value"] - 0.0614, 22_363)
         found["p_holm"] = min(1.0, 3 * found["p"])
         comparisons.append({"arm": arm["name"], "against": "HybridItems", "metric": "ndcg@10", **found})
+    for arm in arms[1:-1]:
+        found = difference(arm["rankings"]["warm"]["metrics"]["ndcg@10"]["value"] - 0.0620, 22_229) | {"p_holm": 0.0312}
+        comparisons.append(comparisons[0] | {"ranking": "warm", "arm": arm["name"], **found})
     buckets = {"0": (24, 0.041), "1-5": (4_390, 0.0152), "6-20": (9_902, 0.0079), ">20": (8_071, -0.0011)}
     guard = []
     for arm, control in (("HybridItems", "HybridItems without content"), ("SASRec with text", "SASRec without text")):
@@ -180,7 +183,8 @@ def test_every_arm_and_every_figure_is_on_the_page(html):
         for name, value in arm["beyond"].items():
             assert name.startswith("average_popularity") or f"{value:.4f}" in text
     for found in fake()["comparisons"]:
-        assert f"{found['value']:+.4f}".replace("-", "−") in text
+        told = "{value:+.4f}[{low:+.4f}, {high:+.4f}]".format(**found).replace("-", "−")
+        assert (told + "p 0.031" if found.get("ranking") == "warm" else told) in text
     for found in fake()["guard"]:
         assert found["words"] in text
         assert f"{found['guarded_test']['value']:+.4f}" in text

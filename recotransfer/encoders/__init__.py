@@ -9,11 +9,24 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recotransfer.artifacts import Artifact, ArtifactWriter
 from recotransfer.data import Items
-from recotransfer.encoders.base import Encoded, Encoder, EncodeReport, encode_items
+from recotransfer.encoders.audio import LogMelAudio, PretrainedAudio
+from recotransfer.encoders.base import (
+    Encoded,
+    Encoder,
+    EncodeReport,
+    Features,
+    TrainableEncoder,
+    encode_items,
+    is_tuned,
+)
 from recotransfer.encoders.fusion import Fusion, fuse
+from recotransfer.encoders.grid import ImageGrid
 from recotransfer.encoders.image import PretrainedImage
-from recotransfer.encoders.tabular import TabularAttributes
+from recotransfer.encoders.sequence import KmerSequence
+from recotransfer.encoders.static import StaticText
+from recotransfer.encoders.tabular import StandardTable, TabularAttributes
 from recotransfer.encoders.text import HashingText, SentenceText
 from recotransfer.errors import InputError
 
@@ -21,21 +34,37 @@ __all__ = [
     "EncodeReport",
     "Encoded",
     "Encoder",
+    "Features",
     "Fusion",
     "HashingText",
+    "ImageGrid",
+    "KmerSequence",
+    "LogMelAudio",
+    "PretrainedAudio",
     "PretrainedImage",
     "SentenceText",
+    "StandardTable",
+    "StaticText",
     "TabularAttributes",
+    "TrainableEncoder",
     "default_encoders",
     "encode_items",
     "encoder_from_spec",
     "fuse",
+    "store_encoders",
+    "stored_encoders",
 ]
 
 _CLASSES: dict[str, Callable[..., Encoder]] = {
     "HashingText": HashingText,
+    "ImageGrid": ImageGrid,
+    "KmerSequence": KmerSequence,
+    "LogMelAudio": LogMelAudio,
+    "PretrainedAudio": PretrainedAudio,
     "PretrainedImage": PretrainedImage,
     "SentenceText": SentenceText,
+    "StandardTable": StandardTable,
+    "StaticText": StaticText,
     "TabularAttributes": TabularAttributes,
 }
 
@@ -53,6 +82,26 @@ def encoder_from_spec(spec: Mapping[str, Any]) -> Encoder:
         return _CLASSES[name](**settings)
     except TypeError as cause:
         raise InputError(f"the settings of {name} do not fit this version: {cause}") from cause
+
+
+def store_encoders(encoders: Sequence[Encoder], writer: ArtifactWriter) -> list[dict[str, Any]]:
+    """The specs of encoders; models that were tuned here are stored as well, given ones stay where they are."""
+    specs = [encoder.spec() for encoder in encoders]
+    for at, spec in enumerate(specs):
+        if is_tuned(spec.get("model")):
+            writer.folder_of_model(f"encoder {at}", spec["model"])
+            spec["model"] = None
+    return specs
+
+
+def stored_encoders(specs: Sequence[Mapping[str, Any]], artifact: Artifact) -> list[Encoder]:
+    """The encoders of `store_encoders`; tuned models are read where the artefact lies."""
+    out = []
+    for at, spec in enumerate(specs):
+        own = artifact.has_folder(f"encoder {at}")
+        model = {"model": str(artifact.folder_of_model(f"encoder {at}"))} if own else {}
+        out.append(encoder_from_spec({**spec, **model}))
+    return out
 
 
 def default_encoders(

@@ -22,12 +22,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from recotransfer.artifacts import atomic_file, sha256
+from recotransfer.artifacts import atomic_file, atomic_folder, sha256
 from recotransfer.data import Embeddings, Items
 from recotransfer.errors import InputError
 
 _KEY_BYTES = 16
 _REVISION_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
+_TUNED = "tuned.json"  # tells a model that was trained here, and belongs to what uses it, from one that was given
 
 
 class Encoder(Protocol):
@@ -367,6 +368,26 @@ def model_folder(model: str | Path) -> Path:
         return Path(snapshot_download(model, ignore_patterns=["onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot"]))
     except Exception as cause:  # the hub client raises a dozen unrelated types; the cause is kept
         raise InputError(f"model {model!r} is no folder and could not be fetched from the hub: {cause}") from cause
+
+
+@contextlib.contextmanager
+def saved_model(folder: str | Path) -> Iterator[Path]:
+    """An empty folder for the files of a trained model, which takes the place of `folder` when all are written.
+
+    Raises:
+        InputError: `folder` holds something else than an earlier trained model.
+    """
+    folder = Path(folder)
+    if folder.exists() and not is_tuned(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} holds other files, which would be lost; give a new folder")
+    with atomic_folder(folder) as new:
+        yield new
+        (new / _TUNED).write_text('{"format": 1}\n', encoding="utf-8")
+
+
+def is_tuned(model: Any) -> bool:
+    """True for the folder of a model that was trained here."""
+    return isinstance(model, (str, os.PathLike)) and (Path(model) / _TUNED).is_file()
 
 
 def one_or_many(column: str | Sequence[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import re
@@ -16,7 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recotransfer.data import Items
-from recotransfer.encoders.base import columns_of, folder_revision, is_missing, model_folder, quiet_loading
+from recotransfer.encoders.base import (
+    Features,
+    columns_of,
+    folder_revision,
+    is_missing,
+    model_folder,
+    quiet_loading,
+    saved_model,
+)
 from recotransfer.errors import InputError, require
 
 _MAX_PIXELS = 64_000_000  # a larger picture is more likely an attack on memory than a product photo
@@ -130,6 +139,29 @@ class PretrainedImage:
         except Unreadable as reason:
             return str(reason)
         return "the model gave a vector that is not finite"
+
+    def module(self) -> Any:
+        """A float32 copy of the model to train; called with a batch of `collate` it returns `Features`.
+
+        `dense` (batch, patches, width) holds the patches, or the cells of the last map, row by row from the top left.
+        """
+        return _training_form(self._network)
+
+    def collate(self, values: Sequence[Any]) -> dict[str, Any]:
+        """The model's inputs of a batch of pictures; `Unreadable` where one cannot be decoded."""
+        import torch
+
+        batch = [self._network.features(decode(value, self._network.size)) for value in values]
+        return {name: torch.from_numpy(np.stack([one[name] for one in batch])) for name in batch[0]}
+
+    def saved(self, module: Any, folder: str | Path) -> PretrainedImage:
+        """The same encoder with the weights of `module`, whose model is written to `folder`, whole or not at all."""
+        with saved_model(folder) as new, quiet_loading():
+            module.network.save_pretrained(new)
+            self._network.processor.save_pretrained(new)
+        settings = {**self.spec(), "model": str(folder)}
+        del settings["class"]
+        return PretrainedImage(**settings)
 
     def spec(self) -> dict[str, Any]:
         """Plain JSON from which `encoder_from_spec` builds the same encoder."""
@@ -253,19 +285,49 @@ class _Vision:
             inputs[name] = tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor
         with torch.inference_mode():
             run = getattr(self.model, "get_image_features", self.model)
-            found: NDArray[np.float32] = self._pool(run(**inputs)).float().cpu().numpy()
+            found: NDArray[np.float32] = _pool(run(**inputs), self.pooled).float().cpu().numpy()
         return found
 
-    def _pool(self, out: Any) -> Any:
-        """(batch, dim): the model's own image vector, else its pooler, else the class token or the mean of the map."""
-        if not hasattr(out, "keys"):
-            return out.flatten(1)
-        if out.get("image_embeds") is not None:
-            return out["image_embeds"]
-        if self.pooled and out.get("pooler_output") is not None:
-            return out["pooler_output"].flatten(1)
-        states = out["last_hidden_state"]
-        return states[:, 0] if states.ndim == 3 else states.mean(dim=(2, 3))
+
+def _pool(out: Any, pooled: bool) -> Any:
+    """(batch, dim): the model's own image vector, else its pooler, else the class token or the mean of the map."""
+    if not hasattr(out, "keys"):
+        return out.flatten(1)
+    if out.get("image_embeds") is not None:
+        return out["image_embeds"]
+    if pooled and out.get("pooler_output") is not None:
+        return out["pooler_output"].flatten(1)
+    states = out["last_hidden_state"]
+    return states[:, 0] if states.ndim == 3 else states.mean(dim=(2, 3))
+
+
+def _patches(out: Any, pixels: Any, config: Any) -> Any:
+    """(batch, patches, width) of the last layer, without class and register tokens; None where the model hides it."""
+    states = out.get("last_hidden_state") if hasattr(out, "keys") else None
+    if states is None or states.ndim == 4:
+        return None if states is None else states.flatten(2).transpose(1, 2)
+    size = getattr(getattr(config, "vision_config", config), "patch_size", None)
+    if not isinstance(size, int):
+        return states
+    return states[:, states.shape[1] - (pixels.shape[-2] // size) * (pixels.shape[-1] // size) :]
+
+
+def _training_form(network: _Vision) -> Any:
+    """A copy of a vision model as a module that takes a batch and returns `Features`."""
+    import torch
+
+    pooled = network.pooled
+
+    class TrainableImage(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = copy.deepcopy(network.model).float()
+
+        def forward(self, batch: Mapping[str, Any]) -> Features:
+            out = getattr(self.network, "get_image_features", self.network)(**batch)
+            return Features(_pool(out, pooled), _patches(out, batch["pixel_values"], self.network.config))
+
+    return TrainableImage()
 
 
 def _load(folder: Path, config: Any) -> tuple[Any, list[str]]:

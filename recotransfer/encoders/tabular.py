@@ -1,7 +1,9 @@
-"""Category, brand, price and other attributes as one vector, by hashing alone: nothing is fitted, nothing is saved."""
+"""Columns of a table as one vector: hashed, without knowing the table, or on the scales of a table that is given."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +15,9 @@ from recotransfer.data import Items
 from recotransfer.encoders.base import columns_of, is_missing
 from recotransfer.errors import InputError
 
+_FEW = 10  # whole values at most that a number has to be a category too
+_MOST = 4.0  # standard deviations beyond which a number counts as that far out
+_NUMBER_SHARE = 0.3  # length of a number one standard deviation out, against 1 for a category
 _RESOLUTIONS = (2, 12, 72, 432)  # bins per factor of two: from "about as dear" down to neighbouring years
 
 
@@ -86,6 +91,102 @@ class TabularAttributes:
         """Plain JSON from which `encoder_from_spec` builds the same encoder."""
         columns = None if self.columns is None else list(self.columns)
         return {"class": "TabularAttributes", "columns": columns, "dim": self.dim, "separator": self.separator}
+
+
+class StandardTable:
+    """Numbers in standard deviations and categories one by one, for tables of few rows and columns that all matter.
+
+    A category is its indicator minus the shares of all categories, at length 1. Numbers are kept short against that, so
+    that bringing rows to unit length, as `Fusion` does, takes little from them; what learns from the vectors is to
+    scale columns anew, as `Probe` does. An empty cell, or a category that is not listed, adds nothing. In tables of
+    many categories or many rows `TabularAttributes` needs no statistics.
+
+    Args:
+        numbers: column -> (mean, standard deviation).
+        categories: column -> {category: share of the rows}. A column may be a number and a category at once.
+    """
+
+    block = "attributes"
+
+    def __init__(
+        self, *, numbers: Mapping[str, Sequence[float]], categories: Mapping[str, Mapping[str, float]]
+    ) -> None:
+        self.numbers, self.categories = numbers, categories
+
+    @classmethod
+    def of(cls, items: Items) -> StandardTable:
+        """With the statistics of these items; numbers of at most ten whole values count as categories too."""
+        numbers, categories = {}, {}
+        for column in items.columns.columns:
+            kind = items.kinds.get(column)
+            if kind not in ("category", "number"):
+                continue
+            cells = [c for c in (_cell(v, kind) for v in items.columns[column].tolist()) if c is not None]
+            if kind == "number" and cells:
+                values = np.asarray(cells, np.float64)
+                numbers[str(column)] = (float(values.mean()), float(values.std()))
+            names, counts = np.unique([_label(c) for c in cells], return_counts=True)
+            whole = all(isinstance(c, str) or c.is_integer() for c in cells)
+            if kind == "category" or (whole and 2 < len(names) <= _FEW):
+                shares = (counts / max(len(cells), 1)).tolist()
+                categories[str(column)] = dict(zip(names.tolist(), shares, strict=True))
+        return cls(numbers=numbers, categories=categories)
+
+    @property
+    def column(self) -> Sequence[str]:
+        """The columns it reads."""
+        return tuple(dict.fromkeys([*self.numbers, *self.categories]))
+
+    @property
+    def name(self) -> str:
+        """Settings; part of the cache's key."""
+        facts = json.dumps([self.spec()["numbers"], self.spec()["categories"]], sort_keys=True)
+        return f"StandardTable/{hashlib.blake2b(facts.encode(), digest_size=6).hexdigest()}/1"
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return len(self.numbers) + sum(len(shares) for shares in self.categories.values())
+
+    def values(self, items: Items) -> list[Mapping[str, Any] | None]:
+        """{column: number or text} of the cells that each item has; None where all are empty."""
+        if not self.column:
+            raise InputError("StandardTable has no column; give numbers or categories, or take StandardTable.of(items)")
+        frame = columns_of(items, self.column)
+        kinds = {c: "number" if c in self.numbers else "category" for c in self.column}
+        cells = {c: [_cell(v, kinds[c]) for v in frame[c].tolist()] for c in self.column}
+        rows = ({c: v[i] for c, v in cells.items() if v[i] is not None} for i in range(len(items)))
+        return [row or None for row in rows]
+
+    def encode(self, values: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
+        """(len(values), dim) float32, in order."""
+        columns: list[NDArray[np.float64]] = []
+        for column, (mean, spread) in self.numbers.items():
+            cells = np.array([value.get(column, mean) for value in values], np.float64)
+            far = np.clip((cells - mean) / (spread or 1.0), -_MOST, _MOST)
+            columns.append(_NUMBER_SHARE * far[:, None])
+        for column, shares in self.categories.items():
+            place = {name: at for at, name in enumerate(shares)}
+            which = np.array([place.get(_label(value.get(column)), -1) for value in values])
+            codes = np.eye(len(shares)) - np.array(list(shares.values()))
+            codes /= np.maximum(np.linalg.norm(codes, axis=1, keepdims=True), 1e-12)
+            columns.append(np.where(which[:, None] >= 0, codes[which], 0))
+        return np.hstack(columns).astype(np.float32)
+
+    def why(self, value: Any) -> str:
+        """A sentence on cells whose vector is not finite."""
+        return f"the cells {value!r} gave a vector that is not finite"
+
+    def spec(self) -> dict[str, Any]:
+        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
+        numbers = {name: list(pair) for name, pair in self.numbers.items()}
+        categories = {name: dict(shares) for name, shares in self.categories.items()}
+        return {"class": "StandardTable", "numbers": numbers, "categories": categories}
+
+
+def _label(cell: float | str | None) -> str:
+    """A cell as the name of a category; 3.0 is "3"."""
+    return f"{cell:g}" if isinstance(cell, float) else str(cell)
 
 
 def _cell(value: Any, kind: str | None) -> float | str | None:

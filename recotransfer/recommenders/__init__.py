@@ -8,6 +8,7 @@ from recotransfer.recommenders.hybrid import HybridItems
 from recotransfer.recommenders.linear import EASE
 from recotransfer.recommenders.neighbours import ItemKNN
 from recotransfer.recommenders.popularity import Popularity
+from recotransfer.recommenders.probe import Probe
 from recotransfer.recommenders.ranker import HybridRanker
 from recotransfer.recommenders.sequential import SASRec
 
@@ -21,6 +22,7 @@ __all__ = [
     "HybridRanker",
     "ItemKNN",
     "Popularity",
+    "Probe",
     "RankFusion",
     "Recommender",
     "RidgeProfiles",

@@ -6,8 +6,10 @@ import copy
 import importlib
 import inspect
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeAlias
 
@@ -22,7 +24,7 @@ from recotransfer.errors import ArtifactError, InputError, NotFittedError
 from recotransfer.filters import Filter
 from recotransfer.index import ExactIndex, Index, choose_index, load_index
 from recotransfer.scoring import TopK, top_k, top_k_of_scores, top_k_of_sparse
-from recotransfer.solvers import Float, histories, product_top_k, unit_rows
+from recotransfer.solvers import Float, histories, product_top_k, seen_items, subset, unit_rows
 
 BLOCK = 2048  # users scored at a time: what memory depends on
 Matrix: TypeAlias = Float | sparse.csr_array
@@ -43,6 +45,7 @@ class Recommender(ABC):
         search_space: setting -> (low, high) that tuning may choose from, on a log scale.
         source_of_scores: what a reason names where a model cannot tell own items apart.
         item_columns: the catalogue's columns in the order of `catalogue_`, for filters; None when never attached.
+        update_: what the last `partial_fit` did: how, new events, users and items, seconds.
     """
 
     needs_items: ClassVar[bool] = False
@@ -55,6 +58,7 @@ class Recommender(ABC):
     catalogue_: IdMap
     events_: Interactions
     popularity_: Float
+    update_: dict[str, Any]
 
     # -- for subclasses ------------------------------------------------------------------------------------------------
 
@@ -87,6 +91,24 @@ class Recommender(ABC):
         """Take in new items, in place; `items` holds only new ids. `catalogue_` and `events_` are extended already."""
         raise NotImplementedError
 
+    def _content(self) -> Embeddings | None:
+        """The catalogue's vectors as the model keeps them; None where it keeps none or was fitted without."""
+        return None
+
+    def _width(self) -> int | None:
+        """Dimensions of the embeddings it was fitted with; None where there were none."""
+        content = self._content()
+        return None if content is None else content.dim
+
+    def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
+        """Learn all `events`, those known `before` among them, in place; says how. Both have all users and items.
+
+        `fresh` holds the vectors of the new items, last of the catalogue; None where the model was fitted without any.
+        """
+        content = self._content()
+        self._fit(events, content if content is None or fresh is None else content.joined(fresh))
+        return "fitted again on all events"
+
     @abstractmethod
     def _write(self, writer: ArtifactWriter) -> None:
         """Store what `_fit` learned."""
@@ -117,13 +139,48 @@ class Recommender(ABC):
         if not len(interactions):
             raise InputError("no interactions to learn from; check the reader's report for what was dropped")
         catalogue = interactions.items if items is None else items.ids.union(interactions.items)
-        events = interactions.with_items(catalogue)
-        self.catalogue_ = catalogue
-        self.events_ = events.select(events.order)
-        pairs = np.unique(events.user * len(catalogue) + events.item)
-        self.popularity_ = np.bincount(pairs % len(catalogue), minlength=len(catalogue)).astype(np.float32)
+        self._take(interactions.with_items(catalogue))
         self._fit(self.events_, None if items is None else items.align(catalogue))
         return self
+
+    def _take(self, events: Interactions) -> None:
+        """The catalogue is that of `events`, and each item's popularity its number of users."""
+        self.catalogue_ = events.items
+        self.events_ = events.select(events.order)
+        pairs = np.unique(events.user * len(events.items) + events.item)
+        self.popularity_ = np.bincount(pairs % len(events.items), minlength=len(events.items)).astype(np.float32)
+
+    def partial_fit(self, interactions: Interactions, items: Embeddings | None = None) -> Self:
+        """Learn from further events, of new users and items too; returns self, as it was where that fails.
+
+        A model in closed form becomes what `fit` on all events makes of it, up to rounding. ALS, BPR and SASRec go on
+        from what they have learned, for fewer sweeps; networks and weights that order other models' lists stay.
+        `update_` tells how it was done. Vectors of items known already are left as they are.
+        """
+        self._check_fitted()
+        start, known = time.perf_counter(), self.catalogue_
+        width = self._width()
+        if items is not None and (self.needs_items or self.scores_new_items) and items.dim != width:
+            was = "without embeddings" if width is None else f"with {width} dimensions"
+            raise InputError(f"{type(self).__name__} was fitted {was}, the new items have {items.dim}; fit it again")
+        before = replace(self.events_, items=known if items is None else known.union(items.ids), kind=None, kinds=())
+        events = before.joined(replace(interactions, kind=None, kinds=()))  # models keep no kinds
+        given = Embeddings(IdMap([]), np.zeros((0, width or 0), np.float32)) if items is None else items
+        fresh = None if width is None else given.align(IdMap(events.items.ids[len(known) :]))
+        out = self._updated(events, fresh, replace(before, users=events.users, items=events.items))
+        out.update_ |= {"events": len(interactions), "users": len(events.users) - len(self.events_.users)}
+        out.update_ |= {"items": len(events.items) - len(known), "seconds": round(time.perf_counter() - start, 3)}
+        self.__dict__ = out.__dict__
+        return self
+
+    def _updated(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> Self:
+        """A copy that has learned all `events`; arguments as in `_update`."""
+        out = copy.copy(self)
+        out._take(events)
+        if len(events.items) > len(self.catalogue_):
+            out.item_columns = None
+        out.update_ = {"how": out._update(out.events_, fresh, before)}
+        return out
 
     def check_settings(self) -> None:
         """Refuse numbers that no setting of that name can have; `fit` begins with it."""
@@ -229,6 +286,46 @@ class Recommender(ABC):
         found = self.recommend(k=k, filter=filter, histories=asked, reason=reason)
         ids = self.catalogue_.take(positions)
         return Recommendations(ids, found.catalogue, found.positions, found.scores, found.reason)
+
+    def label(self, items: Embeddings, k: int = 1, *, users: ArrayLike | None = None) -> Recommendations:
+        """The k best users for each item, known or new: what `recommend` asks, from the other side.
+
+        With labels as users this is classification. The result's `users` are the items asked about and its catalogue
+        are the users. An item without content has an empty list.
+
+        Args:
+            items: the items and their vectors, as `fit` took them.
+            k: list length, at least 1.
+            users: ids to choose from; everyone known by default.
+        """
+        self._check_fitted()
+        if k < 1:
+            raise InputError(f"k must be at least 1, got {k}")
+        known = self.events_.users
+        asked = np.arange(len(known)) if users is None else np.unique(known.positions(users))
+        model = self._knowing(items)
+        size = (len(items.ids), min(k, len(asked)))
+        best = TopK(np.full(size, -1, np.int64), np.full(size, -np.inf, np.float32))
+        for first in range(0, len(asked), BLOCK):
+            block = asked[first : first + BLOCK]
+            scores = np.hstack([best.scores, model._appeal(items, block)])
+            where = np.hstack([best.positions, np.broadcast_to(block, (len(scores), len(block)))])
+            order = np.argsort(-scores, axis=1, kind="stable")[:, : size[1]]
+            best = TopK(np.take_along_axis(where, order, axis=1), np.take_along_axis(scores, order, axis=1))
+        best.positions[~items.has_content], best.scores[~items.has_content] = -1, -np.inf
+        return Recommendations(items.ids.ids, known, best.positions, best.scores)
+
+    def _knowing(self, items: Embeddings) -> Self:
+        """A model whose catalogue holds `items`."""
+        return self.extend(items)
+
+    def _appeal(self, items: Embeddings, users: NDArray[np.int64]) -> Float:
+        """(items, users) scores of items in the catalogue for users at positions."""
+        at = self.catalogue_.positions(items.ids.ids)
+        scores = self._scores(subset(self.events_, users))
+        return np.asarray(
+            (scores[:, at].T if isinstance(scores, np.ndarray) else scores[:, at].toarray().T), np.float32
+        )
 
     def _own_histories(self, histories: Interactions) -> Interactions:
         if not self.scores_new_users:
@@ -501,25 +598,3 @@ def name_of(kind: type[Recommender]) -> str:
 
 def _is_model(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, Recommender) and not inspect.isabstract(kind)
-
-
-def seen_items(events: Interactions) -> sparse.csr_array:
-    """(users, items) with a mark where the user has the item, to leave out."""
-    shape = (len(events.users), len(events.items))
-    return sparse.coo_array((np.ones(len(events), np.float32), (events.user, events.item)), shape=shape).tocsr()
-
-
-def subset(events: Interactions, users: NDArray[np.int64]) -> Interactions:
-    """The events of some distinct users, numbered in the order asked; `events` are sorted by user."""
-    start = events.offsets
-    sizes = start[users + 1] - start[users]
-    offsets = np.repeat(start[users] - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes)
-    rows = np.arange(int(sizes.sum())) + offsets
-    return Interactions(
-        IdMap(events.users.take(users)),
-        events.items,
-        np.repeat(np.arange(len(users)), sizes),
-        events.item[rows],
-        events.weight[rows],
-        None if events.time is None else events.time[rows],
-    )

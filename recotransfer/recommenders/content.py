@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recotransfer.artifacts import Artifact, ArtifactWriter
-from recotransfer.data import Embeddings, Interactions
+from recotransfer.data import Embeddings, IdMap, Interactions
 from recotransfer.recommenders.base import FactorModel
 from recotransfer.scoring import TopK
 from recotransfer.solvers import Float, half_step, unit_rows, unobserved_metric
@@ -35,6 +35,10 @@ class _Profiles(FactorModel):
         assert items is not None  # fit checks needs_items
         self.blocks_, self.present_ = items.blocks, items.has_content
         self._set_factors(unit_rows(items.vectors))
+
+    def _content(self) -> Embeddings:
+        known = IdMap(self.catalogue_.take(np.arange(len(self.present_))))
+        return Embeddings(known, self.factors_, present=self.present_, blocks=self.blocks_)
 
     def _extend(self, items: Embeddings) -> None:
         fresh = unit_rows(items.vectors)

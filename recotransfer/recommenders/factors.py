@@ -15,11 +15,17 @@ from recotransfer.data import Embeddings, Interactions
 from recotransfer.recommenders.base import FactorModel
 from recotransfer.solvers import Float, half_step, histories, unobserved_metric
 
+_FEWER = 5  # sweeps of a fit to one of an update
 
-def _train(kind: Any, events: Interactions, **settings: Any) -> tuple[Float, Float]:
-    """User and item factors of a model of the `implicit` package."""
+
+def _train(
+    kind: Any, events: Interactions, begin: tuple[Float, Float] | None = None, **settings: Any
+) -> tuple[Float, Float]:
+    """User and item factors of a model of the `implicit` package, from those to begin with where there are some."""
     with threadpool_limits(1, "blas"):  # implicit runs its own threads; nested BLAS pools slow it many times over
         model = kind(**settings)
+        if begin is not None:
+            model.user_factors, model.item_factors = begin
         model.fit(sparse.csr_matrix(histories(events)), show_progress=False)
     return np.asarray(model.user_factors), np.asarray(model.item_factors)
 
@@ -46,15 +52,27 @@ class ALS(FactorModel):
         self.dim, self.reg, self.alpha, self.epochs, self.rng = dim, reg, alpha, epochs, rng
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
+        self._sweep(events, self.epochs)
+
+    def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
+        known, sweeps = self.factors_, max(1, self.epochs // _FEWER)
+        factors = np.random.default_rng(self.rng).random((len(events.items), self.dim), np.float32) * np.float32(0.01)
+        factors[: len(known)] = known
+        users = np.zeros((len(events.users), self.dim), np.float32)  # a sweep begins with them, from the items' factors
+        self._sweep(events, sweeps, (users, factors))
+        return f"{sweeps} sweeps from the present factors"
+
+    def _sweep(self, events: Interactions, epochs: int, begin: tuple[Float, Float] | None = None) -> None:
         from implicit.cpu.als import AlternatingLeastSquares
 
         _, factors = _train(
             AlternatingLeastSquares,
             events,
+            begin,
             factors=self.dim,
             regularization=self.reg,
             alpha=self.alpha,
-            iterations=self.epochs,
+            iterations=epochs,
             random_state=self.rng,
             dtype=np.float32,
         )
@@ -106,15 +124,31 @@ class BPR(FactorModel):
         self.dim, self.learning_rate, self.reg, self.epochs, self.rng = dim, learning_rate, reg, epochs, rng
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
+        self._sweep(events, self.epochs)
+
+    def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
+        rng, sweeps = np.random.default_rng(self.rng), max(1, self.epochs // _FEWER)
+
+        def grown(known: Float, count: int) -> Float:  # new rows as `implicit` begins with
+            new = (rng.random((count - len(known), known.shape[1]), np.float32) - np.float32(0.5)) / self.dim
+            return np.concatenate([known, new])
+
+        users, factors = grown(self.users_, len(events.users)), grown(self.factors_, len(events.items))
+        users[:, -1] = 1  # against it stands the item's bias
+        self._sweep(events, sweeps, (users, factors))
+        return f"{sweeps} sweeps from the present factors"
+
+    def _sweep(self, events: Interactions, epochs: int, begin: tuple[Float, Float] | None = None) -> None:
         from implicit.cpu.bpr import BayesianPersonalizedRanking
 
         self.users_, factors = _train(
             BayesianPersonalizedRanking,
             events,
+            begin,
             factors=self.dim,
             learning_rate=self.learning_rate,
             regularization=self.reg,
-            iterations=self.epochs,
+            iterations=epochs,
             random_state=self.rng,
             num_threads=1,  # its threads race on shared rows: more of them and a seed no longer fixes the result
         )

@@ -22,8 +22,9 @@ from recotransfer.artifacts import Artifact, ArtifactWriter
 from recotransfer.data import Embeddings, IdMap, Interactions, Reason
 from recotransfer.errors import InputError
 from recotransfer.metrics import Hits, ndcg
-from recotransfer.recommenders.base import BLOCK, Recommender, by_name, name_of, seen_items, subset
+from recotransfer.recommenders.base import BLOCK, Recommender, by_name, name_of
 from recotransfer.scoring import TopK, rank_candidates
+from recotransfer.solvers import seen_items, subset
 from recotransfer.splits import hold_out_last
 
 Members: TypeAlias = Sequence[Recommender | Mapping[str, Any]]
@@ -149,6 +150,13 @@ class _Fusion(Recommender):
         """Fresh members fitted on `events`; those that read no content get none."""
         made = [_made(_spec(member)) for member in self.members]
         return [m.fit(events, items if m.needs_items or m.scores_new_items else None) for m in made]
+
+    def _width(self) -> int | None:
+        return next((width for m in self.members_ if (width := m._width()) is not None), None)
+
+    def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
+        self.members_ = [m._updated(events, None if m._width() is None else fresh, before) for m in self.members_]
+        return "; ".join(dict.fromkeys(m.update_["how"] for m in self.members_)) + ", weights kept"
 
     def _extend(self, items: Embeddings) -> None:
         self.members_ = [m.extend(items) if m.scores_new_items else m for m in self.members_]
@@ -367,6 +375,10 @@ class _Learned(_Fusion):
         most = np.log1p(max(float(self.popularity_.max()), 1.0))
         return np.asarray(np.log1p(self.popularity_[candidates.item].astype(np.float64)) / most)
 
+    def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
+        self.age_ = _ages(events)
+        return super()._update(events, fresh, before)
+
     def _extend(self, items: Embeddings) -> None:
         super()._extend(items)
         self.age_ = np.pad(self.age_, (0, len(self.catalogue_) - len(self.age_)))
@@ -492,17 +504,14 @@ def _made(member: Any) -> Recommender:
 def _listed(member: Recommender, events: Interactions, depth: int, exclude: Pairs, mask: Mask) -> TopK:
     """The member's list; one that could not be extended knows only the first items of the catalogue."""
     n = len(member.catalogue_)
-    if n < len(events.items):
-        exclude = None if exclude is None else sparse.csr_array(exclude[:, :n])
-        mask = None if mask is None else mask[:n]
+    exclude = None if exclude is None else sparse.csr_array(exclude[:, :n])
+    mask = None if mask is None else mask[:n]
     return member._rank(_within(events, member.catalogue_), min(depth, n), exclude, mask)
 
 
 def _within(events: Interactions, items: IdMap) -> Interactions:
     """The events with `items`, which are the first of the catalogue, or all of it."""
-    if len(items) == len(events.items):
-        return events
-    return events.select(events.item < len(items)).with_items(items)
+    return events if items == events.items else events.select(events.item < len(items)).with_items(items)
 
 
 def _shares(top: TopK) -> Doubles:

@@ -72,7 +72,7 @@ class HybridItems(ItemItem):
 
     scores_new_items: ClassVar[bool] = True
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {
-        "reg": (20.0, 600.0),
+        "reg": (10.0, 600.0),
         "sequence_weight": (0.5, 2.5),
         "sequence_reg": (15.0, 200.0),
         "content_weight": (0.08, 0.8),
@@ -216,6 +216,9 @@ class HybridItems(ItemItem):
         return np.asarray(self.trust, np.float32)[popularity_bucket(self.popularity_[items])]
 
     # -- new items -----------------------------------------------------------------------------------------------------
+
+    def _content(self) -> Embeddings | None:
+        return self.items_
 
     def _extend(self, items: Embeddings) -> None:
         """New columns and rows as `fit` would give items without events; the old block stays as it is."""

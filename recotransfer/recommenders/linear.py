@@ -9,7 +9,9 @@ from scipy import sparse
 
 from recotransfer.data import Embeddings, Interactions
 from recotransfer.recommenders.base import ItemItem
-from recotransfer.solvers import ease, histories, local_ridge
+from recotransfer.solvers import changed_users, ease, ease_updated, histories, local_ridge
+
+_FEW = 8  # items per changed user from which on changing the inverse beats solving for a new one
 
 
 class EASE(ItemItem):
@@ -34,3 +36,10 @@ class EASE(ItemItem):
             self.weights_ = ease(gram.toarray(), self.reg)
         else:
             self.weights_ = local_ridge(gram, gram, self.reg, self.neighbours)
+
+    def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
+        count = len(changed_users(before, events))
+        if self.neighbours is not None or count * _FEW > len(events.items):
+            return super()._update(events, fresh, before)  # local systems cost more than the sums they read
+        self.weights_ = ease_updated(self.weights_, histories(before), histories(events), self.reg)
+        return f"inverse changed by {count} users"

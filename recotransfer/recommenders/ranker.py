@@ -13,7 +13,7 @@ from scipy import sparse
 from recotransfer.artifacts import Artifact, ArtifactWriter
 from recotransfer.data import Embeddings, Interactions
 from recotransfer.errors import ArtifactError, InputError
-from recotransfer.recommenders.base import BLOCK, Recommender, seen_items, subset
+from recotransfer.recommenders.base import BLOCK, Recommender
 from recotransfer.recommenders.hybrid import HybridItems
 from recotransfer.scoring import TopK
 from recotransfer.solvers import (
@@ -21,8 +21,10 @@ from recotransfer.solvers import (
     by_line,
     reciprocal,
     scaled,
+    seen_items,
     sequences,
     smoothed,
+    subset,
     transitions,
     unit_rows,
 )
@@ -75,27 +77,41 @@ class HybridRanker(Recommender):
     The network adds to the logarithm of the first stage's score and begins at nothing, so that a log with hardly a user
     to learn from keeps the order of the first stage.
 
+    How many of the wanted items are new is a matter of the shop, not of the tenth that the lessons hold. `cold_odds` is
+    the correction of that prior (Saerens, Latinne and Decaestecker, 2002): it moves items without events against the
+    others, and neither kind within itself.
+
     Args:
         base: settings of the first stage, a sparse `HybridItems`; by default its own.
         depth: candidates of each user; what comes after them keeps the order of the first stage.
         epochs: passes over the held-out events.
+        cold_odds: factor on the odds of candidates without events; above 1 where new items are wanted more often than
+            in the lessons.
         rng: seed of the held-out items, the sample of users and the network.
     """
 
     scores_new_items: ClassVar[bool] = True
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {
-        "base.reg": (50.0, 500.0),
+        "base.reg": (10.0, 500.0),
         "base.sequence_weight": (0.3, 2.0),
         "base.content_weight": (0.05, 0.6),
         "base.sharpness": (3.0, 10.0),
         "base.prior_events": (0.1, 3.0),
         "base.history_decay": (0.4, 0.9),
+        "base.neighbours": (60, 250),
+        "cold_odds": (0.5, 16.0),
     }
 
     def __init__(
-        self, *, base: Mapping[str, Any] | None = None, depth: int = 100, epochs: int = 8, rng: int = 0
+        self,
+        *,
+        base: Mapping[str, Any] | None = None,
+        depth: int = 100,
+        epochs: int = 8,
+        cold_odds: float = 1.0,
+        rng: int = 0,
     ) -> None:
-        self.base, self.depth, self.epochs, self.rng = base, depth, epochs, rng
+        self.base, self.depth, self.epochs, self.cold_odds, self.rng = base, depth, epochs, cold_odds, rng
 
     # -- settings ------------------------------------------------------------------------------------------------------
 
@@ -267,7 +283,8 @@ class HybridRanker(Recommender):
         width = min(max(k, self.depth), len(self.catalogue_))
         positions, scores = self.base_._rank(events, width, exclude, mask)
         head = TopK(positions[:, : self.depth], scores[:, : self.depth])
-        logits = self._logits(self._features(events, head), head.scores)
+        odds = np.where(self.base_.popularity_[head.positions] == 0, np.float32(self.cold_odds), np.float32(1))
+        logits = self._logits(self._features(events, head), head.scores * odds)
         order = np.argsort(-logits, axis=1, kind="stable")
         best = np.take_along_axis(logits, order, axis=1)
         share = np.exp(np.maximum(best - best[:, :1], -_FLAT))
@@ -291,7 +308,15 @@ class HybridRanker(Recommender):
     def _evidence(self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]) -> Mapping[str, Float]:
         return self.base_._evidence(history, strength, items)
 
-    # -- new items -----------------------------------------------------------------------------------------------------
+    # -- new events and items ------------------------------------------------------------------------------------------
+
+    def _content(self) -> Embeddings | None:
+        return self.base_.items_
+
+    def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
+        items = None if self.base_.items_ is None or fresh is None else self.base_.items_.joined(fresh)
+        self._set_base(self._first_stage().fit(events, items), events)
+        return "first stage fitted again on all events, network kept"
 
     def _extend(self, items: Embeddings) -> None:
         self.base_ = self.base_.extend(items)

@@ -16,7 +16,7 @@ from recotransfer.data import Embeddings, Interactions
 from recotransfer.errors import InputError
 from recotransfer.recommenders.base import FactorModel
 from recotransfer.scoring import TopK, top_k
-from recotransfer.solvers import Float, unit_rows
+from recotransfer.solvers import Float, changed_users, unit_rows
 
 Int = NDArray[np.int64]
 
@@ -26,6 +26,7 @@ _SPREAD = 0.02  # standard deviation of item vectors and positions before traini
 _LENGTH = 0.5  # root mean square length of mapped content before training
 _MAP_STEP = 0.02  # of the learning rate: one entry of the map moves every item, a vector's entry only its own
 _USERS = 512  # histories read at a time
+_FEWER = 3  # users visited by a fit to those by an update, at most
 
 
 class SASRec(FactorModel):
@@ -101,7 +102,7 @@ class SASRec(FactorModel):
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(self.rng)
             network = _Network.new(len(events.items), self.dim, self.length, self.blocks, content)
-            self._train(network, sequences, held, learned, rng)
+            self._train(network, sequences, held, learned, rng, self.epochs)
         known = np.zeros(len(events.items), bool)
         known[learned] = True
         network.weights["own"][torch.from_numpy(~known).to(network.device)] = 0  # never trained: noise from the start
@@ -111,10 +112,54 @@ class SASRec(FactorModel):
         del arrays["own"]
         self.map_, self.network_ = arrays.pop("map", None), arrays
 
+    def _width(self) -> int | None:
+        return None if self.map_ is None else len(self.map_)
+
+    def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
+        """Vectors go on from where they are, those of new items from their mapped content; the map itself stays."""
+        import torch
+
+        rng = np.random.default_rng(self.rng)
+        sequences, changed = _sequences(events, np.ones(len(events.items), bool)), changed_users(before, events)
+        held, learned = sequences.hold_out(rng, changed), sequences.items_in_order()
+        known, own = np.zeros(len(events.items), bool), np.zeros((len(events.items), self.dim), np.float32)
+        known[: len(self.known_)], own[: len(self.known_)] = self.known_, self.factors_
+        if self.map_ is not None and fresh is not None:
+            known[len(self.known_) :] = fresh.has_content
+            own[len(self.known_) :] = unit_rows(fresh.vectors) @ self.map_
+        without = learned[~known[learned]]
+        own[without] = _SPREAD * rng.normal(size=(len(without), self.dim))
+        known[without] = True
+        long = sequences.end - sequences.start >= 2
+        visited = min(2 * int(long[changed].sum()), int(long.sum()))
+        sweeps = min(self.epochs, max(1, self.epochs * int(long.sum()) // (_FEWER * max(visited, 1))))
+        if visited:
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                torch.manual_seed(self.rng)
+                network = _Network.of({**self.network_, "own": own})
+                network.learn()
+                self._train(network, sequences, held, learned, rng, sweeps, changed)
+            self.network_ = network.to_numpy()
+            own = self.network_.pop("own")
+        self._set_factors(own)
+        self.known_ = known
+        done = f"{len(self.curve_)} sweeps from the present weights" if visited else "weights as they were"
+        return f"{done}, over {visited} changed users and others"
+
     def _train(
-        self, network: _Network, sequences: _Sequences, held: Int, learned: Int, rng: np.random.Generator
+        self,
+        network: _Network,
+        sequences: _Sequences,
+        held: Int,
+        learned: Int,
+        rng: np.random.Generator,
+        epochs: int,
+        changed: Int | None = None,
     ) -> None:
-        """Sweeps over the sequences until nothing is gained; `network` ends with the best weights."""
+        """Sweeps over the sequences until nothing is gained; `network` ends with the best weights.
+
+        Of all users, or of those `changed` and as many others, drawn for each sweep.
+        """
         import torch
         from tqdm import tqdm
 
@@ -125,9 +170,14 @@ class SASRec(FactorModel):
         optimiser = torch.optim.Adam(steps, fused=True)
         best, best_epoch, kept = -1.0, 0, None
         self.curve_ = []
-        for epoch in tqdm(range(1, self.epochs + 1), desc="SASRec", unit="epoch", disable=None, delay=10):
+        long = np.flatnonzero(sequences.end - sequences.start >= 2)
+        others = long[:0] if changed is None else np.setdiff1d(long, changed)
+        users = long if changed is None else np.intersect1d(long, changed)
+        for epoch in tqdm(range(1, epochs + 1), desc="SASRec", unit="epoch", disable=None, delay=10):
             start = time.perf_counter()
-            loss = self._sweep(network, optimiser, sequences, learned, rng)
+            replayed = rng.permutation(others)[: len(users)]
+            order = rng.permutation(np.concatenate([users, replayed]))
+            loss = self._sweep(network, optimiser, sequences, order, learned, rng)
             ndcg = self._validate(network, sequences, held, learned) if len(held) else None
             if not np.isfinite([loss, ndcg or 0]).all():
                 raise InputError(f"SASRec: training diverged; learning_rate {self.learning_rate} is too great")
@@ -146,13 +196,18 @@ class SASRec(FactorModel):
         network.freeze()
 
     def _sweep(
-        self, network: _Network, optimiser: Any, sequences: _Sequences, learned: Int, rng: np.random.Generator
+        self,
+        network: _Network,
+        optimiser: Any,
+        sequences: _Sequences,
+        users: Int,
+        learned: Int,
+        rng: np.random.Generator,
     ) -> float:
-        """One pass over all users in random order; the mean loss."""
+        """One pass over `users` in their order; the mean loss."""
         import torch
         from torch.nn import functional
 
-        users = rng.permutation(np.flatnonzero(sequences.end - sequences.start >= 2))
         total, count = 0.0, 0
         for first in range(0, len(users), self.batch_size):
             packed = sequences.packed(users[first : first + self.batch_size], self.length, ahead=1)
@@ -267,9 +322,10 @@ class _Sequences:
     start: Int
     end: Int
 
-    def hold_out(self, rng: np.random.Generator) -> Int:
+    def hold_out(self, rng: np.random.Generator, among: Int | None = None) -> Int:
         """Users with three items or more whose newest is taken off and stands at `end`; at most half of them."""
         long = np.flatnonzero(self.end - self.start >= 3)
+        long = long if among is None else np.intersect1d(long, among)
         count = min(int(np.clip(len(long) // 10, _FEW, _MANY)), len(long) // 2)
         held = np.sort(rng.permutation(long)[:count])
         self.end[held] -= 1
@@ -368,9 +424,9 @@ class _Network:
                 weights[f"{block}.{name}.bias"] = torch.zeros(dim)
         for norm in [f"{block}.{name}" for block in range(blocks) for name in ("before", "between")] + ["after"]:
             weights[norm], weights[f"{norm}.bias"] = torch.ones(dim), torch.zeros(dim)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        weights = {name: weight.to(device).requires_grad_() for name, weight in weights.items()}
-        return cls(weights, None if content is None else torch.from_numpy(content).to(device))
+        out = cls(weights, None if content is None else torch.from_numpy(content))
+        out.learn()
+        return out
 
     @classmethod
     def of(cls, arrays: Mapping[str, Float]) -> _Network:
@@ -378,6 +434,14 @@ class _Network:
         import torch
 
         return cls({name: torch.tensor(np.asarray(values)) for name, values in arrays.items()})
+
+    def learn(self) -> None:
+        """Gradients from here on, on the GPU where there is one."""
+        import torch
+
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.weights = {name: weight.to(self.device).requires_grad_() for name, weight in self.weights.items()}
+        self.content = None if self.content is None else self.content.to(self.device)
 
     def freeze(self) -> None:
         """No gradients from here on."""

@@ -16,7 +16,7 @@ from scipy import sparse
 from recotransfer.data import Embeddings, Interactions
 from recotransfer.errors import InputError
 from recotransfer.index import nearest
-from recotransfer.solvers import reciprocal, unit_rows
+from recotransfer.solvers import gaussian_kernel, reciprocal, unit_rows
 
 Vectors = NDArray[np.floating[Any]]
 
@@ -155,12 +155,7 @@ def mmd(source: Vectors, target: Vectors, rng: int = 0) -> float:
     source, target = _pair(source, target)
     pooled = np.concatenate([_some_rows(source, _MOST_COMPARED, draw), _some_rows(target, _MOST_COMPARED, draw)])
     n = min(len(source), _MOST_COMPARED)
-    pooled = pooled - pooled.mean(axis=0)
-    square = (pooled**2).sum(axis=1)
-    apart = np.maximum(square[:, None] + square - 2 * pooled @ pooled.T, 0)
-    width = np.median(apart[np.triu_indices(len(apart), 1)])
-    kernel = np.exp(-apart / (2 * width)) if width > 0 else (apart == 0).astype(float)
-    np.fill_diagonal(kernel, 0)
+    kernel = gaussian_kernel(pooled)
     within = [part.sum() / (len(part) * (len(part) - 1)) for part in (kernel[:n, :n], kernel[n:, n:])]
     return float(sum(within) - 2 * kernel[:n, n:].mean())
 

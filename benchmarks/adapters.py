@@ -1,0 +1,97 @@
+"""Transfer tasks of vision, language, medicine and more through the one core: floor, feature transfer, best method.
+
+    python benchmarks/adapters.py --data DATA_DIR [--only ROW ...]
+
+DATA_DIR holds the public sets; a row whose files are missing is skipped with a line that says so. Rows that are done
+are kept in OUT/ROW.json and not run again while their code stays the same; `results/adapters.json` gathers them.
+Every row compares its arms in one run, chooses settings on validation and reports the test once, with 95% intervals
+of each arm and of its gain over the floor (the control arm without the pretrained encoder).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import inspect
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS, header, write_results
+
+from recotransfer.artifacts import write_json
+from recotransfer.cases import Metric, Outcome, gain
+
+MODULES = ("vision", "language", "medical", "more")
+Row = Callable[[Path, Path], dict[str, Any]]
+
+
+def told(outcomes: Sequence[Outcome], metrics: Mapping[str, Metric], floor: str, **facts: Any) -> dict[str, Any]:
+    """A row: every arm's figures with intervals, and its gain over the arm called `floor` in the first metric."""
+    lead, metric = next(iter(metrics.items()))
+    control = next(outcome for outcome in outcomes if outcome.name == floor)
+    arms = []
+    for outcome in outcomes:
+        arm: dict[str, Any] = {"arm": outcome.name}
+        arm |= {name: [round(x, 4) for x in estimate] for name, estimate in outcome.metrics.items()}
+        if outcome is not control:
+            arm["gain over floor"] = [round(x, 4) for x in gain(outcome, control, metric)]
+        settings = {name: round(v, 5) if isinstance(v, float) else v for name, v in outcome.settings.items()}
+        arm |= {"valid": round(outcome.valid, 4), "settings": settings, "seconds": round(outcome.seconds, 1)}
+        arms.append(arm)
+    return {"metric": lead, "floor": floor, "units": len(control.answers.units), **facts, "arms": arms}
+
+
+def rows() -> dict[str, tuple[Row, Sequence[str]]]:
+    """Row -> (function of the data folder and a work folder, the files or folders that it reads)."""
+    found = {}
+    for name in MODULES:
+        found |= importlib.import_module(f"rows.{name}").ROWS
+    return found
+
+
+def code_of(row: Row) -> str:
+    """Fingerprint of the row's own code."""
+    return hashlib.sha256(inspect.getsource(inspect.getmodule(row)).encode()).hexdigest()[:12]
+
+
+def main() -> None:
+    known = rows()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("out/adapters"))
+    parser.add_argument("--only", action="append", choices=list(known), help="these rows; all by default")
+    parser.add_argument("--again", action="store_true", help="run rows anew that are done")
+    a = parser.parse_args()
+    facts = header()
+    path = RESULTS / "adapters.json"
+    kept = {row["row"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    for name in a.only or known:
+        row, needs = known[name]
+        if lost := [file for file in needs if not (a.data / file).exists()]:
+            print(f"{name}: skipped, for {a.data / lost[0]} is not there", flush=True)
+            continue
+        done = a.out / f"{name}.json"
+        if done.exists() and not a.again and json.loads(done.read_text())["code"] == code_of(row):
+            kept[name] = json.loads(done.read_text())
+            continue
+        start = time.perf_counter()
+        result = {"row": name, **row(a.data, a.out / name)}
+        minutes = round((time.perf_counter() - start) / 60, 2)
+        result |= {"minutes": minutes, "commit": facts["commit"], "code": code_of(row)}
+        write_json(done, result)
+        kept[name] = result
+        print(json.dumps(result, indent=1), flush=True)
+        write_results("adapters", facts, [kept[name] for name in known if name in kept])
+    write_results("adapters", facts, [kept[name] for name in known if name in kept])
+    for name in kept:
+        best = max(kept[name]["arms"], key=lambda arm: np.nan_to_num(arm["valid"], nan=-1))
+        print(f"{name:24s} {kept[name]['metric']:18s} {best['arm']:28s} {best[kept[name]['metric']]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""A stream of events in five periods: partial_fit, a refit and a stale model; forgetting with and without replay.
+
+    python benchmarks/adaptive.py --data DATA_DIR
+
+DATA_DIR holds `movielens_small/` (ratings in the order of their times) and `amazon_beauty/` (untimed: each user's
+sequence is cut in five, so that a period is a fifth of everybody's life; one user of four). After each period models
+that know the periods so far rank the next one's events of users they know; the stale model knows the first period only.
+NDCG@10 per user, paired over users; seconds of `partial_fit` and of `fit` on all events. SASRec is then learned from
+the last period alone, with a replay of the earlier ones, and from all: what it forgets. `--tiny` runs on generated
+events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from common import header, write_results
+
+from recotransfer.data import Interactions
+from recotransfer.metrics import hits, ndcg
+from recotransfer.recommenders import ALS, BPR, EASE, HybridItems, ItemKNN, Popularity, Recommender, SASRec
+from recotransfer.splits import hold_out_last
+from recotransfer.transfer import Replay, drift, forgetting
+from recotransfer.uncertainty import interval, paired
+
+PERIODS, K = 5, 10
+SHARE = 4  # one Beauty user of so many is taken
+
+
+def movielens(folder: Path) -> list[Interactions]:
+    """Five periods of 20,000 ratings in the order of time, all positive."""
+    table = pd.read_csv(folder / "movielens_small" / "ratings.csv.gz").sort_values("timestamp", kind="stable")
+    return in_time(table.rename(columns={"userId": "user", "movieId": "item", "timestamp": "time"}))
+
+
+def beauty(folder: Path) -> list[Interactions]:
+    """Five periods: the first fifth of everybody's sequence, the second, ..."""
+    with gzip.open(folder / "amazon_beauty" / "sequences.txt.gz", "rt") as file:
+        rows = [line.split() for line in file][::SHARE]
+    table = pd.DataFrame(
+        [(user, item, at, at / len(items)) for user, *items in rows for at, item in enumerate(items)],
+        columns=["user", "item", "time", "share"],
+    )
+    period = (table["share"] * PERIODS).astype(int)
+    return [logged(table[period == p]) for p in range(PERIODS)]
+
+
+def generated() -> list[Interactions]:
+    """A small log with eight tastes, of which later users have other ones."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for user in range(300):
+        taste = rng.integers(4 + user // 100)
+        pool = np.flatnonzero(np.arange(80) % 8 == taste)
+        rows += [(f"u{user}", int(i), user * 10 + 2000 * rng.random()) for i in rng.choice(pool, 8, replace=False)]
+    return in_time(pd.DataFrame(rows, columns=["user", "item", "time"]).sort_values("time"))
+
+
+def in_time(table: pd.DataFrame) -> list[Interactions]:
+    """Five periods of as many events."""
+    return [logged(table.iloc[rows]) for rows in np.array_split(np.arange(len(table)), PERIODS)]
+
+
+def logged(table: pd.DataFrame) -> Interactions:
+    return Interactions.from_frame(table, time="time")
+
+
+def models(tiny: bool) -> dict[str, Callable[[], Recommender]]:
+    """What is compared, by name; settings are defaults, SASRec is smaller to be quick."""
+    few: dict[str, Any] = {"dim": 16, "epochs": 10} if tiny else {"epochs": 30}
+    return {
+        "Popularity": Popularity,
+        "ItemKNN": ItemKNN,
+        "EASE": EASE,
+        "HybridItems": HybridItems,
+        "ALS": ALS,
+        "BPR": lambda: BPR(epochs=100),
+        "SASRec": lambda: SASRec(**few),
+    }
+
+
+def joined(parts: Iterable[Interactions]) -> Interactions:
+    first, *others = parts
+    for part in others:
+        first = first.joined(part)
+    return first
+
+
+def asked(events: Interactions, known: Interactions) -> Interactions:
+    """Events of users known to all models, of items that are new to the user."""
+    users = known.users.positions(events.users.ids, missing="negative")[events.user]
+    items = known.items.positions(events.items.ids, missing="negative")[events.item]
+    seen = (items >= 0) & np.isin(users * len(known.items) + items, known.user * len(known.items) + known.item)
+    return events.select((users >= 0) & ~seen)
+
+
+def quality(model: Recommender, truth: Interactions, known: Interactions) -> np.ndarray:
+    """(users,) NDCG@10 of users whose history is all of `known` that the model can read."""
+    mine = model.catalogue_.positions(known.items.ids, missing="negative") >= 0
+    ids = truth.users.take(np.unique(truth.user))
+    histories = known.select(mine[known.item]) if model.scores_new_users else None
+    return ndcg(hits(model.recommend(ids, K, histories=histories), truth), K)
+
+
+def timed(work: Callable[[], Recommender]) -> tuple[Recommender, float]:
+    start = time.perf_counter()
+    return work(), time.perf_counter() - start
+
+
+def stream(name: str, make: Callable[[], Recommender], periods: list[Interactions]) -> dict[str, Any]:
+    """One model through the periods: means, paired differences and seconds."""
+    stale, updated = make().fit(periods[0]), make().fit(periods[0])
+    found: dict[str, list[np.ndarray]] = {"stale": [], "partial_fit": [], "refit": []}
+    seconds: dict[str, list[float]] = {"partial_fit": [], "refit": []}
+    for at in range(1, PERIODS - 1):
+        known = joined(periods[: at + 1])
+        updated, spent = timed(lambda new=periods[at], model=updated: model.partial_fit(new))
+        seconds["partial_fit"].append(spent)
+        refit, spent = timed(lambda log=known: make().fit(log))
+        seconds["refit"].append(spent)
+        truth = asked(periods[at + 1], known)
+        if not stale.scores_new_users:  # asked of the same users
+            some = np.isin(truth.user, np.flatnonzero(stale.events_.users.positions(truth.users.ids, "negative") >= 0))
+            truth = truth.select(some)
+        for arm, model in (("stale", stale), ("partial_fit", updated), ("refit", refit)):
+            found[arm].append(quality(model, truth, known))
+    whole = {arm: np.concatenate(values) for arm, values in found.items()}
+    row: dict[str, Any] = {"model": name, "how": updated.update_["how"], "users": len(whole["refit"])}
+    row |= {arm: interval(values)._asdict() for arm, values in whole.items()}
+    row["partial_fit - refit"] = paired(whole["partial_fit"], whole["refit"])._asdict()
+    row["partial_fit - stale"] = paired(whole["partial_fit"], whole["stale"])._asdict()
+    row["seconds"] = {arm: [round(s, 3) for s in values] for arm, values in seconds.items()}
+    row["time ratio"] = round(sum(seconds["partial_fit"]) / sum(seconds["refit"]), 3)
+    return row
+
+
+def forgotten(name: str, periods: list[Interactions], make: Callable[[], Recommender]) -> list[dict[str, Any]]:
+    """A model of all periods but the last, learned anew from a window that ends now: NDCG@10 after minus before.
+
+    Asked is the last item of each user who has three, within the periods before (old) and within the last (new).
+    """
+    old, old_truth = without_last(joined(periods[:-1]))
+    new, new_truth = without_last(periods[-1])
+    before, histories = make().fit(old), old.joined(new)
+    arms = {"new alone": new}
+    for share in (0.05, 0.2):
+        arms[f"new and replay of {share:.0%}"] = Replay(int(share * len(old)))(old, new)
+    arms["all"] = histories
+    rows = []
+    for arm, log in arms.items():
+        after, spent = timed(lambda log=log: make().fit(log))
+        lost = forgetting(before, after, old_truth, new_truth, histories=histories, k=K)
+        row = {side: change._asdict() for side, change in lost._asdict().items()}
+        rows.append({"arm": arm, "events": len(log), "seconds": round(spent, 2), **row})
+        told = "  ".join(f"{side} {c.value:+.4f} [{c.low:+.4f}, {c.high:+.4f}]" for side, c in lost._asdict().items())
+        print(f"  {name:8s} learned from {arm:22s} {told}", flush=True)
+    return rows
+
+
+def without_last(events: Interactions) -> tuple[Interactions, Interactions]:
+    """The events less the last of each user who has three, and those."""
+    held = hold_out_last(events)
+    return held.train, held.valid
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--sets", nargs="+", default=["movielens_small", "amazon_beauty"])
+    parser.add_argument("--models", nargs="+")
+    parser.add_argument("--tiny", action="store_true", help="generated events; writes no results")
+    arguments = parser.parse_args()
+    if arguments.data is None and not arguments.tiny:
+        parser.error("give --data, or --tiny")
+    facts, rows = header(), []
+    readers = {"movielens_small": movielens, "amazon_beauty": beauty}
+    for name in ["generated"] if arguments.tiny else arguments.sets:
+        periods = generated() if arguments.tiny else readers[name](arguments.data)
+        told = drift(periods[-2], periods[-1], model=Popularity().fit(joined(periods[:-2])))
+        print(f"{name}: {told.words}", flush=True)
+        row: dict[str, Any] = {"set": name, "drift": told.to_dict(), "stream": []}
+        for kind, make in models(arguments.tiny).items():
+            if arguments.models and kind not in arguments.models:
+                continue
+            found = stream(kind, make, periods)
+            row["stream"].append(found)
+            change = found["partial_fit - refit"]
+            print(
+                f"  {kind:12s} stale {found['stale']['value']:.4f}  partial_fit {found['partial_fit']['value']:.4f}  "
+                f"refit {found['refit']['value']:.4f}  partial_fit - refit {change['value']:+.4f} "
+                f"[{change['low']:+.4f}, {change['high']:+.4f}]  time x{found['time ratio']:.2f} ({found['how']})",
+                flush=True,
+            )
+        if not arguments.models:
+            row["forgetting"] = {
+                kind: forgotten(kind, periods, models(arguments.tiny)[kind]) for kind in ("ItemKNN", "SASRec")
+            }
+        rows.append(row)
+    if not (arguments.models or arguments.tiny):
+        write_results("adaptive", facts, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""Students of MiniLM: titles per second as a ratio in one run, and what is left of the quality for brand-new items.
+
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/distill.py --data DATA_DIR --referee referee.py
+
+DATA_DIR holds `citeulike_a`. The referee writes the items, the events and the truth, and scores the lists again: its
+figures are the ones that count. Students learn from the titles of items that somebody has taken ("warm"); one arm sees
+the titles of the whole catalogue. Quality is NDCG@20 and recall@20 over the
+items nobody has taken, by the cosine to a user's mean (ContentProfiles) and by HybridItems at the settings that
+validation chose for the teacher. A ratio is that of the means, its interval a bootstrap over users. Rates are on one
+thread, arms interleaved. Controls: hashed words, and word vectors that learned nothing from the texts (Model2Vec).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from common import RESULTS, header, write_results
+
+from recotransfer.data import Embeddings, IdMap, Interactions, Items
+from recotransfer.encoders import Encoder, Fusion, HashingText, SentenceText, StaticText, encode_items
+from recotransfer.encoders.static import write_static
+from recotransfer.filters import Filter
+from recotransfer.metrics import hits, ndcg, recall
+from recotransfer.recommenders import ContentProfiles, HybridItems, Recommender
+from recotransfer.transfer import Distil, DistilStatic
+from recotransfer.uncertainty import resampled
+
+K, DIM, GOAL_RATE, GOAL_QUALITY = 20, 192, 50, 0.95
+TEACHER = "MiniLM (teacher)"
+
+
+class Fold(NamedTuple):
+    """A part of the protocol: what is known, what is to be found, and among which items."""
+
+    folder: Path
+    items: Items
+    train: Interactions
+    truth: Interactions
+    candidates: list[str]
+
+
+def prepared(a: argparse.Namespace, part: str) -> Fold:
+    folder = a.out / part
+    words = [sys.executable, a.referee, "prepare", "cold", a.data / "citeulike_a", folder, "--part", part]
+    subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
+    table = pd.read_csv(folder / "items.csv", dtype=str)
+    ids = IdMap(table["item"])
+    train, truth = (
+        Interactions.from_frame(pd.read_csv(folder / f"{name}.csv", dtype=str), items=ids)
+        for name in ("train", "truth")
+    )
+    candidates = pd.read_csv(folder / "candidates.csv", dtype=str)["item"].tolist()
+    return Fold(folder, Items(ids, table[["title"]], {"title": "text"}), train, truth, candidates)
+
+
+def related(items: Items, train: Interactions) -> Items:
+    """The items that somebody has taken."""
+    return chosen(items, np.flatnonzero(np.bincount(train.item, minlength=len(items))))
+
+
+def chosen(items: Items, rows: Any) -> Items:
+    return Items(IdMap(items.ids.take(rows)), items.columns.iloc[rows].reset_index(drop=True), items.kinds)
+
+
+def model2vec(teacher: Encoder, words: Sequence[str], folder: Path) -> StaticText:
+    """Lone words through the teacher, principal components, weights by rank (Tulkens and van Dongen, 2024).
+
+    `words` come from the most frequent to the rarest. The layers over the table are zero.
+    """
+    vectors = teacher.encode([word.removeprefix("##") for word in words])
+    vectors -= vectors.mean(axis=0)
+    dim = min(DIM, vectors.shape[1])
+    table = vectors @ np.linalg.svd(vectors, full_matrices=False)[2][:dim].T
+    share = 1 / (np.arange(len(words)) + 2)
+    share /= share.sum()
+    table *= (1e-3 / (1e-3 + share))[:, None]
+    empty = {"own": (dim, 1), "before": (dim, 1), "bias": (1,), "in": (dim + 1, 1), "in_bias": (1,)}
+    rest = {name: np.zeros(shape) for name, shape in {**empty, "out": (1, dim), "out_bias": (dim,)}.items()}
+    write_static(folder, words, {"table": table, **rest})
+    return StaticText(model=folder)
+
+
+def by_frequency(entries: Sequence[str], student: StaticText, items: Items) -> list[str]:
+    rows = student.vocabulary.rows([text for text in student.values(items) if text is not None])
+    return [entries[i] for i in np.argsort(-np.bincount(rows.found, minlength=len(entries)), kind="stable")]
+
+
+def students(teacher: SentenceText, fold: Fold, a: argparse.Namespace) -> tuple[dict[str, Encoder], dict[str, Any]]:
+    """The arms, and what learning them cost."""
+    warm, costs = related(fold.items, fold.train), {}
+    arms: dict[str, Encoder] = {TEACHER: teacher, "hashed words (control)": HashingText()}
+
+    def learn(name: str, tuner: Any, encoder: Encoder, items: Items) -> Any:
+        start = time.perf_counter()
+        arms[name] = tuner.tune(encoder, items, fold.train)
+        report = tuner.report_
+        costs[name] = {
+            "seconds to learn": round(time.perf_counter() - start, 1),
+            "epochs": report["curve"][-1]["epoch"],
+            "best epoch": report["best"],
+            "held-out curve": [None if p["valid"] is None else round(p["valid"], 4) for p in report["curve"]],
+        }
+        print(name, json.dumps(costs[name]), flush=True)
+        return arms[name]
+
+    static = learn("StaticText, warm titles", DistilStatic(folder=a.out / "static-warm"), teacher, warm)
+    words = by_frequency(static.vocabulary.entries, static, warm)
+    arms["Model2Vec, warm titles (control)"] = model2vec(teacher, words, a.out / "model2vec")
+    learn("StaticText, all titles", DistilStatic(folder=a.out / "static-all"), teacher, fold.items)
+    learn(
+        "MiniLM, 3 of 6 layers, warm titles", Distil(folder=a.out / "layers", layers=3, epochs=a.epochs), teacher, warm
+    )
+    return arms, costs
+
+
+# -- measures ----------------------------------------------------------------------------------------------------------
+
+
+def rates(arms: dict[str, Encoder], texts: list[str], count: int, runs: int) -> dict[str, list[float]]:
+    """Titles per second of each arm in each run; slow arms take `count` titles, the fast ones all of them."""
+    found: dict[str, list[float]] = {name: [] for name in arms}
+    for encoder in arms.values():
+        encoder.encode(texts[:64])
+    for _ in range(runs):
+        for name, encoder in arms.items():
+            part = texts if isinstance(encoder, StaticText) else texts[:count]
+            start = time.perf_counter()
+            encoder.encode(part)
+            found[name].append(len(part) / (time.perf_counter() - start))
+    return found
+
+
+def hybrid() -> HybridItems:
+    """HybridItems at the settings that validation chose for the teacher in protocols.py."""
+    rows = json.loads((RESULTS / "protocols.json").read_text())["rows"]
+    row = next(row for row in rows if row["set"] == "citeulike_a" and row.get("arm") == "HybridItems")
+    return HybridItems(**row["settings"])
+
+
+def quality(vectors: Embeddings, make: Callable[[], Recommender], fold: Fold, a: argparse.Namespace) -> dict[str, Any]:
+    """Per-user NDCG and recall, and the referee's figures."""
+    embeddings = Fusion().fit([vectors]).transform([vectors])
+    users = fold.truth.users.ids
+    lists = make().fit(fold.train, embeddings).recommend(users, K, filter=Filter(allow=fold.candidates))
+    found = hits(lists, fold.truth)
+    out: dict[str, Any] = {"ndcg": ndcg(found, K), "recall": recall(found, K)}
+    lists.to_frame().to_parquet(fold.folder / "lists.parquet")
+    scores = fold.folder / "referee.json"
+    words = [sys.executable, a.referee, "score", "cold", fold.folder, fold.folder / "lists.parquet", "--json", scores]
+    subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
+    said = json.loads(scores.read_text())
+    out["referee"] = {name: [round(x, 4) for x in said[name]] for name in (f"ndcg@{K}", f"recall@{K}")}
+    return out
+
+
+def share(mine: Any, theirs: Any) -> list[float]:
+    """Ratio of two means over users, with a 95% bootstrap interval."""
+    drawn = resampled(lambda rows: float(mine[rows].mean() / theirs[rows].mean()), np.arange(len(mine)))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return [round(float(x), 4) for x in (mine.mean() / theirs.mean(), low, high)]
+
+
+def compared(arms: dict[str, Encoder], valid: Fold, test: Fold, a: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    out: dict[str, dict[str, Any]] = {name: {} for name in arms}
+    bases: dict[str, dict[str, Any]] = {}
+    for name, encoder in arms.items():
+        vectors = encode_items(test.items, encoder, cache=a.out / "cache", progress=False).embeddings
+        for label, make, fold in (
+            ("ContentProfiles valid", ContentProfiles, valid),
+            ("ContentProfiles", ContentProfiles, test),
+            ("HybridItems", hybrid, test),
+        ):
+            found = quality(vectors, make, fold, a)
+            base = bases.setdefault(label, found)  # the teacher comes first
+            out[name] |= {f"{label} {metric}": value for metric, value in found["referee"].items()}
+            for metric in ("ndcg", "recall"):
+                out[name][f"{label} {metric} / teacher"] = share(found[metric], base[metric])
+        print(name, json.dumps(out[name]), flush=True)
+    return out
+
+
+def bytes_of(encoder: Encoder) -> int | None:
+    folder = getattr(encoder, "folder", None) or getattr(encoder, "model", None)
+    return None if folder is None else sum(p.stat().st_size for p in Path(folder).glob("*.safetensors"))
+
+
+def generated() -> Items:
+    """A small catalogue of made-up titles."""
+    rng = np.random.default_rng(0)
+    words = [f"{a}{b}" for a in ("lin", "mor", "tek", "sul") for b in ("a", "on", "ip", "ers", "um")]
+    titles = [" ".join(rng.choice(words, rng.integers(2, 7))) for _ in range(300)]
+    return Items(IdMap(np.arange(len(titles))), pd.DataFrame({"title": titles}), {"title": "text"})
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    print(f"\n{'arm':44s}{'titles/s':>10s}{'ratio':>8s}")
+    for row in rows:
+        print(f"{row['arm']:44s}{row['titles_per_s']:10.0f}{row['rate / teacher']:8.1f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--referee", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("out/distill"))
+    parser.add_argument("--count", type=int, default=1024, help="titles per run of the slow arms")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=6, help="of the student with fewer layers")
+    parser.add_argument("--tiny", action="store_true", help="rates on generated titles; nothing written to results/")
+    a = parser.parse_args()
+    facts = header()
+    import torch
+
+    torch.set_num_threads(1)
+    if a.tiny:
+        items = generated()
+        with tempfile.TemporaryDirectory() as folder:
+            tuner = DistilStatic(folder=folder, dim=32, width=8, hidden=16, made_up=200, epochs=2, batch_size=64)
+            arms: dict[str, Encoder] = {TEACHER: HashingText(), "StaticText": tuner.tune(HashingText(), items)}
+            report(arms, rates(arms, items.columns["title"].tolist(), len(items), 1), {}, {})
+        return
+    if a.data is None or a.referee is None:
+        parser.error("give --data and --referee, or --tiny")
+    valid, test = prepared(a, "valid"), prepared(a, "test")
+    arms, costs = students(SentenceText(), test, a)
+    texts = test.items.columns["title"].dropna().tolist()
+    speed = rates(arms, texts, a.count, a.runs)
+    rows = report(arms, speed, compared(arms, valid, test, a), costs)
+    write_results("distill", {**facts, "goals": {"rate": GOAL_RATE, "quality": GOAL_QUALITY}}, rows)
+
+
+def report(
+    arms: dict[str, Encoder], speed: dict[str, list[float]], found: dict[str, Any], costs: dict[str, Any]
+) -> list[dict[str, Any]]:
+    base = np.array(speed[TEACHER])
+    rows = []
+    for name, encoder in arms.items():
+        ratio = np.array(speed[name]) / base
+        row = {
+            "arm": name,
+            "titles_per_s": round(float(np.median(speed[name])), 1),
+            "rate / teacher": round(float(np.median(ratio)), 1),
+            "ratio_of_each_run": [round(float(x), 1) for x in ratio],
+            "weights_bytes": bytes_of(encoder),
+        }
+        rows.append({**row, **found.get(name, {}), **costs.get(name, {})})
+    show(rows)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

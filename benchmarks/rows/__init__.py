@@ -1,0 +1,1 @@
+"""Rows of `adapters.py`, by domain."""

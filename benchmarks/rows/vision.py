@@ -1,0 +1,189 @@
+"""Rows of `adapters.py`: vision."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from recotransfer import Probe, RidgeProfiles, TransferTask, cases
+from recotransfer.adapters import vision
+from recotransfer.data import Embeddings
+from recotransfer.encoders import PretrainedImage, SentenceText
+from recotransfer.encoders.dense import DenseImage, DensePicture
+from recotransfer.encoders.image import decode
+from recotransfer.transfer.augmentation import ImageNoise
+from recotransfer.transfer.finetuning import FineTune
+
+NETWORK = "encoders/mobilenet_v2_imagenet"
+NOISE = ImageNoise(turn=0.0, erase=0.0, colour=0.1, light=0.1)
+REGS = [{"reg": reg} for reg in (30.0, 100.0, 300.0, 1000.0)]
+
+
+def pixels(pictures: Sequence[Any], edge: int = 8) -> NDArray[np.float32]:
+    """(n, 3 * edge * edge) colours of the pictures shrunk to so many pixels each way."""
+    small = [np.asarray(decode(picture).resize((edge, edge), 4), np.float32).ravel() / 255 for picture in pictures]
+    return np.stack(small)
+
+
+def at_size(model: Path, edge: int, folder: Path) -> Path:
+    """A copy of a vision model that takes pictures of `edge` pixels each way."""
+    target = folder / f"{model.name}_{edge}px"
+    target.mkdir(parents=True, exist_ok=True)
+    for file in model.iterdir():
+        shutil.copyfile(file, target / file.name)
+    settings = json.loads((target / "preprocessor_config.json").read_text())
+    settings |= {"size": {"shortest_edge": edge}, "crop_size": {"height": edge, "width": edge}}
+    (target / "preprocessor_config.json").write_text(json.dumps(settings))
+    return target
+
+
+def fashion(data: Path, work: Path) -> dict[str, Any]:
+    """Article type of product photos: the 20 commonest types, 3/4 of the photos known, 1/4 asked."""
+    from adapters import told
+
+    images = pd.read_parquet(data / "fashion_products/images_128px.parquet")
+    products = pd.read_csv(data / "fashion_products/products.csv.gz", dtype={"id": str})
+    table = images.merge(products, on="id")
+    table = table[table["articleType"].isin(table["articleType"].value_counts().index[:20])].reset_index(drop=True)
+    lot = np.random.default_rng(0).permutation(len(table)) / len(table)
+    part = np.select([lot < 0.25, lot < 0.35], ["test", "valid"], "train")
+    frame = pd.DataFrame({"image": table["jpeg"], "title": table["productDisplayName"]})
+    network = data / NETWORK
+    seen, read = PretrainedImage(model=network), SentenceText(column="title")
+    case = vision.classification(frame, table["articleType"], part, encoders=[seen], name="fashion")
+    ids, jpeg = case.items.ids, frame["image"].tolist()
+    shrunk = Embeddings(ids, pixels(jpeg), "8x8 pixels")
+    cache = work / "cache"
+    frozen = TransferTask(RidgeProfiles(), encoders=[seen], cache=cache).encode(case.items)[0]
+    small = PretrainedImage(model=at_size(network, 128, work))
+    tuner = FineTune(
+        folder=work / "tuned", epochs=3, learning_rate=5e-4, batch_size=64, trainable_layers=6, augment=NOISE
+    )
+    ridges = [{"reg": reg, "unobserved": 0.1} for reg in (0.03, 0.1, 0.3, 1.0)]
+
+    def arm(name: str, over: cases.Case, recommender: Any = None, settings: Any = REGS) -> cases.Outcome:
+        return cases.run(over, TransferTask(recommender or Probe(), cache=cache), name=name, settings=settings)
+
+    outcomes = [
+        arm("8x8 pixels", replace(case, parts=[shrunk])),
+        arm("frozen MobileNetV2, ridge", replace(case, parts=[frozen]), RidgeProfiles(), ridges),
+        arm("frozen MobileNetV2", replace(case, parts=[frozen])),
+        arm("title", replace(case, encoders=[read])),
+        arm("frozen, image and title", replace(case, encoders=[seen, read])),
+    ]
+    task = TransferTask(Probe(), tuners={"image": tuner}, cache=cache)
+    outcomes.append(cases.run(replace(case, encoders=[small]), task, name="fine-tuned MobileNetV2", settings=REGS))
+    return told(
+        outcomes,
+        case.metrics,
+        "8x8 pixels",
+        protocol="20 commonest types, 65% train, 10% valid, 25% test",
+        goal="accuracy 0.92 by picture, 0.97 with the title",
+        reached=outcomes[-1].metrics["accuracy"].value >= 0.92 and outcomes[-2].metrics["accuracy"].value >= 0.97,
+    )
+
+
+def bccd(data: Path, work: Path) -> dict[str, Any]:
+    """Boxes of blood cells in smear photos: the set's own split, both of its learning parts known, its test asked."""
+    from adapters import told
+
+    images = pd.read_parquet(data / "medical/bccd_images_320x240.parquet")
+    boxes = pd.read_csv(data / "medical/bccd_boxes.csv.gz").rename(columns={"image": "picture"})
+    pictures = dict(zip(images["image"], images["jpeg"], strict=True))
+    part = dict(zip(images["image"], np.where(images["split"] == "test", "test", "train"), strict=True))
+    seen = {
+        "filters": DenseImage(sigmas=(1.0, 2.0, 4.0, 8.0, 16.0)),
+        "frozen MobileNetV2": DenseImage(model=data / NETWORK, strides=(4, 8, 16), scale=2.0, sigmas=()),
+    }
+    outcomes = []
+    for name, dense in seen.items():
+        problem = vision.Detection(pictures, boxes, part, dense)
+        outcome = cases.run(problem.case, TransferTask(Probe(reg=300.0)), name=name, settings=[{}], draws=10)
+        outcomes.append(timed(problem.judged, outcome))
+    return told(
+        outcomes,
+        vision.BOX_METRICS,
+        "filters",
+        protocol="205 + 87 pictures known, 72 asked; the ridge was looked at on the 87 before",
+        goal="mAP@.5 0.75 on frozen features",
+        reached=outcomes[-1].metrics["mAP@.5"].value >= 0.75,
+    )
+
+
+class Remembered(DenseImage):
+    """Dense features that are kept: every fold asks for the same pictures."""
+
+    def read(self, picture: Any) -> DensePicture:
+        """What is seen in the picture, once."""
+        known = self.__dict__.setdefault("known", {})
+        if picture not in known:
+            known[picture] = super().read(picture)
+        return known[picture]
+
+
+def membranes(data: Path, work: Path) -> dict[str, Any]:
+    """Cell membranes in slices of electron microscopy: five folds of whole slices."""
+    from adapters import told
+
+    table = pd.read_parquet(data / "medical/em_membrane_256px.parquet")
+    pictures = dict(zip(table["id"], table["image_png"], strict=True))
+    masks = {
+        name: np.where(np.asarray(Image.open(io.BytesIO(mask)).convert("L")) > 127, "cell", "membrane")
+        for name, mask in zip(table["id"], table["mask_png"], strict=True)
+    }
+    fold = np.random.default_rng(0).permutation(len(table)) % 5
+    filters = DenseImage(sigmas=(1.0, 2.0, 4.0))
+    network = Remembered(model=data / NETWORK, strides=(2, 4, 8, 16), scale=2.0)
+    net = Probe(hidden=64, reg=1.0)
+    arms = {
+        "filters": (filters, Probe(), False),
+        "filters, hidden layer": (filters, net, False),
+        "frozen MobileNetV2": (network, net, False),
+        "frozen MobileNetV2, in context": (network, net, True),
+    }
+    outcomes = []
+    for name, (seen, recommender, in_context) in arms.items():
+        folds = []
+        for at in range(5):
+            start = time.perf_counter()
+            part = dict(zip(table["id"], np.where(fold == at, "test", "train"), strict=True))
+            problem = vision.Segmentation(pictures, masks, part, seen, samples=1500)
+            if in_context:
+                problem = problem.in_context(TransferTask(recommender))
+            outcome = cases.run(problem.case, TransferTask(recommender), name=name, settings=[{}], draws=1)
+            judged = problem.judged(outcome, "membrane")
+            folds.append(replace(judged, seconds=time.perf_counter() - start))
+        outcomes.append(cases.joined(folds, vision.MASK_METRICS))
+    return told(
+        outcomes,
+        vision.MASK_METRICS,
+        "filters",
+        protocol="5 folds of 30 slices, 1,500 pixels of each known slice; masks cut at one half",
+        goal="Dice 0.80 on frozen features",
+        reached=outcomes[-1].metrics["Dice"].value >= 0.80,
+    )
+
+
+def timed(judge: Callable[[cases.Outcome], cases.Outcome], outcome: cases.Outcome) -> cases.Outcome:
+    """The judged outcome, with the seconds of judging added."""
+    start = time.perf_counter()
+    told = judge(outcome)
+    return replace(told, seconds=outcome.seconds + time.perf_counter() - start)
+
+
+ROWS = {
+    "fashion": (fashion, ["fashion_products/images_128px.parquet", NETWORK]),
+    "em membranes": (membranes, ["medical/em_membrane_256px.parquet", NETWORK]),
+    "bccd": (bccd, ["medical/bccd_images_320x240.parquet", NETWORK]),
+}

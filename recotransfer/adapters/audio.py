@@ -1,0 +1,56 @@
+"""Sound: clips with labels, such as words, speakers or emotions, as cases of the core."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from recotransfer import cases
+from recotransfer.cases import Case
+from recotransfer.data import IdMap, Interactions, Items
+from recotransfer.encoders import Encoder, LogMelAudio
+from recotransfer.errors import InputError
+
+_JUDGED = {"accuracy": cases.accuracy, "macro F1": cases.macro_f1, "AUC": cases.area_under_curve}
+
+
+def classification(
+    clips: Sequence[Any],
+    labels: Sequence[Any],
+    *,
+    encoders: Sequence[Encoder] | None = None,
+    part: ArrayLike | None = None,
+    speakers: Sequence[Any] | None = None,
+    folds: int = 5,
+) -> list[Case]:
+    """Which label each clip bears, one case for each fold, or one alone where `part` deals the clips out.
+
+    Clips of one speaker, or of one recording, sound alike whatever their label; with `speakers` none stands on two
+    sides of a split, and intervals draw whole speakers.
+
+    Args:
+        clips: paths or bytes of WAV files, or {"array": samples, "rate": hertz}.
+        labels: of each; None is unlabelled.
+        encoders: what reads the column "audio"; `LogMelAudio()` by default, `PretrainedAudio` for a pretrained model.
+        part: "train", "valid" or "test" of each.
+        speakers: of each clip; None lets clips stand alone.
+        folds: number of cases where `part` is None.
+    """
+    if speakers is not None and len(speakers) != len(clips):
+        raise InputError(f"{len(speakers)} speakers for {len(clips)} clips; give one per clip")
+    column = np.empty(len(clips), dtype=object)
+    for at, clip in enumerate(clips):
+        column[at] = clip
+    items = Items(IdMap(np.arange(len(clips))), pd.DataFrame({"audio": column}))
+    relations = Interactions.from_labels(labels, items.ids)
+    if part is not None:
+        splits = [cases.split_items(relations, part, groups=speakers)]
+    else:
+        splits = list(cases.fold_items(relations, folds=folds, groups=speakers))
+    groups = None if speakers is None else np.asarray(pd.factorize(np.asarray(speakers, dtype=object))[0])
+    encoders = encoders or [LogMelAudio()]
+    return [Case("clips", items, split, _JUDGED, encoders=encoders, groups=groups) for split in splits]

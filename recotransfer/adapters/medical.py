@@ -1,0 +1,289 @@
+"""Medicine and biology: pictures, tables and sequences with diagnoses as cases of the core. Not for clinical use.
+
+Nothing here is a medical device. Figures say how well records of one collection are told apart from others of it; they
+say nothing of the patients of another hospital. What the model looked at in a picture is shown by `vision.heatmap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from recotransfer import cases
+from recotransfer.cases import Answers, Case, Metric, Outcome
+from recotransfer.data import IdMap, Interactions, Items
+from recotransfer.encoders import Encoder, KmerSequence, StandardTable
+from recotransfer.errors import InputError
+from recotransfer.splits import Split
+from recotransfer.task import TransferTask
+
+NOTICE = "Research only: not validated on patients, not for clinical use."
+
+
+# -- records as cases --------------------------------------------------------------------------------------------------
+
+
+def image_diagnosis(
+    images: Sequence[Any],
+    labels: Sequence[Any],
+    *,
+    positive: Any,
+    encoders: Sequence[Encoder],
+    part: ArrayLike | None = None,
+    patients: Sequence[Any] | None = None,
+    folds: int = 5,
+) -> list[Case]:
+    """Which diagnosis each picture bears, one case for each fold, or one alone where `part` deals the pictures out.
+
+    No patient stands on two sides of a split, and intervals draw whole patients. `ImageGrid` suits pictures that are
+    taken alike. Take `Probe(calibration="temperature")` where probabilities are to be believed.
+
+    Args:
+        images: as `PretrainedImage` takes them.
+        labels: the diagnosis of each; None is unlabelled.
+        positive: the diagnosis that sensitivity and specificity speak of.
+        encoders: what reads the column "image".
+        part: "train", "valid" or "test" of each.
+        patients: of each picture; None is a patient each.
+        folds: number of cases where `part` is None.
+    """
+    column = np.empty(len(images), dtype=object)
+    for at, image in enumerate(images):
+        column[at] = image
+    items = Items(IdMap(np.arange(len(images))), pd.DataFrame({"image": column}))
+    splits, relations = _dealt(items, labels, part, patients, folds, positive)
+    groups = _groups(patients, relations)
+    return [Case("image diagnosis", items, s, _judged(positive), encoders=encoders, groups=groups) for s in splits]
+
+
+def disease_from_table(
+    frame: pd.DataFrame,
+    label: str,
+    *,
+    positive: Any,
+    kinds: Mapping[str, Any] | None = None,
+    part: ArrayLike | None = None,
+    patients: Sequence[Any] | None = None,
+    folds: int = 5,
+) -> list[Case]:
+    """Which disease each row of a table tells of; arguments and cases as in `image_diagnosis`.
+
+    Each case reads the table by the `StandardTable` of its own training rows. A few dozen rows are too few to choose
+    settings by: `settled` chooses them in folds.
+
+    Args:
+        frame: one row per record.
+        label: the column that is to be told; rows without it are unlabelled.
+        positive: the value of the label that sensitivity and specificity speak of.
+        kinds: column -> "number" or "category"; by default by the columns' types.
+        part: "train", "valid" or "test" of each row.
+        patients: of each row; None is a patient each.
+        folds: number of cases where `part` is None.
+    """
+    if label not in frame.columns:
+        raise InputError(f"the table has no column {label!r}; it has {list(frame.columns)}")
+    rest = frame.drop(columns=label).reset_index(drop=True)
+    if kinds is None:
+        kinds = {c: "number" if pd.api.types.is_numeric_dtype(rest[c]) else "category" for c in rest.columns}
+    items = Items(IdMap(np.arange(len(rest))), rest, kinds)
+    labels = [None if pd.isna(value) else value for value in frame[label]]
+    splits, relations = _dealt(items, labels, part, patients, folds, positive)
+    groups = _groups(patients, relations)
+    out = []
+    for split in splits:
+        known = items.take(np.unique(split.train.item))
+        encoders = [StandardTable.of(known)]
+        out.append(Case("disease from a table", items, split, _judged(positive), encoders=encoders, groups=groups))
+    return out
+
+
+def dna(
+    sequences: Sequence[str],
+    labels: Sequence[Any],
+    *,
+    positive: Any,
+    encoders: Sequence[Encoder] | None = None,
+    part: ArrayLike | None = None,
+    families: Sequence[Any] | None = None,
+    folds: int = 5,
+) -> list[Case]:
+    """Which label, such as promoter or not, each sequence bears; arguments and cases as in `image_diagnosis`.
+
+    Args:
+        sequences: letters; where they are aligned at a site, `KmerSequence` compares them place by place.
+        labels: of each; None is unlabelled.
+        positive: the label that sensitivity and specificity speak of.
+        encoders: what reads the column "sequence": `KmerSequence()` by default, `SentenceText(model=folder,
+            column="sequence")` for a pretrained model of DNA.
+        part: "train", "valid" or "test" of each.
+        families: sequences of one family, such as homologues, stay on one side of a split; None is a family each.
+        folds: number of cases where `part` is None.
+    """
+    items = Items(IdMap(np.arange(len(sequences))), pd.DataFrame({"sequence": list(sequences)}, dtype=object))
+    splits, relations = _dealt(items, labels, part, families, folds, positive)
+    encoders, groups = encoders or [KmerSequence()], _groups(families, relations)
+    return [Case("sequences", items, s, _judged(positive), encoders=encoders, groups=groups) for s in splits]
+
+
+def _dealt(
+    items: Items, labels: Sequence[Any], part: ArrayLike | None, groups: Sequence[Any] | None, folds: int, positive: Any
+) -> tuple[list[Split], Interactions]:
+    relations = Interactions.from_labels(labels, items.ids)
+    if relations.users.positions([positive], missing="negative")[0] < 0:
+        raise InputError(f"no record bears the label {positive!r}; labels are {relations.users.ids.tolist()[:10]}")
+    if groups is not None and len(groups) != len(items):
+        raise InputError(f"{len(groups)} patients for {len(items)} records; give one per record")
+    if part is not None:
+        return [cases.split_items(relations, part, groups=groups)], relations
+    return list(cases.fold_items(relations, folds=folds, groups=groups)), relations
+
+
+def _groups(groups: Sequence[Any] | None, relations: Interactions) -> NDArray[Any] | None:
+    return None if groups is None else np.asarray(pd.factorize(np.asarray(groups, dtype=object))[0])
+
+
+def _judged(positive: Any) -> dict[str, Metric]:
+    """The first chooses settings."""
+    return {
+        "AUC": cases.area_under_curve,
+        "sensitivity at specificity .90": sensitivity_at(0.9, positive),
+        "accuracy": cases.accuracy,
+        "log score": log_score,
+        "calibration error": cases.expected_calibration_error,
+    }
+
+
+def settled(
+    case: Case, task: TransferTask, settings: Sequence[Mapping[str, Any]], *, folds: int = 5
+) -> Mapping[str, Any]:
+    """The settings of the task's recommender that do best over folds of all that is not in the test of a case.
+
+    For few records, of which the validation part alone chooses by chance. The first metric judges the answers of all
+    folds together; `cases.run(case, task, settings=[...])` then takes what was chosen.
+    """
+    known, groups = case.split.known_before_test(), None if case.groups is None else case.groups.tolist()
+    inner = [replace(case, split=split) for split in cases.fold_items(known, folds=folds, groups=groups)]
+    label, metric = next(iter(case.metrics.items()))
+    figures = []
+    for values in settings:
+        found = [cases.run(each, task, settings=[values], draws=1) for each in inner]
+        figures.append(cases.joined(found, {label: metric}, draws=1).metrics[label].value)
+    return settings[int(np.nanargmax(figures))]
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def log_score(a: Answers) -> float:
+    """Mean logarithm of the probability that was given to the true label, at most 0; a proper score."""
+    given = a.scores[np.arange(len(a.truth)), a.truth.argmax(axis=1)]
+    return float(np.log(np.maximum(given, 1e-7)).mean())
+
+
+def sensitivity_at(specificity: float, positive: Any) -> Metric:
+    """The share of `positive` units found where at least this share of the others are not taken for such."""
+    if not 0 < specificity < 1:
+        raise InputError(f"specificity must lie between 0 and 1, got {specificity}")
+
+    def sensitivity(a: Answers) -> float:
+        score, ill = _of(a, positive)
+        if ill.all() or not ill.any():
+            return float("nan")
+        well = np.sort(score[~ill])
+        bar = well[min(int(np.ceil(specificity * len(well))), len(well)) - 1]
+        return float((score[ill] > bar).mean())
+
+    return sensitivity
+
+
+def accuracy_at(threshold: float, positive: Any) -> Metric:
+    """Share of units told rightly where those above the threshold, and no others, are taken for `positive`."""
+
+    def accuracy(a: Answers) -> float:
+        score, ill = _of(a, positive)
+        return float(((score > threshold) == ill).mean())
+
+    return accuracy
+
+
+def threshold(answers: Answers, positive: Any) -> float:
+    """The probability of `positive` above which a unit is best taken for such: the best mean of sensitivity and
+    specificity (Youden, 1950), in the middle of all that are as good.
+
+    It does not depend on how common the disease was in these answers. Give those of the validation
+    (`Outcome.validation`), never of the test.
+    """
+    score, ill = _of(answers, positive)
+    if ill.all() or not ill.any():
+        raise InputError(f"a threshold needs units with and without {positive!r}; these answers have one kind only")
+    order = np.argsort(-score, kind="stable")
+    found = np.cumsum(ill[order]) / ill.sum() - np.cumsum(~ill[order]) / (~ill).sum()
+    edge = np.append(np.diff(score[order]) < 0, True)  # units of one score are on one side
+    values = np.append(score[order], 0.0)
+    best = np.flatnonzero(edge & (found >= found[edge].max() - 1e-12))
+    return float(np.mean([(values[at] + values[at + 1]) / 2 for at in best]))
+
+
+def findings(outcome: Outcome, positive: Any, *, above: float = 0.5) -> pd.DataFrame:
+    """One row per unit of the test: probability of `positive`, whether it lies above the threshold, and the truth.
+
+    `attrs["notice"]` says that this is not for clinical use.
+    """
+    score, ill = _of(outcome.answers, positive)
+    out = pd.DataFrame({"unit": outcome.answers.units, "probability": score, "found": score > above, "truth": ill})
+    out.attrs["notice"] = NOTICE
+    return out
+
+
+def _of(a: Answers, positive: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """(n,) score and truth of one label."""
+    at = int(a.options.positions([positive])[0])
+    return a.scores[:, at], a.truth[:, at]
+
+
+# -- point mutations ---------------------------------------------------------------------------------------------------
+
+
+def point_mutations(
+    task: TransferTask, sequence: str, positive: Any, *, letters: str = "ACGT", column: str = "sequence"
+) -> pd.DataFrame:
+    """Every change of one letter and how it changes the probability of `positive`, strongest first.
+
+    In-silico mutagenesis (Zhou and Troyanskaya, "DeepSEA", 2015). `attrs` holds the probability of the sequence as it
+    is ("probability") and the notice that this is not for clinical use.
+
+    Args:
+        task: fitted on a case of `dna`.
+        sequence: what to change.
+        positive: the label.
+        letters: what a letter may become.
+        column: of the items, which holds the sequence.
+
+    Returns:
+        Columns place (from 1), letter, change, probability, effect: the probability after minus the one before.
+    """
+    sequence = sequence.strip().upper()
+    if not sequence:
+        raise InputError("the sequence is empty; give one letter at least")
+    places = [(at, new) for at, old in enumerate(sequence) for new in letters if new != old]
+    mutants = [sequence] + [sequence[:at] + new + sequence[at + 1 :] for at, new in places]
+    items = Items(IdMap(np.arange(len(mutants))), pd.DataFrame({column: mutants}))
+    found = task.label(items, 1, users=[positive]).scores[:, 0]
+    table = pd.DataFrame(
+        {
+            "place": [at + 1 for at, _ in places],
+            "letter": [sequence[at] for at, _ in places],
+            "change": [new for _, new in places],
+            "probability": found[1:],
+            "effect": found[1:] - found[0],
+        }
+    )
+    order = np.argsort(-table["effect"].abs().to_numpy(), kind="stable")
+    out = table.iloc[order].reset_index(drop=True)
+    out.attrs |= {"probability": float(found[0]), "notice": NOTICE}
+    return out

@@ -1,0 +1,122 @@
+"""How good masks and boxes are: Dice, intersection over union, mean average precision of detections."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from recotransfer.errors import InputError
+
+EDGES = ["xmin", "ymin", "xmax", "ymax"]
+_MOST = 100  # boxes of a label that count in a picture, as in COCO
+_RECALLS = np.linspace(0, 1, 101)
+
+
+def dice(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
+    """Twice the common pixels of two masks over the pixels of both; NaN where both are empty.
+
+    >>> dice(np.array([True, True, False]), np.array([True, False, False])).__round__(3)
+    0.667
+    """
+    return _ratio(2 * np.count_nonzero(truth & found), np.count_nonzero(truth) + np.count_nonzero(found))
+
+
+def intersection_over_union(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
+    """Common pixels of two masks over the pixels of either (Jaccard); NaN where both are empty."""
+    return _ratio(np.count_nonzero(truth & found), np.count_nonzero(truth | found))
+
+
+def _ratio(top: Any, bottom: Any) -> float:
+    return float(top / bottom) if bottom else float("nan")
+
+
+class Matches(NamedTuple):
+    """Boxes found of one label in one picture: `scores` (n,), `hit` (n,) bool, and how many `truths` there were."""
+
+    scores: NDArray[np.float64]
+    hit: NDArray[np.bool_]
+    truths: int
+
+
+def box_matches(
+    found: pd.DataFrame, truth: pd.DataFrame, pictures: Sequence[Any], labels: Sequence[Any], *, overlap: float = 0.5
+) -> list[list[Matches]]:
+    """Per picture and label, which boxes found hit a true one, each true one at most once, by pycocotools.
+
+    Args:
+        found: one box per row: picture, label, xmin, ymin, xmax, ymax, score.
+        truth: the same without score.
+        pictures: which to match.
+        labels: which to match.
+        overlap: least intersection over union of a hit.
+    """
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        judge = COCOeval(_coco(truth, pictures, labels), _coco(found, pictures, labels), "bbox")
+        judge.params.iouThrs, judge.params.maxDets = np.array([overlap]), [_MOST]
+        judge.params.areaRng, judge.params.areaRngLbl = [[0, 1e10]], ["all"]
+        judge.evaluate()
+    table = [[Matches(np.empty(0), np.empty(0, bool), 0) for _ in labels] for _ in pictures]
+    for one in judge.evalImgs:
+        if one is not None:
+            hit = np.asarray(one["dtMatches"], np.float64).reshape(1, -1)[0] > 0
+            table[one["image_id"]][one["category_id"]] = Matches(np.asarray(one["dtScores"]), hit, len(one["gtIds"]))
+    return table
+
+
+def box_precision(scores: ArrayLike, hit: ArrayLike, truths: int) -> float:
+    """Average precision of boxes of one label at 101 recalls, as COCO has it at one overlap; NaN without a true box.
+
+    Args:
+        scores: (n,) of the boxes found, in all pictures.
+        hit: (n,) bool.
+        truths: number of true boxes.
+    """
+    if not truths:
+        return float("nan")
+    order = np.argsort(-np.asarray(scores), kind="mergesort")
+    hits = np.cumsum(np.asarray(hit)[order])
+    precision = np.maximum.accumulate((hits / np.arange(1, len(hits) + 1))[::-1])[::-1]
+    at = np.searchsorted(hits / truths, _RECALLS, side="left")
+    return float(np.append(precision, 0.0)[at].mean())
+
+
+def _coco(boxes: pd.DataFrame, pictures: Sequence[Any], labels: Sequence[Any]) -> Any:
+    """Boxes in the form that pycocotools takes; ids are positions in `pictures` and `labels`."""
+    from pycocotools.coco import COCO
+
+    if lost := {"picture", "label", *EDGES} - set(boxes.columns):
+        raise InputError(f"the boxes have no column {min(lost)!r}; they have {list(boxes.columns)}")
+    image = pd.Index(list(pictures), tupleize_cols=False).get_indexer(boxes["picture"])
+    category = pd.Index(list(labels), tupleize_cols=False).get_indexer(boxes["label"])
+    edges = boxes[EDGES].to_numpy(np.float64)
+    score = boxes["score"].to_numpy(np.float64) if "score" in boxes.columns else np.ones(len(boxes))
+    annotations: list[dict[str, Any]] = []
+    for at in np.flatnonzero((image >= 0) & (category >= 0)).tolist():
+        x, y, right, bottom = edges[at].tolist()
+        annotations.append(
+            {
+                "id": len(annotations) + 1,
+                "image_id": int(image[at]),
+                "category_id": int(category[at]),
+                "bbox": [x, y, right - x, bottom - y],
+                "area": (right - x) * (bottom - y),
+                "iscrowd": 0,
+                "score": float(score[at]),
+            }
+        )
+    out = COCO()
+    out.dataset = {
+        "images": [{"id": at} for at in range(len(pictures))],
+        "categories": [{"id": at} for at in range(len(labels))],
+        "annotations": annotations,
+    }
+    out.createIndex()
+    return out

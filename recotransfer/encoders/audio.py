@@ -1,0 +1,302 @@
+"""Sound as vectors: statistics of loudness, timbre and pitch, or what a pretrained model of sound makes of it."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recotransfer.data import Items
+from recotransfer.encoders.base import columns_of, folder_revision, is_missing, model_folder, quiet_loading
+from recotransfer.errors import InputError
+
+Float = NDArray[np.float32]
+
+_WINDOW, _STEP = 0.025, 0.010  # seconds, as everywhere in speech
+_FLOOR = 1e-8  # power below which is silence
+_PITCH = (60.0, 500.0)  # hertz, from deep male to high female voices
+_OCTAVE_COST = 0.05  # autocorrelation that a pitch an octave lower has to have more
+_VOICED = 0.45  # least autocorrelation of a frame that has a pitch
+_SHORTEST = 0.1  # seconds: less has no statistics
+
+
+class LogMelAudio:
+    """Statistics of a clip's log-mel spectrum, loudness and pitch; nothing is trained.
+
+    Mel bands follow how the ear tells pitches apart (Stevens et al., 1937). Of each band: mean, deviation, deviation of
+    its change. Of loudness and of pitch, found by autocorrelation as in Praat (Boersma, 1993): mean, deviation, range
+    and trend. Further the share of voiced frames, how often voice sets in, and the length.
+
+    A clip is the path or the bytes of a WAV file, or {"array": samples, "rate": hertz}. Several channels are averaged.
+
+    Args:
+        column: the column with clips.
+        rate: samples per second that all clips are brought to.
+        bands: number of mel bands.
+    """
+
+    block = "audio"
+
+    def __init__(self, *, column: str = "audio", rate: int = 16_000, bands: int = 40) -> None:
+        self.column, self.rate, self.bands = column, rate, bands
+
+    @property
+    def name(self) -> str:
+        """Settings and version of the features."""
+        return f"LogMelAudio/{self.rate}/{self.bands}/1"
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return 3 * self.bands + 11
+
+    def values(self, items: Items) -> list[Any]:
+        """The clip of each item, None where it has none."""
+        return clips(items, self.column)
+
+    def encode(self, values: Sequence[Any]) -> Float:
+        """(len(values), dim) float32, in order; NaN where a clip cannot be read."""
+        out = np.full((len(values), self.dim), np.nan, np.float32)
+        for row, value in enumerate(values):
+            try:
+                out[row] = self._statistics(waveform(value, self.rate))
+            except Unreadable:
+                continue
+        return out
+
+    def _statistics(self, wave: Float) -> NDArray[np.float64]:
+        width = int(_WINDOW * self.rate)
+        frames = np.lib.stride_tricks.sliding_window_view(wave, 2 * width)[:: int(_STEP * self.rate)]
+        power = np.abs(np.fft.rfft(frames[:, :width] * np.hanning(width), axis=1)) ** 2 / width
+        mel = np.log(power @ mel_bands(self.bands, width, self.rate) + _FLOOR)
+        loud = np.log(power.mean(axis=1) + _FLOOR)
+        pitch, voiced = _pitch(frames, self.rate)
+        log_pitch = np.log(pitch[voiced]) if voiced.sum() > 2 else np.full(3, np.log(_PITCH[0]))
+        starts = np.maximum(np.diff(voiced.astype(int)), 0).sum() / (len(wave) / self.rate)
+        rest = [voiced.mean(), starts, np.log(len(wave) / self.rate)]
+        change = np.diff(mel, axis=0) if len(mel) > 1 else mel
+        bands = [mel.mean(axis=0), mel.std(axis=0), change.std(axis=0)]
+        return np.concatenate([*bands, _course(loud), _course(log_pitch), rest])
+
+    def why(self, value: Any) -> str:
+        """A sentence on what is wrong with a clip."""
+        return _why(value, self.rate)
+
+    def spec(self) -> dict[str, Any]:
+        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
+        return {"class": "LogMelAudio", "column": self.column, "rate": self.rate, "bands": self.bands}
+
+
+class PretrainedAudio:
+    """Clips through a pretrained model of transformers: wav2vec 2.0, HuBERT, WavLM, AST and others; states averaged.
+
+    Clips are as in `LogMelAudio` and go through the network one by one, as silence for padding would change them.
+
+    Args:
+        model: a folder, or a name on the hub.
+        column: the column with clips.
+        longest: seconds; the rest of a clip is cut off.
+    """
+
+    block = "audio"
+
+    def __init__(self, *, model: str | Path, column: str = "audio", longest: float = 30.0) -> None:
+        self.model, self.column, self.longest = model, column, longest
+
+    @cached_property
+    def _folder(self) -> Path:
+        return model_folder(self.model)
+
+    @cached_property
+    def name(self) -> str:
+        """Model, revision of its files and the length limit."""
+        return f"PretrainedAudio/{Path(self.model).name}@{folder_revision(self._folder)}/{self.longest:g}"
+
+    @cached_property
+    def _network(self) -> Any:
+        import torch
+        from transformers import AutoModel
+
+        with quiet_loading():
+            model = AutoModel.from_pretrained(self._folder, dtype=torch.float32).eval()
+        return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def _extractor(self) -> Any:
+        from transformers import AutoFeatureExtractor
+
+        with quiet_loading():
+            return AutoFeatureExtractor.from_pretrained(self._folder)
+
+    @cached_property
+    def rate(self) -> int:
+        """Samples per second that the model was trained on."""
+        return int(self._extractor.sampling_rate)
+
+    @cached_property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return int(self._network.config.hidden_size)
+
+    def values(self, items: Items) -> list[Any]:
+        """The clip of each item, None where it has none."""
+        return clips(items, self.column)
+
+    def encode(self, values: Sequence[Any]) -> Float:
+        """(len(values), dim) float32, in order; NaN where a clip cannot be read."""
+        import torch
+
+        out = np.full((len(values), self.dim), np.nan, np.float32)
+        for row, value in enumerate(values):
+            try:
+                wave = waveform(value, self.rate)[: int(self.longest * self.rate)]
+            except Unreadable:
+                continue
+            inputs = self._extractor(wave, sampling_rate=self.rate, return_tensors="pt")
+            with torch.inference_mode():
+                states = self._network(**inputs.to(self._network.device)).last_hidden_state
+            out[row] = states[0].mean(dim=0).float().cpu().numpy()
+        return out
+
+    def why(self, value: Any) -> str:
+        """A sentence on what is wrong with a clip."""
+        return _why(value, self.rate)
+
+    def spec(self) -> dict[str, Any]:
+        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
+        return {
+            "class": "PretrainedAudio",
+            "model": str(self.model),
+            "column": self.column,
+            "longest": self.longest,
+        }
+
+
+class Unreadable(InputError):
+    """A clip that cannot be read; the message says why."""
+
+
+def clips(items: Items, column: str) -> list[Any]:
+    """The clip of each item: a path, bytes of a WAV file, or samples after their rate; None where it has none."""
+    return [_clip(cell) for cell in columns_of(items, [column])[column].tolist()]
+
+
+def _clip(cell: Any) -> Any:
+    if isinstance(cell, Mapping):  # Hugging Face data sets hold {"array": ..., "sampling_rate": ...} or {"bytes": ...}
+        if cell.get("array") is not None:
+            rate = cell.get("rate") or cell.get("sampling_rate")
+            if not rate:
+                raise InputError('a clip given as an array needs its rate: {"array": samples, "rate": hertz}')
+            return _marked(np.asarray(cell["array"]), int(rate))
+        cell = cell.get("bytes") or cell.get("path")
+    if is_missing(cell):
+        return None
+    return Path(cell) if isinstance(cell, str) else cell
+
+
+def _marked(samples: NDArray[Any], rate: int) -> Float:
+    """Samples as one channel of floats, after one that holds the rate: an array says all that there is to a clip."""
+    return np.concatenate([np.array([rate], np.float32), _one_channel(samples)])
+
+
+def waveform(value: Any, rate: int) -> Float:
+    """(samples,) float32 within -1..1 at `rate`; raises `Unreadable` with the reason."""
+    if isinstance(value, np.ndarray):
+        wave, own = np.asarray(value[1:], np.float32), int(value[0]) if value.size else 0
+    else:
+        wave, own = _read(value)
+    if own < 1 or not np.isfinite(wave).all():
+        raise Unreadable("the clip has no rate, or samples that are not finite")
+    if own != rate:
+        from scipy.signal import resample_poly
+
+        common = int(np.gcd(own, rate))
+        wave = resample_poly(wave, rate // common, own // common).astype(np.float32)
+    if len(wave) < _SHORTEST * rate:
+        raise Unreadable(f"the clip is {len(wave) / rate:.3f} s long; {_SHORTEST} s is the least")
+    return wave
+
+
+def _read(value: Any) -> tuple[Float, int]:
+    from scipy.io import wavfile
+
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        source: Any = io.BytesIO(bytes(value))
+    elif isinstance(value, os.PathLike):
+        source = value
+    else:
+        raise Unreadable(f"{type(value).__name__} is no clip; give a path, the bytes of a WAV file, or array and rate")
+    try:
+        with warnings.catch_warnings(action="ignore", category=wavfile.WavFileWarning):  # of chunks it does not know
+            rate, samples = wavfile.read(source)
+    except Exception as cause:  # damaged files raise a dozen unrelated types; the cause is reported
+        raise Unreadable(f"the clip cannot be read as a WAV file ({type(cause).__name__}: {cause})") from cause
+    return _one_channel(samples), int(rate)
+
+
+def _one_channel(samples: NDArray[Any]) -> Float:
+    """Float32 within -1..1, channels averaged."""
+    if samples.ndim not in (1, 2):
+        raise InputError(f"a clip's samples have shape {samples.shape}; wanted (samples,) or (samples, channels)")
+    kind = samples.dtype
+    wave: Float = samples.astype(np.float32)
+    if kind.kind == "u":
+        wave = wave / np.float32(128) - 1
+    elif kind.kind == "i":
+        wave = wave / np.float32(-float(np.iinfo(kind).min))
+    return np.asarray(wave.mean(axis=1) if wave.ndim == 2 else wave, np.float32)
+
+
+def _why(value: Any, rate: int) -> str:
+    try:
+        waveform(value, rate)
+    except Unreadable as reason:
+        return str(reason)
+    return "the clip gave a vector that is not finite"
+
+
+def mel_bands(bands: int, width: int, rate: int) -> NDArray[np.float64]:
+    """(frequencies, bands) triangles, evenly spaced in mel, for frames of `width` samples."""
+    mel = np.linspace(0, 2595 * np.log10(1 + rate / 2 / 700), bands + 2)
+    edges = 700 * (10 ** (mel / 2595) - 1)
+    hertz = np.fft.rfftfreq(width, 1 / rate)[:, None]
+    rising = (hertz - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - hertz) / (edges[2:] - edges[1:-1])
+    return np.maximum(np.minimum(rising, falling), 0)
+
+
+def _pitch(frames: Float, rate: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Pitch of each frame in hertz, and whether it has one: the highest peak of the normalised autocorrelation."""
+    width = frames.shape[1]
+    window = np.hanning(width)
+    size = 1 << (2 * width - 1).bit_length()
+
+    def correlation(x: NDArray[Any]) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = np.fft.irfft(np.abs(np.fft.rfft(x, size, axis=-1)) ** 2, axis=-1)
+        return found
+
+    own = correlation((frames - frames.mean(axis=1, keepdims=True)) * window)
+    bare = correlation(window)
+    shortest, longest = int(rate / _PITCH[1]), int(rate / _PITCH[0])
+    level = np.maximum(own[:, :1], 1e-12)
+    shape = own[:, shortest:longest] / level / (bare[shortest:longest] / bare[0])
+    octaves = np.log2(np.arange(shortest, longest) / shortest)
+    best = (shape - _OCTAVE_COST * octaves).argmax(axis=1)  # a period's multiples fit as well as the period
+    loud = own[:, 0] > 1e-3 * max(float(own[:, 0].max()), 1e-9)
+    return rate / (shortest + best), (shape[np.arange(len(best)), best] > _VOICED) & loud
+
+
+def _course(values: NDArray[np.float64]) -> list[float]:
+    """Mean, deviation, range (tenth to ninetieth percentile) and trend from start to end."""
+    low, high = np.percentile(values, [10, 90])
+    time = np.linspace(-0.5, 0.5, len(values))
+    spread = float((time**2).sum())
+    trend = float(time @ (values - values.mean())) / spread if spread else 0.0
+    return [float(values.mean()), float(values.std()), float(high - low), trend]

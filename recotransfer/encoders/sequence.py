@@ -1,0 +1,161 @@
+"""DNA, RNA and other sequences of letters as counts of short words, in the whole sequence and at their places.
+
+A pretrained model of DNA needs no class of its own: `SentenceText(model=folder, column="sequence")` averages the token
+vectors of any transformers model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from recotransfer.data import Items
+from recotransfer.encoders.base import columns_of, is_missing
+from recotransfer.errors import InputError
+
+_BLOCK = 1024  # sequences counted at a time: what memory depends on
+
+
+class KmerSequence:
+    """Words of k letters counted over the whole sequence and in spans along it, hashed into one vector.
+
+    The spectrum kernel (Leslie et al., 2002) says which words occur. Placed words are those of the weighted-degree
+    kernel with shifts (Rätsch et al., "RASE", 2005): a word lies softly in the two nearest of spans that begin every so
+    many letters, so that sequences aligned at a site, as promoters are, compare place by place. Each kind of count is
+    square-rooted and of unit length before all are added with hashed signs (Weinberger et al., 2009), so that the dot
+    product of two sequences is about the mean of the kernels. Case and T or U make no difference; words with a letter
+    outside the alphabet do not count.
+
+    Args:
+        column: the column with sequences.
+        k: lengths of the words that count wherever they are.
+        placed: (length, span in letters) of the words that count by place; none leaves places out.
+        dim: width of a vector.
+        alphabet: the letters; four for DNA and RNA, twenty for proteins.
+    """
+
+    block = "sequence"
+
+    def __init__(
+        self,
+        *,
+        column: str = "sequence",
+        k: Sequence[int] = (4, 5, 6),
+        placed: Sequence[Sequence[int]] = ((1, 1), (2, 2), (3, 4), (4, 4)),
+        dim: int = 8192,
+        alphabet: str = "ACGT",
+    ) -> None:
+        self.column, self.k, self.placed, self.dim, self.alphabet = column, k, placed, dim, alphabet
+
+    @property
+    def name(self) -> str:
+        """Settings and version of the hashing."""
+        places = "+".join(f"{k}in{span}" for k, span in self.placed)
+        return f"KmerSequence/{'+'.join(map(str, self.k))}/{places}/{self.alphabet}/{self.dim}/1"
+
+    @cached_property
+    def _groups(self) -> list[tuple[int, int]]:
+        """(length, span) of every kind of count, span 0 over the whole sequence."""
+        groups = [(k, 0) for k in self.k] + [(k, span) for k, span in self.placed]
+        letters, most = len(set(self.alphabet)), 0
+        if not groups or min(k for k, _ in groups) < 1 or min((span for _, span in self.placed), default=1) < 1:
+            raise InputError(f"k is {self.k!r} and placed {self.placed!r}; name lengths and spans of at least 1")
+        most = int(40 / np.log2(max(letters, 2)))
+        if letters < 2 or max(k for k, _ in groups) > most:
+            raise InputError(f"words of {letters} letters may be at most {most} long, got {max(k for k, _ in groups)}")
+        return groups
+
+    def values(self, items: Items) -> list[str | None]:
+        """The sequence of each item, None where it has none."""
+        cells = columns_of(items, [self.column])[self.column].tolist()
+        return [None if is_missing(cell) else str(cell).strip() for cell in cells]
+
+    def encode(self, values: Sequence[str]) -> NDArray[np.float32]:
+        """(len(values), dim) float32, in order; NaN where a sequence has no word of the alphabet."""
+        out = [self._counted(values[first : first + _BLOCK]) for first in range(0, len(values), _BLOCK)]
+        return np.concatenate(out) if out else np.zeros((0, self.dim), np.float32)
+
+    def _counted(self, values: Sequence[str]) -> NDArray[np.float32]:
+        letters, row, place = _laid_out(values, self.alphabet)
+        total = np.zeros((len(values), self.dim))
+        for number, (k, span) in enumerate(self._groups):
+            word, first = _words(letters, row, k, len(self.alphabet))
+            of, at, weight = row[first], place[first], np.ones(len(first))
+            if span:
+                low, part = at // span, (at % span) / span
+                bins = np.concatenate([low, low + 1])
+                of, word, weight = np.tile(of, 2), np.tile(word, 2), np.concatenate([1 - part, part])
+                word = word + (bins + 1) * len(self.alphabet) ** k
+            total += _hashed(of, word, weight, number, total.shape)
+        total /= np.sqrt(len(self._groups))
+        total[~total.any(axis=1)] = np.nan
+        return total.astype(np.float32)
+
+    def why(self, value: str) -> str:
+        """A sentence on a sequence without a word."""
+        shown = value if len(value) <= 40 else f"{value[:40]}..."
+        return f"{shown!r} has no word of the letters {self.alphabet}"
+
+    def spec(self) -> dict[str, Any]:
+        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
+        placed = [list(pair) for pair in self.placed]
+        settings = {"column": self.column, "k": list(self.k), "placed": placed, "dim": self.dim}
+        return {"class": "KmerSequence", **settings, "alphabet": self.alphabet}
+
+
+def _laid_out(values: Sequence[str], alphabet: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Of all letters in a row: number in the alphabet (-1 for others), which sequence, place in it."""
+    texts = [value.upper().encode("latin-1", "replace") for value in values]
+    table = np.full(256, -1, np.int64)
+    table[np.frombuffer(alphabet.upper().encode(), np.uint8)] = np.arange(len(alphabet))
+    for one, other in (("T", "U"), ("U", "T")):
+        if one in alphabet.upper() and other not in alphabet.upper():
+            table[ord(other)] = table[ord(one)]
+    lengths = np.array([len(text) for text in texts], np.int64)
+    row = np.repeat(np.arange(len(texts)), lengths)
+    starts = np.cumsum(lengths) - lengths
+    return table[np.frombuffer(b"".join(texts), np.uint8)], row, np.arange(len(row)) - starts[row]
+
+
+def _words(
+    letters: NDArray[np.int64], row: NDArray[np.int64], k: int, base: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number of each word of k letters that lies within one sequence, and where its first letter is."""
+    n = max(len(letters) - k + 1, 0)
+    word, whole = np.zeros(n, np.int64), np.ones(n, bool)
+    for step in range(k):
+        here = letters[step : step + n]
+        word = word * base + here
+        whole &= (here >= 0) & (row[step : step + n] == row[:n])
+    first = np.flatnonzero(whole)
+    return word[first], first
+
+
+def _hashed(
+    row: NDArray[np.int64], key: NDArray[np.int64], weight: NDArray[np.float64], salt: int, shape: tuple[int, int]
+) -> NDArray[np.float64]:
+    """(rows, dim) root counts of the keys, of unit length, added up in hashed columns with hashed signs."""
+    if not len(row):
+        return np.zeros(shape)
+    known, column = np.unique(key, return_inverse=True)
+    counts = sparse.coo_array((weight, (row, column)), shape=(shape[0], len(known))).tocsr()
+    counts.sum_duplicates()
+    lengths = np.sqrt(np.asarray(counts.sum(axis=1), np.float64))  # of the roots: their squares are the counts
+    counts.data = np.sqrt(counts.data) / np.repeat(np.maximum(lengths, 1e-12), np.diff(counts.indptr))
+    mixed = _mixed(known.astype(np.uint64) ^ (np.uint64(salt + 1) << np.uint64(48)))
+    sign = np.where(mixed >> np.uint64(63), 1.0, -1.0)
+    bucket = (mixed % np.uint64(shape[1])).astype(np.int64)
+    hashing = sparse.csr_array((sign, (np.arange(len(known)), bucket)), shape=(len(known), shape[1]))
+    return np.asarray((counts @ hashing).toarray())
+
+
+def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Well-mixed bits, the same everywhere: the finaliser of SplitMix64 (Steele et al., 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(x ^ (x >> np.uint64(31)))

@@ -1,0 +1,285 @@
+"""Text through a table of word vectors and one small layer: hundreds of times as fast as a transformer.
+
+What the table holds is learned from a transformer by `transfer.distillation.DistilStatic`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recotransfer.data import Items
+from recotransfer.encoders.base import (
+    Features,
+    folder_revision,
+    model_folder,
+    one_or_many,
+    saved_model,
+    text_values,
+)
+from recotransfer.errors import InputError
+
+Float = NDArray[np.float32]
+
+_FORMAT = 1
+_CONFIG, _WORDS, _WEIGHTS = "config.json", "vocabulary.json", "model.safetensors"
+_CHUNK = 4096  # texts whose sums stay in the processor's caches
+_WORD = re.compile(r"[^\W_]+")
+_NO_WORD = re.compile(r"[\W_]+")
+_MARKS = re.compile("[\u0300-\u036f]")
+_HAN = re.compile("([\u3400-\u4dbf\u4e00-\u9fff])")
+_LETTER = np.array([b > 127 or chr(b).isalnum() for b in range(256)])
+
+
+def fold(text: str) -> str:
+    """Lower case, without accents; Chinese characters stand alone, and outside ASCII only letters and digits stay."""
+    if text.isascii():
+        return text.lower()
+    text = _MARKS.sub("", unicodedata.normalize("NFKD", text).lower())
+    return _NO_WORD.sub(" ", _HAN.sub(r" \1 ", text))
+
+
+def words(text: str) -> list[str]:
+    """The words of a text as a vocabulary lists them, in reading order."""
+    return _WORD.findall(fold(text))
+
+
+class Rows(NamedTuple):
+    """Words of texts: rows `found` (m,) int32 of a table in reading order; text i has start[i] : start[i + 1]."""
+
+    found: NDArray[np.int32]
+    start: NDArray[np.int64]
+
+
+class Vocabulary:
+    """Which row of a table belongs to which word.
+
+    Args:
+        entries: words in the form of `words`, and pieces that may follow within an unknown word, written "##piece".
+    """
+
+    def __init__(self, entries: Sequence[str]) -> None:
+        from recotransfer._words import open_table
+
+        self.entries = entries
+        self._table = open_table(*_flat(entries))
+
+    def rows(self, texts: Sequence[str]) -> Rows:
+        """The rows of all words; an unknown word gives those of its longest known pieces, from the left."""
+        from recotransfer._words import lookup
+
+        return Rows(*lookup(*_flat([fold(text) for text in texts]), *self._table, _LETTER))
+
+
+def _flat(texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The bytes of all texts in one array, and where each ends."""
+    raw = [text.encode("utf-8", "replace") for text in texts]
+    return np.frombuffer(b"".join(raw), np.uint8), np.cumsum(np.fromiter(map(len, raw), np.int64, len(raw)))
+
+
+class StaticText:
+    """Text as a sum of word vectors and of what neighbouring words mean together; unit length, on any processor.
+
+    Each word adds its row of the table, and each pair of neighbours relu(A row + B row before). One hidden layer
+    corrects the sum. Rows of words alone would be a Model2Vec (Tulkens and van Dongen, "Model2Vec: fast
+    state-of-the-art static embeddings", 2024). Case, accents and punctuation are not seen. A word that the table lacks
+    is read by its pieces; a text of which nothing is known counts as unreadable.
+
+    Args:
+        model: the folder that `DistilStatic` wrote.
+        column: the text column, or several that are joined by ". ".
+    """
+
+    block = "text"
+
+    def __init__(self, *, model: str | Path, column: str | Sequence[str] = "title") -> None:
+        self.model = model
+        self.column = column
+
+    @cached_property
+    def _folder(self) -> Path:
+        return model_folder(self.model)
+
+    @cached_property
+    def name(self) -> str:
+        """Model and revision of its files."""
+        return f"StaticText/{Path(self.model).name}@{folder_revision(self._folder)}"
+
+    @cached_property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return int(self._network.weights["table"].shape[1])
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The words that have a row."""
+        return Vocabulary(_read(self._folder / _WORDS, list))
+
+    @cached_property
+    def _network(self) -> StaticNetwork:
+        config = _read(self._folder / _CONFIG, dict)
+        if config.get("class") != "StaticText" or config.get("format") != _FORMAT:
+            raise InputError(f"{self._folder} holds no static text model of this version; distil it again")
+        from safetensors.numpy import load_file
+
+        network = StaticNetwork(load_file(self._folder / _WEIGHTS))
+        if len(network.weights["table"]) != len(self.vocabulary.entries):
+            raise InputError(
+                f"{self._folder} has {len(self.vocabulary.entries)} words and {len(network.weights['table'])} rows for "
+                "them; distil it again"
+            )
+        return network
+
+    def values(self, items: Items) -> list[str | None]:
+        """The text of each item, None where all its text columns are empty."""
+        return text_values(items, one_or_many(self.column))
+
+    def encode(self, values: Sequence[str]) -> Float:
+        """(len(values), dim) float32 of unit length, in order; NaN where no part of a text is known."""
+        out = np.empty((len(values), self.dim), np.float32)
+        for at in range(0, len(values), _CHUNK):
+            rows = self.vocabulary.rows(values[at : at + _CHUNK])
+            out[at : at + _CHUNK] = self._network.vectors(rows)
+        return out
+
+    def why(self, value: Any) -> str:
+        """A sentence on a text of which nothing is known."""
+        return f"the text {str(value)[:40]!r} has no word or part of a word that the model knows"
+
+    def module(self) -> Any:
+        """The network to train; called with a batch of `collate` it returns `Features`."""
+        return _training_form(self._network.weights)
+
+    def collate(self, values: Sequence[str]) -> dict[str, Any]:
+        """The rows of all words of a batch, and where each text's begin."""
+        import torch
+
+        rows = self.vocabulary.rows(values)
+        return {"found": torch.from_numpy(rows.found), "start": torch.from_numpy(rows.start)}
+
+    def saved(self, module: Any, folder: str | Path) -> StaticText:
+        """The same encoder with the weights of `module`, whose model is written to `folder`, whole or not at all."""
+        weights = {ours: module.get_parameter(theirs).detach().cpu().numpy() for ours, theirs in _PARAMETERS.items()}
+        weights = {name: w if w.ndim == 1 or name == "table" else w.T for name, w in weights.items()}
+        write_static(folder, self.vocabulary.entries, weights)
+        return StaticText(model=folder, column=self.column)
+
+    def spec(self) -> dict[str, Any]:
+        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
+        column = self.column if isinstance(self.column, str) else list(self.column)
+        return {"class": "StaticText", "model": str(self.model), "column": column}
+
+
+class StaticNetwork:
+    """The sums and the layer over them.
+
+    Args:
+        weights: "table" (words, dim), "own" and "before" (dim, width), "bias" (width,), "in" (dim + width, hidden),
+            "in_bias", "out" (hidden, dim), "out_bias"; of any float type.
+    """
+
+    def __init__(self, weights: Mapping[str, NDArray[Any]]) -> None:
+        self.weights = {name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()}
+        w = self.weights
+        self._own = w["table"] @ w["own"] + w["bias"]
+        self._before = w["table"] @ w["before"]
+
+    def vectors(self, rows: Rows) -> Float:
+        """(texts, dim) of unit length; NaN where a text has no word."""
+        from recotransfer._words import read
+
+        w = self.weights
+        dim, width = w["table"].shape[1], w["bias"].shape[0]
+        sums = np.empty((len(rows.start) - 1, dim + width), np.float32)
+        read(rows.found, rows.start, w["table"], self._own, self._before, sums)
+        hidden = sums @ w["in"]
+        hidden += w["in_bias"]
+        out: Float = np.maximum(hidden, 0, out=hidden) @ w["out"]
+        out += w["out_bias"]
+        out += sums[:, :dim]
+        out /= np.sqrt(np.einsum("nd,nd->n", out, out))[:, None]
+        return out
+
+
+_PARAMETERS = {  # names in `StaticNetwork` and in its training form, whose matrices lie the other way round
+    "table": "table.weight",
+    "own": "own.weight",
+    "bias": "own.bias",
+    "before": "before.weight",
+    "in": "inner.weight",
+    "in_bias": "inner.bias",
+    "out": "outer.weight",
+    "out_bias": "outer.bias",
+}
+
+
+def _training_form(weights: Mapping[str, Float]) -> Any:
+    """`StaticNetwork` as a torch module that takes a batch and returns `Features`."""
+    import torch
+
+    (size, dim), (_, width), (_, hidden) = weights["table"].shape, weights["own"].shape, weights["in"].shape
+
+    class TrainableStatic(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(size, dim)
+            self.own = torch.nn.Linear(dim, width)
+            self.before = torch.nn.Linear(dim, width, bias=False)
+            self.inner = torch.nn.Linear(dim + width, hidden)
+            self.outer = torch.nn.Linear(hidden, dim)
+            with torch.no_grad():
+                for ours, theirs in _PARAMETERS.items():
+                    value = torch.from_numpy(weights[ours])
+                    self.get_parameter(theirs).copy_(value if value.ndim == 1 or ours == "table" else value.T)
+
+        def forward(self, batch: Mapping[str, Any]) -> Features:
+            start = batch["start"]
+            count = start.diff()
+            text = torch.repeat_interleave(torch.arange(len(count), device=start.device), count)
+            rows = self.table(batch["found"])
+            before = torch.nn.functional.pad(self.before(rows), (0, 0, 1, 0))[:-1]
+            first = torch.nn.functional.pad(text[1:] != text[:-1], (1, 0), value=True)[:, None]
+            pairs = torch.relu(self.own(rows) + before.masked_fill(first, 0))
+            joint = torch.cat([rows, pairs], dim=1)
+            sums = joint.new_zeros(len(count), joint.shape[1]).index_add(0, text, joint)
+            sums = sums / count.clamp(min=1).sqrt()[:, None]
+            out = sums[:, :dim] + self.outer(torch.relu(self.inner(sums)))
+            return Features(torch.nn.functional.normalize(out, dim=1))
+
+    return TrainableStatic()
+
+
+def write_static(folder: str | Path, entries: Sequence[str], weights: Mapping[str, NDArray[Any]]) -> None:
+    """Write a model that `StaticText` reads to `folder`, whole or not at all; weights as 16-bit floats.
+
+    Args:
+        folder: a new one, or that of an earlier model.
+        entries: as in `Vocabulary`.
+        weights: as in `StaticNetwork`.
+    """
+    from safetensors.numpy import save
+
+    with saved_model(folder) as new:
+        config = {"class": "StaticText", "format": _FORMAT}
+        (new / _CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True), encoding="utf-8")
+        (new / _WORDS).write_text(json.dumps(list(entries), ensure_ascii=False, indent=0), encoding="utf-8")
+        half = {name: np.ascontiguousarray(value, np.float16) for name, value in weights.items()}
+        (new / _WEIGHTS).write_bytes(save(half))
+
+
+def _read(path: Path, kind: type) -> Any:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as cause:
+        raise InputError(f"{path} cannot be read ({cause}); give a folder that DistilStatic wrote") from None
+    if not isinstance(value, kind):
+        raise InputError(f"{path} is no {kind.__name__}; give a folder that DistilStatic wrote")
+    return value

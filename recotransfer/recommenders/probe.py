@@ -1,0 +1,211 @@
+"""The probe: labels are users, and each learns from frozen vectors which items are its own, as a probability."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from recotransfer.artifacts import Artifact, ArtifactWriter
+from recotransfer.data import Embeddings, IdMap, Interactions
+from recotransfer.errors import InputError
+from recotransfer.recommenders.base import Recommender
+from recotransfer.scoring import TopK
+from recotransfer.solvers import Float
+
+_STATE = ("mean", "scale", "outer", "bias")
+_FLAT = 1e-6  # spread, against the widest column's, below which a column says nothing
+_LEAST_FOR_STOPPING = 500  # rows from which a tenth can be spared to stop the hidden layer's training
+_HELD_OUT = 0.2  # share of the rows on which the temperature is learned
+
+
+class Probe(Recommender):
+    """Logistic regression of labels on item vectors: the linear probe of a frozen encoder (Alain and Bengio, 2016).
+
+    A label is a user who holds the items that bear it. Where every labelled item has one label, the probabilities of an
+    item sum to 1 (softmax); where some have several, each label is asked for by itself. Items without a label are
+    unknown, not negative. Scores are probabilities. New labels need a refit; a few examples of them are enough for
+    `RidgeProfiles` and none for `ContentProfiles`, which take users as they come.
+
+    Args:
+        reg: ridge on the weights of the standardised vectors, against the log loss summed over items.
+        hidden: width of a hidden layer; None is linear.
+        calibration: "temperature" divides the logits by one number that suits held-out items best (Guo et al., 2017).
+        rng: seed of the hidden layer and of the held-out items.
+    """
+
+    needs_items: ClassVar[bool] = True
+    scores_new_items: ClassVar[bool] = True
+    scores_new_users: ClassVar[bool] = False
+    search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"reg": (0.01, 10_000.0)}
+    source_of_scores: ClassVar[str] = "content"
+
+    def __init__(
+        self,
+        *,
+        reg: float = 10.0,
+        hidden: int | None = None,
+        calibration: Literal["none", "temperature"] = "none",
+        rng: int = 0,
+    ) -> None:
+        self.reg, self.hidden, self.calibration, self.rng = reg, hidden, calibration, rng
+
+    def check_settings(self) -> None:
+        """Refuse settings that cannot be; `fit` begins with it."""
+        super().check_settings()
+        if self.calibration not in ("none", "temperature"):
+            raise InputError(f'calibration must be "none" or "temperature", got {self.calibration!r}')
+
+    # -- fit -----------------------------------------------------------------------------------------------------------
+
+    def _fit(self, events: Interactions, items: Embeddings | None) -> None:
+        assert items is not None  # fit checks needs_items
+        self.vectors_, self.present_ = items.vectors, items.has_content
+        held = events.matrix() > 0
+        held.eliminate_zeros()
+        held = sparse.csr_array(held.T)
+        self.labels_ = np.flatnonzero(np.bincount(held.indices, minlength=len(events.users)))
+        rows = np.flatnonzero((np.diff(held.indptr) > 0) & self.present_)
+        if len(self.labels_) < 2:
+            raise InputError(f"Probe tells labels apart, but the events know {len(self.labels_)}; give two at least")
+        bears = held[rows][:, self.labels_].toarray()
+        self.exclusive_ = bool((bears.sum(axis=1) == 1).all())
+        x = items.vectors[rows]
+        self._learn(x, bears)
+        self.temperature_ = self._temperature(x, bears) if self.calibration == "temperature" else 1.0
+
+    def _learn(self, x: Float, bears: NDArray[np.bool_]) -> None:
+        """Weights from vectors (n, dim) and which labels (n, labels) they bear."""
+        spread = x.std(axis=0)
+        self.mean_ = x.mean(axis=0).astype(np.float32)
+        self.scale_ = np.where(spread > _FLAT * max(float(spread.max()), 1e-12), spread, np.inf).astype(np.float32)
+        z = (x - self.mean_) / self.scale_
+        if self.hidden is None:
+            self.inner_ = None
+            self.outer_, self.bias_ = self._linear(z, bears)
+            return
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.neural_network import MLPClassifier
+
+        stopping = len(z) >= _LEAST_FOR_STOPPING
+        net = MLPClassifier(
+            (self.hidden,), alpha=self.reg, batch_size=min(256, len(z)), max_iter=200, random_state=self.rng,
+            early_stopping=stopping, n_iter_no_change=5,
+        )  # fmt: skip
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # enough is enough
+            net.fit(z, bears.argmax(axis=1) if self.exclusive_ else bears)
+        (inner, outer), (inner_bias, bias) = net.coefs_, net.intercepts_
+        self.inner_ = np.vstack([inner, inner_bias]).astype(np.float32)
+        self.outer_, self.bias_ = _both_sides(outer, bias) if bears.shape[1] == 2 and self.exclusive_ else (outer, bias)
+
+    def _linear(self, z: Float, bears: NDArray[np.bool_]) -> tuple[Float, Float]:
+        from sklearn.linear_model import LogisticRegression
+
+        def fitted(target: NDArray[Any]) -> tuple[Float, Float]:
+            model = LogisticRegression(C=1 / max(self.reg, 1e-12), max_iter=500).fit(z, target)
+            return model.coef_.T.astype(np.float32), model.intercept_.astype(np.float32)
+
+        if self.exclusive_:
+            weights, bias = fitted(bears.argmax(axis=1))
+            return _both_sides(weights, bias) if bears.shape[1] == 2 else (weights, bias)
+        columns = []
+        for label in bears.T:
+            if label.all():  # nothing to tell apart: every known item bears it
+                columns.append((np.zeros((z.shape[1], 1), np.float32), np.full(1, 10, np.float32)))
+            else:
+                columns.append(fitted(label))
+        return np.hstack([w for w, _ in columns]), np.concatenate([b for _, b in columns])
+
+    def _temperature(self, x: Float, bears: NDArray[np.bool_]) -> float:
+        """The number that held-out logits are best divided by, from a probe that did not see them."""
+        from scipy.optimize import minimize_scalar
+
+        order = np.random.default_rng(self.rng).permutation(len(x))
+        out, kept = np.split(order, [max(1, int(_HELD_OUT * len(x)))])
+        if not bears[kept].any(axis=0).all() or (not self.exclusive_ and bears[kept].all(axis=0).any()):
+            return 1.0  # a label would be missing from the rest
+        other = self.with_settings({})
+        other.exclusive_ = self.exclusive_
+        other._learn(x[kept], bears[kept])
+        logits = other._logits(x[out])
+
+        def loss(log_temperature: float) -> float:
+            p = _probabilities(logits / np.exp(log_temperature), self.exclusive_)
+            said = np.where(bears[out], p, 1 if self.exclusive_ else 1 - p)
+            return float(-np.log(np.maximum(said, 1e-12)).sum())
+
+        return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+
+    # -- results -------------------------------------------------------------------------------------------------------
+
+    def _logits(self, x: Float) -> Float:
+        z = (x - self.mean_) / self.scale_
+        if self.inner_ is not None:
+            z = np.maximum(z @ self.inner_[:-1] + self.inner_[-1], 0)
+        return np.asarray(z @ self.outer_ + self.bias_, np.float32)
+
+    def _shares(self, vectors: Float, users: NDArray[np.int64]) -> Float:
+        """(rows, users) probability of each label; 0 for a label without a single example."""
+        p = _probabilities(self._logits(vectors) / self.temperature_, self.exclusive_)
+        place = np.full(len(self.events_.users), -1)
+        place[self.labels_] = np.arange(len(self.labels_))
+        at = place[users]
+        return np.where(at >= 0, p[:, at], 0).astype(np.float32)
+
+    def _scores(self, events: Interactions) -> Float:
+        return np.ascontiguousarray(self._shares(self.vectors_, self.events_.users.positions(events.users.ids)).T)
+
+    def _rank(
+        self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
+    ) -> TopK:
+        if not self.present_.all():
+            mask = self.present_ if mask is None else mask & self.present_
+        return super()._rank(events, k, exclude, mask)
+
+    def _knowing(self, items: Embeddings) -> Self:
+        return self  # scores of any vectors need no catalogue
+
+    def _appeal(self, items: Embeddings, users: NDArray[np.int64]) -> Float:
+        return self._shares(items.vectors, users)
+
+    def _content(self) -> Embeddings:
+        known = IdMap(self.catalogue_.take(np.arange(len(self.vectors_))))
+        return Embeddings(known, self.vectors_, present=self.present_)
+
+    def _extend(self, items: Embeddings) -> None:
+        self.vectors_ = np.concatenate([self.vectors_, items.vectors])
+        self.present_ = np.concatenate([self.present_, items.has_content])
+
+    # -- persistence ---------------------------------------------------------------------------------------------------
+
+    def _write(self, writer: ArtifactWriter) -> None:
+        for name in _STATE + (("inner",) if self.inner_ is not None else ()):
+            writer.array(name, getattr(self, f"{name}_"))
+        for name in ("vectors", "present", "labels"):
+            writer.array(name, getattr(self, f"{name}_"))
+        writer.json("probe", {"exclusive": self.exclusive_, "temperature": self.temperature_})
+
+    def _read(self, artifact: Artifact) -> None:
+        for name in (*_STATE, "vectors", "present", "labels"):
+            setattr(self, f"{name}_", artifact.array(name))
+        self.inner_ = artifact.array("inner") if "inner.npy" in artifact else None
+        facts = artifact.json("probe")
+        self.exclusive_, self.temperature_ = facts["exclusive"], facts["temperature"]
+
+
+def _both_sides(weights: NDArray[Any], bias: NDArray[Any]) -> tuple[Float, Float]:
+    """Two columns of logits from the one of a yes-or-no model."""
+    return (
+        np.hstack([np.zeros_like(weights), weights]).astype(np.float32),
+        np.concatenate([np.zeros_like(bias), bias]).astype(np.float32),
+    )
+
+
+def _probabilities(logits: Float, exclusive: bool) -> Float:
+    from scipy.special import expit, softmax
+
+    return np.asarray(softmax(logits, axis=1) if exclusive else expit(logits), np.float32)

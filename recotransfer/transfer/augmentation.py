@@ -1,0 +1,356 @@
+"""Adapting the data instead of the model: altered copies of items, confident predictions as labels, labels renamed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from recotransfer.data import Embeddings, IdMap, Interactions, Items, Recommendations
+from recotransfer.errors import InputError, require
+from recotransfer.solvers import reciprocal, unit_rows
+
+Augmenter = Callable[[Any, np.random.Generator], Any]
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TextNoise:
+    """A text with some words gone, cut to a span, in another order or mistyped; never empty.
+
+    Words dropped and swapped are half of EDA (Wei and Zou, "Easy data augmentation", 2019); a span is what DeCLUTR
+    (Giorgi et al., 2021) calls two views of one text.
+
+    Args:
+        drop: share of the words left out.
+        keep: least share of the text's length that the span keeps; 1 keeps all.
+        swap: exchanges of two words, as a share of the words.
+        typo: share of the words in which two neighbouring letters change places or one is lost, doubled or wrong.
+    """
+
+    drop: float = 0.1
+    keep: float = 0.7
+    swap: float = 0.05
+    typo: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check_shares(self, "drop", "keep", "swap", "typo")
+
+    def __call__(self, value: str, rng: np.random.Generator) -> str:
+        """The altered text; a text of one word is only mistyped."""
+        words = str(value).split()
+        if len(words) > 1:
+            length = max(1, round(len(words) * rng.uniform(self.keep, 1)))
+            first = int(rng.integers(len(words) - length + 1))
+            words = words[first : first + length]
+            kept = rng.random(len(words)) >= self.drop
+            kept[rng.integers(len(words))] = True
+            words = [word for word, stays in zip(words, kept, strict=True) if stays]
+        for _ in range(rng.binomial(len(words), self.swap) if len(words) > 1 else 0):
+            i, j = rng.choice(len(words), 2, replace=False)
+            words[i], words[j] = words[j], words[i]
+        wrong = rng.random(len(words)) < self.typo
+        return " ".join(_mistyped(word, rng) if bad else word for word, bad in zip(words, wrong, strict=True))
+
+
+def _mistyped(word: str, rng: np.random.Generator) -> str:
+    if len(word) < 2:
+        return word
+    at, letter = int(rng.integers(len(word) - 1)), _LETTERS[rng.integers(len(_LETTERS))]
+    swapped, lost, doubled, wrong = (
+        word[at + 1] + word[at],
+        word[at + 1],
+        word[at] + word[at : at + 2],
+        letter + word[at + 1],
+    )
+    return word[:at] + (swapped, lost, doubled, wrong)[rng.integers(4)] + word[at + 2 :]
+
+
+@dataclass(frozen=True)
+class ImageNoise:
+    """A picture cropped, mirrored, turned, brighter or darker, other in colour, with a patch gone; of the same size.
+
+    Random resized crops are those of Szegedy et al., "Going deeper with convolutions" (2015); erasing is Zhong et al.,
+    "Random erasing data augmentation" (2020).
+
+    Args:
+        crop: least share of the area that the crop keeps; 1 crops nothing.
+        flip: probability of mirroring left and right; 0 for pictures that have a side, such as X-rays or writing.
+        turn: greatest angle in degrees, either way.
+        light: greatest change of brightness and contrast, as a share.
+        colour: greatest change of saturation, as a share.
+        erase: probability that a patch of a fiftieth to a fifth of the area is filled with noise.
+    """
+
+    crop: float = 0.6
+    flip: float = 0.5
+    turn: float = 10.0
+    light: float = 0.3
+    colour: float = 0.3
+    erase: float = 0.25
+
+    def __post_init__(self) -> None:
+        _check_shares(self, "crop", "flip", "light", "colour", "erase")
+        if not 0 <= self.turn <= 180:
+            raise InputError(f"ImageNoise: turn must lie between 0 and 180 degrees, got {self.turn}")
+
+    def __call__(self, value: Any, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """(height, width, 3) pixels of a path, the bytes of a file, or an array of 0..255.
+
+        Raises:
+            InputError: what is no picture.
+        """
+        enhance = require("PIL.ImageEnhance", "image")
+        image = _picture(value)
+        size, modes = image.size, require("PIL.Image", "image")
+        area, aspect = rng.uniform(self.crop, 1), np.exp(rng.uniform(-0.25, 0.25) * (self.crop < 1))
+        width, height = (
+            max(1, round(side * min(1.0, np.sqrt(area) * way)))
+            for side, way in zip(size, (aspect, 1 / aspect), strict=True)
+        )
+        left, top = int(rng.integers(size[0] - width + 1)), int(rng.integers(size[1] - height + 1))
+        mirrored, angle = rng.random() < self.flip, rng.uniform(-self.turn, self.turn)
+        if angle:  # about the middle of the crop, so that as little as can be of the corners is empty
+            middle = (left + width / 2, top + height / 2)
+            fill = tuple(int(c) for c in np.asarray(image).reshape(-1, 3).mean(axis=0))
+            image = image.rotate(angle, modes.Resampling.BILINEAR, center=middle, fillcolor=fill)
+        image = image.resize(size, modes.Resampling.BILINEAR, box=(left, top, left + width, top + height))
+        if mirrored:
+            image = image.transpose(modes.Transpose.FLIP_LEFT_RIGHT)
+        for kind, most in (
+            (enhance.Brightness, self.light),
+            (enhance.Contrast, self.light),
+            (enhance.Color, self.colour),
+        ):
+            image = kind(image).enhance(rng.uniform(1 - most, 1 + most))
+        pixels = np.array(image, np.uint8)
+        if rng.random() < self.erase:
+            part = np.sqrt(rng.uniform(0.02, 0.2))
+            rows, columns = (max(1, round(n * part)) for n in pixels.shape[:2])
+            y, x = (int(rng.integers(n - m + 1)) for n, m in zip(pixels.shape[:2], (rows, columns), strict=True))
+            pixels[y : y + rows, x : x + columns] = rng.integers(0, 256, (rows, columns, 3))
+        return pixels
+
+
+def _picture(value: Any) -> Any:
+    image = require("PIL.Image", "image")
+    try:
+        if isinstance(value, np.ndarray):
+            return image.fromarray(value).convert("RGB")
+        source = io.BytesIO(value) if isinstance(value, (bytes, bytearray, memoryview)) else Path(value)
+        with image.open(source) as opened:
+            return opened.convert("RGB")
+    except (OSError, TypeError, ValueError) as cause:
+        raise InputError(f"{str(value)[:80]!r} is no picture that can be read: {cause}") from None
+
+
+def _check_shares(noise: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(noise, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise InputError(f"{type(noise).__name__}: {name} must lie between 0 and 1, got {value!r}")
+
+
+# -- catalogues --------------------------------------------------------------------------------------------------------
+
+
+class Augmented(NamedTuple):
+    """Items with their altered copies, whose relations are the originals' own."""
+
+    items: Items
+    relations: Interactions
+
+
+def augmented(
+    items: Items, relations: Interactions, augmenters: Mapping[str, Augmenter], *, copies: int = 1, rng: int = 0
+) -> Augmented:
+    """The items, then `copies` altered ones of each, held by the same users; of "a" the ids are "a copy 1", ...
+
+    With frozen encoders a `Transfer` or a probe learns from it what should not matter; a `Tuner` does so too. Leave the
+    copies out of a catalogue that is recommended from.
+
+    Args:
+        items: the catalogue.
+        relations: who holds which items; its items without content have no copies.
+        augmenters: column -> what alters a value, (value, numpy generator) -> value; missing values stay missing, other
+            columns are the original's.
+        copies: altered items for each.
+        rng: seed; a copy depends on it, the item's place and the copy's number only.
+
+    Raises:
+        InputError: a column that the items lack, or fewer than one copy.
+    """
+    if unknown := [name for name in augmenters if name not in items.columns]:
+        raise InputError(f"augmenters name {unknown[0]!r}; the items have {list(items.columns.columns)}")
+    if copies < 1:
+        raise InputError(f"copies must be at least 1, got {copies}")
+    tables, ids = [items.columns], list(items.ids.ids)
+    for number in range(1, copies + 1):
+        table = items.columns.copy()
+        for name, alter in augmenters.items():
+            out = np.empty(len(items), object)
+            for at, value in enumerate(items.columns[name]):
+                missing = value is None or (isinstance(value, float) and np.isnan(value))
+                out[at] = None if missing else alter(value, np.random.default_rng([rng, number, at]))
+            table[name] = pd.Series(out, dtype=object)
+        tables.append(table)
+        ids += [f"{id_} copy {number}" for id_ in items.ids.ids.tolist()]
+    frame = pd.concat([t.astype(dict.fromkeys(augmenters, object)) for t in tables], ignore_index=True)
+    both = Items(IdMap(ids), frame, items.kinds)
+    return Augmented(both, _copied(relations, items.ids, both.ids, copies))
+
+
+def _copied(relations: Interactions, old: IdMap, new: IdMap, copies: int) -> Interactions:
+    """The relations, then those of each copy: the item at i of n has its copies at n + i, 2 n + i, ..."""
+    place = old.positions(relations.items.ids, missing="negative")[relations.item]
+    rows = np.flatnonzero(place >= 0)
+    out = relations
+    for number in range(1, copies + 1):
+        some = relations.select(rows)
+        at = place[rows] + number * len(old)
+        out = out.joined(Interactions(some.users, new, some.user, at, some.weight, some.time, some.kind, some.kinds))
+    return out
+
+
+# -- labels ------------------------------------------------------------------------------------------------------------
+
+
+def pseudo_labels(
+    predicted: Recommendations,
+    *,
+    threshold: float = 0.95,
+    adapt: bool = True,
+    most: int | None = None,
+) -> Interactions:
+    """What `Recommender.label` is sure of, as relations to learn from: self-training.
+
+    An item is related to its best label where the probability passes the label's threshold, and the weight is that
+    probability. FixMatch (Sohn et al., 2020) has one threshold for all. With `adapt` a label that few predictions pass
+    has a lower one, so that labels hard to learn are not starved: as in FlexMatch (Zhang et al., 2021) it follows
+    c / (2 - c), c the label's confident predictions over those of the label with most, but falls to half at most.
+
+    Args:
+        predicted: from `label`, or any lists whose users are items, whose catalogue are labels and whose scores are
+            probabilities.
+        threshold: of the easiest label.
+        adapt: let harder labels have lower ones.
+        most: of each label at most so many items, the surest first.
+
+    Raises:
+        InputError: scores that are no probabilities, or a threshold that is none.
+    """
+    if not 0 <= threshold <= 1 or (most is not None and most < 1):
+        raise InputError(f"threshold must lie in 0..1 and most be 1 at least, got {threshold} and {most}")
+    items = np.flatnonzero(predicted.positions[:, 0] >= 0) if predicted.positions.shape[1] else np.empty(0, np.int64)
+    label, score = predicted.positions[items, 0], predicted.scores[items, 0]
+    if len(score) and not (score.min() >= 0 and score.max() <= 1 + 1e-6):
+        raise InputError(f"scores must be probabilities, got {score.min():.3g} to {score.max():.3g}; take a Probe")
+    sure = np.bincount(label[score >= threshold], minlength=len(predicted.catalogue)).astype(float)
+    share = sure / max(sure.max(initial=0), 1)
+    bar = threshold * (1 + share / (2 - share)) / 2 if adapt and sure.any() else np.full(len(sure), threshold)
+    kept = np.flatnonzero(score >= bar[label])
+    if most is not None:
+        order = kept[np.lexsort((-score[kept], label[kept]))]
+        first = np.searchsorted(label[order], label[order])
+        kept = np.sort(order[np.arange(len(order)) - first < most])
+    return Interactions(predicted.catalogue, IdMap(predicted.users), label[kept], items[kept], score[kept])
+
+
+class LabelMap(NamedTuple):
+    """Labels of one set under the names of another.
+
+    Attributes:
+        table: one row per source label: source, target (None where nothing is near enough), likeness.
+        relations: the source relations with the target's labels as users; those of labels without a target are gone.
+    """
+
+    table: pd.DataFrame
+    relations: Interactions
+
+
+def map_labels(
+    source: Interactions,
+    target: Interactions | IdMap,
+    *,
+    names: Embeddings | None = None,
+    matching: Literal["nearest", "one-to-one"] = "one-to-one",
+    least: float = 0.0,
+) -> LabelMap:
+    """The source's relations under the target's labels, each label renamed to the one it is most like.
+
+    Likeness is the cosine of the embedded label names where `names` are given, else that of the two labels' items: both
+    sets must then have labelled some of the same items. "one-to-one" has the greatest sum of likenesses with no target
+    taken twice (Hungarian method; Kuhn, 1955); "nearest" lets several labels become one.
+
+    Args:
+        source: relations whose users are labels.
+        target: relations whose users are the labels wanted, or those labels.
+        names: vectors of the labels of both sets, by label id.
+        matching: whether a target may stand for several labels.
+        least: likeness at or below which a label has no target.
+
+    Raises:
+        InputError: another `matching`, or neither names nor a target with relations.
+    """
+    if matching not in ("nearest", "one-to-one"):
+        raise InputError(f'matching must be "nearest" or "one-to-one", got {matching!r}')
+    wanted = target if isinstance(target, IdMap) else target.users
+    if names is not None:
+        sides = [unit_rows(names.align(ids).vectors) for ids in (source.users, wanted)]
+        likeness = np.asarray(sides[0] @ sides[1].T, np.float64)
+    elif isinstance(target, IdMap):
+        raise InputError("labels are compared by their names or by their items; give names, or target relations")
+    else:
+        likeness = _togetherness(source, target)
+    best = _matched(likeness, matching)
+    value = np.where(best >= 0, likeness[np.arange(len(best)), best], 0.0) if likeness.size else np.zeros(len(best))
+    best = np.where(value > least, best, -1)
+    table = pd.DataFrame(
+        {"source": source.users.ids, "target": pd.Series(wanted.take(best), dtype=object), "likeness": value}
+    )
+    kept = source.select(best[source.user] >= 0)
+    renamed = Interactions(
+        wanted, kept.items, best[kept.user], kept.item, kept.weight, kept.time, kept.kind, kept.kinds
+    )
+    return LabelMap(table, renamed)
+
+
+def _matched(likeness: NDArray[np.float64], matching: str) -> NDArray[np.int64]:
+    """(sources,) the target of each, -1 where targets are out."""
+    out = np.full(len(likeness), -1, np.int64)
+    if not likeness.size:
+        return out
+    if matching == "nearest":
+        return np.asarray(likeness.argmax(axis=1), np.int64)
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(likeness, maximize=True)
+    out[rows] = columns
+    return out
+
+
+def _togetherness(source: Interactions, target: Interactions) -> NDArray[np.float64]:
+    """(sources, targets) cosine of the labels' items, n_ij / sqrt(n_i n_j), over the items that both sets label."""
+    both = source.items.union(target.items)
+    sides = []
+    for log in (source, target):
+        matrix = log.with_items(both).matrix()
+        matrix.data[:] = matrix.data > 0
+        sides.append(matrix)
+    shared = np.logical_and(*(np.asarray(side.sum(axis=0)) > 0 for side in sides)).astype(np.float32)
+    scaled = []
+    for side in sides:
+        side = sparse.csr_array(side * shared[None])
+        scaled.append(sparse.diags_array(np.sqrt(reciprocal(side.sum(axis=1)))) @ side)
+    return np.asarray((scaled[0] @ scaled[1].T).toarray(), np.float64)

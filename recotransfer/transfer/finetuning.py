@@ -1,0 +1,507 @@
+"""Parameter transfer: an encoder's weights learn from how users relate the items it reads."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+
+from recotransfer.artifacts import atomic_file, digest, digest_of_events, read_json, write_json
+from recotransfer.data import Interactions, Items
+from recotransfer.encoders import encoder_from_spec
+from recotransfer.encoders.base import TrainableEncoder, content_bytes
+from recotransfer.encoders.text import computes_in_bfloat16
+from recotransfer.errors import InputError
+from recotransfer.transfer.base import Tuner
+from recotransfer.transfer.objectives import OBJECTIVES, Batch, Ints, Objective, Related, related
+
+Augment = Callable[[Any, np.random.Generator], Any]
+
+_WARMUP, _WEIGHT_DECAY, _CLIP = 0.1, 0.01, 1.0
+_NEW = 10.0  # heads and LoRA begin at nothing and learn so many times faster than pretrained weights
+_MEMORY = 2 << 30  # bytes that a batch may keep for the backward pass before its gradients are cached
+_SAVE_SECONDS = 60.0
+_STATE, _REPORT = "checkpoint.safetensors", "report.json"
+
+
+class FineTune(Tuner):
+    """The encoder trained on relations of users and items, by one of three objectives.
+
+    "labels" puts a linear head on the pooled features: cross-entropy over users where an item has one, else binary
+    cross-entropy for each. The head is fitted on the frozen features first, or it would distort them (Kumar et al.,
+    "Fine-tuning can distort pretrained features and underperform out-of-distribution", 2022).
+    "pairs" draws an item and one that a user has beside it, and asks for the second among all items of the batch, by
+    cosine / 0.05. Logits are corrected by how often an item is drawn (Yi et al., "Sampling-bias-corrected neural
+    modeling for large corpus item recommendations", 2019).
+    "elsa" lets the cosines of a batch of users' items rebuild the users' rows, X near X (A A' - I), as beeFormer does
+    (Vančura et al., "beeFormer: bridging the gap between semantic and interaction similarity in recommender systems",
+    2024).
+
+    A tenth of the items, at most 1000, is held out. After each epoch labels are predicted for them, or they are ranked
+    for their users as new items; the weights of the best epoch are kept, the untrained ones included, and two epochs
+    without a better one end the training. Batches too large for 2 GiB are taken in pieces whose gradients add up to
+    the same (Gao et al., "Scaling deep contrastive learning batch size under memory limited setup", 2021). AdamW with
+    linear warm-up and decay, in bfloat16 where the machine computes in it.
+
+    Vectors of the items trained on know who took them, those of other items do not: what is built on both sees better
+    neighbours among the former.
+
+    Args:
+        folder: where checkpoints, the report and the tuned model go; a killed run goes on from there, a finished one is
+            only read. It must stay while the encoder is used; a saved task has a copy of its own.
+        objective: see above; "auto" is "labels" where every item has one user, else "pairs".
+        epochs: at most so many passes over the items.
+        learning_rate: of the topmost pretrained weights; heads and LoRA learn ten times as fast.
+        batch_size: items of a step ("labels", "elsa"), or pairs.
+        trainable_layers: how many top layers learn; None is all, embeddings included. "gradual" begins with one and
+            adds one each epoch (Howard and Ruder, "Universal language model fine-tuning for text classification",
+            2018).
+        layer_decay: each layer learns so many times as fast as the one above it.
+        lora: rank of low-rank updates that learn in place of the weights and are merged into them at the end (Hu et
+            al., "LoRA: low-rank adaptation of large language models", 2021); None trains the weights themselves.
+        augment: called with a value and a random generator before each use in training, returns the value to use.
+        rng: seed.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: str | Path,
+        objective: Literal["auto", "labels", "pairs", "elsa"] = "auto",
+        epochs: int = 4,
+        learning_rate: float = 5e-5,
+        batch_size: int = 128,
+        trainable_layers: int | Literal["gradual"] | None = None,
+        layer_decay: float = 0.9,
+        lora: int | None = None,
+        augment: Augment | None = None,
+        rng: int = 0,
+    ) -> None:
+        self.folder, self.objective, self.epochs = folder, objective, epochs
+        self.learning_rate, self.batch_size = learning_rate, batch_size
+        self.trainable_layers, self.layer_decay, self.lora = trainable_layers, layer_decay, lora
+        self.augment, self.rng = augment, rng
+
+    def tune(self, encoder: TrainableEncoder, items: Items, relations: Interactions) -> TrainableEncoder:
+        """The tuned encoder, whose model lies below `folder`; `report_` tells the curve and which epoch was kept.
+
+        Raises:
+            InputError: settings that cannot be, too few related items with content, or a folder of another run.
+        """
+        self._check_settings()
+        folder = Path(self.folder)
+        name = re.split(r"[/@]", encoder.name.partition("/")[2] or encoder.name)[0]
+        target = folder / f"{name.removesuffix('-tuned')}-tuned"
+        settings = self._facts(encoder, items, relations)
+        if (folder / _REPORT).is_file() and target.is_dir():
+            self.report_ = read_json(folder / _REPORT)
+            _check_same(self.report_["settings"], settings, folder)
+            return cast(TrainableEncoder, encoder_from_spec({**encoder.spec(), "model": str(target)}))
+        data = related(encoder, items, relations)
+        run = _Run(self, encoder, data, self._objective(data), settings)
+        run.train()
+        self.report_ = run.report()
+        tuned = encoder.saved(run.best_module(), target)
+        write_json(folder / _REPORT, self.report_)
+        (folder / _STATE).unlink(missing_ok=True)
+        return tuned
+
+    def _check_settings(self) -> None:
+        layers = self.trainable_layers
+        numbers = (self.epochs, self.batch_size, 1 if self.lora is None else self.lora)
+        if self.objective not in ("auto", *OBJECTIVES):
+            raise InputError(f"objective is {self.objective!r}; it must be auto, {', '.join(OBJECTIVES)}")
+        if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers):
+            raise InputError(f"epochs, batch_size and lora are {numbers}; they must be whole numbers from 1")
+        if layers not in (None, "gradual") and (not isinstance(layers, int) or isinstance(layers, bool) or layers < 0):
+            raise InputError(f'trainable_layers is {layers!r}; it must be a number of layers, "gradual" or None')
+        if not (self.learning_rate > 0 and 0 < self.layer_decay <= 1):
+            raise InputError(
+                f"learning_rate is {self.learning_rate} and layer_decay {self.layer_decay}; the first must be above 0 "
+                "and the second above 0 and at most 1"
+            )
+
+    def _facts(self, encoder: TrainableEncoder, items: Items, relations: Interactions) -> dict[str, Any]:
+        """What decides the outcome, as plain JSON."""
+        names = ("objective", "epochs", "learning_rate", "batch_size", "trainable_layers", "layer_decay", "lora", "rng")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "augment": None if self.augment is None else re.sub(" at 0x[0-9a-f]+", "", repr(self.augment)),
+            "encoder": encoder.name,
+            "items": digest(items.ids.ids, [_content(v) for v in encoder.values(items)]),
+            "relations": digest_of_events(relations),
+        }
+
+    def _objective(self, data: Related) -> Objective:
+        name = self.objective
+        if name == "auto":
+            name = "labels" if (np.diff(data.users_of.indptr) == 1).all() else "pairs"
+        return OBJECTIVES[name](data, self.batch_size, self.rng)
+
+
+def _content(value: Any) -> str:
+    """A digest of the content, "" where there is none to be read."""
+    try:
+        return "" if value is None else hashlib.blake2b(content_bytes(value), digest_size=16).hexdigest()
+    except OSError:
+        return ""
+
+
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    if differing := [name for name in now if before.get(name) != now[name]]:
+        raise InputError(f"{folder} holds a run that differs in {', '.join(differing)}; give a new folder")
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+class _Run:
+    """One training: the module, its optimizer, and where it stands, all of it in the checkpoint."""
+
+    def __init__(
+        self,
+        tuner: FineTune,
+        encoder: TrainableEncoder,
+        data: Related,
+        objective: Objective,
+        settings: dict[str, Any],
+    ) -> None:
+        import torch
+
+        self.tuner, self.encoder, self.data, self.objective = tuner, encoder, data, objective
+        self.settings, self.path = settings, Path(tuner.folder) / _STATE
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.half = computes_in_bfloat16() == "bfloat16"
+        self.module = encoder.module()
+        self.depths = _depths(self.module)
+        if tuner.lora is not None:
+            with _seeded(tuner.rng):
+                _add_lora(self.module, tuner.lora, [n for n, depth in self.depths.items() if self._learns(depth)])
+        self.module.to(self.device)
+        if objective.head is not None:
+            objective.head.to(self.device)
+        self.groups = self._groups()
+        self.optimizer = torch.optim.AdamW([{"params": list(g.params.values())} for g in self.groups])
+        self.weights = {name: value for group in self.groups for name, value in group.params.items()}
+        self.sizes = np.array([len(v) if isinstance(v, str) else 1 for v in data.values])
+        self.epoch = self.batch = self.step = self.worse = self.best = 0
+        self.curve: list[dict[str, Any]] = []
+        self.lost, self.spent, self.seen = 0.0, 0.0, 0
+        self.kept: dict[str, Any] = {}
+        self.bytes_per_size: float | None = None
+
+    def _learns(self, depth: int) -> bool:
+        layers = self.tuner.trainable_layers
+        return layers is None or layers == "gradual" or depth > max(self.depths.values()) - 1 - layers
+
+    def _groups(self) -> list[_Group]:
+        """Weights by layer, those of more than one dimension (which decay) apart from the others."""
+        top = max(self.depths.values())
+        lora = self.tuner.lora is not None
+        found: dict[tuple[int, bool, bool], dict[str, Any]] = {}
+        for name, value in self.module.named_parameters():
+            fresh = "lora_" in name
+            depth = self.depths.get(_bare(name), top)
+            value.requires_grad_(fresh if lora else self._learns(depth))
+            if value.requires_grad:
+                found.setdefault((depth, fresh, value.ndim > 1), {})[f"module/{name}"] = value
+        if self.objective.head is not None:
+            for name, value in self.objective.head.named_parameters():
+                found.setdefault((top, True, value.ndim > 1), {})[f"head/{name}"] = value
+        if not found:
+            raise InputError(f"trainable_layers={self.tuner.trainable_layers} leaves nothing to train; give more")
+        return [
+            _Group(
+                depth,
+                self.tuner.learning_rate * (_NEW if fresh else self.tuner.layer_decay ** (top - depth)),
+                _WEIGHT_DECAY if decays else 0.0,
+                params,
+            )
+            for (depth, fresh, decays), params in sorted(found.items(), key=lambda pair: pair[0])
+        ]
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Up to the best epoch; goes on where a checkpoint left off."""
+        if not self._resume():
+            self._finish_epoch()
+        self.saved_at = time.monotonic()
+        while self.epoch < self.tuner.epochs and self.worse < 2:
+            self._unfreeze()
+            batches = self.objective.epoch(np.random.default_rng([self.tuner.rng, self.epoch]))
+            while self.batch < len(batches):
+                start = time.monotonic()
+                done = (self.epoch + (self.batch + 0.5) / len(batches)) / self.tuner.epochs
+                self._set_rates(min(done / _WARMUP, 1.0) * (1 - done))
+                self.lost += self._learn(batches[self.batch])
+                self.seen += len(batches[self.batch].items)
+                self.batch, self.step = self.batch + 1, self.step + 1
+                self.spent += time.monotonic() - start
+                if time.monotonic() - self.saved_at > _SAVE_SECONDS:
+                    self._save()
+            self.epoch += 1
+            self._finish_epoch()
+            self.batch, self.lost = 0, 0.0
+            self._save()
+
+    def _unfreeze(self) -> None:
+        if self.tuner.trainable_layers == "gradual":
+            top = max(self.depths.values())
+            for group in self.groups:
+                for value in group.params.values():
+                    value.requires_grad_(group.depth >= top - 1 - self.epoch)
+
+    def _set_rates(self, share: float) -> None:
+        for group, mine in zip(self.optimizer.param_groups, self.groups, strict=True):
+            group["lr"], group["weight_decay"] = share * mine.rate, mine.decay
+
+    def _finish_epoch(self) -> None:
+        """The held-out score and a copy of the weights, if they are the best so far."""
+        start = time.monotonic()
+        score = self._score()
+        self.spent += time.monotonic() - start
+        loss = self.lost / self.batch if self.batch else None
+        before = [point["valid"] for point in self.curve]
+        better = score is None or not before or score > max(before)
+        self.curve.append(
+            {"epoch": self.epoch, "step": self.step, "loss": loss, "valid": score, "seconds": round(self.spent, 1)}
+        )
+        self.worse = 0 if better else self.worse + 1
+        if better:
+            self.best = self.epoch
+            self.kept = {name: _on_file(value) for name, value in self.weights.items()}
+
+    def _score(self) -> float | None:
+        import torch
+
+        if not len(self.data.valid):
+            return None
+        self.module.eval()
+        with torch.inference_mode():
+            pieces = self._pieces(self.objective.asked, 4)
+            rows = torch.cat([self._embed(self.objective.asked[piece]) for piece in pieces])
+            return self.objective.score(rows[_inverse(pieces)])
+
+    def report(self) -> dict[str, Any]:
+        """Settings, the curve, the epoch whose weights were kept (0: as they came), and the cost, as plain JSON."""
+        return {
+            "settings": self.settings,
+            "objective": next(name for name, kind in OBJECTIVES.items() if kind is type(self.objective)),
+            "items": len(self.data.train),
+            "held_out": len(self.data.valid),
+            "curve": self.curve,
+            "best": self.best,
+            "seconds": round(self.spent, 1),
+            "values_per_second": round(self.seen / max(self.spent, 1e-9), 1),
+        }
+
+    def best_module(self) -> Any:
+        """The module with the best weights, low-rank updates merged, on the CPU."""
+        import torch
+
+        with torch.no_grad():
+            for name, value in self.weights.items():
+                value.copy_(self.kept[name])
+        if self.tuner.lora is not None:
+            _merge_lora(self.module)
+        return self.module.eval().cpu()
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    def _learn(self, batch: Batch) -> float:
+        """The loss of a batch, before one step down its gradient."""
+        import torch
+
+        self.module.train()
+        for part in self.module.modules():
+            if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+                part.eval()  # small batches would spoil the statistics
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.gradients(batch)
+        torch.nn.utils.clip_grad_norm_(list(self.weights.values()), _CLIP)
+        self.optimizer.step()
+        return loss
+
+    def gradients(self, batch: Batch) -> float:
+        """The loss of a batch; adds its gradients to the weights', in pieces where it would keep too many bytes."""
+        import torch
+
+        pieces = self._pieces(batch.items)
+        inverse = _inverse(pieces)
+        if self.bytes_per_size is None:
+            self.bytes_per_size = self._measured(batch.items[pieces[-1]])
+        size = sum(len(piece) * self.sizes[batch.items[piece]].max() for piece in pieces)
+        if size * self.bytes_per_size <= _MEMORY or len(pieces) == 1:
+            rows = torch.cat([self._embed(batch.items[piece], n) for n, piece in enumerate(pieces)])
+            loss = self.objective.loss(batch, rows[inverse])
+            loss.backward()
+            return float(loss.detach())
+        with torch.no_grad():
+            rows = torch.cat([self._embed(batch.items[piece], n) for n, piece in enumerate(pieces)])
+        rows.requires_grad_(True)
+        loss = self.objective.loss(batch, rows[inverse])
+        loss.backward()
+        parts = torch.split(rows.grad, [len(piece) for piece in pieces])
+        for n, (piece, part) in enumerate(zip(pieces, parts, strict=True)):
+            self._embed(batch.items[piece], n).backward(part)
+        return float(loss.detach())
+
+    def _pieces(self, items: Ints, times: int = 1) -> list[Ints]:
+        """Places in `items`, by length of the values, cut where a piece is as large as the device likes."""
+        size = times * (256 if self.device == "cuda" else 32 if isinstance(self.data.values[0], str) else 8)
+        order = np.argsort(self.sizes[items], kind="stable")
+        return [order[at : at + size] for at in range(0, len(order), size)]
+
+    def _embed(self, items: Ints, piece: int | None = None) -> Any:
+        """(items, dim) float32 vectors; with `piece` as in training, the same at each call of one step."""
+        import torch
+
+        values = [self.data.values[item] for item in items]
+        if piece is not None and self.tuner.augment is not None:
+            rng = np.random.default_rng([self.tuner.rng, self.step, piece])
+            values = [self.tuner.augment(value, rng) for value in values]
+        batch = {name: part.to(self.device) for name, part in self.encoder.collate(values).items()}
+        draws = contextlib.nullcontext() if piece is None else _seeded(self.tuner.rng, self.step, piece)
+        with draws, torch.autocast(self.device, torch.bfloat16, enabled=self.half):
+            return self.module(batch).pooled.float()
+
+    def _measured(self, items: Ints) -> float:
+        """Bytes kept for the backward pass per unit of size."""
+        import torch
+
+        own = {value.data_ptr() for value in self.module.parameters()}
+        kept: dict[int, int] = {}
+
+        def note(tensor: Any) -> Any:
+            if tensor.data_ptr() not in own:
+                kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            self._embed(items, 0)
+        return sum(kept.values()) / float(len(items) * self.sizes[items].max())
+
+    # -- the checkpoint --------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        from safetensors.torch import save
+
+        tensors = {f"best/{name}": value for name, value in self.kept.items()}
+        for name, value in self.weights.items():
+            tensors[f"now/{name}"] = _on_file(value)
+            for key, part in self.optimizer.state.get(value, {}).items():
+                tensors[f"optimizer/{key}/{name}"] = _on_file(part)
+        facts = {name: getattr(self, name) for name in _STANDING}
+        with atomic_file(self.path) as file:
+            file.write(save(tensors, {"state": json.dumps({**facts, "settings": self.settings})}))
+        self.saved_at = time.monotonic()
+
+    def _resume(self) -> bool:
+        """True where a checkpoint was taken up."""
+        from safetensors import SafetensorError, safe_open
+
+        if not self.path.is_file():
+            return False
+        try:
+            with safe_open(self.path, "pt") as file:
+                state = json.loads(file.metadata()["state"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        except (SafetensorError, ValueError, LookupError, TypeError):
+            raise InputError(f"{self.path} is damaged; remove it and begin again") from None
+        _check_same(state["settings"], self.settings, self.path.parent)
+        for name in _STANDING:
+            setattr(self, name, state[name])
+        for name, value in self.weights.items():
+            value.data.copy_(tensors[f"now/{name}"])
+            self.kept[name] = tensors[f"best/{name}"]
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if (part := tensors.get(f"optimizer/{key}/{name}")) is not None:
+                    self.optimizer.state[value][key] = part if key == "step" else part.to(self.device)
+        return True
+
+
+_STANDING = ("epoch", "batch", "step", "worse", "best", "curve", "lost", "spent", "seen", "bytes_per_size")
+
+
+class _Group(NamedTuple):
+    """Weights of one depth that learn alike."""
+
+    depth: int
+    rate: float
+    decay: float
+    params: dict[str, Any]
+
+
+def _on_file(tensor: Any) -> Any:
+    """A copy that safetensors takes: on the CPU, in the plain layout."""
+    import torch
+
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _inverse(pieces: Sequence[Ints]) -> Ints:
+    return np.argsort(np.concatenate(pieces))
+
+
+@contextlib.contextmanager
+def _seeded(*seed: int) -> Iterator[None]:
+    """Torch draws from this seed within, and goes on as before afterwards."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        yield
+
+
+def _bare(name: str) -> str:
+    """The name that a weight had before LoRA wrapped its module."""
+    return re.sub(r"\.(base_layer|lora_\w+\.default)(?=\.)", "", name)
+
+
+def _depths(module: Any) -> dict[str, int]:
+    """Depth of every weight: 0 what comes before the layers, 1 the lowest layer, last what comes after the topmost.
+
+    The layers are the longest list of modules; of a model for text and pictures, that for pictures.
+    """
+    import torch
+
+    lists = [(name, part) for name, part in module.named_modules() if isinstance(part, torch.nn.ModuleList)]
+    name, layers = max(lists, key=lambda pair: (len(pair[1]), "vision" in pair[0]), default=("", ()))
+    out, depth = {}, 0
+    for weight, _ in module.named_parameters():
+        if lists and weight.startswith(f"{name}."):
+            out[weight] = 1 + int(weight.removeprefix(f"{name}.").split(".")[0])
+            depth = len(layers) + 1
+        else:
+            out[weight] = depth
+    return out
+
+
+def _add_lora(module: Any, rank: int, weights: Sequence[str]) -> None:
+    """Low-rank updates beside the linear maps among `weights`; all else is frozen."""
+    import torch
+    from peft import LoraConfig, inject_adapter_in_model
+
+    learning = {name.rpartition(".")[0] for name in weights}
+    names = [n for n, part in module.named_modules() if isinstance(part, torch.nn.Linear) and n in learning]
+    if not names:
+        raise InputError("no linear map is to be trained, so LoRA has nothing to update; set lora=None")
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), module)
+
+
+def _merge_lora(module: Any) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, part in list(module.named_modules()):
+        if isinstance(part, BaseTunerLayer):
+            part.merge()
+            above, _, own = name.rpartition(".")
+            setattr(module.get_submodule(above), own, part.get_base_layer())

@@ -1,0 +1,285 @@
+"""Maps on vectors: what each is by definition, what it finds where there is something to find, and that it is kept."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from recotransfer.artifacts import open_artifact, write_artifact
+from recotransfer.data import Embeddings, IdMap, Interactions
+from recotransfer.errors import InputError, NotFittedError
+from recotransfer.solvers import unit_rows
+from recotransfer.transfer import ContrastiveHead, LearnedMetric, RidgeMap, SoftThreshold, Whitening
+
+QUICK = {"epochs": 4, "learning_rate": 0.01, "hidden": 16, "batch_size": 64}
+MAPS = {
+    "whitening": Whitening,
+    "ridge": RidgeMap,
+    "metric": LearnedMetric,
+    "contrastive": lambda: ContrastiveHead(**QUICK),
+}
+LEARNED = {name: make for name, make in MAPS.items() if name != "whitening"}
+
+
+def planted(items=240, topics=6, users=150, dim=20, rng=0, noise=3.0):
+    """Vectors with a topic drowned in louder directions, a log in which users keep to a topic, and the topics."""
+    draw = np.random.default_rng(rng)
+    topic = draw.permutation(np.arange(items) % topics)
+    told = np.random.default_rng(99).normal(size=(topics, 6))[topic] + 0.4 * draw.normal(size=(items, 6))
+    vectors = np.hstack([told, noise * draw.normal(size=(items, dim - 6))]).astype(np.float32)
+    pairs = [(u, i) for u in range(users) for i in draw.choice(np.flatnonzero(topic == u % topics), 5, replace=False)]
+    return Embeddings(IdMap(range(items)), vectors), log(pairs, users, items), topic
+
+
+def log(pairs, users, items):
+    user, item = np.array(pairs, np.int64).reshape(-1, 2).T
+    return Interactions(IdMap(range(users)), IdMap(range(items)), user, item, np.ones(len(user), np.float32))
+
+
+def agreement(items, topic, rows=None):
+    """Share of items whose nearest other, by cosine, is of their topic."""
+    rows = np.arange(len(topic)) if rows is None else rows
+    vectors = unit_rows(items.vectors[rows])
+    near = vectors @ vectors.T
+    np.fill_diagonal(near, -np.inf)
+    return float((topic[rows][near.argmax(axis=1)] == topic[rows]).mean())
+
+
+def known_and_new(events, items):
+    """The log without the last quarter of the items, and those items."""
+    new = np.arange(3 * items // 4, items)
+    return events.select(events.item < new[0]), new
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_learned_map_finds_the_planted_topic_in_items_without_relations(name):
+    items, events, topic = planted()
+    known, new = known_and_new(events, len(topic))
+    before = agreement(items, topic, new)
+    assert before < 0.5
+    assert agreement(LEARNED[name]().fit(items, known).transform(items), topic, new) > before + 0.15
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_labels_are_learned_as_users_who_hold_their_items(name):
+    items, _, topic = planted()
+    new = np.arange(180, 240)
+    known = [f"topic {t}" if i < 180 else None for i, t in enumerate(topic)]
+    mapped = LEARNED[name]().fit(items, Interactions.from_labels(known, items.ids)).transform(items)
+    assert agreement(mapped, topic, new) > agreement(items, topic, new) + 0.3
+
+
+@pytest.mark.parametrize("name", ["ridge", "metric"])  # contrast also spreads vectors out, whatever it is taught
+def test_relations_at_random_teach_nothing_about_new_items(name):
+    items, _, topic = planted()
+    draw = np.random.default_rng(3)
+    events = log([(u, i) for u in range(150) for i in draw.choice(180, 5, replace=False)], 150, 240)
+    new = np.arange(180, 240)
+    mapped = LEARNED[name]().fit(items, events).transform(items)
+    assert agreement(mapped, topic, new) < agreement(items, topic, new) + 0.15
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_a_stored_map_maps_alike_and_a_second_fit_is_the_same(name, tmp_path):
+    items, events, _ = planted(items=80, users=40)
+    first = MAPS[name]().fit(items, events)
+    expected = first.transform(items).vectors
+    assert_array_equal(MAPS[name]().fit(items, events).transform(items).vectors, expected)
+    json.dumps(first.params())
+    write_artifact(tmp_path / "map", type(first).__name__, first.write)
+    kept = type(first).read(open_artifact(tmp_path / "map"))
+    assert kept.params() == first.params()
+    assert_array_equal(kept.transform(items).vectors, expected)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_items_without_content_stay_without_and_disturb_nobody(name):
+    items, events, _ = planted(items=80, users=40)
+    absent = np.arange(80) < 10
+    part = Embeddings(items.ids, items.vectors, present=~absent)
+    mapped = MAPS[name]().fit(part, events).transform(part)
+    assert not mapped.vectors[absent].any()
+    assert not mapped.has_content[absent].any()
+    fewer = Embeddings(IdMap(items.ids.take(np.flatnonzero(~absent))), items.vectors[~absent])
+    assert_allclose(MAPS[name]().fit(fewer, events).transform(fewer).vectors, mapped.vectors[~absent], atol=1e-5)
+
+
+def test_whitened_vectors_have_mean_0_and_covariance_1():
+    items, events, _ = planted()
+    vectors = Whitening(shrink=1e-6).fit(items, events).transform(items).vectors
+    assert_allclose(vectors.mean(axis=0), 0, atol=1e-4)
+    assert_allclose(np.cov(vectors, rowvar=False, bias=True), np.eye(20), atol=1e-3)
+
+
+def test_whitening_without_power_keeps_all_distances_and_dim_keeps_the_principal_components():
+    from sklearn.decomposition import PCA
+
+    items, events, _ = planted()
+    turned = Whitening(power=0).fit(items, events).transform(items).vectors
+    centred = items.vectors - items.vectors.mean(axis=0)
+    assert_allclose(turned @ turned.T, centred @ centred.T, atol=1e-2)
+    main = Whitening(power=0, dim=4).fit(items, events).transform(items).vectors
+    expected = PCA(4).fit_transform(items.vectors)
+    assert_allclose(np.abs(main), np.abs(expected), atol=1e-2)
+
+
+def test_whitening_of_its_own_lays_two_domains_over_each_other():
+    draw = np.random.default_rng(0)
+    shape = draw.normal(size=(300, 5)).astype(np.float32)
+    there = shape @ draw.normal(size=(5, 5)).astype(np.float32) + 7
+    empty = log([], 0, 300)
+    near = [
+        Whitening(shrink=1e-6).fit(e, empty).transform(e).vectors
+        for e in (Embeddings(IdMap(range(300)), v) for v in (shape, there))
+    ]
+    assert_allclose(near[0] @ near[0].T, near[1] @ near[1].T, atol=0.02)
+
+
+def test_the_metric_of_labels_is_linear_discriminant_analysis():
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    items, _, topic = planted(items=400, topics=3)
+    metric = LearnedMetric(reg=1e-9).fit(items, Interactions.from_labels(topic.tolist(), items.ids))
+    mine = metric.transform(items).vectors[:, :2]
+    theirs = LinearDiscriminantAnalysis(solver="eigen").fit_transform(items.vectors, topic)
+    spans = [np.linalg.qr(v - v.mean(axis=0))[0] for v in (mine, theirs)]
+    assert np.linalg.svd(spans[0].T @ spans[1])[1].min() > 0.99
+
+
+def test_the_metric_is_the_least_squares_fit_of_togetherness():
+    items, events, _ = planted(items=60, users=30, dim=8)
+    metric = LearnedMetric(reg=1e-9, power=1.0).fit(items, events)
+    taken = events.matrix().toarray().astype(float)
+    pairs = (taken / (taken.sum(axis=1, keepdims=True) - 1)).T @ taken
+    np.fill_diagonal(pairs, 0)
+    often = taken.sum(axis=0)
+    x = (items.vectors - metric.state_["mean"])[often > 0].astype(float)
+    pairs, often = pairs[often > 0][:, often > 0], often[often > 0]
+    root = np.sqrt(often)
+    wanted = pairs / np.outer(root, root)  # least squares of root_i root_j x_i' M x_j against this
+    design = root[:, None] * x
+    solved = np.linalg.pinv(design) @ wanted @ np.linalg.pinv(design).T
+    size, turn = np.linalg.eigh((solved + solved.T) / 2)
+    solved = (turn * np.maximum(size, 0)) @ turn.T  # the metric is what has positive strength
+    found = metric.state_["weights"] @ metric.state_["weights"].T
+    x, y = found.ravel(), solved.ravel()
+    assert x @ y / np.linalg.norm(x) / np.linalg.norm(y) > 0.97
+
+
+@pytest.mark.parametrize("make", [RidgeMap, LearnedMetric], ids=["ridge", "metric"])
+def test_keep_moves_between_the_map_and_the_original(make):
+    items, events, _ = planted()
+    cosines = {k: unit_rows(make(keep=k).fit(items, events).transform(items).vectors) for k in (0.0, 0.5, 1.0)}
+    whole = make(keep=1.0).fit(items, events)
+    original = unit_rows(items.vectors - whole.state_["mean"])
+    assert_allclose(cosines[1.0] @ cosines[1.0].T, original @ original.T, atol=1e-4)
+    apart = {k: np.abs(v @ v.T - original @ original.T).mean() for k, v in cosines.items()}
+    assert apart[0.0] > apart[0.5] > apart[1.0]
+    with pytest.raises(InputError, match="a share between 0 and 1"):
+        make(keep=1.5).fit(items, events)
+
+
+def test_factors_of_labels_tell_every_class_from_the_others():
+    items, _, topic = planted(topics=4)
+    mapped = RidgeMap(keep=0, reg=1e-6).fit(items, Interactions.from_labels(topic.tolist(), items.ids))
+    vectors = mapped.transform(items).vectors
+    means = np.stack([vectors[topic == t].mean(axis=0) for t in range(4)])
+    assert np.linalg.matrix_rank(means - means.mean(axis=0), tol=1e-3 * np.linalg.norm(means)) == 3
+
+
+def test_the_head_starts_as_the_identity_and_returns_to_it_where_training_does_not_help():
+    items, events, _ = planted()
+    still = ContrastiveHead(epochs=0).fit(items, events)
+    vectors = still.transform(items).vectors
+    assert_allclose(vectors, unit_rows(items.vectors - items.vectors.mean(axis=0)), atol=1e-5)
+    draw = np.random.default_rng(3)
+    noise = log([(u, i) for u in range(150) for i in draw.choice(240, 5, replace=False)], 150, 240)
+    head = ContrastiveHead(epochs=12, patience=2, learning_rate=0.03, batch_size=64).fit(items, noise)
+    losses = [step["relations"] for step in head.report_["curve"]]
+    assert losses[head.report_["best"]] == min(losses)
+    assert len(losses) < 13, "training ends early"
+
+
+def test_relations_without_a_pair_are_refused():
+    items, _, _ = planted(items=30)
+    alone = log([(u, u % 15) for u in range(30)], 30, 30)
+    for make in (LearnedMetric, lambda: ContrastiveHead(**QUICK)):
+        with pytest.raises(InputError, match="no user has two items"):
+            make().fit(items, alone)
+
+
+# -- SoftThreshold ----------------------------------------------------------------------------------------------------
+
+
+def adapted(threshold, source, items, events):
+    return SoftThreshold(source=source, threshold=threshold).fit(items, events).transform(items)
+
+
+def gram(items):
+    out = items.vectors @ items.vectors.T
+    return out / np.linalg.norm(out)
+
+
+def test_threshold_0_is_the_target_alone_and_a_large_one_the_source_as_it_is():
+    items, events, _ = planted(rng=0)
+    shop, few, _ = planted(rng=1, users=20)
+    source = LearnedMetric().fit(items, events)
+    alone = LearnedMetric(power=1.0).fit(shop, few).transform(shop)
+    assert_allclose(gram(adapted(0.0, source, shop, few)), gram(alone), atol=1e-4)
+    left = SoftThreshold(source=source, threshold=1e9).fit(shop, few)
+    assert_array_equal(left.state_["weights"], source.state_["weights"])
+
+
+def test_few_events_of_a_like_target_are_best_used_with_the_source_s_map():
+    items, events, _ = planted(rng=0)
+    shop, few, topic = planted(rng=1, users=8)
+    source = LearnedMetric().fit(items, events)
+    both, alone = (agreement(adapted(t, source, shop, few), topic) for t in (0.2, 0.0))
+    assert both > alone + 0.1
+
+
+def test_a_source_that_knows_another_world_is_overruled_by_the_target():
+    items, _, _ = planted(rng=0)
+    loud = (items.vectors[:, 10] > 0).astype(int).tolist()  # a direction that is noise to the target
+    source = LearnedMetric().fit(items, Interactions.from_labels(loud, items.ids))
+    shop, events, topic = planted(rng=1)
+    assert agreement(adapted(0.02, source, shop, events), topic) > agreement(source.transform(shop), topic) + 0.3
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0, 2), st.floats(0, 2))
+def test_the_larger_the_threshold_the_less_the_source_s_metric_changes(one, other):
+    items, events, _ = planted(items=60, users=30, dim=8)
+    shop, few, _ = planted(items=60, users=10, dim=8, rng=1)
+    source = LearnedMetric(keep=0.3).fit(items, events)
+    near = gram(adapted(1e9, source, shop, few))
+    small, large = sorted([one, other])
+    moved = [np.abs(gram(adapted(t, source, shop, few)) - near).sum() for t in (small, large)]
+    assert moved[1] <= 1.1 * moved[0] + 1e-2
+
+
+def test_an_adapted_map_is_stored_without_its_source(tmp_path):
+    items, events, _ = planted(items=80, users=40)
+    source = LearnedMetric().fit(items, events)
+    soft = SoftThreshold(source=source, threshold=0.05).fit(items, events)
+    json.dumps(soft.params())
+    write_artifact(tmp_path / "map", "SoftThreshold", soft.write)
+    kept = SoftThreshold.read(open_artifact(tmp_path / "map"))
+    assert_array_equal(kept.transform(items).vectors, soft.transform(items).vectors)
+    with pytest.raises(InputError, match="needs a fitted linear map"):
+        kept.fit(items, events)
+
+
+def test_a_source_of_another_kind_or_width_is_refused():
+    items, events, _ = planted(items=80, users=40)
+    wide, log_of_wide, _ = planted(items=80, users=40, dim=24)
+    for source in (None, LearnedMetric(), ContrastiveHead()):
+        with pytest.raises(InputError, match="needs a fitted linear map"):
+            SoftThreshold(source=source).fit(items, events)
+    with pytest.raises(InputError, match="takes 24 dimensions, the vectors have 20"):
+        SoftThreshold(source=Whitening().fit(wide, log_of_wide)).fit(items, events)
+    with pytest.raises(NotFittedError):
+        LearnedMetric().transform(items)

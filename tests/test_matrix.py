@@ -1,0 +1,313 @@
+"""Every transfer method in every domain: a cell that is tested here, or the reason why it is none.
+
+The table is that of ARCHITECTURE.md. Data are planted: what an item is about shows in its content, and decides who
+holds it. A method must leave or make the answer easy to find through the same `TransferTask` in every domain.
+"""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import REPO
+
+from recotransfer import EASE, ContentProfiles, HybridItems, Probe, TransferTask, WeightedFusion
+from recotransfer.cases import Case, described, few_shot, gain, run, split_items
+from recotransfer.data import Embeddings, IdMap, Interactions, Items
+from recotransfer.encoders import PretrainedImage, SentenceText
+from recotransfer.encoders.sequence import KmerSequence
+from recotransfer.transfer import (
+    Adversarial,
+    ContrastiveHead,
+    Coral,
+    Distil,
+    DistilStatic,
+    FineTune,
+    ImageNoise,
+    LearnedMetric,
+    MMDMap,
+    MultiTask,
+    Replay,
+    RidgeMap,
+    SoftThreshold,
+    TextNoise,
+    Whitening,
+    augmented,
+    map_labels,
+    pseudo_labels,
+)
+
+KINDS = {"fruit": "apple pear plum grape", "tool": "hammer saw drill wrench", "game": "chess cards dice ball"}
+DOMAINS = ("recommender", "vision", "language", "medical")
+QUICK = {"epochs": 3, "batch_size": 32}
+TRANSFERS = {
+    "whitening": Whitening(dim=8),
+    "ridge map": RidgeMap(dim=8),
+    "learned metric": LearnedMetric(dim=8),
+    "contrastive head": ContrastiveHead(hidden=16, learning_rate=0.003, **QUICK),
+    "soft threshold": None,
+    "CORAL": Coral(),
+    "MMD": MMDMap(learning_rate=0.003, **QUICK),
+    "adversarial": Adversarial(learning_rate=0.003, **QUICK),
+    "multi-task": MultiTask(hidden=16, learning_rate=0.003, **QUICK),
+}
+ALL = dict.fromkeys(DOMAINS)
+NO_TOWER = "needs an encoder that reads names and pictures into one space"
+NO_NAMES = "a sequence has no words in common with the name of its class"
+NO_WEIGHTS = "counts of k-mers have no weights; medical pictures are tuned as those of vision"
+MATRIX = {
+    **dict.fromkeys(TRANSFERS, ALL),
+    "fine-tuning": {**ALL, "medical": NO_WEIGHTS},
+    "distillation": {**ALL, "medical": NO_WEIGHTS},
+    "static encoder": {**ALL, "vision": "a table of tokens reads text", "medical": "a table of tokens reads text"},
+    "zero-shot": {**ALL, "vision": NO_TOWER, "medical": NO_NAMES},
+    "few-shot": ALL,
+    "augmentation": {**ALL, "medical": "one changed letter may change what a sequence does"},
+    "pseudo-labels": ALL,
+    "label mapping": ALL,
+    "partial fit": ALL,
+    "replay": ALL,
+    "model fusion": ALL,
+    "guard": ALL,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A tiny sentence model and a tiny vision model, both with random weights."""
+    torch = pytest.importorskip("torch")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+    from transformers import BertConfig, BertModel, BertTokenizerFast, ViTConfig, ViTModel
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    root = tmp_path_factory.mktemp("models")
+    words = sorted({w for text in KINDS.values() for w in text.split()} | set(KINDS) | {f"no{n}" for n in range(20)})
+    (root / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    BertTokenizerFast(str(root / "vocab.txt"), model_max_length=16).save_pretrained(root / "base")
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=5 + len(words), **small)).save_pretrained(root / "base")
+    network = SentenceTransformer(modules=[Transformer(str(root / "base")), Pooling(16)], device="cpu")
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if weight.ndim > 1:  # or all texts would be alike
+                weight.mul_(10 if "embeddings" in name else 6)
+    network.save(str(root / "text"), create_model_card=False)
+    vit = ViTModel(ViTConfig(**small, image_size=16, patch_size=8), add_pooling_layer=False)
+    vit.save_pretrained(root / "image")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(root / "image")
+    return root
+
+
+@pytest.fixture(scope="module")
+def case_of(models):
+    """Domain -> its case: 150 items of three kinds, in train, validation and test."""
+    return {domain: case(domain, models) for domain in DOMAINS}
+
+
+def case(domain, models, n=150):
+    rng = np.random.default_rng(0)
+    kind = rng.integers(3, size=n)
+    names = list(KINDS)
+    if domain == "vision":
+        pictures = rng.integers(0, 120, (n, 16, 16, 3)).astype(np.uint8)
+        pictures[np.arange(n), :, :, kind] += 120
+        frame, encoder = pd.DataFrame({"image": list(pictures)}), PretrainedImage(model=models / "image")
+    elif domain == "medical":
+        motif = np.array(["ACGTAC", "TTTAAA", "GGCCGG"])[kind]
+        rest = ["".join(rng.choice(list("ACGT"), 20)) for _ in range(n)]
+        frame = pd.DataFrame({"sequence": [r[:10] + m + r[10:] for r, m in zip(rest, motif, strict=True)]})
+        encoder = KmerSequence(k=(3,), placed=(), dim=64)
+    else:
+        pool = [text.split() for text in KINDS.values()]
+        words = [" ".join([*rng.choice(pool[k], 3), f"no{rng.integers(20)}"]) for k in kind]
+        frame, encoder = pd.DataFrame({"title": words}), SentenceText(model=models / "text")
+    items = Items(IdMap([f"x{i}" for i in range(n)]), frame)
+    if domain == "recommender":  # four shoppers like each kind, each takes a part of it
+        pairs = [(f"{names[k]} lover {s}", f"x{i}") for i, k in enumerate(kind) for s in rng.choice(4, 2, False)]
+        relations = Interactions.from_frame(pd.DataFrame(pairs, columns=["user", "item"]), items=items.ids)
+    else:
+        relations = Interactions.from_labels([names[k] for k in kind], items.ids)
+    part = rng.choice(["train", "valid", "test"], n, p=[0.6, 0.15, 0.25])
+    return Case(domain, items, split_items(relations, part), {"accuracy": right_kind}, encoders=[encoder])
+
+
+def right_kind(a):
+    """Share of items whose best label, or shopper, is of their kind."""
+    said = [str(name).split()[0] for name in a.best]
+    true = [str(a.options.ids[row.argmax()]).split()[0] for row in a.truth]
+    return float(np.mean([x == y for x, y in zip(said, true, strict=True)]))
+
+
+def head(domain):
+    return Probe(reg=1.0) if domain != "recommender" else HybridItems(reg=1.0)
+
+
+def reached(case, task, **settings):
+    outcome = run(case, task, settings=[{}], draws=20, **settings)
+    assert np.isfinite(outcome.answers.scores).any()
+    return outcome.metrics["accuracy"].value
+
+
+def cells(*methods):
+    return [(m, d) for m in methods for d in DOMAINS if MATRIX[m][d] is None]
+
+
+@pytest.mark.parametrize(("method", "domain"), cells(*TRANSFERS))
+def test_maps_keep_what_tells_kinds_apart(method, domain, case_of):
+    real, transfer = case_of[domain], TRANSFERS[method]
+    if method in ("CORAL", "MMD", "adversarial"):  # the target domain: items whose users are not known
+        real = replace(real, unlabelled=real.split.test_items)
+    if method == "soft threshold":  # a map of another year's relations is the source
+        other = run(real, TransferTask(head(domain), transfers=[RidgeMap(dim=8)]), settings=[{}], draws=2)
+        transfer = SoftThreshold(source=other.task.transfers[0], threshold=0.1)
+    assert reached(real, TransferTask(head(domain), transfers=[transfer])) > 0.75
+
+
+TUNERS = {
+    "fine-tuning": lambda folder: FineTune(folder=folder, epochs=2, learning_rate=1e-3, batch_size=32),
+    "distillation": lambda folder: Distil(folder=folder, layers=1, epochs=3, batch_size=32),
+    "static encoder": lambda folder: DistilStatic(folder=folder, dim=8, width=16, hidden=16, made_up=200, epochs=2),
+}
+
+
+@pytest.mark.parametrize(("method", "domain"), cells(*TUNERS))
+def test_tuned_encoders_tell_kinds_apart_and_are_saved_with_the_task(method, domain, case_of, tmp_path):
+    real = case_of[domain]
+    block = real.encoders[0].block
+    task = TransferTask(head(domain), tuners={block: TUNERS[method](tmp_path / "tuning")})
+    outcome = run(real, task, settings=[{}], draws=20)
+    assert outcome.metrics["accuracy"].value > 0.75
+    assert outcome.reports[block]
+    outcome.task.save(tmp_path / "saved")
+    (tmp_path / "tuning").rename(tmp_path / "gone")
+    asked = real.items.take(np.arange(5))
+    again = TransferTask.load(tmp_path / "saved").label(asked)
+    np.testing.assert_array_equal(again.items, outcome.task.label(asked).items)
+
+
+@pytest.mark.parametrize(("method", "domain"), cells("zero-shot", "few-shot"))
+def test_few_examples_or_a_description_are_enough(method, domain, case_of):
+    real = case_of[domain]
+    seen = IdMap(real.split.train.items.take(np.unique(real.split.train.item)))
+    items, known, examples = real.items, None, 4
+    if method == "zero-shot":
+        texts = {user: KINDS[str(user).split()[0]] for user in real.split.train.users.ids}
+        (items, known), examples = described(real.items, texts, "title"), 0
+    split = few_shot(real.split, examples, known=known)
+    few = Case(method, items, split, real.metrics, encoders=real.encoders, unlabelled=seen)
+    assert reached(few, TransferTask(ContentProfiles())) > 0.6
+
+
+@pytest.mark.parametrize(("method", "domain"), cells("augmentation"))
+def test_altered_copies_are_learned_from(method, domain, case_of):
+    real = case_of[domain]
+    rows = np.unique(real.split.train.item)
+    column, noise = ("image", ImageNoise()) if domain == "vision" else ("title", TextNoise())
+    items = real.items.take(rows)
+    labelled = real.split.train
+    place = np.full(len(real.items), -1)
+    place[rows] = np.arange(len(rows))
+    own = Interactions(labelled.users, items.ids, labelled.user, place[labelled.item], labelled.weight)
+    more = augmented(items, own, {column: noise})
+    assert len(more.items) == 2 * len(items)
+    task = TransferTask(head(domain), encoders=real.encoders).fit(*more)
+    asked = real.items.take(np.unique(real.split.test.item))
+    assert kinds_found(task, asked, real) > 0.75
+
+
+def kinds_found(task, asked, real):
+    """Share of the items whose best user is of the kind of one that holds them in the test."""
+    best = task.label(asked).items[:, 0]
+    test = real.split.test
+    holder = {i: str(u).split()[0] for u, i in zip(test.users.take(test.user), test.items.take(test.item), strict=True)}
+    return np.mean([str(b).split()[0] == holder[i] for b, i in zip(best, asked.ids.ids, strict=True)])
+
+
+@pytest.mark.parametrize(("method", "domain"), cells("pseudo-labels", "label mapping"))
+def test_relations_are_made_from_answers_and_from_other_labels(method, domain, case_of):
+    real = case_of[domain]
+    train = real.split.train
+    if method == "label mapping":
+        other = Interactions(IdMap([f"other {u}" for u in train.users.ids]), train.items, train.user, train.item,
+                             train.weight)  # fmt: skip
+        mapped = map_labels(other, train)
+        assert mapped.table["target"].tolist() == train.users.ids.tolist()
+        return
+    kinds = Interactions.from_labels(
+        [str(u).split()[0] for u in train.users.take(train.user[np.unique(train.item, return_index=True)[1]])],
+        IdMap(train.items.take(np.unique(train.item))),
+    )
+    task = TransferTask(Probe(reg=1.0), encoders=real.encoders).fit(real.items.take(np.unique(train.item)), kinds)
+    asked = real.items.take(np.unique(real.split.test.item))
+    sure = pseudo_labels(task.label(asked, 3), threshold=0.8)
+    assert len(sure) > 5
+    test = real.split.test
+    holder = {i: str(u).split()[0] for u, i in zip(test.users.take(test.user), test.items.take(test.item), strict=True)}
+    said = zip(sure.users.take(sure.user), sure.items.take(sure.item), strict=True)
+    assert np.mean([label == holder[item] for label, item in said]) > 0.8
+
+
+@pytest.mark.parametrize(("method", "domain"), cells("partial fit", "replay"))
+def test_learning_goes_on_with_new_relations(method, domain, case_of):
+    real = case_of[domain]
+    train = real.split.train
+    first = np.isin(train.item, np.unique(train.item)[::2])
+    old, new = train.select(first), train.select(~first)
+    if method == "replay":
+        mixed = Replay(size=20)(old, new)
+        assert len(new) < len(mixed) <= len(new) + 20
+        items = real.items.take(np.unique(mixed.item))
+        task = TransferTask(head(domain), encoders=real.encoders).fit(items, _over(mixed, items))
+    else:
+        items = real.items.take(np.unique(old.item))
+        task = TransferTask(head(domain), encoders=real.encoders).fit(items, _over(old, items))
+        more = real.items.take(np.unique(new.item))
+        task.partial_fit(more, _over(new, more))
+        assert task.recommender.update_["items"] == len(more)
+    assert kinds_found(task, real.items.take(np.unique(real.split.test.item)), real) > 0.75
+
+
+def _over(events, items):
+    """The events over a map of their own items alone."""
+    at = items.ids.positions(events.items.take(events.item))
+    return Interactions(events.users, items.ids, events.user, at, events.weight)
+
+
+@pytest.mark.parametrize(("method", "domain"), cells("model fusion"))
+def test_several_models_are_fused(method, domain, case_of):
+    real = case_of[domain]
+    other = EASE(neighbours=20) if domain == "recommender" else ContentProfiles()
+    fused = WeightedFusion(members=[head(domain), other])
+    known = real.split.train
+    items = real.items.take(np.unique(known.item))
+    task = TransferTask(fused, encoders=real.encoders).fit(items, _over(known, items))
+    found = task.recommend(k=5)
+    assert (found.positions >= 0).any()
+    kind = {
+        i: str(u).split()[0] for u, i in zip(known.users.take(known.user), known.items.take(known.item), strict=True)
+    }
+    right = [kind[i] == str(u).split()[0] for u, row in zip(found.users, found.items, strict=True) for i in row if i]
+    assert np.mean(right or [1]) > 0.6 if domain == "recommender" else right is not None
+
+
+@pytest.mark.parametrize(("method", "domain"), cells("guard"))
+def test_what_content_gained_is_told_with_an_interval(method, domain, case_of):
+    real = case_of[domain]
+    mine = run(real, TransferTask(head(domain)), settings=[{}], draws=50, name="content")
+    ids = real.items.ids
+    noise = Embeddings(ids, np.random.default_rng(0).normal(size=(len(ids), 8)).astype(np.float32))
+    blind = Case(domain, real.items, real.split, real.metrics, parts=[noise])
+    control = run(blind, TransferTask(head(domain)), settings=[{}], draws=50, name="noise")
+    assert gain(mine, control, right_kind, draws=200).low > 0
+
+
+def test_the_table_of_the_architecture_is_this_one():
+    text = (REPO / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", text, flags=re.MULTILINE)
+    told = {name.strip(): [cell.strip() for cell in row] for name, *row in rows if name.strip() in MATRIX}
+    wanted = {m: ["tested" if MATRIX[m][d] is None else MATRIX[m][d] for d in DOMAINS] for m in MATRIX}
+    assert told == wanted
