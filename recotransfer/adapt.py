@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,7 @@ def vision(table: Path, **o: Any) -> None:
     frame = _pictures(table, o)
     encoders = [PretrainedImage(model=o["encoder"], column=o["column"], folder=_folder_of(table))]
     case = adapter.classification(_content(frame, o), _labels(frame, o), _parts(frame, o), encoders=encoders)
-    _learn([case], "image", o)
+    _learn(case, "image", o)
 
 
 @adapt.command()
@@ -92,7 +93,7 @@ def nlp(table: Path, **o: Any) -> None:
     frame = _frame(table, [*o["columns"], o["label"]])
     encoders = [SentenceText(model=o["encoder"], column=list(o["columns"]))]
     texts = frame[list(o["columns"])]
-    _learn([adapter.classification(texts, _labels(frame, o), _parts(frame, o), encoders=encoders)], "text", o)
+    _learn(adapter.classification(texts, _labels(frame, o), _parts(frame, o), encoders=encoders), "text", o)
 
 
 @adapt.command()
@@ -133,10 +134,12 @@ def medical(table: Path, **o: Any) -> None:
     elif o["kind"] == "dna":
         found = adapter.dna(_frame(table, [o["column"]])[o["column"]].tolist(), labels, **facts)
     else:
-        kept = frame.drop(columns=[c for c in (o["part"], o["group"]) if c])
+        kept = _numeric(frame.drop(columns=[c for c in (o["part"], o["group"]) if c]))
         kept[o["label"]] = labels
         found = adapter.disease_from_table(kept, o["label"], **facts)
-    _learn(found, "image", o, calibration="temperature")
+    # The log score knows probabilities from mere orders, so that settings are chosen by it.
+    case = replace(found[0], metrics={"log score": adapter.log_score, **found[0].metrics})
+    _learn(case, "image", o, calibration="temperature")
 
 
 @click.command()
@@ -168,6 +171,8 @@ def label(model: Path, table: Path, out: Path, k: int) -> None:
         ids = IdMap([path.name for path in files])
     else:
         frame = read_table(table)
+        if any(encoder.block == "attributes" for encoder in task.encoders_):
+            frame = _numeric(frame)
         ids = IdMap(range(1, len(frame) + 1))
     found = task.label(Items(ids, frame), k).to_frame("row", "label")
     with atomic_file(out) as file:
@@ -190,6 +195,14 @@ def _frame(table: Path, columns: Sequence[str]) -> pd.DataFrame:
     if lost := [c for c in columns if c not in frame.columns]:
         raise InputError(f"{table} has no column {lost[0]!r}; it has {list(frame.columns)}")
     return frame
+
+
+def _numeric(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with columns of numbers, which come as text from a CSV file, as numbers."""
+    from recotransfer.cells import parse_numbers
+
+    parsed = {name: parse_numbers(frame[name]) for name in frame.columns}
+    return frame.assign(**{name: numbers for name, (numbers, wrong) in parsed.items() if not wrong.any()})
 
 
 def _pictures(table: Path, o: Mapping[str, Any]) -> pd.DataFrame:
@@ -232,7 +245,7 @@ def _parts(frame: pd.DataFrame, o: Mapping[str, Any]) -> Any:
     return dealt(_labels(frame, o), groups=groups, rng=o["seed"])
 
 
-def _learn(found: Sequence[Case], modality: str, o: Mapping[str, Any], **settings: Any) -> None:
+def _learn(case: Case, modality: str, o: Mapping[str, Any], **settings: Any) -> None:
     """Fit the arms on a case, say how they did, save the one that validation prefers."""
     from recotransfer import cases
     from recotransfer.artifacts import check_replaceable, write_json
@@ -241,7 +254,6 @@ def _learn(found: Sequence[Case], modality: str, o: Mapping[str, Any], **setting
     from recotransfer.transfer import FineTune
 
     check_replaceable(o["out"])
-    (case,) = found
     work = o["out"].with_name(o["out"].name + ".tuning")
     probe = Probe(rng=o["seed"], **settings)
     arms = {"frozen encoder": TransferTask(probe, cache=o["cache"])}

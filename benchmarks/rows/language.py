@@ -17,6 +17,7 @@ from recotransfer.adapters import nlp
 from recotransfer.cases import Answers, Case, Outcome
 from recotransfer.data import Embeddings, Items
 from recotransfer.encoders import SentenceText, TabularAttributes
+from recotransfer.encoders.base import quiet_loading
 from recotransfer.transfer.augmentation import pseudo_labels
 from recotransfer.transfer.finetuning import FineTune
 from recotransfer.transfer.generation import Translator, bleu, bleu_gain
@@ -311,7 +312,8 @@ def unlearned(folder: Path) -> SentenceText:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             inner.load_state_dict(type(inner)(inner.config).state_dict())
-        network.save(str(folder), create_model_card=False)
+        with quiet_loading():
+            network.save(str(folder), create_model_card=False)
     return SentenceText(model=folder)
 
 

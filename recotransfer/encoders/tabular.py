@@ -160,12 +160,13 @@ class StandardTable:
 
     def encode(self, values: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
         """(len(values), dim) float32, in order."""
-        columns: list[NDArray[np.float64]] = []
-        for column, (mean, spread) in self.numbers.items():
+        columns: list[NDArray[np.float64]] = []  # by name: a file may hold the settings in another order
+        for column, (mean, spread) in sorted(self.numbers.items()):
             cells = np.array([value.get(column, mean) for value in values], np.float64)
             far = np.clip((cells - mean) / (spread or 1.0), -_MOST, _MOST)
             columns.append(_NUMBER_SHARE * far[:, None])
-        for column, shares in self.categories.items():
+        for column, named in sorted(self.categories.items()):
+            shares = dict(sorted(named.items()))
             place = {name: at for at, name in enumerate(shares)}
             which = np.array([place.get(_label(value.get(column)), -1) for value in values])
             codes = np.eye(len(shares)) - np.array(list(shares.values()))

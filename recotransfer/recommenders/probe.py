@@ -20,7 +20,7 @@ from recotransfer.solvers import Float
 _STATE = ("mean", "scale", "outer", "bias")
 _FLAT = 1e-6  # spread, against the widest column's, below which a column says nothing
 _LEAST_FOR_STOPPING = 500  # rows from which a tenth can be spared to stop the hidden layer's training
-_HELD_OUT = 0.2  # share of the rows on which the temperature is learned
+_FOLDS, _MANY = 5, 5000  # on which the temperature is learned; one fold is enough from so many rows on
 
 
 class Probe(Recommender):
@@ -105,8 +105,10 @@ class Probe(Recommender):
     def _linear(self, z: Float, bears: NDArray[np.bool_]) -> tuple[Float, Float]:
         from sklearn.linear_model import LogisticRegression
 
+        wide = z.astype(np.float64)  # in float32 the line search gives up where the ridge is great
+
         def fitted(target: NDArray[Any]) -> tuple[Float, Float]:
-            model = LogisticRegression(C=1 / max(self.reg, 1e-12), max_iter=500).fit(z, target)
+            model = LogisticRegression(C=1 / max(self.reg, 1e-12), max_iter=500).fit(wide, target)
             return model.coef_.T.astype(np.float32), model.intercept_.astype(np.float32)
 
         if self.exclusive_:
@@ -121,21 +123,27 @@ class Probe(Recommender):
         return np.hstack([w for w, _ in columns]), np.concatenate([b for _, b in columns])
 
     def _temperature(self, x: Float, bears: NDArray[np.bool_]) -> float:
-        """The number that held-out logits are best divided by, from a probe that did not see them."""
+        """The number that held-out logits are best divided by; of few rows each is held out once, in five folds."""
         from scipy.optimize import minimize_scalar
 
-        order = np.random.default_rng(self.rng).permutation(len(x))
-        out, kept = np.split(order, [max(1, int(_HELD_OUT * len(x)))])
-        if not bears[kept].any(axis=0).all() or (not self.exclusive_ and bears[kept].all(axis=0).any()):
-            return 1.0  # a label would be missing from the rest
-        other = self.with_settings({})
-        other.exclusive_ = self.exclusive_
-        other._learn(x[kept], bears[kept])
-        logits = other._logits(x[out])
+        folds = np.array_split(np.random.default_rng(self.rng).permutation(len(x)), _FOLDS)
+        asked, logits = [], []
+        for out in folds if len(x) <= _MANY else folds[:1]:
+            kept = np.setdiff1d(np.arange(len(x)), out)
+            if not bears[kept].any(axis=0).all():
+                continue  # a label would be missing from the rest
+            other = self.with_settings({})
+            other.exclusive_ = self.exclusive_
+            other._learn(x[kept], bears[kept])
+            asked.append(out)
+            logits.append(other._logits(x[out]))
+        if not asked:
+            return 1.0
+        true, found = bears[np.concatenate(asked)], np.concatenate(logits)
 
         def loss(log_temperature: float) -> float:
-            p = _probabilities(logits / np.exp(log_temperature), self.exclusive_)
-            said = np.where(bears[out], p, 1 if self.exclusive_ else 1 - p)
+            p = _probabilities(found / np.exp(log_temperature), self.exclusive_)
+            said = np.where(true, p, 1 if self.exclusive_ else 1 - p)
             return float(-np.log(np.maximum(said, 1e-12)).sum())
 
         return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
