@@ -195,6 +195,8 @@ def _clip(cell: Any) -> Any:
             if not rate:
                 raise InputError('a clip given as an array needs its rate: {"array": samples, "rate": hertz}')
             return _marked(np.asarray(cell["array"]), int(rate))
+        if not {"array", "bytes", "path"} & set(cell):
+            raise InputError(f'a clip given as a mapping needs "array", "bytes" or "path", got {sorted(cell)}')
         cell = cell.get("bytes") or cell.get("path")
     if is_missing(cell):
         return None

@@ -72,6 +72,8 @@ class Probe(Recommender):
         rows = np.flatnonzero((np.diff(held.indptr) > 0) & self.present_)
         if len(self.labels_) < 2:
             raise InputError(f"Probe tells labels apart, but the events know {len(self.labels_)}; give two at least")
+        if not len(rows):
+            raise InputError("no labelled item has content to learn from; see the encoder's report")
         bears = held[rows][:, self.labels_].toarray()
         self.exclusive_ = bool((bears.sum(axis=1) == 1).all())
         x = items.vectors[rows]

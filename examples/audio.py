@@ -1,0 +1,24 @@
+"""Sounds with labels: rising, falling and steady tones that are made here, told from their log-mel spectra.
+
+python examples/audio.py
+"""
+
+import numpy as np
+
+from recotransfer import Probe, TransferTask, cases
+from recotransfer.adapters import audio
+
+RATE = 16_000
+draw, time = np.random.default_rng(0), np.linspace(0, 0.5, 8_000)
+clips, labels = [], []
+for label, slope in {"rising": 600, "falling": -600, "steady": 0}.items():
+    for _ in range(40):
+        start = draw.uniform(800, 1600)
+        tone = np.sin(2 * np.pi * (start * time + slope * time**2 / 2 * draw.uniform(0.5, 1.5)))
+        clips.append((tone + draw.normal(scale=0.5, size=len(time))).astype(np.float32))
+        labels.append(label)
+part = np.array(["train", "train", "valid", "test"])[np.arange(120) % 4]
+(case,) = audio.classification([{"array": c, "rate": RATE} for c in clips], labels, part=part)
+print(
+    cases.table([cases.run(case, TransferTask(Probe()), name="log-mel")], case.metrics).round(3).to_string(index=False)
+)

@@ -1,0 +1,28 @@
+"""Texts with labels: zero, four and all examples of each label, by what all-MiniLM-L6-v2 knows of the words.
+
+python examples/language.py
+"""
+
+import numpy as np
+
+from recotransfer import ContentProfiles, Probe, TransferTask, cases
+from recotransfer.adapters import nlp
+
+SAID = {
+    "delivery": ["the parcel came {} late", "the courier left the box {} far away", "shipping took {} too long"],
+    "quality": ["the seam came apart {} soon", "this feels {} cheap and flimsy", "the zip is {} badly made"],
+    "price": ["it costs {} more than elsewhere", "the discount was {} small", "this is {} too expensive"],
+}
+ABOUT = {"delivery": "late delivery and shipping", "quality": "poor quality", "price": "a price that is too high"}
+WORDS = ["far", "much", "rather", "really", "so", "quite", "just", "somewhat", "a-bit", "way", "truly", "simply"]
+
+texts, labels = zip(*[(s.format(w), label) for label, said in SAID.items() for s in said for w in WORDS], strict=True)
+part = np.random.default_rng(0).choice(["train", "valid", "test"], len(texts), p=[0.4, 0.2, 0.4])
+full = nlp.classification(texts, labels, part)
+outcomes = [
+    cases.run(nlp.few(full, 0, about=ABOUT), TransferTask(ContentProfiles()), name="description alone"),
+    cases.run(nlp.few(full, 4, about=ABOUT), TransferTask(ContentProfiles()), name="and 4 examples"),
+    cases.run(full, TransferTask(Probe()), name="all examples"),
+]
+columns = ["arm", "accuracy", "accuracy low", "accuracy high", "gain", "gain low", "gain high"]
+print(cases.table(outcomes, full.metrics, control="description alone")[columns].round(3).to_string(index=False))

@@ -1,0 +1,26 @@
+"""Courses for learners who have taken none yet: from their group, that is how they learn, on data made here.
+
+python examples/learning.py
+"""
+
+import numpy as np
+import pandas as pd
+
+from recotransfer import EASE, IdMap, Interactions, Items, TransferTask, cases
+from recotransfer.adapters import learning
+
+draw = np.random.default_rng(0)
+habit = draw.integers(3, size=150)  # what kind of learner each is, which decides what they take
+courses = Items(IdMap([f"c{c}" for c in range(24)]), pd.DataFrame({"title": [f"course {c}" for c in range(24)]}))
+pairs = [(f"u{u}", f"c{8 * h + c}", t) for u, h in enumerate(habit) for t, c in enumerate(draw.permutation(8)[:5])]
+frame = pd.DataFrame(pairs, columns=["learner", "course", "time"])
+log = Interactions.from_frame(frame, user="learner", item="course", time="time", items=courses.ids)
+minutes = np.array([[10, 0], [60, 1], [25, 9]])[habit] + draw.normal(scale=1.5, size=(150, 2))
+profiles = pd.DataFrame(minutes, columns=["minutes", "posts"], index=[f"u{u}" for u in range(150)])
+
+outcomes = []
+for name, known in {"popularity": None, "groups of learners": profiles}.items():
+    case = learning.courses(log, courses, profiles=known, groups=3, ask="new learners", encoders=[])
+    outcomes.append(cases.run(case, TransferTask(EASE(), encoders=[]), name=name, settings=[{}], draws=200))
+columns = ["arm", "found at 10", "found at 10 low", "found at 10 high", "gain", "gain low", "gain high"]
+print(cases.table(outcomes, case.metrics, control="popularity")[columns].round(3).to_string(index=False))
