@@ -4,10 +4,10 @@
 
 DATA_DIR holds `citeulike_a`. The referee writes the items, the events and the truth, and scores the lists again: its
 figures are the ones that count. Students learn from the titles of items that somebody has taken ("warm"); one arm sees
-the titles of the whole catalogue. Quality is NDCG@20 and recall@20 over the
-items nobody has taken, by the cosine to a user's mean (ContentProfiles) and by HybridItems at the settings that
-validation chose for the teacher. A ratio is that of the means, its interval a bootstrap over users. Rates are on one
-thread, arms interleaved. Controls: hashed words, and word vectors that learned nothing from the texts (Model2Vec).
+the titles of the whole catalogue. Quality is NDCG@20 and recall@20 over the items nobody has taken, by the cosine to a
+user's mean (ContentProfiles) and by HybridItems at the settings that validation chose for the teacher. A ratio is that
+of the means, its interval a bootstrap over users. Rates are on one thread, arms interleaved. Controls: hashed words, and
+word vectors that learned nothing from the texts (Model2Vec).
 """
 
 from __future__ import annotations
@@ -116,10 +116,11 @@ def students(teacher: SentenceText, fold: Fold, a: argparse.Namespace) -> tuple[
     static = learn("StaticText, warm titles", DistilStatic(folder=a.out / "static-warm"), teacher, warm)
     words = by_frequency(static.vocabulary.entries, static, warm)
     arms["Model2Vec, warm titles (control)"] = model2vec(teacher, words, a.out / "model2vec")
-    learn("StaticText, all titles", DistilStatic(folder=a.out / "static-all"), teacher, fold.items)
-    learn(
-        "MiniLM, 3 of 6 layers, warm titles", Distil(folder=a.out / "layers", layers=3, epochs=a.epochs), teacher, warm
-    )
+    if "all" not in a.skip:
+        learn("StaticText, all titles", DistilStatic(folder=a.out / "static-all"), teacher, fold.items)
+    if "layers" not in a.skip:
+        tuner = Distil(folder=a.out / "layers", layers=3, epochs=a.epochs)
+        learn("MiniLM, 3 of 6 layers, warm titles", tuner, teacher, warm)
     return arms, costs
 
 
@@ -216,6 +217,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1024, help="titles per run of the slow arms")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=6, help="of the student with fewer layers")
+    parser.add_argument("--skip", nargs="*", choices=["all", "layers"], default=[], help="students to leave out")
     parser.add_argument("--tiny", action="store_true", help="rates on generated titles; nothing written to results/")
     a = parser.parse_args()
     facts = header()

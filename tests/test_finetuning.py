@@ -212,10 +212,10 @@ def test_a_finished_run_is_only_read_and_another_is_refused(tiny, tmp_path, monk
     twin = quick(tmp_path, epochs=1)
     assert twin.tune(encoder, items, relations).name == first.name
     assert twin.report_ == report
-    with pytest.raises(InputError, match="differs in learning_rate"):
+    with pytest.raises(InputError, match="another learning_rate"):
         quick(tmp_path, epochs=1, learning_rate=1e-3).tune(encoder, items, relations)
     reworded = Items(items.ids, items.columns.assign(title="flat"), {"title": "text"})
-    with pytest.raises(InputError, match="differs in items"):
+    with pytest.raises(InputError, match="another items"):
         quick(tmp_path, epochs=1).tune(encoder, reworded, relations)
 
 

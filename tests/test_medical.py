@@ -84,7 +84,9 @@ def tiny(tmp_path_factory):
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("mobilenet")
-    MobileNetV2Model(MobileNetV2Config(depth_multiplier=0.1, image_size=32)).save_pretrained(folder)
+    MobileNetV2Model(MobileNetV2Config(depth_multiplier=0.1, image_size=32, initializer_range=0.5)).save_pretrained(
+        folder
+    )
     size = {"shortest_edge": 32}
     MobileNetV2ImageProcessor(size=size, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder

@@ -87,11 +87,12 @@ class _Aligned(Trained):
         return super()._tasks(vectors, relations)
 
     def _both(self, outputs: Any, step: Step) -> tuple[Any, Any]:
-        """Vectors of the batch's source items and of as many target items."""
+        """Vectors of the batch's labelled items, or of its pairs' first items, and of as many target items."""
         import torch
 
-        rows = torch.from_numpy(self._targets[step.draw.integers(len(self._targets), size=len(outputs))])
-        return outputs, through(step.weights, step.inputs[rows])
+        source = outputs[: self.batch_size]
+        rows = torch.from_numpy(self._targets[step.draw.integers(len(self._targets), size=len(source))])
+        return source, through(step.weights, step.inputs[rows])
 
 
 class MMDMap(_Aligned):

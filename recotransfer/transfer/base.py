@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import json
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, Self
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recotransfer.artifacts import Artifact, ArtifactWriter
+from recotransfer.artifacts import Artifact, ArtifactWriter, atomic_file
 from recotransfer.data import Embeddings, IdMap, Interactions, Items
 from recotransfer.encoders.base import TrainableEncoder
 from recotransfer.errors import ArtifactError, InputError, NotFittedError
@@ -115,6 +118,87 @@ class Tuner(ABC):
     @abstractmethod
     def tune(self, encoder: TrainableEncoder, items: Items, relations: Interactions) -> TrainableEncoder:
         """An encoder of the same kind that learned from how users relate the items; `encoder` stays as it is."""
+
+
+class Resumable:
+    """A training whose weights, optimizer and standing lie in one checkpoint, so that a killed run goes on from there.
+
+    Attributes:
+        path: the checkpoint.
+        settings: plain JSON of what decides the outcome; a checkpoint with others is refused.
+        weights: name -> parameter that learns; `kept`: name -> its value at the best epoch.
+        optimizer: of the weights, an Adam.
+        device: where the weights are.
+        standing: names of attributes, plain JSON, that say how far the run is.
+    """
+
+    standing: ClassVar[tuple[str, ...]]
+    path: Path
+    settings: dict[str, Any]
+    weights: dict[str, Any]
+    kept: dict[str, Any]
+    optimizer: Any
+    device: str
+
+    def _save(self) -> None:
+        tensors = {f"best/{name}": value for name, value in self.kept.items()}
+        for name, value in self.weights.items():
+            tensors[f"now/{name}"] = value
+            for key, part in self.optimizer.state.get(value, {}).items():
+                tensors[f"optimizer/{key}/{name}"] = part
+        facts = {name: getattr(self, name) for name in self.standing}
+        write_checkpoint(self.path, {**facts, "settings": self.settings}, tensors)
+
+    def _resume(self) -> bool:
+        """True where a checkpoint was taken up."""
+        if not self.path.is_file():
+            return False
+        facts, tensors = read_checkpoint(self.path)
+        check_same(facts["settings"], self.settings, self.path.parent)
+        for name in self.standing:
+            setattr(self, name, facts[name])
+        for name, value in self.weights.items():
+            value.data.copy_(tensors[f"now/{name}"])
+            self.kept[name] = tensors[f"best/{name}"]
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if (part := tensors.get(f"optimizer/{key}/{name}")) is not None:  # a weight may be without a gradient
+                    self.optimizer.state[value][key] = part if key == "step" else part.to(self.device)
+        return True
+
+
+def write_checkpoint(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+    """Write tensors and plain JSON facts to one file, whole or not at all."""
+    from safetensors.torch import save
+
+    plain = {name: on_file(value) for name, value in tensors.items()}
+    with atomic_file(path) as file:
+        file.write(save(plain, {"state": json.dumps(facts)}))
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The facts and tensors of `write_checkpoint`; `InputError` where the file is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, ValueError, LookupError, TypeError):
+        raise InputError(f"{path} is damaged; remove it and begin again") from None
+    return facts, tensors
+
+
+def on_file(tensor: Any) -> Any:
+    """A copy of a tensor that safetensors takes: on the CPU, in the plain layout."""
+    import torch
+
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to go on with a run of other settings."""
+    if differing := [name for name in now if before.get(name) != now[name]]:
+        raise InputError(f"{folder} holds a run with another {', '.join(differing)}; give a new folder")
 
 
 class Step(NamedTuple):

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recotransfer.artifacts import atomic_file, digest, digest_of_events, read_json, write_json
+from recotransfer.artifacts import digest, digest_of_events, read_json, write_json
 from recotransfer.data import Embeddings, IdMap, Interactions, Items
 from recotransfer.encoders import encode_items, encoder_from_spec
 from recotransfer.encoders.base import Encoder, TrainableEncoder, one_or_many
@@ -25,7 +25,7 @@ from recotransfer.encoders.text import computes_in_bfloat16
 from recotransfer.errors import InputError
 from recotransfer.recommenders import Probe
 from recotransfer.solvers import unit_rows
-from recotransfer.transfer.base import Tuner
+from recotransfer.transfer.base import Resumable, Tuner, check_same
 
 Float = NDArray[np.float32]
 
@@ -124,8 +124,7 @@ class DistilStatic(Tuner):
     and van Dongen, 2024) the teacher's vectors are cut to their principal components, found on the texts. The table
     begins as the ridge regression of the teacher's vectors on the words of the texts and on lone words. Table and
     layers then learn together from the texts and from texts made up of the beginning of one and the end of another, by
-    the losses of `Distil`. Texts held out, epochs and resuming are as there; a killed run keeps the
-    teacher's vectors.
+    the losses of `Distil`. Texts held out, epochs and resuming are as there.
 
     All texts of the items given are learned from, whether related or not: leave items out of `items` to leave out their
     texts. The relations are not read.
@@ -351,13 +350,8 @@ def _finished(tuner: Tuner, folder: Path, target: Path, settings: Mapping[str, A
     if not ((folder / _REPORT).is_file() and target.is_dir()):
         return False
     tuner.report_ = read_json(folder / _REPORT)
-    _check_same(tuner.report_["settings"], settings, folder)
+    check_same(tuner.report_["settings"], settings, folder)
     return True
-
-
-def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    if differing := [name for name in now if before.get(name) != now[name]]:
-        raise InputError(f"{folder} holds a run with another {', '.join(differing)}; give a new folder")
 
 
 def _finish(report: Mapping[str, Any], folder: Path) -> None:
@@ -389,8 +383,10 @@ def _keep_layers(module: Any, count: int) -> None:
             part.config.num_hidden_layers = count
 
 
-class _Training:
+class _Training(Resumable):
     """One training: the student, its heads, the optimizer, and where it stands, all of it in the checkpoint."""
+
+    standing = ("epoch", "step", "worse", "best", "curve", "spent")
 
     def __init__(
         self,
@@ -530,41 +526,3 @@ class _Training:
         if better:
             self.best = self.epoch
             self.kept = {name: value.detach().cpu().clone() for name, value in self.weights.items()}
-
-    def _save(self) -> None:
-        from safetensors.torch import save
-
-        tensors = {f"best/{name}": value.contiguous() for name, value in self.kept.items()}
-        for name, value in self.weights.items():
-            tensors[f"now/{name}"] = value.detach().cpu().contiguous()
-            for key, part in self.optimizer.state.get(value, {}).items():
-                tensors[f"optimizer/{key}/{name}"] = part.detach().cpu().contiguous()
-        state = {**{name: getattr(self, name) for name in _STANDING}, "settings": self.settings}
-        with atomic_file(self.path) as file:
-            file.write(save(tensors, {"state": json.dumps(state)}))
-
-    def _resume(self) -> bool:
-        """True where a checkpoint was taken up."""
-        from safetensors import SafetensorError, safe_open
-
-        if not self.path.is_file():
-            return False
-        try:
-            with safe_open(self.path, "pt") as file:
-                state = json.loads(file.metadata()["state"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        except (SafetensorError, ValueError, LookupError, TypeError):
-            raise InputError(f"{self.path} is damaged; remove it and begin again") from None
-        _check_same(state["settings"], self.settings, self.path.parent)
-        for name in _STANDING:
-            setattr(self, name, state[name])
-        for name, value in self.weights.items():
-            value.data.copy_(tensors[f"now/{name}"])
-            self.kept[name] = tensors[f"best/{name}"]
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                if (part := tensors.get(f"optimizer/{key}/{name}")) is not None:  # a weight may be without a gradient
-                    self.optimizer.state[value][key] = part if key == "step" else part.to(self.device)
-        return True
-
-
-_STANDING = ("epoch", "step", "worse", "best", "curve", "spent")

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
-from recotransfer.artifacts import atomic_file, digest, digest_of_events, read_json, write_json
+from recotransfer.artifacts import digest, digest_of_events, read_json, write_json
 from recotransfer.data import Interactions, Items
 from recotransfer.encoders import encoder_from_spec
 from recotransfer.encoders.base import TrainableEncoder, content_bytes
 from recotransfer.encoders.text import computes_in_bfloat16
 from recotransfer.errors import InputError
-from recotransfer.transfer.base import Tuner
+from recotransfer.transfer.base import Resumable, Tuner, check_same, on_file
 from recotransfer.transfer.objectives import OBJECTIVES, Batch, Ints, Objective, Related, related
 
 Augment = Callable[[Any, np.random.Generator], Any]
@@ -102,7 +101,7 @@ class FineTune(Tuner):
         settings = self._facts(encoder, items, relations)
         if (folder / _REPORT).is_file() and target.is_dir():
             self.report_ = read_json(folder / _REPORT)
-            _check_same(self.report_["settings"], settings, folder)
+            check_same(self.report_["settings"], settings, folder)
             return cast(TrainableEncoder, encoder_from_spec({**encoder.spec(), "model": str(target)}))
         data = related(encoder, items, relations)
         run = _Run(self, encoder, data, self._objective(data), settings)
@@ -154,16 +153,13 @@ def _content(value: Any) -> str:
         return ""
 
 
-def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    if differing := [name for name in now if before.get(name) != now[name]]:
-        raise InputError(f"{folder} holds a run that differs in {', '.join(differing)}; give a new folder")
-
-
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-class _Run:
+class _Run(Resumable):
     """One training: the module, its optimizer, and where it stands, all of it in the checkpoint."""
+
+    standing = ("epoch", "batch", "step", "worse", "best", "curve", "lost", "spent", "seen", "bytes_per_size")
 
     def __init__(
         self,
@@ -277,7 +273,7 @@ class _Run:
         self.worse = 0 if better else self.worse + 1
         if better:
             self.best = self.epoch
-            self.kept = {name: _on_file(value) for name, value in self.weights.items()}
+            self.kept = {name: on_file(value) for name, value in self.weights.items()}
 
     def _score(self) -> float | None:
         import torch
@@ -389,46 +385,9 @@ class _Run:
             self._embed(items, 0)
         return sum(kept.values()) / float(len(items) * self.sizes[items].max())
 
-    # -- the checkpoint --------------------------------------------------------------------------------------------
-
     def _save(self) -> None:
-        from safetensors.torch import save
-
-        tensors = {f"best/{name}": value for name, value in self.kept.items()}
-        for name, value in self.weights.items():
-            tensors[f"now/{name}"] = _on_file(value)
-            for key, part in self.optimizer.state.get(value, {}).items():
-                tensors[f"optimizer/{key}/{name}"] = _on_file(part)
-        facts = {name: getattr(self, name) for name in _STANDING}
-        with atomic_file(self.path) as file:
-            file.write(save(tensors, {"state": json.dumps({**facts, "settings": self.settings})}))
+        super()._save()
         self.saved_at = time.monotonic()
-
-    def _resume(self) -> bool:
-        """True where a checkpoint was taken up."""
-        from safetensors import SafetensorError, safe_open
-
-        if not self.path.is_file():
-            return False
-        try:
-            with safe_open(self.path, "pt") as file:
-                state = json.loads(file.metadata()["state"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        except (SafetensorError, ValueError, LookupError, TypeError):
-            raise InputError(f"{self.path} is damaged; remove it and begin again") from None
-        _check_same(state["settings"], self.settings, self.path.parent)
-        for name in _STANDING:
-            setattr(self, name, state[name])
-        for name, value in self.weights.items():
-            value.data.copy_(tensors[f"now/{name}"])
-            self.kept[name] = tensors[f"best/{name}"]
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                if (part := tensors.get(f"optimizer/{key}/{name}")) is not None:
-                    self.optimizer.state[value][key] = part if key == "step" else part.to(self.device)
-        return True
-
-
-_STANDING = ("epoch", "batch", "step", "worse", "best", "curve", "lost", "spent", "seen", "bytes_per_size")
 
 
 class _Group(NamedTuple):
@@ -438,13 +397,6 @@ class _Group(NamedTuple):
     rate: float
     decay: float
     params: dict[str, Any]
-
-
-def _on_file(tensor: Any) -> Any:
-    """A copy that safetensors takes: on the CPU, in the plain layout."""
-    import torch
-
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _inverse(pieces: Sequence[Ints]) -> Ints:

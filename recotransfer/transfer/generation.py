@@ -13,10 +13,11 @@ from typing import Any, NamedTuple, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from recotransfer.artifacts import Artifact, ArtifactWriter, atomic_file, digest, open_artifact, write_artifact
+from recotransfer.artifacts import Artifact, ArtifactWriter, digest, open_artifact, write_artifact
 from recotransfer.encoders.base import quiet_loading
 from recotransfer.encoders.text import SentenceText, computes_in_bfloat16
 from recotransfer.errors import ArtifactError, InputError, NotFittedError
+from recotransfer.transfer.base import check_same, read_checkpoint, write_checkpoint
 from recotransfer.uncertainty import Difference, Estimate, resampled
 
 _SPECIAL = ("[PAD]", "[BEGIN]", "[END]", "[UNKNOWN]")
@@ -421,16 +422,8 @@ class _Run:
             self._take_up()
 
     def _take_up(self) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.path, "pt") as file:
-                told = json.loads(file.metadata()["run"])
-                self.kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        except (SafetensorError, ValueError, LookupError, TypeError):
-            raise InputError(f"{self.path} is damaged; remove it and begin again") from None
-        if other := [name for name in self.facts if told["facts"].get(name) != self.facts[name]]:
-            raise InputError(f"{self.path.parent} holds a run with other {', '.join(other)}; give a new folder")
+        told, self.kept = read_checkpoint(self.path)
+        check_same(told["facts"], self.facts, self.path.parent)
         self.curve, self.step = told["curve"], told["step"]
 
     def attach(self, network: Any) -> None:
@@ -476,16 +469,11 @@ class _Run:
 
     def save(self) -> None:
         """The weights that learn, the optimiser's moments and the curve, to the file."""
-        from safetensors.torch import save
-
-        tensors = {}
+        tensors: dict[str, Any] = {}
         for name, value in self.weights.items():
             if held := self.optimizer.state.get(value):  # what never learned is as it came
-                tensors[f"now/{name}"] = value.detach().cpu().contiguous()
-                tensors |= {f"{key}/{name}": part.cpu().contiguous() for key, part in held.items()}
-        with atomic_file(self.path) as file:
-            told = {"facts": self.facts, "curve": self.curve, "step": self.step}
-            file.write(save(tensors, {"run": json.dumps(told)}))
+                tensors |= {f"now/{name}": value, **{f"{key}/{name}": part for key, part in held.items()}}
+        write_checkpoint(self.path, {"facts": self.facts, "curve": self.curve, "step": self.step}, tensors)
 
     def report(self) -> dict[str, Any]:
         """Settings, the curve, the best epoch and the seconds, as plain JSON."""
