@@ -41,7 +41,8 @@ def told(outcomes: Sequence[Outcome], metrics: Mapping[str, Metric], floor: str,
         if outcome is not control:
             arm["gain over floor"] = [round(x, 4) for x in gain(outcome, control, metric)]
         settings = {name: round(v, 5) if isinstance(v, float) else v for name, v in outcome.settings.items()}
-        arm |= {"valid": round(outcome.valid, 4), "settings": settings, "seconds": round(outcome.seconds, 1)}
+        valid = None if np.isnan(outcome.valid) else round(outcome.valid, 4)  # None: nothing was chosen
+        arm |= {"valid": valid, "settings": settings, "seconds": round(outcome.seconds, 1)}
         arms.append(arm)
     return {"metric": lead, "floor": floor, "units": len(control.answers.units), **facts, "arms": arms}
 
@@ -89,8 +90,8 @@ def main() -> None:
         write_results("adapters", facts, [kept[name] for name in known if name in kept])
     write_results("adapters", facts, [kept[name] for name in known if name in kept])
     for name in kept:
-        best = max(kept[name]["arms"], key=lambda arm: np.nan_to_num(arm["valid"], nan=-1))
-        print(f"{name:24s} {kept[name]['metric']:18s} {best['arm']:28s} {best[kept[name]['metric']]}")
+        for arm in kept[name]["arms"]:
+            print(f"{name:24s} {kept[name]['metric']:18s} {arm['arm']:36s} {arm[kept[name]['metric']]}")
 
 
 if __name__ == "__main__":

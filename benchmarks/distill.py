@@ -6,8 +6,8 @@ DATA_DIR holds `citeulike_a`. The referee writes the items, the events and the t
 figures are the ones that count. Students learn from the titles of items that somebody has taken ("warm"); one arm sees
 the titles of the whole catalogue. Quality is NDCG@20 and recall@20 over the items nobody has taken, by the cosine to a
 user's mean (ContentProfiles) and by HybridItems at the settings that validation chose for the teacher. A ratio is that
-of the means, its interval a bootstrap over users. Rates are on one thread, arms interleaved. Controls: hashed words, and
-word vectors that learned nothing from the texts (Model2Vec).
+of the means, its interval a bootstrap over users. Rates are on one thread, arms interleaved. Controls: hashed words,
+and word vectors that learned nothing from the texts (Model2Vec).
 """
 
 from __future__ import annotations

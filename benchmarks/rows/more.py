@@ -121,7 +121,7 @@ class Platform(NamedTuple):
     profiles: pd.DataFrame
 
 
-def platform(learners: int = 2000, courses: int = 240, rng: int = 0) -> Platform:
+def platform(learners: int = 800, courses: int = 120, rng: int = 0) -> Platform:
     """Learners of six habits take courses of topics they like, at a level and in a form that their habit prefers."""
     draw = np.random.default_rng(rng)
     topic = draw.integers(len(TOPICS), size=courses)
@@ -180,7 +180,7 @@ def course_row(ask: Any) -> Any:
         ]
         return told(
             outcomes, plain.metrics, "own courses", protocol=grouped.split.name, goal="shown on a made-up platform",
-            reached=True, note="2,000 made-up learners of six habits, 240 courses; groups are found by k-means",
+            reached=True, note="800 made-up learners of six habits, 120 courses; groups are found by k-means",
         )  # fmt: skip
 
     return row
