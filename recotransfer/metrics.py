@@ -325,15 +325,14 @@ def roc_auc(truth: ArrayLike, scores: ArrayLike) -> Float:
         truth: (n,) true class positions.
         scores: (n, classes) greater is likelier.
     """
-    from sklearn.metrics import roc_auc_score
+    from scipy.stats import rankdata
 
     grid = _grid(scores)
     label, _ = _labels(truth, np.zeros(len(grid), int), grid.shape[1])
-    out = np.full(grid.shape[1], np.nan)
-    present = np.unique(label)
-    for one in present if len(present) > 1 else []:
-        out[one] = roc_auc_score(label == one, grid[:, one])
-    return out
+    own = np.bincount(label, minlength=grid.shape[1])
+    ranks = rankdata(grid, axis=0) if len(grid) else grid  # ties share their mean rank
+    above = np.bincount(label, ranks[np.arange(len(grid)), label], grid.shape[1]) - own * (own + 1) / 2
+    return _ratio(above, own * (len(grid) - own))  # the share of pairs in order: Mann and Whitney's U
 
 
 def calibration_error(truth: ArrayLike, probabilities: ArrayLike, bins: int = 15) -> float:

@@ -56,7 +56,7 @@ def spoken(n, rng):
 
 
 def test_a_planted_language_is_learned_and_comes_back_from_its_file(encoder, tmp_path):
-    model = Translator(**SMALL, epochs=14).fit(encoder, spoken(900, 0), spoken(60, 1), folder=tmp_path)
+    model = Translator(**SMALL, epochs=10).fit(encoder, spoken(900, 0), spoken(60, 1), folder=tmp_path)
     new = spoken(60, 2)
     assert bleu(model.translate(new.sources), new.targets, draws=20).value > 60
     again = Translator.load(tmp_path)
