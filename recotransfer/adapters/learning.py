@@ -118,6 +118,5 @@ def found_at(k: int) -> Metric:
 
 _JUDGED: Mapping[str, Metric] = {
     "MRR": cases.mean_reciprocal_rank,
-    "MAP": cases.mean_average_precision,
     "found at 10": found_at(10),
 }
