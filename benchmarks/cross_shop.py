@@ -248,11 +248,12 @@ def few_events(source: Shop, target: Shop, a: argparse.Namespace, decay: float) 
         arms = adapted(inner, outer, sample, (0.003, 0.01, 0.03, 0.1))
         tried = {n: mean_ndcg(measured(v, rest, decay, a.valid_users)) for n, v in arms.items() if "soft" in n}
         threshold = float(max(tried, key=lambda name: tried[name]).split()[-1])
-        vectors, rest = adapted(source, target, sample, (threshold,)), _after(target, max(a.samples))
+        vectors, rest = adapted(source, target, sample, (0.0, threshold)), _after(target, max(a.samples))
         found = {name: measured(items, rest, decay, a.users) for name, items in vectors.items()}
         soft = f"soft threshold {threshold}"
         found["soft threshold"] = found.pop(soft)
-        for name, steps in compared(found, ("whitened", "source", "target")).items():
+        found["target, threshold 0"] = found.pop("soft threshold 0.0")
+        for name, steps in compared(found, ("whitened", "source", "target", "target, threshold 0")).items():
             rows += [{**row, "sample": sample, "threshold": threshold} for row in steps]
             print(sample, f"{name:24s}" + " ".join(f"{row[f'ndcg@{K}'][0]:.4f}" for row in steps), flush=True)
     return rows
