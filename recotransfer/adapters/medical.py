@@ -213,7 +213,7 @@ def accuracy_at(threshold: float, positive: Any) -> Metric:
 
 def threshold(answers: Answers, positive: Any) -> float:
     """The probability of `positive` above which a unit is best taken for such: the best mean of sensitivity and
-    specificity (Youden, 1950), in the middle of all that are as good.
+    specificity (Youden, 1950), the middle one where several are as good.
 
     It does not depend on how common the disease was in these answers. Give those of the validation
     (`Outcome.validation`), never of the test.
@@ -224,9 +224,10 @@ def threshold(answers: Answers, positive: Any) -> float:
     order = np.argsort(-score, kind="stable")
     found = np.cumsum(ill[order]) / ill.sum() - np.cumsum(~ill[order]) / (~ill).sum()
     edge = np.append(np.diff(score[order]) < 0, True)  # units of one score are on one side
-    values = np.append(score[order], 0.0)
+    values = np.append(score[order], -1.0)  # below all, where everyone is best taken for such
     best = np.flatnonzero(edge & (found >= found[edge].max() - 1e-12))
-    return float(np.mean([(values[at] + values[at + 1]) / 2 for at in best]))
+    at = int(best[len(best) // 2])
+    return float((values[at] + values[at + 1]) / 2)
 
 
 def findings(outcome: Outcome, positive: Any, *, above: float = 0.5) -> pd.DataFrame:
