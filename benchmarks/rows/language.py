@@ -81,7 +81,9 @@ def sst2(data: Path, work: Path) -> dict[str, Any]:
     cache = work / "vectors"
     floor = classic(case)
     frozen = cases.run(case, TransferTask(Probe(), cache=cache), name="frozen MiniLM + Probe", settings=REGS)
-    tuner = FineTune(folder=work / "tuned", objective="labels", epochs=1, learning_rate=2e-4, batch_size=64)
+    tuner = FineTune(
+        folder=work / "tuned", objective="labels", epochs=1, learning_rate=3e-4, batch_size=128, trainable_layers=6
+    )
     task = TransferTask(Probe(), tuners={"text": tuner}, cache=cache)
     tuned = cases.run(case, task, name="fine-tuned MiniLM + Probe", settings=REGS[-2:])
     note = "; ".join(

@@ -414,7 +414,7 @@ class _Training(Resumable):
         self.heads.to(self.device)
         own = {f"module/{name}": value for name, value in self.module.named_parameters()}
         self.weights = {**own, **{f"head/{name}": value for name, value in self.heads.named_parameters()}}
-        self.optimizer = torch.optim.Adam(list(self.weights.values()), lr=tuner.learning_rate)
+        self.optimizer = torch.optim.Adam(list(self.weights.values()), lr=tuner.learning_rate, fused=True)
         self.epoch = self.step = self.worse = self.best = 0
         self.curve: list[dict[str, Any]] = []
         self.spent = 0.0

@@ -184,7 +184,7 @@ class _Run(Resumable):
         if objective.head is not None:
             objective.head.to(self.device)
         self.groups = self._groups()
-        self.optimizer = torch.optim.AdamW([{"params": list(g.params.values())} for g in self.groups])
+        self.optimizer = torch.optim.AdamW([{"params": list(g.params.values())} for g in self.groups], fused=True)
         self.weights = {name: value for group in self.groups for name, value in group.params.items()}
         self.sizes = np.array([len(v) if isinstance(v, str) else 1 for v in data.values])
         self.epoch = self.batch = self.step = self.worse = self.best = 0
