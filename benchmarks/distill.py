@@ -5,9 +5,9 @@
 DATA_DIR holds `citeulike_a`. The referee writes the items, the events and the truth, and scores the lists again: its
 figures are the ones that count. Students learn from the titles of items that somebody has taken ("warm"); one arm sees
 the titles of the whole catalogue. Quality is NDCG@20 and recall@20 over the items nobody has taken, by the cosine to a
-user's mean (ContentProfiles) and by HybridItems at the settings that validation chose for the teacher. A ratio is that
-of the means, its interval a bootstrap over users. Rates are on one thread, arms interleaved. Controls: hashed words,
-and word vectors that learned nothing from the texts (Model2Vec).
+user's mean (ContentProfiles) and by HybridItems, whose settings validation chooses for each arm anew, with as many
+trials for each. A ratio is that of the means, its interval a bootstrap over users. Rates are on one thread, arms
+interleaved. Controls: hashed words, and word vectors that learned nothing from the texts (Model2Vec).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from common import RESULTS, header, write_results
+from common import header, write_results
 
 from recotransfer.data import Embeddings, IdMap, Interactions, Items
 from recotransfer.encoders import Encoder, Fusion, HashingText, SentenceText, StaticText, encode_items
@@ -32,7 +32,9 @@ from recotransfer.encoders.static import write_static
 from recotransfer.filters import Filter
 from recotransfer.metrics import hits, ndcg, recall
 from recotransfer.recommenders import ContentProfiles, HybridItems, Recommender
+from recotransfer.task import TransferTask
 from recotransfer.transfer import Distil, DistilStatic
+from recotransfer.tuning import tune
 from recotransfer.uncertainty import resampled
 
 K, DIM, GOAL_RATE, GOAL_QUALITY = 20, 192, 50, 0.95
@@ -141,18 +143,20 @@ def rates(arms: dict[str, Encoder], texts: list[str], count: int, runs: int) -> 
     return found
 
 
-def hybrid() -> HybridItems:
-    """HybridItems at the settings that validation chose for the teacher in protocols.py."""
-    rows = json.loads((RESULTS / "protocols.json").read_text())["rows"]
-    row = next(row for row in rows if row["set"] == "citeulike_a" and row.get("arm") == "HybridItems")
-    return HybridItems(**row["settings"])
+def hybrid(vectors: Embeddings, valid: Fold, trials: int, journal: Path) -> HybridItems:
+    """HybridItems at the settings that validation chooses for these vectors."""
+    chosen = tune(
+        TransferTask(HybridItems()), valid.items, valid.train, valid=valid.truth, allow=valid.candidates,
+        trials=trials, k=K, parts=[vectors], journal=journal,
+    )  # fmt: skip
+    return HybridItems(**chosen.params)
 
 
-def quality(vectors: Embeddings, make: Callable[[], Recommender], fold: Fold, a: argparse.Namespace) -> dict[str, Any]:
+def quality(vectors: Embeddings, model: Recommender, fold: Fold, a: argparse.Namespace) -> dict[str, Any]:
     """Per-user NDCG and recall, and the referee's figures."""
     embeddings = Fusion().fit([vectors]).transform([vectors])
     users = fold.truth.users.ids
-    lists = make().fit(fold.train, embeddings).recommend(users, K, filter=Filter(allow=fold.candidates))
+    lists = model.fit(fold.train, embeddings).recommend(users, K, filter=Filter(allow=fold.candidates))
     found = hits(lists, fold.truth)
     out: dict[str, Any] = {"ndcg": ndcg(found, K), "recall": recall(found, K)}
     lists.to_frame().to_parquet(fold.folder / "lists.parquet")
@@ -176,12 +180,16 @@ def compared(arms: dict[str, Encoder], valid: Fold, test: Fold, a: argparse.Name
     bases: dict[str, dict[str, Any]] = {}
     for name, encoder in arms.items():
         vectors = encode_items(test.items, encoder, cache=a.out / "cache", progress=False).embeddings
-        for label, make, fold in (
-            ("ContentProfiles valid", ContentProfiles, valid),
-            ("ContentProfiles", ContentProfiles, test),
-            ("HybridItems", hybrid, test),
+        journal = a.out / f"trials-{vectors.source.replace('/', '-')}.json"
+        settled = hybrid(vectors, valid, a.trials, journal)
+        out[name] = {"HybridItems settings": settled.params()}
+        for label, model, fold in (
+            ("ContentProfiles valid", ContentProfiles(), valid),
+            ("ContentProfiles", ContentProfiles(), test),
+            ("HybridItems valid", settled, valid),
+            ("HybridItems", settled, test),
         ):
-            found = quality(vectors, make, fold, a)
+            found = quality(vectors, model, fold, a)
             base = bases.setdefault(label, found)  # the teacher comes first
             out[name] |= {f"{label} {metric}": value for metric, value in found["referee"].items()}
             for metric in ("ndcg", "recall"):
@@ -217,6 +225,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1024, help="titles per run of the slow arms")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=6, help="of the student with fewer layers")
+    parser.add_argument("--trials", type=int, default=8, help="of HybridItems' settings, for each arm")
     parser.add_argument("--skip", nargs="*", choices=["all", "layers"], default=[], help="students to leave out")
     parser.add_argument("--tiny", action="store_true", help="rates on generated titles; nothing written to results/")
     a = parser.parse_args()

@@ -80,7 +80,20 @@ class Coral(Transfer):
 class _Aligned(Trained):
     """A network trained for the source's relations, and for the two domains to look alike in what comes out."""
 
-    weight: float
+    def __init__(
+        self,
+        *,
+        dim: int | None = None,
+        hidden: int = 0,
+        weight: float = 1.0,
+        batch_size: int = 256,
+        learning_rate: float = 0.0003,
+        epochs: int = 10,
+        patience: int = 3,
+        rng: int = 0,
+    ) -> None:
+        self.dim, self.hidden, self.weight, self.batch_size = dim, hidden, weight, batch_size
+        self.learning_rate, self.epochs, self.patience, self.rng = learning_rate, epochs, patience, rng
 
     def _tasks(self, vectors: Array, relations: Interactions) -> dict[str, Task]:
         self._targets = _outside(relations)
@@ -111,21 +124,6 @@ class MMDMap(_Aligned):
         patience: sweeps without gain on held-out source items after which training ends.
         rng: seed.
     """
-
-    def __init__(
-        self,
-        *,
-        dim: int | None = None,
-        hidden: int = 0,
-        weight: float = 1.0,
-        batch_size: int = 256,
-        learning_rate: float = 0.0003,
-        epochs: int = 10,
-        patience: int = 3,
-        rng: int = 0,
-    ) -> None:
-        self.dim, self.hidden, self.weight, self.batch_size = dim, hidden, weight, batch_size
-        self.learning_rate, self.epochs, self.patience, self.rng = learning_rate, epochs, patience, rng
 
     def _total(self, losses: dict[str, Any], outputs: Any, step: Step) -> Any:
         import torch
@@ -158,21 +156,6 @@ class Adversarial(_Aligned):
         patience: sweeps without gain on held-out source items after which training ends.
         rng: seed.
     """
-
-    def __init__(
-        self,
-        *,
-        dim: int | None = None,
-        hidden: int = 0,
-        weight: float = 1.0,
-        batch_size: int = 256,
-        learning_rate: float = 0.0003,
-        epochs: int = 10,
-        patience: int = 3,
-        rng: int = 0,
-    ) -> None:
-        self.dim, self.hidden, self.weight, self.batch_size = dim, hidden, weight, batch_size
-        self.learning_rate, self.epochs, self.patience, self.rng = learning_rate, epochs, patience, rng
 
     def _extras(self, dim: int) -> dict[str, Any]:
         import torch
