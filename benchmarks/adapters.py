@@ -3,9 +3,11 @@
     python benchmarks/adapters.py --data DATA_DIR [--only ROW ...]
 
 DATA_DIR holds the public sets; a row whose files are missing is skipped with a line that says so. Rows that are done
-are kept in OUT/ROW.json and not run again while their code stays the same; `results/adapters.json` gathers them.
-Every row compares its arms in one run, chooses settings on validation and reports the test once, with 95% intervals
-of each arm and of its gain over the floor (the control arm without the pretrained encoder).
+are kept in OUT/ROW.json and not run again while the code stays the same; `results/adapters.json` gathers them, each
+with its own commit and command. Every row compares its arms in one run and reports the test once, with 95% intervals
+of each arm and of its gain over the floor. Settings are chosen on validation, or on folds of what is not in the test;
+arms with "settings": {} had none to choose. "reached" is of the best arm's figure, not of its interval, and null where
+the goal is no figure.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any
 import numpy as np
 from common import RESULTS, header, write_results
 
+import recotransfer
 from recotransfer.artifacts import write_json
 from recotransfer.cases import Metric, Outcome, gain
 
@@ -40,11 +43,17 @@ def told(outcomes: Sequence[Outcome], metrics: Mapping[str, Metric], floor: str,
         arm |= {name: [round(x, 4) for x in estimate] for name, estimate in outcome.metrics.items()}
         if outcome is not control:
             arm["gain over floor"] = [round(x, 4) for x in gain(outcome, control, metric)]
-        settings = {name: round(v, 5) if isinstance(v, float) else v for name, v in outcome.settings.items()}
+        settings = {name: _short(value) for name, value in outcome.settings.items()}
         valid = None if np.isnan(outcome.valid) else round(outcome.valid, 4)  # None: nothing was chosen
         arm |= {"valid": valid, "settings": settings, "seconds": round(outcome.seconds, 1)}
         arms.append(arm)
     return {"metric": lead, "floor": floor, "units": len(control.answers.units), **facts, "arms": arms}
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, list):  # of folds
+        return [_short(each) for each in value]
+    return round(value, 5) if isinstance(value, float) else value
 
 
 def rows() -> dict[str, tuple[Row, Sequence[str]]]:
@@ -56,8 +65,11 @@ def rows() -> dict[str, tuple[Row, Sequence[str]]]:
 
 
 def code_of(row: Row) -> str:
-    """Fingerprint of the row's own code."""
-    return hashlib.sha256(inspect.getsource(inspect.getmodule(row)).encode()).hexdigest()[:12]
+    """Fingerprint of the row's module and of the package."""
+    found = hashlib.sha256(inspect.getsource(inspect.getmodule(row)).encode())
+    for file in sorted(Path(recotransfer.__file__).parent.rglob("*.py")):
+        found.update(file.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def main() -> None:
@@ -82,8 +94,11 @@ def main() -> None:
             continue
         start = time.perf_counter()
         result = {"row": name, **row(a.data, a.out / name)}
+        if not result["arms"]:
+            print(f"{name}: skipped, {result['skipped']}", flush=True)
+            continue
         minutes = round((time.perf_counter() - start) / 60, 2)
-        result |= {"minutes": minutes, "commit": facts["commit"], "code": code_of(row)}
+        result |= {"minutes": minutes, "commit": facts["commit"], "command": facts["command"], "code": code_of(row)}
         write_json(done, result)
         kept[name] = result
         print(json.dumps(result, indent=1), flush=True)

@@ -22,7 +22,7 @@ for name, encoder in {
     "words and places": KmerSequence(k=(3, 4), placed=((2, 2), (3, 4)), dim=1024),
 }.items():
     (case,) = medical.dna(sequences, labels, positive="promoter", encoders=[encoder], part=part)
-    outcomes.append(cases.run(case, TransferTask(Probe(calibration="temperature")), name=name, draws=200))
+    outcomes.append(cases.run(case, TransferTask(Probe()), name=name, calibrate=True, draws=200))
 columns = ["arm", "AUC", "AUC low", "AUC high", "calibration error", "gain", "gain low", "gain high"]
 print(cases.table(outcomes, case.metrics, control="letters alone")[columns].round(3).to_string(index=False))
 print("\nmutations that matter most:")

@@ -139,7 +139,7 @@ def medical(table: Path, **o: Any) -> None:
         found = adapter.disease_from_table(kept, o["label"], **facts)
     # The log score knows probabilities from mere orders, so that settings are chosen by it.
     case = replace(found[0], metrics={"log score": adapter.log_score, **found[0].metrics})
-    _learn(case, "image", o, calibration="temperature")
+    _learn(case, "image", o, calibrate=True, folds=5 if o["kind"] == "table" else None)
 
 
 @click.command()
@@ -245,7 +245,7 @@ def _parts(frame: pd.DataFrame, o: Mapping[str, Any]) -> Any:
     return dealt(_labels(frame, o), groups=groups, rng=o["seed"])
 
 
-def _learn(case: Case, modality: str, o: Mapping[str, Any], **settings: Any) -> None:
+def _learn(case: Case, modality: str, o: Mapping[str, Any], **choice: Any) -> None:
     """Fit the arms on a case, say how they did, save the one that validation prefers."""
     from recotransfer import cases
     from recotransfer.artifacts import check_replaceable, write_json
@@ -255,12 +255,12 @@ def _learn(case: Case, modality: str, o: Mapping[str, Any], **settings: Any) -> 
 
     check_replaceable(o["out"])
     work = o["out"].with_name(o["out"].name + ".tuning")
-    probe = Probe(rng=o["seed"], **settings)
+    probe = Probe(rng=o["seed"])
     arms = {"frozen encoder": TransferTask(probe, cache=o["cache"])}
     if o["tune"]:
         tuner = FineTune(folder=work, objective="labels", epochs=o["epochs"], rng=o["seed"])
         arms["tuned encoder"] = TransferTask(probe, tuners={modality: tuner}, cache=o["cache"])
-    outcomes = [cases.run(case, task, name=name) for name, task in arms.items()]
+    outcomes = [cases.run(case, task, name=name, **choice) for name, task in arms.items()]
     best = max(outcomes, key=lambda outcome: outcome.valid)
     table = cases.table(outcomes, case.metrics, control="frozen encoder")
     click.echo(table.to_csv(index=False, float_format="%.4f"), nl=False)

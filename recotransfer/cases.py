@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit, softmax
 
 from recotransfer.data import Embeddings, IdMap, Interactions, Items
 from recotransfer.encoders import Encoder
@@ -27,6 +29,8 @@ from recotransfer.splits import Split
 from recotransfer.task import TransferTask
 from recotransfer.uncertainty import Difference, Estimate, resampled
 
+_SIDES = ("train", "valid", "test")
+_PARTS = {"val": "valid", "validation": "valid", "dev": "valid"}
 _GRID = 7  # values tried of a setting, evenly spaced by ratio
 
 
@@ -38,7 +42,8 @@ class Answers:
         units: (n,) ids of the items whose labels, or the subjects whose items, were asked for.
         options: what could be answered: labels or items.
         truth: (n, options) bool.
-        scores: (n, options) float32, greater is better; -inf where an option was not up for choice.
+        scores: (n, options) float32, greater is better; -inf where an option was not up for choice. A label that got no
+            score stands with the lowest of its unit; all labels of a unit without content share alike.
         groups: (n,) units of one group (a patient, a picture) are drawn together in intervals.
     """
 
@@ -54,8 +59,13 @@ class Answers:
 
     @property
     def best(self) -> NDArray[Any]:
-        """(n,) the option with the greatest score."""
+        """(n,) the option with the greatest score, the first of those that share it."""
         return self.options.take(self.scores.argmax(axis=1))
+
+    @property
+    def unanswered(self) -> NDArray[np.bool_]:
+        """(n,) whether nothing is preferred to anything; such a unit counts as wrong."""
+        return np.asarray(self.scores.max(axis=1) == self.scores.min(axis=1))
 
 
 Metric = Callable[[Answers], float]
@@ -63,12 +73,14 @@ Metric = Callable[[Answers], float]
 
 def accuracy(a: Answers) -> float:
     """Share of units whose best option is true."""
-    return float(a.truth[np.arange(len(a.truth)), a.scores.argmax(axis=1)].mean())
+    return float((a.truth[np.arange(len(a.truth)), a.scores.argmax(axis=1)] & ~a.unanswered).mean())
 
 
 def macro_f1(a: Answers) -> float:
     """Mean F1 over the options that occur, of units with one true option each."""
-    return float(np.nanmean(f1(a.truth.argmax(axis=1), a.scores.argmax(axis=1), a.truth.shape[1])))
+    true = a.truth.argmax(axis=1)
+    told = np.where(a.unanswered, (true + 1) % a.truth.shape[1], a.scores.argmax(axis=1))
+    return float(np.nanmean(f1(true, told, a.truth.shape[1])))
 
 
 def area_under_curve(a: Answers) -> float:
@@ -153,7 +165,7 @@ class Outcome:
         valid: the first metric on validation.
         seconds: wall time of encoding, tuning, choosing and answering.
         reports: what tuners say of themselves, by modality.
-        validation: answers to the validation's questions, before any refit; None where there were none.
+        validation: the answers that settings were chosen on, before any refit; None where there were none.
     """
 
     name: str
@@ -173,6 +185,8 @@ def run(
     *,
     name: str = "",
     settings: Sequence[Mapping[str, Any]] | None = None,
+    folds: int | None = None,
+    calibrate: bool = False,
     refit: bool = True,
     draws: int = 1000,
 ) -> Outcome:
@@ -184,6 +198,10 @@ def run(
         name: of the arm.
         settings: settings of the recommender to choose from; by default a grid over the one setting of its
             `search_space`, or the recommender as it is where it has none or several.
+        folds: choose by the answers of so many folds of all that is not in the test, all of them together, where the
+            validation part is too small to choose on.
+        calibrate: learn the recommender's `temperature` (`Probe`) from the answers that settings were chosen on, whose
+            groups the model had not seen.
         refit: fit again with the validation part once settings are chosen; tuned encoders stay as they are.
         draws: of the bootstrap.
     """
@@ -199,41 +217,55 @@ def run(
     tried = [dict(s) for s in settings] if settings is not None else _grid(task.recommender)
     figures, checked = [float("nan")], []
     metric = next(iter(case.metrics.values()))
-    if len(case.split.valid):
+    if folds is not None:
+        if tuners:
+            raise InputError("tuned encoders have seen the records of all folds; leave folds out, or the tuners")
+        checked = [_of_folds(case, task, s, parts, folds) for s in tried]
+    elif len(case.split.valid):
         checked = [_answers(case, _fitted(case, task, s, train, parts), parts, "valid") for s in tried]
-        figures = [metric(each) for each in checked]
     elif settings is None:
         tried = [{}]
     elif len(tried) > 1:
         raise InputError(f"the case {case.name!r} has nothing to choose settings on; give one setting, or a valid part")
+    if checked:
+        figures = [metric(each) for each in checked]
     chosen = int(np.argmax(np.nan_to_num(figures, nan=-np.inf)))
-    fitted = _fitted(case, task, tried[chosen], known if refit else train, parts)
+    values = tried[chosen]
+    if calibrate:
+        if not checked or "temperature" not in task.recommender.params():
+            raise InputError("calibrate needs a valid part or folds, and a recommender with a temperature (Probe)")
+        by = _temperature(checked[chosen])
+        values = {**values, "temperature": by * task.recommender.with_settings(values).setting("temperature")}
+        checked[chosen] = _tempered(checked[chosen], by)
+    fitted = _fitted(case, task, values, known if refit else train, parts)
     answers = _answers(case, fitted, parts, "test")
     found = {label: _estimate(each, answers, draws) for label, each in case.metrics.items()}
     reports = {modality: tuner.report_ for modality, tuner in tuners.items()}
     seconds = time.perf_counter() - begin
-    outcome = Outcome(name or case.name, fitted, answers, found, tried[chosen], figures[chosen], seconds, reports)
+    outcome = Outcome(name or case.name, fitted, answers, found, values, figures[chosen], seconds, reports)
     return replace(outcome, validation=checked[chosen]) if checked else outcome
 
 
 def joined(outcomes: Sequence[Outcome], metrics: Mapping[str, Metric], *, draws: int = 1000) -> Outcome:
-    """The outcome of several folds as one: all their answers together, judged at once. Its task is the last fold's."""
-    first = outcomes[0].answers
-    if any(o.answers.options != first.options for o in outcomes):
-        raise InputError("these folds have different labels; make them from one set of relations")
-    names = ("units", "truth", "scores", "groups")
-    stacks = {name: np.concatenate([getattr(o.answers, name) for o in outcomes]) for name in names}
-    answers = Answers(options=first.options, **stacks)
+    """The outcome of several folds as one: all their answers together, judged at once.
+
+    Its task is the last fold's; a setting that the folds do not agree on is told as a list, one of each.
+    """
+    answers = _together([outcome.answers for outcome in outcomes])
     found = {label: _estimate(each, answers, draws) for label, each in metrics.items()}
     valid = float(np.mean([o.valid for o in outcomes]))
     seconds = float(np.sum([o.seconds for o in outcomes]))
-    return replace(outcomes[-1], answers=answers, metrics=found, valid=valid, seconds=seconds)
+    chosen = {name: [o.settings.get(name) for o in outcomes] for name in outcomes[0].settings}
+    settings = {name: each[0] if all(value == each[0] for value in each) else each for name, each in chosen.items()}
+    return replace(
+        outcomes[-1], answers=answers, metrics=found, settings=settings, valid=valid, seconds=seconds, validation=None
+    )
 
 
 def gain(outcome: Outcome, control: Outcome, metric: Metric, *, draws: int = 1000, rng: int = 0) -> Difference:
     """How much more than the control arm, with the 95% interval of the paired bootstrap over groups.
 
-    p is twice the share of draws on the wrong side of 0, 1 / draws at least.
+    p is twice the share of draws on the wrong side of 0, 1 / draws at least; all is NaN where the metric is.
     """
     mine, theirs = outcome.answers, control.answers
     if len(mine.units) != len(theirs.units) or not (mine.units == theirs.units).all():
@@ -242,10 +274,13 @@ def gain(outcome: Outcome, control: Outcome, metric: Metric, *, draws: int = 100
     def figure(rows: NDArray[np.int64]) -> float:
         return metric(mine.take(rows)) - metric(theirs.take(rows))
 
-    values = resampled(figure, mine.groups, draws=draws, rng=rng)
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    p = max(2 * min(float((values <= 0).mean()), float((values >= 0).mean())), 1 / draws)
-    return Difference(metric(mine) - metric(theirs), float(low), float(high), min(p, 1.0))
+    value, values = metric(mine) - metric(theirs), resampled(figure, mine.groups, draws=draws, rng=rng)
+    values = values[~np.isnan(values)]
+    if np.isnan(value) or not len(values):
+        return Difference(value, float("nan"), float("nan"), float("nan"))
+    low, high = np.percentile(values, [2.5, 97.5])
+    p = max(2 * min(float((values <= 0).mean()), float((values >= 0).mean())), 1 / len(values))
+    return Difference(value, float(low), float(high), min(p, 1.0))
 
 
 def table(
@@ -273,21 +308,24 @@ def table(
 def split_items(
     relations: Interactions, part: ArrayLike, *, groups: Sequence[Any] | None = None, name: str = "given"
 ) -> Split:
-    """A split whose items are dealt to "train", "valid" and "test" by `part` (items,); other values leave them out.
+    """A split whose items are dealt to "train", "valid" (or "val", "validation", "dev") and "test" by `part` (items,).
+
+    Other values leave them out, and an item without a label is not asked for one.
 
     Raises:
         InputError: a group, such as a patient, of `groups` (items,) has items in two parts.
     """
-    place = np.asarray(part, dtype=object)
+    place = pd.Series(np.asarray(part, dtype=object)).replace(_PARTS).to_numpy(object)
     if len(place) != len(relations.items):
         raise InputError(f"{len(place)} parts for {len(relations.items)} items; give one per item")
-    if groups is not None:
-        dealt = pd.DataFrame({"group": list(groups), "part": place})
-        of_group = dealt[dealt["part"].isin(["train", "valid", "test"])].groupby("group")["part"]
-        if (torn := of_group.nunique()[lambda n: n > 1]).size:
-            raise InputError(f"group {torn.index[0]!r} stands in two parts; deal out whole groups, as fold_items does")
+    if (number := grouped(groups, len(place))) is not None and groups is not None:
+        table = pd.DataFrame({"number": number, "part": place})
+        parts = table[np.isin(place, _SIDES)].groupby("number")["part"].nunique()
+        if (torn := parts.index[parts > 1]).size:
+            name = groups[int(np.flatnonzero(number == torn[0])[0])]
+            raise InputError(f"group {name!r} stands in two parts; deal out whole groups, as fold_items does")
     of_event = place[relations.item]
-    rows = {key: relations.select(np.flatnonzero(of_event == key)) for key in ("train", "valid", "test")}
+    rows = {key: relations.select(np.flatnonzero(of_event == key)) for key in _SIDES}
     ranked = {key: IdMap(relations.items.take(np.flatnonzero(place == key))) for key in ("valid", "test")}
     train = rows["train"]
     if not len(train) or not len(rows["test"]):
@@ -311,18 +349,43 @@ def fold_items(
 
     item, first = np.unique(relations.item, return_index=True)
     label = relations.user[first]
-    group = item if groups is None else np.asarray(groups)[item]
-    inner = max(2, round(1 / valid))
-    if folds < 2 or len(np.unique(group)) <= folds:
-        raise InputError(f"folds is {folds} for {len(np.unique(group))} groups; give 2 at least, and fewer than groups")
+    number = grouped(groups, len(relations.items))
+    group = item if number is None else number[item]
+    if not 0 < valid < 1:
+        raise InputError(f"valid must be a share between 0 and 1, got {valid}")
+    if folds < 2 or _most_folds(label, group) < folds:
+        raise InputError(
+            f"{folds} folds cannot be made of {len(item)} records in {len(np.unique(group))} groups: each needs "
+            "a group, and a record of the commonest label; give more records, or fewer folds, 2 at least"
+        )
     for rest, test in StratifiedGroupKFold(folds, shuffle=True, random_state=rng).split(item, label, group):
         part = np.full(len(relations.items), "", dtype=object)
         part[item[test]] = "test"
-        least = min(inner, len(np.unique(group[rest])))
-        cut = StratifiedGroupKFold(least, shuffle=True, random_state=rng).split(rest, label[rest], group[rest])
+        inner = min(max(2, round(1 / valid)), _most_folds(label[rest], group[rest]))
+        if inner < 2:
+            raise InputError(f"{folds} folds leave one group to learn from and to validate on; give more groups")
+        cut = StratifiedGroupKFold(inner, shuffle=True, random_state=rng).split(rest, label[rest], group[rest])
         train, held = next(iter(cut))
         part[item[rest[train]]], part[item[rest[held]]] = "train", "valid"
         yield split_items(relations, part, name=f"{folds} folds")
+
+
+def grouped(groups: Sequence[Any] | None, count: int, what: str = "groups") -> NDArray[np.int64] | None:
+    """(count,) a number for each group, such as a patient; a record whose group is missing is a group of its own.
+
+    Args:
+        groups: of each record, or None, which stays so.
+        count: number of records.
+        what: the groups are called in errors.
+    """
+    if groups is None:
+        return None
+    if len(groups) != count:
+        raise InputError(f"{len(groups)} {what} for {count} records; give one per record")
+    found = np.asarray(pd.factorize(np.fromiter(groups, dtype=object, count=count))[0], np.int64)
+    missing = np.flatnonzero(found < 0)
+    found[missing] = found.max(initial=-1) + 1 + np.arange(len(missing))
+    return found
 
 
 def dealt(
@@ -388,6 +451,53 @@ def described(items: Items, texts: Mapping[Any, str], column: str) -> tuple[Item
 # -- inside ------------------------------------------------------------------------------------------------------------
 
 
+def _most_folds(label: NDArray[Any], group: NDArray[Any]) -> int:
+    """How many folds these records can be dealt to: no more than groups, nor than records of the commonest label."""
+    return min(len(np.unique(group)), int(np.unique(label, return_counts=True)[1].max(initial=0)))
+
+
+def _together(answers: Sequence[Answers]) -> Answers:
+    """The answers of several folds as one."""
+    first = answers[0]
+    if any(each.options != first.options for each in answers):
+        raise InputError("these folds have different labels; make them from one set of relations")
+    names = ("units", "truth", "scores", "groups")
+    return Answers(options=first.options, **{n: np.concatenate([getattr(each, n) for each in answers]) for n in names})
+
+
+def _of_folds(
+    case: Case, task: TransferTask, values: Mapping[str, Any], parts: Sequence[Embeddings], folds: int
+) -> Answers:
+    """Answers to all that is not in the test, each record's from the fold that it was held out of."""
+    known = case.split.known_before_test() if len(case.split.valid) else case.split.train
+    groups = None if case.groups is None else case.groups.tolist()
+    found = []
+    for split in fold_items(known, folds=folds, groups=groups):
+        inner = replace(case, split=split)
+        found.append(_answers(inner, _fitted(inner, task, values, _joined(split), parts), parts, "test"))
+    return _together(found)
+
+
+def _tempered(a: Answers, temperature: float) -> Answers:
+    """The answers with the logits of their probabilities divided by a number."""
+    p = np.clip(a.scores.astype(np.float64), 1e-12, 1 - 1e-12)
+    if np.allclose(a.scores.sum(axis=1), 1, atol=1e-3):
+        return replace(a, scores=softmax(np.log(p) / temperature, axis=1).astype(np.float32))
+    return replace(a, scores=expit(logit(p) / temperature).astype(np.float32))
+
+
+def _temperature(a: Answers) -> float:
+    """The number that makes the true answers likeliest when logits are divided by it."""
+    several = bool((a.truth.sum(axis=1) != 1).any())
+
+    def loss(log_temperature: float) -> float:
+        p = _tempered(a, float(np.exp(log_temperature))).scores.astype(np.float64)
+        told = np.where(a.truth, p, 1 - p) if several else p[a.truth]
+        return float(-np.log(np.maximum(told, 1e-12)).sum())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+
+
 def _grid(recommender: Recommender) -> list[dict[str, Any]]:
     space = recommender.search_space
     if len(space) != 1:
@@ -433,14 +543,12 @@ def _answers(case: Case, task: TransferTask, parts: Sequence[Embeddings], which:
     asked: Interactions = getattr(split, which)
     ranked: IdMap | None = getattr(split, f"{which}_items")
     if case.asks == "labels":
-        ids = IdMap(asked.items.take(np.unique(asked.item))) if ranked is None else ranked
+        at = np.unique(asked.item)
+        ids = IdMap(asked.items.take(at))
         rows = case.items.take(case.items.ids.positions(ids.ids))
         found = task.label(rows, len(asked.users), parts=[part.align(ids) for part in parts])
-        truth = np.asarray(
-            asked.with_items(asked.items).matrix().T.tocsr()[asked.items.positions(ids.ids)].toarray() > 0
-        )
+        truth = np.asarray(asked.matrix().T.tocsr()[at].toarray() > 0)
         options, units = asked.users, ids.ids
-        at = asked.items.positions(units)
     else:
         users = np.unique(asked.user)
         options = asked.items if ranked is None else ranked
@@ -454,7 +562,11 @@ def _answers(case: Case, task: TransferTask, parts: Sequence[Embeddings], which:
     row, column = np.nonzero(found.positions >= 0)
     place = options.positions(found.catalogue.take(found.positions[row, column]), missing="negative")
     scores[row[place >= 0], place[place >= 0]] = found.scores[row, column][place >= 0]
-    if case.candidates is not None and case.asks == "items":
+    if case.asks == "labels":
+        lowest = np.where(np.isfinite(scores), scores, np.inf).min(axis=1, keepdims=True)
+        lowest[~np.isfinite(lowest)] = 1 / len(options)
+        scores = np.where(np.isfinite(scores), scores, lowest)
+    elif case.candidates is not None:
         up = seen_items(case.candidates.with_items(asked.items))[case.candidates.users.positions(units)].toarray()[
             :, asked.items.positions(options.ids)
         ]
@@ -465,5 +577,6 @@ def _answers(case: Case, task: TransferTask, parts: Sequence[Embeddings], which:
 
 def _estimate(metric: Metric, answers: Answers, draws: int) -> Estimate:
     values = resampled(lambda rows: metric(answers.take(rows)), answers.groups, draws=draws)
-    low, high = np.nanpercentile(values, [2.5, 97.5])
+    values = values[~np.isnan(values)]
+    low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
     return Estimate(metric(answers), float(low), float(high))

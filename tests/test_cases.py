@@ -127,6 +127,116 @@ def test_folds_are_judged_together():
     assert whole.metrics["accuracy"].value == pytest.approx(sum(each) / len(items))
 
 
+def repeated(each=4, people=160, dim=30, rng=0):
+    """Records that are alike within a person, whose label they tell little of: vectors, labels and whose they are."""
+    draw = np.random.default_rng(rng)
+    label = draw.integers(2, size=people)
+    person = np.repeat(np.arange(people), each)
+    own = draw.normal(size=(people, dim)) + 0.35 * label[:, None]
+    vectors = own[person] + 0.1 * draw.normal(size=(len(person), dim))
+    ids = IdMap(np.arange(len(person)))
+    relations = Interactions.from_labels([f"class {v}" for v in label[person]], ids)
+    return Embeddings(ids, vectors.astype(np.float32)), relations, person
+
+
+def of_people(**changes):
+    vectors, relations, person = repeated()
+    items = Items(vectors.ids, pd.DataFrame({"x": [""] * len(person)}))
+    split = next(fold_items(relations, folds=2, valid=0.5, groups=person))
+    metrics = {"accuracy": accuracy, "calibration error": cases.expected_calibration_error}
+    return Case("people", items, split, metrics, parts=[vectors], groups=person, **changes)
+
+
+@pytest.mark.parametrize("folds", [None, 4])
+def test_temperature_is_learned_from_people_whom_the_model_has_not_seen(folds):
+    real, weak = of_people(), [{"reg": 0.01}]
+    raw, cooled = (
+        run(real, TransferTask(Probe(), encoders=[]), settings=weak, folds=folds, calibrate=on) for on in (False, True)
+    )
+    assert cooled.settings["temperature"] > 1.5  # records of one person would have seemed sure
+    assert cooled.metrics["calibration error"].value < 0.7 * raw.metrics["calibration error"].value
+    assert cooled.metrics["accuracy"].value == raw.metrics["accuracy"].value
+    assert cooled.validation.scores.max(axis=1).mean() < raw.validation.scores.max(axis=1).mean()
+    assert len(raw.validation.units) == len(real.split.valid) + (0 if folds is None else len(real.split.train))
+
+
+def test_settings_are_chosen_in_folds_of_what_is_not_in_the_test():
+    real = case()
+    task, settings = TransferTask(Probe()), [{"reg": 1e8}, {"reg": 10.0}]
+    outcome = run(real, task, settings=settings, folds=3)
+    assert outcome.settings == {"reg": 10.0}
+    assert set(outcome.validation.units) == set(
+        real.items.ids.take(np.concatenate([real.split.train.item, real.split.valid.item]))
+    )
+    with pytest.raises(InputError, match="calibrate needs a valid part or folds"):
+        run(case(), TransferTask(RidgeProfiles()), calibrate=True)
+
+
+def test_an_item_without_a_label_is_not_asked_and_one_without_content_counts_as_wrong():
+    items, _ = notes()
+    _, relations = notes()
+    part = np.array(parts_of(len(items)), dtype=object)
+    test = np.flatnonzero(part == "test")
+    known = np.ones(len(items), bool)
+    known[test[:5]] = False
+    split = split_items(relations.select(known[relations.item]), part)
+    blank = items.columns.copy()
+    blank.loc[test[5:8], "text"] = None
+    encoders = [HashingText(column="text", dim=64)]
+    metrics = {"accuracy": accuracy, "F1": cases.macro_f1, "AUC": area_under_curve}
+    real = Case("notes", Items(items.ids, blank, items.kinds), split, metrics, encoders=encoders)
+    outcome = run(real, TransferTask(Probe()))
+    assert len(outcome.answers.units) == len(test) - 5
+    assert outcome.answers.unanswered.sum() == 3
+    rest = outcome.answers.take(np.flatnonzero(~outcome.answers.unanswered))
+    assert outcome.metrics["accuracy"].value == pytest.approx(accuracy(rest) * len(rest.units) / (len(test) - 5))
+    assert outcome.metrics["F1"].value < cases.macro_f1(rest)
+    assert np.isfinite(outcome.metrics["AUC"].value)
+
+
+def test_names_of_parts_that_data_sets_use_are_known():
+    _, relations = notes()
+    part = parts_of(180)
+    other = np.where(part == "valid", np.where(np.arange(180) % 2, "val", "dev"), part)
+    np.testing.assert_array_equal(split_items(relations, other).valid.item, split_items(relations, part).valid.item)
+
+
+def test_records_of_nobody_are_groups_of_their_own():
+    assert cases.grouped(None, 3) is None
+    assert cases.grouped(["b", None, "a", "b", float("nan")], 5).tolist() == [0, 2, 1, 0, 3]
+    with pytest.raises(InputError, match="2 patients for 3 records"):
+        cases.grouped(["a", "b"], 3, "patients")
+    _, relations = notes()
+    patient = [None if i % 3 else f"p{i // 12}" for i in range(180)]
+    parts = [set(split.test.item.tolist()) for split in fold_items(relations, folds=3, groups=patient)]
+    for whole in range(0, 180, 12):
+        mine = set(range(whole, whole + 12, 3))
+        assert sum(mine <= part for part in parts) == 1
+    with pytest.raises(InputError, match="'p0' stands in two parts"):
+        split_items(relations, ["train", "valid", "test", "test"] * 45, groups=patient)
+
+
+@pytest.mark.filterwarnings("ignore:The least populated class")
+def test_folds_of_few_records_are_made_or_refused_with_the_numbers():
+    ids = IdMap(np.arange(60))
+    classes = Interactions.from_labels([f"c{i // 6}" for i in range(60)], ids)
+    assert len(list(fold_items(classes, folds=5))) == 5
+    assert len(list(fold_items(classes, folds=5, groups=[i % 5 for i in range(60)]))) == 5
+    with pytest.raises(InputError, match="5 folds cannot be made of 60 records in 1 groups"):
+        list(fold_items(classes, folds=5, groups=["one"] * 60))
+    with pytest.raises(InputError, match="leave one group"):
+        list(fold_items(classes, folds=2, groups=[i % 2 for i in range(60)]))
+    with pytest.raises(InputError, match="valid must be a share"):
+        list(fold_items(classes, valid=0))
+
+
+def test_a_gain_in_what_cannot_be_told_is_no_finding():
+    real = case()
+    mine, other = (run(real, TransferTask(Probe()), name=name) for name in "ab")
+    found = gain(mine, other, lambda a: float("nan"))
+    assert np.isnan([found.value, found.low, found.high, found.p]).all()
+
+
 def test_zero_shot_is_recommending_to_a_subject_known_by_its_text():
     items, relations = notes()
     both, about = described(items, WORDS, "text")

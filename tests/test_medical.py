@@ -151,11 +151,16 @@ def test_a_table_is_read_on_the_scale_of_its_training_rows():
     assert len(outcome.validation.units) == 60
 
 
-def test_settings_are_chosen_in_folds_of_what_is_not_in_the_test():
-    case = medical.disease_from_table(table(120), "ill", positive="ill", folds=3)[0]
-    task = TransferTask(Probe(), progress=False)
-    settings = [{"reg": 1e8}, {"reg": 10.0}]
-    assert medical.settled(case, task, settings, folds=3) == {"reg": 10.0}
+def test_sequences_that_share_a_stretch_on_either_strand_are_of_one_family():
+    draw = np.random.default_rng(0)
+    genome, other = ("".join(draw.choice(list("ACGT"), 200)) for _ in range(2))
+    turned = genome[70:120][::-1].translate(str.maketrans("ACGT", "TGCA"))
+    family = medical.overlapping([genome[:50], other[:50], genome[30:100], turned, other[30:80].lower()], letters=20)
+    assert family[0] == family[2] == family[3] != family[1]
+    assert family[1] == family[4]
+    assert len(set(medical.overlapping(["ACGT", "ACGT", ""]).tolist())) == 3  # too short to share 25 letters
+    with pytest.raises(InputError, match="letters"):
+        medical.overlapping(["ACGT"], letters=0)
 
 
 def test_cells_of_a_standard_table():

@@ -52,19 +52,35 @@ def test_probabilities_of_one_label_sum_to_one_and_of_several_do_not():
     assert not np.allclose(several.scores.sum(axis=1), 1)
 
 
-def test_temperature_takes_overconfidence_back():
-    items, relations, label = clusters(noise=2.0, dim=40)
+def test_temperature_divides_the_logits():
+    items, relations, _ = clusters(noise=2.0, dim=40)
+    plain, cooled = (Probe(reg=0.1, temperature=t).fit(relations, items).label(items, 3) for t in (1.0, 2.5))
+    np.testing.assert_array_equal(cooled.items, plain.items)
+    before, after = (np.log(found.scores[:, 0]) - np.log(found.scores[:, 1]) for found in (plain, cooled))
+    np.testing.assert_allclose(after, before / 2.5, rtol=1e-3, atol=1e-4)
+
+
+def test_a_label_whose_items_have_no_content_is_never_told():
+    items, relations, label = clusters(labels=4, noise=0.1)
+    blank = Embeddings(items.ids, items.vectors, present=label != 1)
+    model = Probe().fit(relations, blank)
     asked, rows = held_out(items)
-    plain, cooled = (Probe(reg=0.1, calibration=kind).fit(relations, items) for kind in ("none", "temperature"))
-    truth = np.array([f"class {v}" for v in label[rows]])
+    found = model.label(asked, 4, users=["class 0", "class 2"])
+    sure = found.items[:, 0] == np.array([f"class {v}" for v in label[rows]])
+    assert sure[np.isin(label[rows], [0, 2])].all()
+    everyone = model.label(asked, 4)
+    unread = everyone.scores[everyone.items == "class 1"]
+    assert (unread == 0).all()
+    with pytest.raises(InputError, match="1 have an item with content"):
+        Probe().fit(relations, Embeddings(items.ids, items.vectors, present=label == 2))
 
-    def loss(model):
-        found = model.label(asked, 3)
-        return -np.log(found.scores[found.items == truth[:, None]]).mean()
 
-    assert cooled.temperature_ > 1.2
-    assert loss(cooled) < loss(plain)
-    np.testing.assert_array_equal(cooled.label(asked).items, plain.label(asked).items)
+def test_a_hidden_layer_learns_a_label_of_one_example():
+    items, relations, label = clusters(n=900, labels=2)
+    one = np.flatnonzero(label[relations.item] == 1)[0]
+    few = relations.select((label[relations.item] == 0) | (np.arange(len(relations)) == one))
+    found = Probe(hidden=4).fit(few, items).label(items, 2)
+    assert (found.items[label == 0, 0] == "class 0").mean() > 0.9
 
 
 def test_label_is_recommend_from_the_other_side():
@@ -89,17 +105,17 @@ def test_users_may_be_named_and_items_without_content_have_no_label():
         model.label(items, 0)
 
 
-def test_one_label_or_unknown_calibration_is_refused():
+def test_one_label_or_no_temperature_is_refused():
     items, relations, _ = clusters()
     with pytest.raises(InputError, match="two at least"):
         Probe().fit(relations.select(relations.user == 0), items)
-    with pytest.raises(InputError, match="calibration"):
-        Probe(calibration="platt").fit(relations, items)
+    with pytest.raises(InputError, match="temperature"):
+        Probe(temperature=0.0).fit(relations, items)
 
 
 def test_a_saved_probe_labels_the_same(tmp_path):
     items, relations, _ = clusters()
-    for model in (Probe(), Probe(hidden=8, reg=0.1, calibration="temperature")):
+    for model in (Probe(), Probe(hidden=8, reg=0.1, temperature=1.5)):
         model.fit(relations, items).save(tmp_path / "probe")
         again = Probe.load(tmp_path / "probe")
         np.testing.assert_array_equal(again.label(items, 3).scores, model.label(items, 3).scores)

@@ -34,37 +34,46 @@ def words(gain: Difference, what: str) -> str:
     return f"{what} {said} ({gain.value:+.3f}, {gain.low:+.3f} to {gain.high:+.3f})"
 
 
-def classic(case: Case, name: str = "TF-IDF + logistic", draws: int = 1000) -> Outcome:
-    """The floor: logistic regression on words and pairs of words, its ridge chosen on validation where there is any."""
+def classic(case: Case, name: str = "TF-IDF", draws: int = 1000) -> Outcome:
+    """The floor: a linear model of words and pairs of words, which and with what setting chosen on validation.
+
+    Logistic regression or complement naive Bayes (Rennie et al., 2003); without validation the first, C = 10.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
+    from sklearn.naive_bayes import ComplementNB
 
-    split = case.split
+    begin, split = time.perf_counter(), case.split
     columns = case.items.of_kind("text")
     text = case.items.columns[columns].fillna("").agg(" ".join, axis=1).to_numpy(object)
     metric = next(iter(case.metrics.values()))
+    models: dict[str, Any] = {
+        f"logistic, C {c:g}": LogisticRegression(C=c, max_iter=100, tol=1e-3) for c in (10, 1, 100)
+    }
+    models |= {f"naive Bayes, alpha {alpha:g}": ComplementNB(alpha=alpha) for alpha in (0.1, 0.3, 1.0)}
 
-    def learned(events: Any, asked: Any, ridge: float) -> Answers:
+    def learned(events: Any, asked: Any, model: Any) -> Answers:
         rows = case.items.ids.positions(events.items.ids)[events.item]
         units = asked.items.take(np.unique(asked.item))
         at = case.items.ids.positions(units)
         least = 2 if len(rows) > 1000 else 1  # words seen once would be most of all columns
         reader = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=least, token_pattern=r"(?u)\b\w+\b|[!?]")
-        model = LogisticRegression(C=ridge, max_iter=100, tol=1e-3).fit(reader.fit_transform(text[rows]), events.user)
+        model.fit(reader.fit_transform(text[rows]), events.user)
         scores = np.zeros((len(units), len(events.users)), np.float32)
         scores[:, model.classes_] = model.predict_proba(reader.transform(text[at]))
         truth = (asked.matrix().T.tocsr()[asked.items.positions(units)] > 0).toarray()
         groups = units if case.groups is None else np.asarray(case.groups)[asked.items.positions(units)]
         return Answers(units, asked.users, truth, scores, groups)
 
-    grid, valid = [10.0], float("nan")
+    best, valid = next(iter(models)), float("nan")
     if len(split.valid):
-        tried = {ridge: metric(learned(split.train, split.valid, ridge)) for ridge in (1.0, 10.0, 100.0)}
-        grid, valid = [max(tried, key=tried.__getitem__)], max(tried.values())
+        tried = {name: metric(learned(split.train, split.valid, model)) for name, model in models.items()}
+        best, valid = max(tried, key=tried.__getitem__), max(tried.values())
     known = split.known_before_test() if len(split.valid) else split.train
-    answers = learned(known, split.test, grid[0])
-    empty = Outcome(name, TransferTask(Probe()), answers, {}, {"C": grid[0]}, valid, 0.0)
-    return replace(cases.joined([empty], case.metrics, draws=draws), name=name)
+    answers = learned(known, split.test, models[best])
+    seconds = time.perf_counter() - begin
+    found = Outcome(name, TransferTask(Probe()), answers, {}, {"model": best}, valid, seconds)
+    return replace(cases.joined([found], case.metrics, draws=draws), name=name)
 
 
 def sst2(data: Path, work: Path) -> dict[str, Any]:
@@ -82,7 +91,12 @@ def sst2(data: Path, work: Path) -> dict[str, Any]:
     floor = classic(case)
     frozen = cases.run(case, TransferTask(Probe(), cache=cache), name="frozen MiniLM + Probe", settings=REGS)
     tuner = FineTune(
-        folder=work / "tuned", objective="labels", epochs=1, learning_rate=3e-4, batch_size=128, trainable_layers=6
+        folder=work / "tuned",
+        objective="labels",
+        epochs=2,
+        learning_rate=3e-4,
+        batch_size=128,
+        trainable_layers=6,
     )
     task = TransferTask(Probe(), tuners={"text": tuner}, cache=cache)
     tuned = cases.run(case, task, name="fine-tuned MiniLM + Probe", settings=REGS[-2:])
@@ -191,7 +205,6 @@ def wikiqa(data: Path, work: Path) -> dict[str, Any]:
     crossed = cases.run(crossed, task, name="fine-tuned on pairs + Probe", settings=grid, refit=False, draws=10)
     both = blended((frozen, crossed), pairs, "frozen and fine-tuned together")
     arms = [zero, *(replace(nlp.by_question(arm), name=arm.name) for arm in (floor, frozen, crossed, both))]
-    arms = [replace(arm, validation=None) for arm in arms]
     return told(
         arms, asked.metrics, floor.name,
         protocol="test MAP over the 243 questions with an answer; dev chooses settings", goal="MAP .80",
@@ -280,24 +293,26 @@ def agnews(data: Path, work: Path) -> dict[str, Any]:
             classic(case, draws=10),
             cases.run(case, frozen, name="frozen MiniLM + Probe", settings=REGS, draws=10),
             cases.run(both, ridge, name="MiniLM and LSA + ridge", settings=RIDGES, draws=10),
-            classic(few, "8 per class: TF-IDF + logistic", draws=10),
+            classic(few, "8 per class: TF-IDF", draws=10),
             cases.run(few, weak, name="8 per class: MiniLM + Probe", **fixed),
             cases.run(nlp.few(case, 0, about=ABOUT), content, name="0 per class: descriptions", **fixed),
             cases.run(about, content, name="8 per class: with descriptions", **fixed),
             self_trained(about, content, weak, (50, 100, 200, 400, 800, 1200), "8 per class: self-trained"),
         ):
             arms.setdefault(outcome.name, []).append(outcome)
-    whole = {
-        name: replace(cases.joined(found, case.metrics), name=name, validation=None) for name, found in arms.items()
-    }
+    whole = {name: cases.joined(found, case.metrics) for name, found in arms.items()}
     reached = {name: arm.metrics["accuracy"].value for name, arm in whole.items()}
-    few_goal = cases.gain(whole["8 per class: self-trained"], whole["8 per class: TF-IDF + logistic"], cases.accuracy)
+    of_folds = {
+        name: [round(cases.accuracy(one.answers), 4) for one in found] for name, found in arms.items() if "per" in name
+    }
+    few_goal = cases.gain(whole["8 per class: self-trained"], whole["8 per class: TF-IDF"], cases.accuracy)
     return told(
-        list(whole.values()), case.metrics, "TF-IDF + logistic",
+        list(whole.values()), case.metrics, "TF-IDF",
         protocol="5 folds of the 7,600; 8 labels of each topic are drawn anew in each fold, and the rest of its train "
         "part is looked at unlabelled", goal="accuracy .90, with 8 per class .85",
         reached=bool(reached["MiniLM and LSA + ridge"] >= 0.9 and reached["8 per class: self-trained"] >= 0.85),
-        note=words(few_goal, "8 per class, self-training against TF-IDF + logistic:"),
+        accuracy_of_each_draw_of_examples=of_folds,
+        note=words(few_goal, "8 per class, self-training against TF-IDF:"),
     )  # fmt: skip
 
 
@@ -343,8 +358,8 @@ def multi30k(data: Path, work: Path) -> dict[str, Any]:
     return {
         "metric": "BLEU", "floor": floor, "units": len(test.targets),
         "protocol": "test 2016, sacrebleu defaults, 4 beams; the best epoch on the val part",
-        "goal": "stated honestly for the compute used; transformers trained to the end reach 35-39",
-        "reached": bool(found.low > 0), "note": words(found, "the pretrained encoder"), "arms": arms,
+        "goal": None, "reached": None, "reference": "transformers trained to the end reach 35-39",
+        "note": words(found, "the pretrained encoder"), "arms": arms,
         "example": [test.sources[0], written[best][0], test.targets[0]],
     }  # fmt: skip
 

@@ -30,16 +30,23 @@ def given(vectors: NDArray[Any], source: str) -> list[Embeddings]:
     return [Embeddings(IdMap(np.arange(len(vectors))), np.asarray(vectors, np.float32), source)]
 
 
-def folds_of(arms: dict[str, Callable[[int], cases.Outcome]], count: int, metrics: Any) -> list[cases.Outcome]:
-    """The outcomes of each arm over all folds as one."""
-    out = []
-    for arm, run in arms.items():
-        found = [run(fold) for fold in range(count)]
-        whole = cases.joined(found, metrics)
-        each = float(np.mean([cases.area_under_curve(o.answers) for o in found]))
-        print(f"{arm}: mean of the folds' AUC {each:.4f}", flush=True)
-        out.append(whole)
-    return out
+def folds_of(
+    arms: dict[str, Callable[[int], cases.Outcome]], folds: list[cases.Case]
+) -> tuple[list[cases.Outcome], dict[str, cases.Metric]]:
+    """The outcomes of each arm over all folds as one, and metrics, whose AUC is the mean of the folds' AUC."""
+    fold_of = {unit: at for at, case in enumerate(folds) for unit in case.split.test.items.take(case.split.test.item)}
+    metrics = {**folds[0].metrics, "AUC": mean_of_folds(cases.area_under_curve, fold_of)}
+    return [cases.joined([run(fold) for fold in range(len(folds))], metrics) for run in arms.values()], metrics
+
+
+def mean_of_folds(metric: cases.Metric, fold_of: dict[Any, int]) -> cases.Metric:
+    """The mean of a metric over the folds that units were answered in."""
+
+    def mean(a: cases.Answers) -> float:
+        fold = np.array([fold_of[unit] for unit in a.units.tolist()])
+        return float(np.mean([metric(a.take(np.flatnonzero(fold == at))) for at in np.unique(fold)]))
+
+    return mean
 
 
 # -- chest X-rays ------------------------------------------------------------------------------------------------------
@@ -70,9 +77,9 @@ def pneumonia(data: Path, work: Path) -> dict[str, Any]:
     ]
     outcomes, metrics = [], case().metrics
     for name, encoders, parts in arms:
-        task = TransferTask(Probe(calibration="temperature"), cache=work, progress=False)
+        task = TransferTask(Probe(), cache=work, progress=False)
         # Without a refit the threshold of the validation is that of the model that answers the test.
-        outcome = cases.run(case(encoders, parts), task, name=name, refit=False)
+        outcome = cases.run(case(encoders, parts), task, name=name, calibrate=True, refit=False)
         assert outcome.validation is not None  # the file has a validation part
         above = medical.accuracy_at(medical.threshold(outcome.validation, "pneumonia"), "pneumonia")
         outcomes.append(cases.joined([outcome], {**metrics, ACCURACY: above}))
@@ -82,7 +89,7 @@ def pneumonia(data: Path, work: Path) -> dict[str, Any]:
         outcomes, metrics, "pixels", protocol="parts of the file", goal="AUC .97, accuracy .90",
         reached=bool(reached), best=best.name,
         note=f"validation chose the arm; {int((part == '').sum())} training pictures stand in another part too and are "
-        f"left out. {NOTICE}",
+        f"left out; the file names no patients, so intervals draw pictures. {NOTICE}",
     )  # fmt: skip
 
 
@@ -106,26 +113,24 @@ def heart(data: Path, work: Path) -> dict[str, Any]:
     numbers = columns.fillna(columns.median())
     raw = given((numbers - numbers.mean()) / numbers.std(), "numbers")
 
-    def arm(name: str, calibration: Any, **changes: Any) -> Callable[[int], cases.Outcome]:
+    def arm(name: str, **changes: Any) -> Callable[[int], cases.Outcome]:
         def run(fold: int) -> cases.Outcome:
             case, task = replace(found[fold], **changes), TransferTask(Probe(), progress=False)
-            chosen = medical.settled(case, task, SMALL)
-            task = TransferTask(Probe(calibration=calibration), progress=False)
-            return cases.run(case, task, name=name, settings=[chosen], draws=10)
+            return cases.run(case, task, name=name, settings=SMALL, folds=5, calibrate=True, draws=1)
 
         return run
 
     arms = {
-        "numbers as they are": arm("numbers as they are", "none", parts=raw),
-        "hashed bins": arm("hashed bins", "none", encoders=[TabularAttributes()]),
-        "standard table": arm("standard table", "none"),
-        "standard table, temperature": arm("standard table, temperature", "temperature"),
+        "numbers as they are": arm("numbers as they are", parts=raw),
+        "hashed bins": arm("hashed bins", encoders=[TabularAttributes()]),
+        "standard table": arm("standard table"),
     }
-    metrics = found[0].metrics
-    outcomes = folds_of(arms, len(found), metrics)
+    outcomes, metrics = folds_of(arms, found)
     return told(
-        outcomes, metrics, "numbers as they are", protocol="5 folds, stratified, answers of all folds together",
-        goal="AUC .92, with calibration", reached=bool(outcomes[2].metrics["AUC"].value >= 0.92), note=NOTICE,
+        outcomes, metrics, "numbers as they are",
+        protocol="5 folds, stratified, mean of their AUC; each chooses settings and temperature on 5 folds of the rest",
+        goal="AUC .92, with calibration", reached=bool(outcomes[-1].metrics["AUC"].value >= 0.92),
+        note=NOTICE,
     )  # fmt: skip
 
 
@@ -140,22 +145,28 @@ def promoters(organism: str) -> Callable[[Path, Path], dict[str, Any]]:
 
         sequences, labels = _sequences(data, organism)
         plain = KmerSequence(placed=(), dim=4096)
-        found = medical.dna(sequences, labels, positive="promoter")
+        families = medical.overlapping(sequences)
 
-        def arm(name: str, encoder: KmerSequence) -> Callable[[int], cases.Outcome]:
-            def run(fold: int) -> cases.Outcome:
-                task = TransferTask(Probe(), cache=work, progress=False)
-                case = replace(found[fold], encoders=[encoder])
-                return cases.run(case, task, name=name, settings=FOLDS, draws=10)
+        def arms(folds: list[cases.Case]) -> tuple[list[cases.Outcome], dict[str, cases.Metric]]:
+            def arm(name: str, encoder: KmerSequence) -> Callable[[int], cases.Outcome]:
+                def run(fold: int) -> cases.Outcome:
+                    task = TransferTask(Probe(), cache=work, progress=False)
+                    return cases.run(replace(folds[fold], encoders=[encoder]), task, name=name, settings=FOLDS, draws=1)
 
-            return run
+                return run
 
-        arms = {"4-6-mers": arm("4-6-mers", plain), "4-6-mers and places": arm("4-6-mers and places", KmerSequence())}
-        metrics = found[0].metrics
-        outcomes = folds_of(arms, len(found), metrics)
+            both = {"4-6-mers": plain, "4-6-mers and places": KmerSequence()}
+            return folds_of({name: arm(name, encoder) for name, encoder in both.items()}, folds)
+
+        apart, metrics = arms(medical.dna(sequences, labels, positive="promoter", families=families))
+        torn, _ = arms(medical.dna(sequences, labels, positive="promoter"))
         return told(
-            outcomes, metrics, "4-6-mers", protocol="5 folds, stratified, all answers together", goal="AUC .98",
-            reached=bool(outcomes[-1].metrics["AUC"].value >= 0.98), organism=organism, note=NOTICE,
+            apart, metrics, "4-6-mers",
+            protocol="5 folds, stratified, mean of their AUC; sequences that share 25 letters stay in one fold",
+            goal="AUC .98", reached=bool(apart[-1].metrics["AUC"].value >= 0.98),
+            families=len(np.unique(families)), sequences=len(sequences),
+            with_overlapping_sequences_torn_apart={o.name: round(o.metrics["AUC"].value, 4) for o in torn},
+            organism=organism, note=NOTICE,
         )  # fmt: skip
 
     return row
@@ -168,15 +179,17 @@ def promoters_across(data: Path, work: Path) -> dict[str, Any]:
     here, there = _sequences(data, "ecoli_sigma70"), _sequences(data, "bacillus")
     sequences, labels = [*here[0], *there[0]], [*here[1], *there[1]]
     part = np.repeat(["train", "test"], [len(here[0]), len(there[0])])
-    (case,) = medical.dna(sequences, labels, positive="promoter", part=part)
+    families = medical.overlapping(sequences)
+    common = np.isin(families, families[part == "test"]) & (part == "train")
+    part = np.where(common, "", part)
+    (case,) = medical.dna(sequences, labels, positive="promoter", part=part, families=families)
     unlabelled = IdMap(np.flatnonzero(part == "test"))
     short = KmerSequence(dim=1024)  # as many directions as the organism's 1,373 sequences can tell of
-    settings = [{"reg": 1000.0}]  # what E. coli's own folds chose
 
     def run(name: str, encoder: KmerSequence, transfers: Sequence[Any] = (), **changes: Any) -> cases.Outcome:
         changed = replace(case, encoders=[encoder], unlabelled=unlabelled, **changes)
         task = TransferTask(Probe(), transfers=transfers, cache=work, progress=False)
-        return cases.run(changed, task, name=name, settings=settings)
+        return cases.run(changed, task, name=name, settings=FOLDS, folds=3)
 
     places = run("4-6-mers and places", KmerSequence())
     sure = pseudo_labels(places.task.label(case.items.take(np.flatnonzero(part == "test")), 2), threshold=0.95)
@@ -187,16 +200,18 @@ def promoters_across(data: Path, work: Path) -> dict[str, Any]:
     (wide,) = medical.dna(
         [*sequences, *there[0]], [*labels, *taught], positive="promoter", part=np.concatenate([part, more])
     )
+    own = {"items": wide.items, "split": wide.split, "groups": np.concatenate([families, families[-len(there[0]) :]])}
     outcomes = [
         run("4-6-mers", KmerSequence(placed=(), dim=4096)),
         places,
         run("places, 1,024 wide", short),
         run("places, 1,024 wide, Coral", short, [Coral()]),
-        run("places, sure answers as labels", KmerSequence(), items=wide.items, split=wide.split),
+        run("places, own sure answers as labels", KmerSequence(), **own),
     ]
     return told(
-        outcomes, case.metrics, "4-6-mers", protocol="train on E. coli, test on Bacillus", goal="reported",
-        reached=True, labels_from_answers=len(sure), note=NOTICE,
+        outcomes, case.metrics, "4-6-mers",
+        protocol="train on E. coli, whose folds choose settings; test on Bacillus, whose sequences may be looked at "
+        "unlabelled by Coral and by the last arm", goal=None, reached=None, labels_from_answers=len(sure), note=NOTICE,
     )  # fmt: skip
 
 

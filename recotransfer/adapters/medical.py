@@ -7,12 +7,13 @@ say nothing of the patients of another hospital. What the model looked at in a p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 
 from recotransfer import cases
 from recotransfer.cases import Answers, Case, Metric, Outcome
@@ -23,6 +24,7 @@ from recotransfer.splits import Split
 from recotransfer.task import TransferTask
 
 NOTICE = "Research only: not validated on patients, not for clinical use."
+_OTHER_STRAND = str.maketrans("ACGTU", "TGCAA")
 
 
 # -- records as cases --------------------------------------------------------------------------------------------------
@@ -41,7 +43,7 @@ def image_diagnosis(
     """Which diagnosis each picture bears, one case for each fold, or one alone where `part` deals the pictures out.
 
     No patient stands on two sides of a split, and intervals draw whole patients. `ImageGrid` suits pictures that are
-    taken alike. Take `Probe(calibration="temperature")` where probabilities are to be believed.
+    taken alike. Take `cases.run(calibrate=True)` where probabilities are to be believed.
 
     Args:
         images: as `PretrainedImage` takes them.
@@ -74,7 +76,7 @@ def disease_from_table(
     """Which disease each row of a table tells of; arguments and cases as in `image_diagnosis`.
 
     Each case reads the table by the `StandardTable` of its own training rows. A few dozen rows are too few to choose
-    settings by: `settled` chooses them in folds.
+    settings by: `cases.run(folds=5)` chooses them in folds.
 
     Args:
         frame: one row per record.
@@ -130,6 +132,30 @@ def dna(
     return [Case("sequences", items, s, _judged(positive), encoders=encoders, groups=groups) for s in splits]
 
 
+def overlapping(sequences: Sequence[str], *, letters: int = 25) -> NDArray[np.int64]:
+    """(n,) a family for each sequence, for `dna(families=)`: those that share a stretch of so many letters are of one.
+
+    Windows that were cut from one genome overlap, and a model that has seen one knows the other. A stretch on the other
+    strand counts, and families are whole chains of such pairs.
+    """
+    if letters < 1:
+        raise InputError(f"letters must be at least 1, got {letters}")
+    owner: list[int] = []
+    words: list[str] = []
+    for at, sequence in enumerate(sequences):
+        text = sequence.strip().upper()
+        other = text[::-1].translate(_OTHER_STRAND)
+        for strand in (text, other):
+            found = {strand[i : i + letters] for i in range(len(strand) - letters + 1)}
+            words += found
+            owner += [at] * len(found)
+    word = pd.Series(words, dtype=object).factorize()[0]
+    shape = (len(sequences), int(word.max(initial=-1)) + 1)
+    holds = sparse.coo_array((np.ones(len(word), bool), (np.array(owner, np.int64), word)), shape=shape)
+    _, family = connected_components(sparse.block_array([[None, holds], [holds.T, None]]), directed=False)
+    return np.asarray(family[: len(sequences)], np.int64)
+
+
 def _dealt(
     items: Items, labels: Sequence[Any], part: ArrayLike | None, groups: Sequence[Any] | None, folds: int, positive: Any
 ) -> tuple[list[Split], Interactions]:
@@ -156,24 +182,6 @@ def _judged(positive: Any) -> dict[str, Metric]:
         "log score": log_score,
         "calibration error": cases.expected_calibration_error,
     }
-
-
-def settled(
-    case: Case, task: TransferTask, settings: Sequence[Mapping[str, Any]], *, folds: int = 5
-) -> Mapping[str, Any]:
-    """The settings of the task's recommender that do best over folds of all that is not in the test of a case.
-
-    For few records, of which the validation part alone chooses by chance. The first metric judges the answers of all
-    folds together; `cases.run(case, task, settings=[...])` then takes what was chosen.
-    """
-    known, groups = case.split.known_before_test(), None if case.groups is None else case.groups.tolist()
-    inner = [replace(case, split=split) for split in cases.fold_items(known, folds=folds, groups=groups)]
-    label, metric = next(iter(case.metrics.items()))
-    figures = []
-    for values in settings:
-        found = [cases.run(each, task, settings=[values], draws=1) for each in inner]
-        figures.append(cases.joined(found, {label: metric}, draws=1).metrics[label].value)
-    return settings[int(np.nanargmax(figures))]
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------

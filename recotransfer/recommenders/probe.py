@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ from recotransfer.solvers import Float
 _STATE = ("mean", "scale", "outer", "bias")
 _FLAT = 1e-6  # spread, against the widest column's, below which a column says nothing
 _LEAST_FOR_STOPPING = 500  # rows from which a tenth can be spared to stop the hidden layer's training
-_FOLDS, _MANY = 5, 5000  # on which the temperature is learned; one fold is enough from so many rows on
 
 
 class Probe(Recommender):
@@ -34,8 +33,9 @@ class Probe(Recommender):
     Args:
         reg: ridge on the weights of the standardised vectors, against the log loss summed over items.
         hidden: width of a hidden layer; None is linear.
-        calibration: "temperature" divides the logits by one number that suits held-out items best (Guo et al., 2017).
-        rng: seed of the hidden layer and of the held-out items.
+        temperature: what logits are divided by (Guo et al., "On calibration of modern neural networks", 2017);
+            `cases.run(calibrate=True)` learns it from answers to items that were held out.
+        rng: seed of the hidden layer.
     """
 
     needs_items: ClassVar[bool] = True
@@ -49,16 +49,16 @@ class Probe(Recommender):
         *,
         reg: float = 10.0,
         hidden: int | None = None,
-        calibration: Literal["none", "temperature"] = "none",
+        temperature: float = 1.0,
         rng: int = 0,
     ) -> None:
-        self.reg, self.hidden, self.calibration, self.rng = reg, hidden, calibration, rng
+        self.reg, self.hidden, self.temperature, self.rng = reg, hidden, temperature, rng
 
     def check_settings(self) -> None:
         """Refuse settings that cannot be; `fit` begins with it."""
         super().check_settings()
-        if self.calibration not in ("none", "temperature"):
-            raise InputError(f'calibration must be "none" or "temperature", got {self.calibration!r}')
+        if not 0 < self.temperature < np.inf:
+            raise InputError(f"temperature must be a number above 0, got {self.temperature!r}")
 
     # -- fit -----------------------------------------------------------------------------------------------------------
 
@@ -68,17 +68,17 @@ class Probe(Recommender):
         held = events.matrix() > 0
         held.eliminate_zeros()
         held = sparse.csr_array(held.T)
-        self.labels_ = np.flatnonzero(np.bincount(held.indices, minlength=len(events.users)))
         rows = np.flatnonzero((np.diff(held.indptr) > 0) & self.present_)
-        if len(self.labels_) < 2:
-            raise InputError(f"Probe tells labels apart, but the events know {len(self.labels_)}; give two at least")
         if not len(rows):
             raise InputError("no labelled item has content to learn from; see the encoder's report")
+        self.labels_ = np.flatnonzero(np.bincount(held[rows].indices, minlength=len(events.users)))
+        if len(self.labels_) < 2:
+            raise InputError(
+                f"Probe tells labels apart, but {len(self.labels_)} have an item with content; give two at least"
+            )
         bears = held[rows][:, self.labels_].toarray()
         self.exclusive_ = bool((bears.sum(axis=1) == 1).all())
-        x = items.vectors[rows]
-        self._learn(x, bears)
-        self.temperature_ = self._temperature(x, bears) if self.calibration == "temperature" else 1.0
+        self._learn(items.vectors[rows], bears)
 
     def _learn(self, x: Float, bears: NDArray[np.bool_]) -> None:
         """Weights from vectors (n, dim) and which labels (n, labels) they bear."""
@@ -93,7 +93,7 @@ class Probe(Recommender):
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.neural_network import MLPClassifier
 
-        stopping = len(z) >= _LEAST_FOR_STOPPING
+        stopping = len(z) >= _LEAST_FOR_STOPPING and bears.sum(axis=0).min() > 1  # both sides of its split need each
         net = MLPClassifier(
             (self.hidden,), alpha=self.reg, batch_size=min(256, len(z)), max_iter=200, random_state=self.rng,
             early_stopping=stopping, n_iter_no_change=5,
@@ -124,32 +124,6 @@ class Probe(Recommender):
                 columns.append(fitted(label))
         return np.hstack([w for w, _ in columns]), np.concatenate([b for _, b in columns])
 
-    def _temperature(self, x: Float, bears: NDArray[np.bool_]) -> float:
-        """The number that held-out logits are best divided by; of few rows each is held out once, in five folds."""
-        from scipy.optimize import minimize_scalar
-
-        folds = np.array_split(np.random.default_rng(self.rng).permutation(len(x)), _FOLDS)
-        asked, logits = [], []
-        for out in folds if len(x) <= _MANY else folds[:1]:
-            kept = np.setdiff1d(np.arange(len(x)), out)
-            if not bears[kept].any(axis=0).all():
-                continue  # a label would be missing from the rest
-            other = self.with_settings({})
-            other.exclusive_ = self.exclusive_
-            other._learn(x[kept], bears[kept])
-            asked.append(out)
-            logits.append(other._logits(x[out]))
-        if not asked:
-            return 1.0
-        true, found = bears[np.concatenate(asked)], np.concatenate(logits)
-
-        def loss(log_temperature: float) -> float:
-            p = _probabilities(found / np.exp(log_temperature), self.exclusive_)
-            said = np.where(true, p, 1 if self.exclusive_ else 1 - p)
-            return float(-np.log(np.maximum(said, 1e-12)).sum())
-
-        return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
-
     # -- results -------------------------------------------------------------------------------------------------------
 
     def _logits(self, x: Float) -> Float:
@@ -160,7 +134,7 @@ class Probe(Recommender):
 
     def _shares(self, vectors: Float, users: NDArray[np.int64]) -> Float:
         """(rows, users) probability of each label; 0 for a label without a single example."""
-        p = _probabilities(self._logits(vectors) / self.temperature_, self.exclusive_)
+        p = _probabilities(self._logits(vectors) / self.temperature, self.exclusive_)
         place = np.full(len(self.events_.users), -1)
         place[self.labels_] = np.arange(len(self.labels_))
         at = place[users]
@@ -197,14 +171,13 @@ class Probe(Recommender):
             writer.array(name, getattr(self, f"{name}_"))
         for name in ("vectors", "present", "labels"):
             writer.array(name, getattr(self, f"{name}_"))
-        writer.json("probe", {"exclusive": self.exclusive_, "temperature": self.temperature_})
+        writer.json("probe", {"exclusive": self.exclusive_})
 
     def _read(self, artifact: Artifact) -> None:
         for name in (*_STATE, "vectors", "present", "labels"):
             setattr(self, f"{name}_", artifact.array(name))
         self.inner_ = artifact.array("inner") if "inner.npy" in artifact else None
-        facts = artifact.json("probe")
-        self.exclusive_, self.temperature_ = facts["exclusive"], facts["temperature"]
+        self.exclusive_ = artifact.json("probe")["exclusive"]
 
 
 def _both_sides(weights: NDArray[Any], bias: NDArray[Any]) -> tuple[Float, Float]:
