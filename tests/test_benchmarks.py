@@ -19,7 +19,19 @@ def run(*words):
     return subprocess.run([sys.executable, *words], cwd=REPO, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("script", ["topk.py", "encode.py", "scale.py", "transferability.py", "finetune.py"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "topk.py",
+        "encode.py",
+        "scale.py",
+        "transferability.py",
+        "finetune.py",
+        "multitask.py",
+        "cross_shop.py",
+        "distill.py",
+    ],
+)
 def test_small_runs_print_their_header_and_write_no_results(script):
     before = results()
     lines = run(FOLDER / script, "--tiny").splitlines()

@@ -1,0 +1,157 @@
+"""One map for several relations of items against a map for each alone: new items of Amazon Beauty for their users.
+
+    python benchmarks/multitask.py --data DATA_DIR
+
+DATA_DIR holds `amazon_beauty`. The events of a tenth of the items are held out as validation and of another tenth as
+test; maps of frozen MiniLM vectors of titles learn from the other items: which were taken together ("purchase") and
+which bear the same brand or category ("attribute"). New items are then ranked for those who took them by the cosine to
+what else they took (ContentProfiles). Every arm chooses its learning rate from the same three on validation; the test
+is asked once; differences are paired over users. `--tiny` runs on generated titles and writes no results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from common import header, write_results
+from finetune import beauty, fused, rounded, titled
+
+from recotransfer.data import Embeddings, Interactions, Items
+from recotransfer.encoders import HashingText, SentenceText, encode_items
+from recotransfer.filters import Filter
+from recotransfer.metrics import hits, ndcg, recall
+from recotransfer.recommenders import ContentProfiles
+from recotransfer.splits import Split, cold_items
+from recotransfer.transfer import MultiTask
+from recotransfer.uncertainty import interval, paired
+
+K = 20
+RATES = (1e-4, 3e-4, 1e-3)
+
+
+def attributes(folder: Path, items: Items) -> Interactions:
+    """Brands and categories as users who hold the items that bear them."""
+    table = pd.read_csv(folder / "amazon_beauty" / "items.csv.gz", dtype=str)
+    pairs = table.assign(user=table["s3rec_attributes"].fillna("").str.split())[["user", "asin"]].explode("user")
+    return Interactions.from_frame(pairs.dropna(), user="user", item="asin").with_items(items.ids)
+
+
+def generated() -> tuple[Items, Interactions, Interactions]:
+    """Titles of six topics, of which users take one; the topic is the attribute."""
+    rng = np.random.default_rng(0)
+    topic = rng.integers(0, 6, 240)
+    items = titled(pd.Series(range(240)), pd.Series([f"topic {'abcdef'[t]} number {n}" for n, t in enumerate(topic)]))
+    rows = [(u, int(i)) for u in range(150) for i in rng.choice(np.flatnonzero(topic == u % 6), 8, replace=False)]
+    log = Interactions.from_frame(pd.DataFrame(rows, columns=["user", "item"])).with_items(items.ids)
+    return items, log, Interactions.from_labels([f"topic {t}" for t in topic], items.ids)
+
+
+def together(purchases: Interactions, labels: Interactions) -> Interactions:
+    """Relations of both kinds, of users with names of their own."""
+    logs = {"purchase": purchases, "attribute": labels}
+    table = pd.concat(
+        [
+            pd.DataFrame({"user": [f"{kind} {u}" for u in log.users.take(log.user)], "item": log.items.take(log.item)})
+            for kind, log in logs.items()
+        ]
+    )
+    events = Interactions.from_frame(table, items=purchases.items)
+    kind = np.repeat(np.arange(2, dtype=np.int16), [len(log) for log in logs.values()])
+    return replace(events, kind=kind, kinds=tuple(logs))
+
+
+def warm(log: Interactions, split: Split) -> Interactions:
+    """The relations of items that training knows."""
+    known = np.zeros(len(log.items), bool)
+    known[log.items.positions(split.train.items.take(np.unique(split.train.item)))] = True
+    return log.select(known[log.item])
+
+
+def asked(split: Split, vectors: Embeddings, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """NDCG and recall of each user of the validation or the test, among its new items."""
+    truth, history, only = (getattr(split, f"{part}{end}") for end in ("", "_history", "_items"))
+    users = truth.users.take(np.unique(truth.user))
+    model = ContentProfiles().fit(split.train, fused([vectors]))
+    found = hits(model.recommend(users, K, filter=Filter(allow=only.ids), histories=history), truth)
+    return ndcg(found, K), recall(found, K)
+
+
+def arm(
+    name: str, vectors: Embeddings, relations: Interactions | None, split: Split, epochs: int, **settings: Any
+) -> dict[str, Any]:
+    """The arm's best learning rate on validation, and its test per user."""
+    start, tried = time.perf_counter(), []
+    for rate in RATES if relations is not None else (None,):
+        moved, report = vectors, None
+        if relations is not None:
+            transfer = MultiTask(learning_rate=rate, epochs=epochs, **settings).fit(vectors, relations)
+            moved, report = transfer.transform(vectors), transfer.report_
+        tried.append((float(asked(split, moved, "valid")[0].mean()), rate, moved, report))
+    _, rate, moved, report = max(tried, key=lambda one: one[0])
+    gain, share = asked(split, moved, "test")
+    return {
+        "arm": name,
+        "learning_rate": rate,
+        "trials": [round(one[0], 4) for one in tried],
+        "weights": None if report is None else {k: round(float(v), 3) for k, v in report["weights"].items()},
+        "ndcg": gain,
+        "recall": share,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def measured(
+    items: Items, log: Interactions, labels: Interactions, vectors: Embeddings, epochs: int
+) -> list[dict[str, Any]]:
+    split = cold_items(log, rng=0)
+    both = together(warm(log, split), warm(labels, split))
+    alone = {kind: both.select(both.kind == both.kinds.index(kind)) for kind in both.kinds}
+    found = [
+        arm("frozen vectors", vectors, None, split, epochs),
+        arm("purchase alone", vectors, alone["purchase"], split, epochs),
+        arm("attribute alone", vectors, alone["attribute"], split, epochs),
+        *(arm(f"both, {w}", vectors, both, split, epochs, weighting=w) for w in ("equal", "uncertainty", "gradnorm")),
+    ]
+    rows = []
+    for one in found:
+        row = {key: one[key] for key in ("arm", "learning_rate", "trials", "weights", "seconds")}
+        for metric in ("ndcg", "recall"):
+            row[f"{metric}@{K}"] = rounded(interval(one[metric]))
+            for other in found[:2]:
+                if one is not other:
+                    row[f"{metric}@{K} less {other['arm']}"] = rounded(paired(one[metric], other[metric]))
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("out/multitask"), help="encoded titles")
+    parser.add_argument("--tiny", action="store_true")
+    a = parser.parse_args()
+    facts = header()
+    if a.tiny:
+        items, log, labels = generated()
+        vectors = encode_items(items, HashingText(dim=64)).embeddings
+        print("\n".join(json.dumps(row) for row in measured(items, log, labels, vectors, 1)))
+        return
+    if a.data is None:
+        parser.error("give --data, or --tiny")
+    items, split, _ = beauty(a.data)
+    log = split.known_before_test().joined(split.test)
+    vectors = encode_items(items, SentenceText(), cache=a.out / "cache").embeddings
+    rows = measured(items, log, attributes(a.data, items), vectors, 10)
+    print("\n".join(json.dumps(row) for row in rows), flush=True)
+    write_results("multitask", facts, rows)
+
+
+if __name__ == "__main__":
+    main()
