@@ -117,6 +117,9 @@ def _ranked(a: Answers) -> NDArray[np.bool_]:
     return np.take_along_axis(a.truth, np.argsort(-a.scores, axis=1, kind="stable"), axis=1)
 
 
+LABEL_METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "macro F1": macro_f1, "AUC": area_under_curve}
+
+
 @dataclass(frozen=True)
 class Case:
     """A problem: records as items and relations, and how answers are judged.
@@ -446,6 +449,14 @@ def described(items: Items, texts: Mapping[Any, str], column: str) -> tuple[Item
     users = IdMap(list(texts))
     rows = np.arange(len(users))
     return both, Interactions(users, ids, rows, ids.positions(about.ids), np.ones(len(users), np.float32))
+
+
+def column(values: Sequence[Any], name: str) -> pd.DataFrame:
+    """A table with one column of any values, such as pictures; arrays and mappings are left whole."""
+    cells = np.empty(len(values), dtype=object)
+    for at, value in enumerate(values):
+        cells[at] = value
+    return pd.DataFrame({name: cells})
 
 
 # -- inside ------------------------------------------------------------------------------------------------------------
