@@ -15,8 +15,6 @@ from recotransfer.data import IdMap, Interactions, Items
 from recotransfer.encoders import Encoder, LogMelAudio
 from recotransfer.errors import InputError
 
-_JUDGED = {"accuracy": cases.accuracy, "macro F1": cases.macro_f1, "AUC": cases.area_under_curve}
-
 
 def classification(
     clips: Sequence[Any],
@@ -42,10 +40,7 @@ def classification(
     """
     if speakers is not None and len(speakers) != len(clips):
         raise InputError(f"{len(speakers)} speakers for {len(clips)} clips; give one per clip")
-    column = np.empty(len(clips), dtype=object)
-    for at, clip in enumerate(clips):
-        column[at] = clip
-    items = Items(IdMap(np.arange(len(clips))), pd.DataFrame({"audio": column}))
+    items = Items(IdMap(np.arange(len(clips))), cases.column(clips, "audio"))
     relations = Interactions.from_labels(labels, items.ids)
     if part is not None:
         splits = [cases.split_items(relations, part, groups=speakers)]
@@ -53,4 +48,4 @@ def classification(
         splits = list(cases.fold_items(relations, folds=folds, groups=speakers))
     groups = None if speakers is None else np.asarray(pd.factorize(np.asarray(speakers, dtype=object))[0])
     encoders = encoders or [LogMelAudio()]
-    return [Case("clips", items, split, _JUDGED, encoders=encoders, groups=groups) for split in splits]
+    return [Case("clips", items, split, cases.LABEL_METRICS, encoders=encoders, groups=groups) for split in splits]

@@ -54,10 +54,7 @@ def image_diagnosis(
         patients: of each picture; None is a patient each.
         folds: number of cases where `part` is None.
     """
-    column = np.empty(len(images), dtype=object)
-    for at, image in enumerate(images):
-        column[at] = image
-    items = Items(IdMap(np.arange(len(images))), pd.DataFrame({"image": column}))
+    items = Items(IdMap(np.arange(len(images))), cases.column(images, "image"))
     splits, relations = _dealt(items, labels, part, patients, folds, positive)
     groups = _groups(patients, relations)
     return [Case("image diagnosis", items, s, _judged(positive), encoders=encoders, groups=groups) for s in splits]

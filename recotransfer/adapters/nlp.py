@@ -23,11 +23,6 @@ from recotransfer.errors import InputError
 from recotransfer.splits import Split
 from recotransfer.transfer.generation import Pairs
 
-_JUDGED = {
-    "accuracy": cases.accuracy,
-    "macro F1": cases.macro_f1,
-    "AUC": cases.area_under_curve,
-}
 _FOUND = {"MAP": cases.mean_average_precision, "MRR": cases.mean_reciprocal_rank}
 _PARTS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid", "test": "test"}
 
@@ -54,7 +49,7 @@ def classification(
     """
     items, relations = _labelled(texts, labels)
     split = cases.split_items(relations, _part(part))
-    return Case(name, items, split, _JUDGED, encoders=_encoders(encoders, items))
+    return Case(name, items, split, cases.LABEL_METRICS, encoders=_encoders(encoders, items))
 
 
 def folds(
@@ -71,7 +66,7 @@ def folds(
     """
     items, relations = _labelled(texts, labels)
     for split in cases.fold_items(relations, folds=folds, rng=rng):
-        yield Case(name, items, split, _JUDGED, encoders=_encoders(encoders, items))
+        yield Case(name, items, split, cases.LABEL_METRICS, encoders=_encoders(encoders, items))
 
 
 def few(

@@ -25,7 +25,6 @@ from recotransfer.encoders.image import decode
 from recotransfer.errors import InputError
 from recotransfer.task import TransferTask
 
-_JUDGED = {"accuracy": cases.accuracy, "macro F1": cases.macro_f1, "AUC": cases.area_under_curve}
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _BLOCK = 1 << 16  # places asked about at a time
 _CONTEXT = (1.0, 2.0, 4.0, 8.0)  # widths of the filters of answers
@@ -54,10 +53,10 @@ def classification(
         encoders: what reads the columns; a list of pictures is the column "image".
         name: of the case.
     """
-    table = pictures if isinstance(pictures, pd.DataFrame) else _column(pictures)
+    table = pictures if isinstance(pictures, pd.DataFrame) else cases.column(pictures, "image")
     items = Items(IdMap(np.arange(len(table))), table.reset_index(drop=True))
     split = cases.split_items(Interactions.from_labels(labels, items.ids), part)
-    return Case(name, items, split, _JUDGED, encoders=encoders)
+    return Case(name, items, split, cases.LABEL_METRICS, encoders=encoders)
 
 
 def folder(path: str | Path) -> tuple[list[Path], list[str]]:
@@ -111,17 +110,9 @@ def heatmap(
             covered = image.copy()
             covered[top:bottom, left:right] = image.mean(axis=(0, 1)).astype(np.uint8)
             copies.append(covered)
-    items = Items(IdMap(np.arange(len(copies))), _column(copies, column))
+    items = Items(IdMap(np.arange(len(copies))), cases.column(copies, column))
     found = task.label(items, users=[label]).scores[:, 0]
     return np.asarray((found[0] - found[1:]).reshape(cells, cells))
-
-
-def _column(pictures: Sequence[Any], name: str = "image") -> pd.DataFrame:
-    """A table with one column of pictures, arrays left whole."""
-    column = np.empty(len(pictures), dtype=object)
-    for at, picture in enumerate(pictures):
-        column[at] = picture
-    return pd.DataFrame({name: column})
 
 
 # -- places of pictures as items ---------------------------------------------------------------------------------------
