@@ -169,5 +169,5 @@ def test_a_speaker_in_two_parts_is_refused():
     clips, labels, speakers = recordings(speakers=2, clips=2)
     with pytest.raises(InputError, match="speaker 0"):
         audio.classification(clips, labels, speakers=speakers, part=["train", "test", "train", "test"])
-    with pytest.raises(InputError, match="3 speakers"):
+    with pytest.raises(InputError, match="3 speakers for 4 records"):
         audio.classification(clips, labels, speakers=speakers[:3])

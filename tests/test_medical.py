@@ -124,6 +124,8 @@ def test_pictures_of_a_patient_stay_on_one_side_and_are_told_with_their_patients
     part = np.where(np.arange(60) % 2, "train", "test")
     with pytest.raises(InputError, match="two parts"):
         medical.image_diagnosis(images, labels, positive="ill", encoders=encoders, patients=patients, part=part)
+    with pytest.raises(InputError, match="59 patients for 60 records"):
+        medical.image_diagnosis(images, labels, positive="ill", encoders=encoders, patients=patients[1:])
     with pytest.raises(InputError, match="flu"):
         medical.image_diagnosis(images, labels, positive="flu", encoders=encoders)
 
@@ -216,6 +218,17 @@ def test_mutations_of_the_box_matter_most_and_effects_are_changes_of_the_label(t
     assert "not for clinical use" in found.attrs["notice"]
     with pytest.raises(InputError, match="empty"):
         medical.point_mutations(told.task, " ", "box")
+
+
+def test_sequences_of_a_family_are_one_group_and_errors_call_it_so():
+    sequences, labels = promoters(40)
+    families = [f"family {at // 4}" for at in range(40)]
+    for case in medical.dna(sequences, labels, positive="box", families=families, folds=2):
+        sides = [{families[at] for at in np.unique(log.item)} for log in (case.split.train, case.split.test)]
+        assert not sides[0] & sides[1]
+        assert len(np.unique(case.groups)) == 10
+    with pytest.raises(InputError, match="39 families for 40 records"):
+        medical.dna(sequences, labels, positive="box", families=families[1:])
 
 
 def test_given_vectors_take_the_place_of_an_encoder():

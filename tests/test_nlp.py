@@ -63,6 +63,22 @@ def test_each_text_is_in_the_test_of_one_fold():
     assert whole.metrics["accuracy"].value == 1
 
 
+def test_groups_of_texts_stay_together_and_are_drawn_together():
+    texts, topics = notes(60)
+    authors = [f"author {at // 3}" for at in range(60)]
+    part = np.resize(np.repeat(["train", "dev", "test"], 3), 60)
+    case = nlp.classification(texts, topics, part, encoders=[TEXT], groups=authors)
+    answers = run(case, Probe()).answers
+    assert len(answers.units) == 18
+    assert len(np.unique(answers.groups)) == 6
+    with pytest.raises(InputError, match="'author 0' stands in two parts"):
+        nlp.classification(texts, topics, np.resize(["train", "test"], 60), encoders=[TEXT], groups=authors)
+    for fold in nlp.folds(texts, topics, folds=3, encoders=[TEXT], groups=authors):
+        tested, seen = ({authors[at] for at in np.unique(log.item)} for log in (fold.split.test, fold.split.train))
+        assert not tested & seen
+        assert len(np.unique(fold.groups[fold.split.test.item])) == len(tested)
+
+
 def test_few_keeps_few_labels_and_descriptions_count_as_examples():
     texts, topics = notes()
     case = nlp.classification(texts, topics, np.resize(["train", "train", "test"], len(texts)), encoders=[TEXT])

@@ -188,6 +188,21 @@ def test_pictures_with_labels_are_a_case(models):
     assert len(done.answers.units) == 12
 
 
+def test_intervals_draw_whole_groups_and_none_stands_in_two_parts():
+    labels = np.resize(list(HUES), 48)
+    pictures = [coloured(label, rng) for rng, label in enumerate(labels)]
+    takers = np.array([f"camera {at // 4}" for at in range(48)], dtype=object)
+    part = np.resize(np.repeat(["train", "train", "valid", "test"], 4), 48)
+    case = vision.classification(pictures, labels, part, encoders=[MeanColour()], groups=takers)
+    done = cases.run(case, TransferTask(Probe(), progress=False), settings=[{}], draws=10)
+    assert [takers[unit] for unit in done.answers.units] == [f"camera {at}" for at in (3, 7, 11) for _ in range(4)]
+    assert np.bincount(done.answers.groups).tolist() == [0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0, 4]
+    with pytest.raises(InputError, match="'camera 0' stands in two parts"):
+        vision.classification(pictures, labels, dealt(48), encoders=[MeanColour()], groups=takers)
+    with pytest.raises(InputError, match="47 groups for 48 records"):
+        vision.classification(pictures, labels, part, encoders=[MeanColour()], groups=takers[1:])
+
+
 def test_a_folder_of_folders_names_the_labels(tmp_path):
     from PIL import Image
 

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike
 
 from recotransfer import cases
 from recotransfer.cases import Case
 from recotransfer.data import IdMap, Interactions, Items
 from recotransfer.encoders import Encoder, LogMelAudio
-from recotransfer.errors import InputError
 
 
 def classification(
@@ -38,14 +36,11 @@ def classification(
         speakers: of each clip; None lets clips stand alone.
         folds: number of cases where `part` is None.
     """
-    if speakers is not None and len(speakers) != len(clips):
-        raise InputError(f"{len(speakers)} speakers for {len(clips)} clips; give one per clip")
     items = Items(IdMap(np.arange(len(clips))), cases.column(clips, "audio"))
-    relations = Interactions.from_labels(labels, items.ids)
+    relations, groups = Interactions.from_labels(labels, items.ids), cases.grouped(speakers, len(items), "speakers")
     if part is not None:
         splits = [cases.split_items(relations, part, groups=speakers)]
     else:
         splits = list(cases.fold_items(relations, folds=folds, groups=speakers))
-    groups = None if speakers is None else np.asarray(pd.factorize(np.asarray(speakers, dtype=object))[0])
     encoders = encoders or [LogMelAudio()]
     return [Case("clips", items, split, cases.LABEL_METRICS, encoders=encoders, groups=groups) for split in splits]

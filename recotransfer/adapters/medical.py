@@ -55,8 +55,8 @@ def image_diagnosis(
         folds: number of cases where `part` is None.
     """
     items = Items(IdMap(np.arange(len(images))), cases.column(images, "image"))
-    splits, relations = _dealt(items, labels, part, patients, folds, positive)
-    groups = _groups(patients, relations)
+    groups = cases.grouped(patients, len(items), "patients")
+    splits = _dealt(items, labels, part, patients, folds, positive)
     return [Case("image diagnosis", items, s, _judged(positive), encoders=encoders, groups=groups) for s in splits]
 
 
@@ -91,10 +91,9 @@ def disease_from_table(
         kinds = {c: "number" if pd.api.types.is_numeric_dtype(rest[c]) else "category" for c in rest.columns}
     items = Items(IdMap(np.arange(len(rest))), rest, kinds)
     labels = [None if pd.isna(value) else value for value in frame[label]]
-    splits, relations = _dealt(items, labels, part, patients, folds, positive)
-    groups = _groups(patients, relations)
+    groups = cases.grouped(patients, len(items), "patients")
     out = []
-    for split in splits:
+    for split in _dealt(items, labels, part, patients, folds, positive):
         known = items.take(np.unique(split.train.item))
         encoders = [StandardTable.of(known)]
         out.append(Case("disease from a table", items, split, _judged(positive), encoders=encoders, groups=groups))
@@ -124,8 +123,8 @@ def dna(
         folds: number of cases where `part` is None.
     """
     items = Items(IdMap(np.arange(len(sequences))), pd.DataFrame({"sequence": list(sequences)}, dtype=object))
-    splits, relations = _dealt(items, labels, part, families, folds, positive)
-    encoders, groups = encoders or [KmerSequence()], _groups(families, relations)
+    encoders, groups = encoders or [KmerSequence()], cases.grouped(families, len(items), "families")
+    splits = _dealt(items, labels, part, families, folds, positive)
     return [Case("sequences", items, s, _judged(positive), encoders=encoders, groups=groups) for s in splits]
 
 
@@ -155,19 +154,13 @@ def overlapping(sequences: Sequence[str], *, letters: int = 25) -> NDArray[np.in
 
 def _dealt(
     items: Items, labels: Sequence[Any], part: ArrayLike | None, groups: Sequence[Any] | None, folds: int, positive: Any
-) -> tuple[list[Split], Interactions]:
+) -> list[Split]:
     relations = Interactions.from_labels(labels, items.ids)
     if relations.users.positions([positive], missing="negative")[0] < 0:
         raise InputError(f"no record bears the label {positive!r}; labels are {relations.users.ids.tolist()[:10]}")
-    if groups is not None and len(groups) != len(items):
-        raise InputError(f"{len(groups)} patients for {len(items)} records; give one per record")
     if part is not None:
-        return [cases.split_items(relations, part, groups=groups)], relations
-    return list(cases.fold_items(relations, folds=folds, groups=groups)), relations
-
-
-def _groups(groups: Sequence[Any] | None, relations: Interactions) -> NDArray[Any] | None:
-    return None if groups is None else np.asarray(pd.factorize(np.asarray(groups, dtype=object))[0])
+        return [cases.split_items(relations, part, groups=groups)]
+    return list(cases.fold_items(relations, folds=folds, groups=groups))
 
 
 def _judged(positive: Any) -> dict[str, Metric]:

@@ -36,6 +36,7 @@ def classification(
     part: ArrayLike,
     *,
     encoders: Sequence[Encoder] | None = None,
+    groups: Sequence[Any] | None = None,
     name: str = "classification",
 ) -> Case:
     """Which label each text bears: texts are items, labels the users who hold them.
@@ -45,11 +46,13 @@ def classification(
         labels: one of each; None is unlabelled.
         part: "train", "valid" or "test" of each; rows of other parts are left out.
         encoders: what reads the columns; all-MiniLM-L6-v2 by default. A list is read as the column "text".
+        groups: of each, such as its author: none may stand in two parts, and intervals draw whole ones.
         name: of the case.
     """
     items, relations = _labelled(texts, labels)
-    split = cases.split_items(relations, _part(part))
-    return Case(name, items, split, cases.LABEL_METRICS, encoders=_encoders(encoders, items))
+    own = cases.grouped(groups, len(items))
+    split = cases.split_items(relations, _part(part), groups=groups)
+    return Case(name, items, split, cases.LABEL_METRICS, encoders=_encoders(encoders, items), groups=own)
 
 
 def folds(
@@ -58,15 +61,17 @@ def folds(
     *,
     folds: int = 5,
     encoders: Sequence[Encoder] | None = None,
+    groups: Sequence[Any] | None = None,
     name: str = "classification",
     rng: int = 0,
 ) -> Iterator[Case]:
     """Cases as `classification` makes, in which each labelled text is in the test once; `cases.joined` makes one of
-    their outcomes.
+    their outcomes. Groups stay together.
     """
     items, relations = _labelled(texts, labels)
-    for split in cases.fold_items(relations, folds=folds, rng=rng):
-        yield Case(name, items, split, cases.LABEL_METRICS, encoders=_encoders(encoders, items))
+    own = cases.grouped(groups, len(items))
+    for split in cases.fold_items(relations, folds=folds, groups=groups, rng=rng):
+        yield Case(name, items, split, cases.LABEL_METRICS, encoders=_encoders(encoders, items), groups=own)
 
 
 def few(

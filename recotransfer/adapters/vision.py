@@ -42,6 +42,7 @@ def classification(
     part: ArrayLike,
     *,
     encoders: Sequence[Encoder],
+    groups: Sequence[Any] | None = None,
     name: str = "classification",
 ) -> Case:
     """Which label each picture bears: pictures are items, labels the users who hold them.
@@ -51,12 +52,14 @@ def classification(
         labels: one of each; None is unlabelled.
         part: "train", "valid" or "test" of each; rows of other parts are left out.
         encoders: what reads the columns; a list of pictures is the column "image".
+        groups: of each, such as who took it: none may stand in two parts, and intervals draw whole ones.
         name: of the case.
     """
     table = pictures if isinstance(pictures, pd.DataFrame) else cases.column(pictures, "image")
     items = Items(IdMap(np.arange(len(table))), table.reset_index(drop=True))
-    split = cases.split_items(Interactions.from_labels(labels, items.ids), part)
-    return Case(name, items, split, cases.LABEL_METRICS, encoders=encoders)
+    own = cases.grouped(groups, len(items))
+    split = cases.split_items(Interactions.from_labels(labels, items.ids), part, groups=groups)
+    return Case(name, items, split, cases.LABEL_METRICS, encoders=encoders, groups=own)
 
 
 def folder(path: str | Path) -> tuple[list[Path], list[str]]:
