@@ -68,7 +68,8 @@ def vision(table: Path, **o: Any) -> None:
 
     frame = _pictures(table, o)
     encoders = [PretrainedImage(model=o["encoder"], column=o["column"], folder=_folder_of(table))]
-    case = adapter.classification(_content(frame, o), _labels(frame, o), _parts(frame, o), encoders=encoders)
+    part, groups = _parts(frame, o), _groups(frame, o)
+    case = adapter.classification(_content(frame, o), _labels(frame, o), part, encoders=encoders, groups=groups)
     _learn(case, "image", o)
 
 
@@ -92,8 +93,8 @@ def nlp(table: Path, **o: Any) -> None:
 
     frame = _frame(table, [*o["columns"], o["label"]])
     encoders = [SentenceText(model=o["encoder"], column=list(o["columns"]))]
-    texts = frame[list(o["columns"])]
-    _learn(adapter.classification(texts, _labels(frame, o), _parts(frame, o), encoders=encoders), "text", o)
+    texts, part, groups = frame[list(o["columns"])], _parts(frame, o), _groups(frame, o)
+    _learn(adapter.classification(texts, _labels(frame, o), part, encoders=encoders, groups=groups), "text", o)
 
 
 @adapt.command()
@@ -117,22 +118,23 @@ def medical(table: Path, **o: Any) -> None:
     from recotransfer.encoders import PretrainedImage
 
     o["column"] = o["column"] or ("sequence" if o["kind"] == "dna" else "image")
-    frame = _pictures(table, o) if o["kind"] == "image" else _frame(table, [o["label"]])
+    needed = [o["column"], o["label"]] if o["kind"] == "dna" else [o["label"]]
+    frame = _pictures(table, o) if o["kind"] == "image" else _frame(table, needed)
     if o["tune"] and o["kind"] != "image":
         raise InputError(f"--tune changes a pretrained encoder, and --of {o['kind']} has none; leave it out")
     labels = [None if label is None else str(label) for label in _labels(frame, o)]
     if o["positive"] not in labels:
         raise InputError(f"no row has the label {o['positive']!r}; labels are {sorted({v for v in labels if v})[:5]}")
     facts = {"positive": o["positive"], "part": _parts(frame, o)}
-    if o["group"] is not None:
-        facts["patients"] = frame[o["group"]].tolist()
+    facts["families" if o["kind"] == "dna" else "patients"] = _groups(frame, o)
     if o["kind"] == "image":
         if o["encoder"] is None:
             raise InputError("pictures need a pretrained model; give --encoder")
-        encoders = [PretrainedImage(model=o["encoder"], folder=_folder_of(table))]
-        found = adapter.image_diagnosis(frame[o["column"]].tolist(), labels, encoders=encoders, **facts)
+        encoders = [PretrainedImage(model=o["encoder"], column=o["column"], folder=_folder_of(table))]
+        pictures = frame[o["column"]].tolist()
+        found = adapter.image_diagnosis(pictures, labels, encoders=encoders, column=o["column"], **facts)
     elif o["kind"] == "dna":
-        found = adapter.dna(_frame(table, [o["column"]])[o["column"]].tolist(), labels, **facts)
+        found = adapter.dna(frame[o["column"]].tolist(), labels, column=o["column"], **facts)
     else:
         kept = _numeric(frame.drop(columns=[c for c in (o["part"], o["group"]) if c]))
         kept[o["label"]] = labels
@@ -150,6 +152,8 @@ def medical(table: Path, **o: Any) -> None:
 @config_option
 def label(model: Path, table: Path, out: Path, k: int) -> None:
     """Write the likeliest labels of every row of TABLE, which has the columns that the model was made from.
+
+    Relative paths of pictures start at the folder of TABLE, which may also be a folder of pictures itself.
 
     \b
     Example:
@@ -171,6 +175,10 @@ def label(model: Path, table: Path, out: Path, k: int) -> None:
         ids = IdMap([path.name for path in files])
     else:
         frame = read_table(table)
+        for column in _columns_of_pictures(task):
+            if column not in frame.columns:
+                raise InputError(f"{table} has no column {column!r} of pictures; it has {list(frame.columns)}")
+            frame[column] = [_found_from(table.absolute().parent, cell) for cell in frame[column]]
         if any(encoder.block == "attributes" for encoder in task.encoders_):
             frame = _numeric(frame)
         ids = IdMap(range(1, len(frame) + 1))
@@ -221,6 +229,15 @@ def _folder_of(table: Path) -> Path | None:
     return None if table.is_dir() else table.absolute().parent
 
 
+def _found_from(folder: Path, cell: Any) -> Any:
+    """A cell of pictures whose relative path, if it has one, starts at this folder."""
+    from recotransfer.encoders.base import is_missing
+
+    if isinstance(cell, Mapping):  # Hugging Face data sets hold {"bytes": ..., "path": ...}
+        return {**cell, "path": _found_from(folder, cell.get("path"))}
+    return cell if is_missing(cell) or not isinstance(cell, (str, Path)) else str(folder / cell)
+
+
 def _content(frame: pd.DataFrame, o: Mapping[str, Any]) -> pd.DataFrame:
     """The columns that may be read: labels, parts and groups would tell the answer."""
     return frame.drop(columns=[c for c in (o["label"], o["part"], o["group"]) if c in frame.columns])
@@ -241,8 +258,11 @@ def _parts(frame: pd.DataFrame, o: Mapping[str, Any]) -> Any:
             raise InputError(f"--{flag} {o[flag]}: there is no such column; there are {list(frame.columns)}")
     if o["part"] is not None:
         return frame[o["part"]].to_numpy(object)
-    groups = None if o["group"] is None else frame[o["group"]].tolist()
-    return dealt(_labels(frame, o), groups=groups, rng=o["seed"])
+    return dealt(_labels(frame, o), groups=_groups(frame, o), rng=o["seed"])
+
+
+def _groups(frame: pd.DataFrame, o: Mapping[str, Any]) -> list[Any] | None:
+    return None if o["group"] is None else frame[o["group"]].tolist()
 
 
 def _learn(case: Case, modality: str, o: Mapping[str, Any], **choice: Any) -> None:
@@ -287,9 +307,14 @@ def _told(case: Case, outcomes: Sequence[Outcome], best: Outcome, arms: list[dic
     }
 
 
+def _columns_of_pictures(task: TransferTask) -> list[str]:
+    columns = [encoder.column for encoder in task.encoders_ if encoder.block == "image"]
+    return list(dict.fromkeys(name for c in columns for name in ([c] if isinstance(c, str) else c)))
+
+
 def _column_of(task: TransferTask) -> str:
     """The one column that the model's pictures are read from."""
-    columns = [encoder.column for encoder in task.encoders_ if encoder.block == "image"]
-    if len(columns) != 1 or not isinstance(columns[0], str):
+    columns = _columns_of_pictures(task)
+    if len(columns) != 1:
         raise InputError("the model reads no pictures, so a folder means nothing to it; give a table")
     return columns[0]

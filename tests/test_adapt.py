@@ -7,6 +7,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
+
+from recotransfer import adapt as adapt_module
+from recotransfer import cli
 
 
 def run(*words, folder):
@@ -40,7 +44,8 @@ def place(tmp_path_factory):
     letters = ["".join(rng.choice(list("ACGT"), 30)) for _ in range(120)]
     marked = np.arange(120) % 2 == 0
     sequences = [s[:10] + "TATAAT" + s[16:] if m else s for s, m in zip(letters, marked, strict=True)]
-    pd.DataFrame({"sequence": sequences, "label": marked.astype(int)}).to_csv(folder / "dna.csv", index=False)
+    dna = pd.DataFrame({"seq": sequences, "label": marked.astype(int), "family": np.arange(120) // 2})
+    dna.to_csv(folder / "dna.csv", index=False)
     return folder
 
 
@@ -74,11 +79,86 @@ def test_parquet_goes_out_too(model, place):
     assert pd.read_parquet(place / "labels.parquet").columns.tolist() == ["row", "label", "rank", "score"]
 
 
-def test_sequences_are_learned(place):
-    done = run("adapt", "medical", "dna.csv", "--of", "dna", "--positive", "1", "--out", "dna-model", folder=place)
+def test_sequences_of_any_column_are_learned_and_labelled(place):
+    words = ["dna.csv", "--of", "dna", "--positive", "1", "--column", "seq", "--group", "family", "--out", "dna-model"]
+    done = run("adapt", "medical", *words, folder=place)
     assert done.returncode == 0, done.stderr
     figures = dict(zip(*[line.split(",") for line in done.stdout.splitlines()[:2]], strict=True))
     assert float(figures["AUC"]) > 0.9
+    done = run("label", "dna-model", "dna.csv", "--out", "dna-labels.csv", folder=place)
+    assert done.returncode == 0, done.stderr
+    found = pd.read_csv(place / "dna-labels.csv")["label"]
+    assert (found == pd.read_csv(place / "dna.csv")["label"]).mean() > 0.9
+
+
+@pytest.fixture(scope="module")
+def albums(tmp_path_factory):
+    """A random vision model, and two folders whose pictures have the same names and the colours swapped."""
+    import torch
+    from PIL import Image
+    from transformers import ResNetConfig, ResNetModel
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("albums")
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    ResNetModel(config).save_pretrained(folder / "network")
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder / "network")
+    draw = np.random.default_rng(0)
+    for album, hues in {"old": ("red", "blue"), "new": ("blue", "red")}.items():
+        (folder / album).mkdir()
+        for at in range(40):
+            pixels = draw.integers(0, 60, (32, 32, 3), dtype=np.uint8)
+            pixels[:, :, ("red", "green", "blue").index(hues[at % 2])] += 150
+            Image.fromarray(pixels).save(folder / album / f"{at}.png")
+        table = pd.DataFrame({"file": [f"{at}.png" for at in range(40)], "label": np.resize(hues, 40)})
+        table.to_csv(folder / album / "photos.csv", index=False)
+    return folder
+
+
+def test_new_pictures_are_read_from_the_folder_of_their_own_table(albums):
+    words = ["old/photos.csv", "--of", "image", "--positive", "red", "--column", "file", "--encoder", "network"]
+    done = run("adapt", "medical", *words, "--out", "model", folder=albums)
+    assert done.returncode == 0, done.stderr
+    done = run("label", "model", "new/photos.csv", "--out", "labels.csv", folder=albums)
+    assert done.returncode == 0, done.stderr
+    assert "40 rows, 0 without readable content" in done.stderr
+    truth = pd.read_csv(albums / "new" / "photos.csv")
+    assert pd.read_csv(albums / "labels.csv")["label"].tolist() == truth["label"].tolist()
+    pd.DataFrame({"picture": truth["file"]}).to_csv(albums / "new" / "other.csv", index=False)
+    done = run("label", "model", "new/other.csv", "--out", "labels.csv", folder=albums)
+    assert done.returncode == 2
+    assert "no column 'file' of pictures" in done.stderr
+
+
+def test_only_relative_paths_are_taken_from_the_folder_of_the_table(tmp_path):
+    cells = ["a.png", str(tmp_path / "b.png"), None, float("nan"), b"bytes", {"bytes": None, "path": "c.png"}]
+    found = [adapt_module._found_from(tmp_path, cell) for cell in cells]
+    assert found[:3] == [str(tmp_path / "a.png"), str(tmp_path / "b.png"), None]
+    assert np.isnan(found[3])
+    assert found[4:] == [b"bytes", {"bytes": None, "path": str(tmp_path / "c.png")}]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["vision", "photos.csv", "--encoder", "network", "--column", "file"],
+        ["nlp", "photos.csv", "--column", "title"],
+        ["medical", "photos.csv", "--of", "image", "--encoder", "network", "--column", "file", "--positive", "a"],
+        ["medical", "photos.csv", "--of", "dna", "--column", "title", "--positive", "a"],
+        ["medical", "photos.csv", "--of", "table", "--positive", "a"],
+    ],
+)
+def test_a_group_is_one_unit_of_every_interval(tmp_path, monkeypatch, words):
+    seen = []
+    monkeypatch.setattr(adapt_module, "_learn", lambda case, *_, **__: seen.append(case))
+    who, label = np.repeat([f"who {n}" for n in range(10)], 3), np.resize(list("aab"), 30)
+    table = pd.DataFrame({"file": "x.png", "title": "ACGT", "size": 1.0, "label": label, "who": who})
+    table.to_csv(tmp_path / "photos.csv", index=False)
+    words = [str(tmp_path / word) if word.endswith(".csv") else word for word in words]
+    done = CliRunner().invoke(cli.cli, ["adapt", *words, "--group", "who", "--out", str(tmp_path / "model")])
+    assert done.exit_code == 0, done.output
+    np.testing.assert_array_equal(seen[0].groups, np.repeat(np.arange(10), 3))
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def image_diagnosis(
     *,
     positive: Any,
     encoders: Sequence[Encoder],
+    column: str = "image",
     part: ArrayLike | None = None,
     patients: Sequence[Any] | None = None,
     folds: int = 5,
@@ -49,12 +50,13 @@ def image_diagnosis(
         images: as `PretrainedImage` takes them.
         labels: the diagnosis of each; None is unlabelled.
         positive: the diagnosis that sensitivity and specificity speak of.
-        encoders: what reads the column "image".
+        encoders: what reads the column.
+        column: the column of the items that holds the pictures.
         part: "train", "valid" or "test" of each.
         patients: of each picture; None is a patient each.
         folds: number of cases where `part` is None.
     """
-    items = Items(IdMap(np.arange(len(images))), cases.column(images, "image"))
+    items = Items(IdMap(np.arange(len(images))), cases.column(images, column))
     groups = cases.grouped(patients, len(items), "patients")
     splits = _dealt(items, labels, part, patients, folds, positive)
     return [Case("image diagnosis", items, s, _judged(positive), encoders=encoders, groups=groups) for s in splits]
@@ -106,6 +108,7 @@ def dna(
     *,
     positive: Any,
     encoders: Sequence[Encoder] | None = None,
+    column: str = "sequence",
     part: ArrayLike | None = None,
     families: Sequence[Any] | None = None,
     folds: int = 5,
@@ -116,14 +119,15 @@ def dna(
         sequences: letters; where they are aligned at a site, `KmerSequence` compares them place by place.
         labels: of each; None is unlabelled.
         positive: the label that sensitivity and specificity speak of.
-        encoders: what reads the column "sequence": `KmerSequence()` by default, `SentenceText(model=folder,
-            column="sequence")` for a pretrained model of DNA.
+        encoders: what reads the column: `KmerSequence(column=column)` by default, `SentenceText(model=folder,
+            column=column)` for a pretrained model of DNA.
+        column: the column of the items that holds the sequences.
         part: "train", "valid" or "test" of each.
         families: sequences of one family, such as homologues, stay on one side of a split; None is a family each.
         folds: number of cases where `part` is None.
     """
-    items = Items(IdMap(np.arange(len(sequences))), pd.DataFrame({"sequence": list(sequences)}, dtype=object))
-    encoders, groups = encoders or [KmerSequence()], cases.grouped(families, len(items), "families")
+    items = Items(IdMap(np.arange(len(sequences))), cases.column(sequences, column))
+    encoders, groups = encoders or [KmerSequence(column=column)], cases.grouped(families, len(items), "families")
     splits = _dealt(items, labels, part, families, folds, positive)
     return [Case("sequences", items, s, _judged(positive), encoders=encoders, groups=groups) for s in splits]
 
