@@ -118,6 +118,7 @@ def medical(table: Path, **o: Any) -> None:
     from recotransfer.encoders import PretrainedImage
 
     o["column"] = o["column"] or ("sequence" if o["kind"] == "dna" else "image")
+    o["notice"] = adapter.NOTICE
     needed = [o["column"], o["label"]] if o["kind"] == "dna" else [o["label"]]
     frame = _pictures(table, o) if o["kind"] == "image" else _frame(table, needed)
     if o["tune"] and o["kind"] != "image":
@@ -190,6 +191,8 @@ def label(model: Path, table: Path, out: Path, k: int) -> None:
             found.to_parquet(file, index=False)
     unread = len(ids) - found["row"].nunique()
     click.echo(f"{len(ids):,} rows, {unread:,} without readable content", err=True)
+    if task.notice:
+        click.echo(task.notice, err=True)
     click.echo(out)
 
 
@@ -284,11 +287,14 @@ def _learn(case: Case, modality: str, o: Mapping[str, Any], **choice: Any) -> No
     best = max(outcomes, key=lambda outcome: outcome.valid)
     table = cases.table(outcomes, case.metrics, control="frozen encoder")
     click.echo(table.to_csv(index=False, float_format="%.4f"), nl=False)
+    best.task.notice = o.get("notice")
     best.task.save(o["out"])
     shutil.rmtree(work, ignore_errors=True)  # the saved model has its own copy
     if o["report"] is not None:
         write_json(o["report"], _told(case, outcomes, best, json.loads(table.to_json(orient="records"))))
     click.echo(f"{len(best.answers.units):,} in the test; saved the {best.name}, which validation preferred", err=True)
+    if best.task.notice:
+        click.echo(best.task.notice, err=True)
     click.echo(o["out"])
 
 
@@ -296,7 +302,8 @@ def _told(case: Case, outcomes: Sequence[Outcome], best: Outcome, arms: list[dic
     from recotransfer.benchmark import environment
 
     reports = {outcome.name: dict(outcome.reports) for outcome in outcomes if outcome.reports}
-    return {
+    notice = {"notice": best.task.notice} if best.task.notice else {}
+    return notice | {
         "environment": environment(),
         "case": case.name,
         "split": case.split.describe(),

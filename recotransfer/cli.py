@@ -36,6 +36,16 @@ def _count(n: int, what: str) -> str:
     return f"{n:,} {what}{'s' * (n != 1)}"
 
 
+def _loaded(model: Path) -> TransferTask:
+    """The saved model; what whoever is given its results is to read is said."""
+    from recotransfer.task import TransferTask
+
+    task = TransferTask.load(model)
+    if task.notice:
+        _say(task.notice)
+    return task
+
+
 def _filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--where", help="Only items for which this holds, e.g. 'price < 20 and category == \"Mugs\"'."),
@@ -401,9 +411,8 @@ def recommend(model: Path, out: Path, **o: Any) -> None:
     from recotransfer.arms import peak_memory_mib
     from recotransfer.artifacts import sha256
     from recotransfer.batch import BatchJob
-    from recotransfer.task import TransferTask
 
-    task = TransferTask.load(model)
+    task = _loaded(model)
     catalogue = task.recommender.catalogue_
     histories = None if o["histories"] is None else _read_events(o["histories"], o, catalogue)
     known = task.recommender.events_.users if histories is None else histories.users
@@ -437,9 +446,8 @@ def similar(model: Path, items: tuple[str, ...], **o: Any) -> None:
       recotransfer similar model P0001 P0002 --k 5
     """  # noqa: D301
     from recotransfer.readers import as_known
-    from recotransfer.task import TransferTask
 
-    task = TransferTask.load(model)
+    task = _loaded(model)
     known = task.recommender.catalogue_
     found = task.similar_items(as_known(items, known), min(o["k"], len(known)), filter=_filter(o, known))
     frame = found.to_frame("item", "similar")
@@ -469,10 +477,9 @@ def inspect(model: Path) -> None:
     """  # noqa: D301
     from recotransfer.artifacts import open_artifact
     from recotransfer.recommenders.base import FactorModel
-    from recotransfer.task import TransferTask
 
     artifact = open_artifact(model)
-    task = TransferTask.load(model)
+    task = _loaded(model)
     known = task.recommender
     facts: dict[str, Any] = {
         "format": artifact.manifest["format"],

@@ -47,6 +47,7 @@ class TransferTask:
         tuners: modality -> what changes the weights of its encoder before the items are encoded.
         cache: folder that keeps vectors between runs; encoding then resumes and redoes only what changed.
         progress: show a bar while encoding.
+        notice: a sentence that whoever is given results is to read; it is saved with the task.
     """
 
     encoders_: list[Encoder]
@@ -62,9 +63,10 @@ class TransferTask:
         tuners: Mapping[str, Tuner] | None = None,
         cache: str | Path | None = None,
         progress: bool = True,
+        notice: str | None = None,
     ) -> None:
         self.recommender = HybridItems() if recommender is None else recommender
-        self.encoders, self.weights, self.progress = encoders, weights, progress
+        self.encoders, self.weights, self.progress, self.notice = encoders, weights, progress, notice
         self.transfers, self.tuners = list(transfers), dict(tuners or {})
         self.cache = None if cache is None else Path(cache)
 
@@ -311,6 +313,7 @@ class TransferTask:
             "weights": None if self.weights is None else dict(self.weights),
             "kinds": self.kinds_,
             "transfers": [transfer.name() for transfer in self.transfers],
+            "notice": self.notice,
         }
         writer.json("task", facts)
         for at, transfer in enumerate(self.transfers):
@@ -334,9 +337,11 @@ class TransferTask:
         facts = artifact.json("task")
         encoders = stored_encoders(facts["encoders"], artifact)
         recommender = by_name(facts["recommender"], from_file=True).read(artifact.within("model"))
-        names = facts.get("transfers", [])  # 0.1 had none
+        names, notice = facts.get("transfers", []), facts.get("notice")  # 0.1 had none
         transfers = [Transfer.named(name).read(artifact.within(f"transfer {at}")) for at, name in enumerate(names)]
-        task = cls(recommender, encoders=encoders, weights=facts["weights"], transfers=transfers, cache=cache)
+        task = cls(
+            recommender, encoders=encoders, weights=facts["weights"], transfers=transfers, cache=cache, notice=notice
+        )
         task.encoders_, task.kinds_, task.reports_ = encoders, facts["kinds"], []
         task.fusion_ = Fusion.load(artifact) if "fusion.json" in artifact else None
         if recommender.item_columns is None or not len(recommender.item_columns.columns):

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from recotransfer import adapt as adapt_module
 from recotransfer import cli
+from recotransfer.adapters.medical import NOTICE
 
 
 def run(*words, folder):
@@ -64,9 +65,12 @@ def test_figures_come_as_csv_and_json_and_the_model_labels_new_rows(model, place
     assert float(figures["AUC low"]) <= float(figures["AUC"]) <= float(figures["AUC high"])
     told = json.loads((place / "report.json").read_text())
     assert told["saved"] == "frozen encoder"
+    assert told["notice"] == NOTICE
+    assert NOTICE in model.stderr
     assert told["arms"][0]["AUC"] == pytest.approx(float(figures["AUC"]), abs=1e-4)
     done = run("label", "model", "new.csv", "--out", "labels.csv", "--k", "2", folder=place)
     assert done.returncode == 0, done.stderr
+    assert NOTICE in done.stderr
     found = pd.read_csv(place / "labels.csv")
     assert found["row"].nunique() == 200
     np.testing.assert_allclose(found.groupby("row")["score"].sum(), 1, atol=1e-5)
@@ -123,12 +127,14 @@ def test_new_pictures_are_read_from_the_folder_of_their_own_table(albums):
     done = run("label", "model", "new/photos.csv", "--out", "labels.csv", folder=albums)
     assert done.returncode == 0, done.stderr
     assert "40 rows, 0 without readable content" in done.stderr
+    assert NOTICE in done.stderr
     truth = pd.read_csv(albums / "new" / "photos.csv")
     assert pd.read_csv(albums / "labels.csv")["label"].tolist() == truth["label"].tolist()
     pd.DataFrame({"picture": truth["file"]}).to_csv(albums / "new" / "other.csv", index=False)
     done = run("label", "model", "new/other.csv", "--out", "labels.csv", folder=albums)
     assert done.returncode == 2
     assert "no column 'file' of pictures" in done.stderr
+    assert NOTICE in run("inspect", "model", folder=albums).stderr
 
 
 def test_only_relative_paths_are_taken_from_the_folder_of_the_table(tmp_path):
