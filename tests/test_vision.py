@@ -244,6 +244,33 @@ def test_an_activation_map_asks_each_cell_for_the_label(models):
     heat = vision.heatmap(task, picture, "red", dense=dense, cells=6)
     assert heat.shape == (3, 6)
     assert heat[:, :3].min() > heat[:, 3:].max()
+    twice = TransferTask(Probe(), encoders=[MeanColour(), encoder], progress=False).fit(case.items, case.split.train)
+    with pytest.raises(InputError, match="one encoder, and this has 2"):
+        vision.heatmap(twice, picture, "red", dense=dense)
+
+
+@pytest.mark.parametrize(
+    ("shape", "cells", "wanted"),
+    [((33, 64), 8, (5, 8)), ((65, 31), 4, (4, 2)), ((97, 97), 6, (6, 6)), ((2, 9), 6, (2, 6))],
+)
+def test_an_activation_map_covers_pictures_of_any_size(shape, cells, wanted):
+    class Colours:
+        """The colour of each pixel, of which `MeanColour` is the mean."""
+
+        name = "Colours"
+
+        def read(self, picture):
+            return DensePicture(shape, (Layer(picture.reshape(-1, 3).astype(np.float32), *shape),))
+
+    labels = np.resize(list(HUES), 24)
+    pictures = [coloured(label, rng) for rng, label in enumerate(labels)]
+    case = vision.classification(pictures, labels, dealt(24), encoders=[MeanColour()])
+    task = cases.run(case, TransferTask(Probe(), progress=False), settings=[{"reg": 1.0}], draws=10).task
+    picture = np.full((*shape, 3), HUES["blue"], np.uint8)
+    picture[:, : shape[1] // 2] = HUES["red"]
+    heat = vision.heatmap(task, picture, "red", dense=Colours(), cells=cells)
+    assert heat.shape == wanted
+    assert (heat[:, : wanted[1] // 2] > heat[:, -(wanted[1] // 2) :]).all()
 
 
 # -- masks and boxes ---------------------------------------------------------------------------------------------------

@@ -91,17 +91,17 @@ def heatmap(
         picture: what to look at.
         label: the user.
         dense: reads the map that the task's only encoder takes the mean of; None covers parts.
-        cells: rows and columns of parts.
+        cells: rows and columns of parts; with `dense`, along the longer edge, and in proportion along the other.
         column: of the items, which holds the picture.
     """
     if dense is not None:
+        if len(task.encoders_) != 1:
+            raise InputError(f"dense needs a task of one encoder, and this has {len(task.encoders_)}; leave dense out")
         seen = dense.read(picture)
-        step = -(-max(seen.shape) // cells)
-        where = places(seen.shape, step)
-        (encoder,) = task.encoders_
-        block = ((encoder.block, seen.width),)
-        scores = _asked(task, seen.at(where), dense.name, users=[label], blocks=block)
-        return scores.reshape(-(-seen.shape[0] // step), -1)
+        rows, columns = (-(-edge * cells // max(seen.shape)) for edge in seen.shape)
+        where = places((rows, columns)) * np.divide(seen.shape, (rows, columns))
+        block = ((task.encoders_[0].block, seen.width),)
+        return _asked(task, seen.at(where), dense.name, users=[label], blocks=block).reshape(rows, columns)
     image = np.asarray(decode(picture))
     edges = [np.linspace(0, edge, cells + 1).round().astype(int) for edge in image.shape[:2]]
     copies = [image]

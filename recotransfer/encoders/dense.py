@@ -97,7 +97,7 @@ class DensePicture(NamedTuple):
 
 
 def places(shape: tuple[int, int], step: int = 1) -> NDArray[np.float64]:
-    """(rows * columns, 2) middles of the cells of `step` pixels that cover a picture, in reading order.
+    """(rows * columns, 2) middles of a picture's cells of `step` pixels, those within it, in reading order.
 
     >>> places((4, 6), 2).tolist()
     [[1.0, 1.0], [1.0, 3.0], [1.0, 5.0], [3.0, 1.0], [3.0, 3.0], [3.0, 5.0]]
