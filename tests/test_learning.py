@@ -90,6 +90,22 @@ def test_found_at_counts_shares_of_what_was_held_out():
         learning.found_at(0)
 
 
+def test_profiles_of_nobody_are_refused_and_those_of_some_are_taken():
+    log, items, profiles = platform()
+    with pytest.raises(InputError, match=r"learners look like \['u0', 'u1', 'u2'\], .* like \[0, 1, 2\]; index"):
+        learning.courses(log, items, profiles=profiles.reset_index(drop=True), groups=KINDS)
+    some = learning.courses(log, items, profiles=profiles.iloc[:90], groups=KINDS)
+    assert len(some.split.train) == len(learning.courses(log, items).split.train) + 90
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_new_learners_are_refused(count):
+    log, items, _ = platform(count)
+    with pytest.raises(InputError, match=f"three learners at least.*there are {count}"):
+        learning.courses(log, items, ask="new learners")
+    assert len(learning.courses(*platform(3)[:2], ask="new learners").split.test) == 5
+
+
 def test_an_unknown_question_is_refused():
     log, items, _ = platform(12, 15)
     with pytest.raises(InputError, match="next"):

@@ -39,7 +39,8 @@ def courses(
         enrolments: learners as users, courses as items.
         catalogue: the courses, those without a learner too.
         profiles: one row per learner, indexed by learner: numbers on how they learn, such as minutes per session.
-            Learners are put into groups by them (`features.clusters`); None leaves groups out, as the control arm does.
+            Learners with a row are put into groups by them (`features.clusters`); None leaves groups out, as the
+            control arm does.
         groups: number of groups.
         ask: "next" holds out each learner's last course, "cold courses" all learners of a tenth of the courses, "new
             learners" all courses of a tenth of the learners, of whom only the profile is known.
@@ -62,6 +63,8 @@ def _split(enrolments: Interactions, ask: str, rng: int) -> Split:
         return splits.cold_items(enrolments, rng=rng)
     if ask != "new learners":
         raise InputError(f'ask must be "next", "cold courses" or "new learners", got {ask!r}')
+    if (count := len(enrolments.users)) < 3:
+        raise InputError(f"new learners take three learners at least, one for each part; there are {count}, add some")
     lot = np.random.default_rng(rng).permutation(len(enrolments.users))
     tenth = max(1, len(lot) // 10)
     part = np.repeat(["test", "valid", "train"], [tenth, tenth, len(lot) - 2 * tenth])[np.argsort(lot)]
@@ -79,6 +82,11 @@ def _with_groups(items: Items, split: Split, group_of: Mapping[Any, int]) -> tup
     learners = split.train.users
     held = np.array([group_of.get(learner, -1) for learner in learners.ids])
     who = np.flatnonzero(held >= 0)
+    if not len(who):
+        raise InputError(
+            f"no learner has a profile: learners look like {learners.ids[:3].tolist()}, the index of the profiles like "
+            f"{list(group_of)[:3]}; index the profiles by learner"
+        )
     what = ids.positions(names.ids)[np.searchsorted([number for _, number in names.ids.tolist()], held[who])]
     wide = split.with_items(ids)
     train, valid, test = (_known(log, who, what) for log in (wide.train, wide.valid_history, wide.test_history))
