@@ -102,6 +102,8 @@ def test_what_cannot_be_read_is_reported_and_the_rest_is_kept(tmp_path):
     assert "gone.wav" in told[4]
     with pytest.raises(InputError, match="rate"):
         vector({"array": tone(150)})
+    with pytest.raises(InputError, match="bare array has no rate"):
+        vector((tone(150) * 32767).astype(np.int16))
 
 
 def test_a_spec_makes_the_same_encoder():

@@ -189,6 +189,8 @@ def clips(items: Items, column: str) -> list[Any]:
 
 
 def _clip(cell: Any) -> Any:
+    if isinstance(cell, np.ndarray):
+        raise InputError('a clip given as a bare array has no rate; give {"array": samples, "rate": hertz}')
     if isinstance(cell, Mapping):  # Hugging Face data sets hold {"array": ..., "sampling_rate": ...} or {"bytes": ...}
         if cell.get("array") is not None:
             rate = cell.get("rate") or cell.get("sampling_rate")
