@@ -179,6 +179,20 @@ def test_cells_of_a_standard_table():
     assert not encoder.encode(encoder.values(unseen)).any()
 
 
+def test_a_category_that_is_empty_in_training_takes_no_place():
+    frame = pd.DataFrame({"x": [1.0, 2.0, 3.0, 4.0], "c": [None, None, "a", "b"]}, dtype=object)
+    items = Items(IdMap(np.arange(4)), frame, {"x": "number", "c": "category"})
+    encoder = StandardTable.of(items.take(np.arange(2)))
+    assert (encoder.dim, encoder.column) == (1, ("x", "c"))
+    np.testing.assert_allclose(encoder.encode(encoder.values(items))[:, 0], [-0.3, 0.3, 0.9, 1.2], atol=1e-6)
+    alone = StandardTable(numbers={}, categories={"c": {}})
+    with pytest.raises(InputError, match="no column with a value"):
+        alone.values(items)
+    rows = table().assign(ward=[None] * 180 + ["north"] * 60)
+    (case,) = medical.disease_from_table(rows, "ill", positive="ill", part=["train"] * 120 + ["valid", "test"] * 60)
+    assert quick(case, [{}]).metrics["AUC"].value > 0.8
+
+
 # -- sequences ---------------------------------------------------------------------------------------------------------
 
 
@@ -218,6 +232,14 @@ def test_mutations_of_the_box_matter_most_and_effects_are_changes_of_the_label(t
     assert "not for clinical use" in found.attrs["notice"]
     with pytest.raises(InputError, match="empty"):
         medical.point_mutations(told.task, " ", "box")
+
+
+def test_mutations_of_rna_are_those_of_its_dna_and_other_letters_are_refused(told):
+    sequence = "ACGTTGCAACTATAAT"
+    rna = medical.point_mutations(told.task, sequence.replace("T", "u").lower(), "box")
+    pd.testing.assert_frame_equal(rna, medical.point_mutations(told.task, sequence, "box"))
+    with pytest.raises(InputError, match="'N' at place 4, which is none of ACGT"):
+        medical.point_mutations(told.task, "ACGNNX", "box")
 
 
 def test_sequences_of_a_family_are_one_group_and_errors_call_it_so():

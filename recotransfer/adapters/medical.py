@@ -262,7 +262,7 @@ def point_mutations(
 
     Args:
         task: fitted on a case of `dna`.
-        sequence: what to change.
+        sequence: what to change, in these letters; U is read as T where they have T alone.
         positive: the label.
         letters: what a letter may become.
         column: of the items, which holds the sequence.
@@ -270,9 +270,13 @@ def point_mutations(
     Returns:
         Columns place (from 1), letter, change, probability, effect: the probability after minus the one before.
     """
-    sequence = sequence.strip().upper()
+    sequence, letters = sequence.strip().upper(), letters.upper()
+    if "T" in letters and "U" not in letters:
+        sequence = sequence.replace("U", "T")
     if not sequence:
         raise InputError("the sequence is empty; give one letter at least")
+    if (at := next((at for at, letter in enumerate(sequence) if letter not in letters), None)) is not None:
+        raise InputError(f"the sequence has {sequence[at]!r} at place {at + 1}, which is none of {letters}; replace it")
     places = [(at, new) for at, old in enumerate(sequence) for new in letters if new != old]
     mutants = [sequence] + [sequence[:at] + new + sequence[at + 1 :] for at, new in places]
     items = Items(IdMap(np.arange(len(mutants))), pd.DataFrame({column: mutants}))

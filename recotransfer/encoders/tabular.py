@@ -150,8 +150,10 @@ class StandardTable:
 
     def values(self, items: Items) -> list[Mapping[str, Any] | None]:
         """{column: number or text} of the cells that each item has; None where all are empty."""
-        if not self.column:
-            raise InputError("StandardTable has no column; give numbers or categories, or take StandardTable.of(items)")
+        if not self.dim:
+            raise InputError(
+                "StandardTable has no column with a value; give numbers or categories, or take StandardTable.of(items)"
+            )
         frame = columns_of(items, self.column)
         kinds = {c: "number" if c in self.numbers else "category" for c in self.column}
         cells = {c: [_cell(v, kinds[c]) for v in frame[c].tolist()] for c in self.column}
@@ -166,6 +168,8 @@ class StandardTable:
             far = np.clip((cells - mean) / (spread or 1.0), -_MOST, _MOST)
             columns.append(_NUMBER_SHARE * far[:, None])
         for column, named in sorted(self.categories.items()):
+            if not named:  # no row had a value to take statistics of
+                continue
             shares = dict(sorted(named.items()))
             place = {name: at for at, name in enumerate(shares)}
             which = np.array([place.get(_label(value.get(column)), -1) for value in values])
