@@ -326,6 +326,22 @@ def test_a_mask_of_another_size_is_refused():
         _ = vision.Segmentation(pictures, masks, {"p0": "train", "p1": "test"}, DenseImage()).case
 
 
+def test_a_picture_or_a_column_that_is_not_there_is_named():
+    pictures, masks = discs(3)
+    part = {"p0": "train", "p1": "test", "p2": "spare", "p9": "spare"}
+    few = {name: masks[name] for name in ("p0", "p2")}
+    assert len(vision.Segmentation(pictures, masks, part, DenseImage(), samples=10).case.items) == 20
+    with pytest.raises(InputError, match="picture 'p1' has a part but is not in masks"):
+        vision.Segmentation(pictures, few, part, DenseImage())
+    with pytest.raises(InputError, match="picture 'p1' has a part but is not in pictures"):
+        vision.Segmentation(few, masks, part, DenseImage())
+    pictures, truth = squares(3)
+    with pytest.raises(InputError, match="picture 7 has a part but is not in pictures"):
+        vision.Detection(pictures, truth, {0: "train", 7: "test"}, DenseImage())
+    with pytest.raises(InputError, match="the boxes have no column 'ymax'; they have"):
+        vision.Detection(pictures, truth.drop(columns="ymax"), {0: "train", 1: "test"}, DenseImage())
+
+
 def squares(count=24, shape=(64, 96)):
     draw, pictures, rows = np.random.default_rng(0), {}, []
     for at in range(count):

@@ -1,6 +1,6 @@
 """Vision: pictures with labels, masks or boxes as cases of the core, and answers as masks, boxes and heatmaps again.
 
-Nothing here learns. Pixels and places of pictures are items with vectors of `DenseImage`; classes are users.
+Pixels and places of pictures are items with vectors of `DenseImage`, classes are users, and learning is the core's.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from recotransfer.encoders.image import decode
 from recotransfer.errors import InputError
 from recotransfer.task import TransferTask
 
+_PARTS = ("train", "valid", "test")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _BLOCK = 1 << 16  # places asked about at a time
 _CONTEXT = (1.0, 2.0, 4.0, 8.0)  # widths of the filters of answers
@@ -158,6 +159,15 @@ def _case(name: str, sampled: Sequence[tuple[Any, str, NDArray[Any], list[Any], 
     return Case(name, Items(ids, pd.DataFrame(index=range(len(ids)))), split, metrics, parts=[vectors], groups=owner)
 
 
+def _check_held(part: Mapping[Any, str], **tables: Mapping[Any, Any]) -> None:
+    """Raise `InputError` where a picture of a part is not in each of these tables."""
+    for name, table in tables.items():
+        if lost := [picture for picture, own in part.items() if own in _PARTS and picture not in table]:
+            raise InputError(
+                f"picture {lost[0]!r} has a part but is not in {name}; add it there, or leave it out of part"
+            )
+
+
 def _judged(
     outcome: Outcome, pictures: Sequence[Any], options: IdMap, truth: Any, scores: Any, metrics: Mapping[str, Any]
 ) -> Outcome:
@@ -193,7 +203,6 @@ class Segmentation:
         part: id -> "train", "valid" or "test"; other pictures are left out.
         features: what sees the pixels.
         samples: pixels of each picture that become items, drawn by lot.
-        smoothing: width in pixels of a Gaussian that shares are smoothed with before masks are cut.
         before: fitted tasks whose answers are seen too, each with the pictures it has learned from; see `in_context`.
         rng: seed.
     """
@@ -203,9 +212,11 @@ class Segmentation:
     part: Mapping[Any, str]
     features: DenseImage
     samples: int = 2000
-    smoothing: float = 0.0
     before: tuple[tuple[TransferTask, frozenset[Any]], ...] = ()
     rng: int = 0
+
+    def __post_init__(self) -> None:
+        _check_held(self.part, pictures=self.pictures, masks=self.masks)
 
     @cached_property
     def case(self) -> Case:
@@ -213,7 +224,7 @@ class Segmentation:
         draw = np.random.default_rng(self.rng)
         sampled = []
         for picture, part in self.part.items():
-            if part not in ("train", "valid", "test"):
+            if part not in _PARTS:
                 continue
             seen, mask = self._seen(self.pictures[picture], picture), np.asarray(self.masks[picture])
             if mask.shape != seen.shape:
@@ -251,10 +262,7 @@ class Segmentation:
 
     def shares(self, task: TransferTask, picture: Any) -> NDArray[np.float32]:
         """(labels, height, width) score of each label, in the order of the task's users, at each pixel of a picture."""
-        from scipy.ndimage import gaussian_filter
-
-        table = self._shares(task, self._seen(picture))
-        return np.stack([gaussian_filter(one, self.smoothing) for one in table]) if self.smoothing else table
+        return self._shares(task, self._seen(picture))
 
     def judged(self, outcome: Outcome, label: Any) -> Outcome:
         """The outcome with whole test pictures as its units: Dice and intersection over union of the label's mask.
@@ -335,6 +343,11 @@ class Detection:
     least: float = 0.02
     rng: int = 0
 
+    def __post_init__(self) -> None:
+        _check_held(self.part, pictures=self.pictures)
+        if lost := [name for name in ("picture", "label", *EDGES) if name not in self.boxes.columns]:
+            raise InputError(f"the boxes have no column {lost[0]!r}; they have {list(self.boxes.columns)}")
+
     @cached_property
     def _binned(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Boxes with their middle `y`, `x`, `height`, `width` and `user`; and mean height and width of each user.
@@ -344,7 +357,7 @@ class Detection:
         b = self.boxes.reset_index(drop=True)
         b = b.assign(height=b["ymax"] - b["ymin"], width=b["xmax"] - b["xmin"])
         b = b.assign(y=(b["ymin"] + b["ymax"]) / 2, x=(b["xmin"] + b["xmax"]) / 2, part=b["picture"].map(self.part))
-        b = b[(b["height"] >= 1) & (b["width"] >= 1) & b["part"].isin(["train", "valid", "test"])].copy()
+        b = b[(b["height"] >= 1) & (b["width"] >= 1) & b["part"].isin(_PARTS)].copy()
         known = b[b["part"] == "train"]
         size = _bins(known["height"] * known["width"], [known["label"]], self.shapes[0])
         shape = size * self.shapes[1] + _bins(known["height"] / known["width"], [known["label"], size], self.shapes[1])
@@ -368,7 +381,7 @@ class Detection:
         by_picture = dict(tuple(boxes.groupby("picture")))
         sampled = []
         for picture, part in self.part.items():
-            if part not in ("train", "valid", "test"):
+            if part not in _PARTS:
                 continue
             seen = self.features.read(self.pictures[picture])
             where = places(seen.shape, self.step)
