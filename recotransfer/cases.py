@@ -318,7 +318,7 @@ def split_items(
     Raises:
         InputError: a group, such as a patient, of `groups` (items,) has items in two parts.
     """
-    place = pd.Series(np.asarray(part, dtype=object)).replace(_PARTS).to_numpy(object)
+    place = named_parts(part)
     if len(place) != len(relations.items):
         raise InputError(f"{len(place)} parts for {len(relations.items)} items; give one per item")
     if (number := grouped(groups, len(place))) is not None and groups is not None:
@@ -334,6 +334,11 @@ def split_items(
     if not len(train) or not len(rows["test"]):
         raise InputError("no relation is left to learn from, or none to judge on; look at the parts of the items")
     return Split(train, rows["valid"], rows["test"], train, train, ranked["valid"], ranked["test"], name)
+
+
+def named_parts(part: ArrayLike) -> NDArray[Any]:
+    """(n,) "train", "valid" and "test" from the names that data sets use; other values stay as they are."""
+    return pd.Series(np.asarray(part, dtype=object)).replace(_PARTS).to_numpy(object)
 
 
 def fold_items(

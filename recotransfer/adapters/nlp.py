@@ -24,7 +24,6 @@ from recotransfer.splits import Split
 from recotransfer.transfer.generation import Pairs
 
 _FOUND = {"MAP": cases.mean_average_precision, "MRR": cases.mean_reciprocal_rank}
-_PARTS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid", "test": "test"}
 
 
 # -- texts with labels -------------------------------------------------------------------------------------------------
@@ -51,7 +50,7 @@ def classification(
     """
     items, relations = _labelled(texts, labels)
     own = cases.grouped(groups, len(items))
-    split = cases.split_items(relations, _part(part), groups=groups)
+    split = cases.split_items(relations, part, groups=groups)
     return Case(name, items, split, cases.LABEL_METRICS, encoders=_encoders(encoders, items), groups=own)
 
 
@@ -160,7 +159,7 @@ def answer_pairs(
         {"question": "text", "sentence": "text"},
     )
     right = np.where(t["label"].to_numpy(float) > 0, "answer", "other")
-    split = cases.split_items(Interactions.from_labels(right.tolist(), items.ids), _part(t["part"]))
+    split = cases.split_items(Interactions.from_labels(right.tolist(), items.ids), t["part"])
     metrics = {"MAP": _pair_precision, "MRR": _pair_rank}
     return Case(name, items, split, metrics, encoders=_encoders(encoders, items), groups=t["question"].to_numpy(object))
 
@@ -235,7 +234,7 @@ def _candidates(t: pd.DataFrame, words: pd.Series, texts: pd.Series, name: str) 
     plain = Items(ids, pd.DataFrame({"text": texts[own].to_numpy(object)}), {"text": "text"})
     items, known = cases.described(plain, dict(zip(t["question"], words, strict=True)), "text")
     pairs = Interactions.from_frame(t, user="question", item="item", users=known.users, items=items.ids)
-    part, right = _part(t["part"]), t["label"].to_numpy(float) > 0
+    part, right = cases.named_parts(t["part"]), t["label"].to_numpy(float) > 0
     rows = {key: pairs.select(np.flatnonzero(right & (part == key))) for key in ("train", "valid", "test")}
     for key in ("valid", "test"):
         if len(both := np.intersect1d(pairs.user[part == "train"], pairs.user[part == key])):
@@ -365,8 +364,3 @@ def _columns(records: pd.DataFrame, **names: str) -> pd.DataFrame:
     if lost := [name for name in names.values() if name not in records.columns]:
         raise InputError(f"the records have no column {lost[0]!r}; they have {list(records.columns)}")
     return pd.DataFrame({own: records[name].to_numpy() for own, name in names.items()})
-
-
-def _part(values: ArrayLike) -> NDArray[Any]:
-    """Each row's part, "train", "valid" or "test", from the names that data sets use; others stay as they are."""
-    return pd.Series(np.asarray(values, dtype=object)).map(lambda value: _PARTS.get(value, value)).to_numpy(object)
