@@ -32,6 +32,7 @@ from recotransfer.recommenders.base import by_name, name_of
 from recotransfer.transfer import Transfer, Tuner
 
 _AUDIENCE_BLOCK = 4096  # users ranked at a time
+_BEFORE_TUNING = "this task has tuners that have not been at work; go on with task.tuned(items, events), which has none"
 _PLAIN = {str, bool, int, float, date, datetime, pd.Timestamp, Decimal}
 
 
@@ -80,6 +81,9 @@ class TransferTask:
             interactions: the log, or any other relation of subjects to these items: labels are users too.
             parts: vectors of these items, one `Embeddings` per encoder: what `encode` gave, to save encoding them
                 twice. Without encoders (an empty sequence) they are the content, and new items come with theirs.
+
+        Raises:
+            InputError: `parts` for a task with tuners, which they have not been through; see `tuned`.
         """
         self.recommender.check_settings()
         if parts is None:
@@ -88,8 +92,12 @@ class TransferTask:
             else:
                 self.encoders_ = self._encoders_for(items)
             parts = self._encode(items)
+        elif self.tuners:
+            raise InputError(f"vectors are given, but {_BEFORE_TUNING}")
         else:
-            self.encoders_, self.reports_ = self._encoders_for(items, given=True), []
+            if self.encoders is not None or not hasattr(self, "encoders_"):  # else `encode` has chosen them
+                self.encoders_ = self._encoders_for(items, given=True)
+            self.reports_ = []
         self.fusion_ = Fusion(weights=self.modality_weights()).fit(parts) if parts else None
         if self.transfers and not parts:
             raise InputError("transfers map vectors, and there are none without content; give encoders")
@@ -103,8 +111,11 @@ class TransferTask:
         return self
 
     def encode(self, items: Items) -> list[Embeddings]:
-        """One `Embeddings` per encoder; what could not be read is in `reports_`."""
-        self.encoders_ = self._encoders_for(items)
+        """One `Embeddings` per encoder, by those of the fit once there was one; `reports_` tells what was not read."""
+        if not hasattr(self, "fusion_") or (self.encoders is not None and not self.tuners):
+            if self.tuners:
+                raise InputError(f"the items are to be encoded, but {_BEFORE_TUNING}")
+            self.encoders_ = self._encoders_for(items)
         return self._encode(items)
 
     def _encode(self, items: Items) -> list[Embeddings]:
@@ -116,6 +127,7 @@ class TransferTask:
         """A task without tuners, not fitted, whose encoders have been through them: what `fit` begins with."""
         out = copy.copy(self)
         out.encoders, out.tuners = self._tuned(items, interactions), {}
+        vars(out).pop("fusion_", None)
         return out
 
     def _tuned(self, items: Items, interactions: Interactions) -> list[Encoder]:

@@ -32,6 +32,7 @@ from recotransfer.recommenders import (
     RidgeProfiles,
 )
 from recotransfer.task import TransferTask
+from recotransfer.transfer import Tuner, Whitening
 
 ALL = (HybridItems, EASE, ItemKNN, RidgeProfiles, ContentProfiles, ALS, BPR, Popularity)
 
@@ -310,6 +311,80 @@ def test_pictures_that_cannot_be_read_are_reported(tmp_path):
     grown = task.extend(new)
     assert grown.reports_[1].unreadable == (("n1", "no picture"),)
     assert "n1" in grown.recommend(["u0"], 6).items
+
+
+# -- tuners and transfers ----------------------------------------------------------------------------------------------
+
+
+class Teachable(HashingText):
+    """An encoder that says that it has weights."""
+
+    module = None
+
+
+class Narrower(Tuner):
+    """Gives another encoder, of 64 dimensions, and keeps what it learned from."""
+
+    def tune(self, encoder, items, relations):
+        self.learned_from = items, relations
+        return HashingText(dim=64)
+
+
+def tuning(**settings):
+    return TransferTask(encoders=[Teachable()], tuners={"text": Narrower()}, progress=False, **settings)
+
+
+def test_vectors_that_tuners_have_not_seen_are_refused():
+    catalogue, log = little()
+    parts = quick(encoders=[Teachable()]).fit(catalogue, log).encode(catalogue)
+    for call in (lambda: tuning().encode(catalogue), lambda: tuning().fit(catalogue, log, parts=parts)):
+        with pytest.raises(
+            InputError, match=r"has tuners that have not been at work; go on with task\.tuned\(items, e"
+        ):
+            call()
+    ready = tuning().tuned(catalogue, log)
+    passed = ready.fit(catalogue, log, parts=ready.encode(catalogue))
+    assert passed.embed(catalogue).dim == 64
+    same(passed.recommend(k=3), tuning().fit(catalogue, log).recommend(k=3))
+
+
+def test_encoding_leaves_a_fitted_task_its_encoders(tmp_path):
+    catalogue, log = little()
+    task = tuning(transfers=[Whitening(dim=4)]).fit(catalogue, log)
+    before = task.label(catalogue)
+    assert [part.dim for part in task.encode(catalogue)] == [64]
+    same(task.label(catalogue), before)
+    same(task.label(catalogue, parts=task.encode(catalogue)), before)
+    task.save(tmp_path / "m")
+    same(TransferTask.load(tmp_path / "m").label(catalogue), before)
+    chosen = TransferTask(progress=False).fit(*little(in_stock=[True] * 5))
+    names = [encoder.name for encoder in chosen.encoders_]
+    chosen.encode(catalogue)
+    assert [encoder.name for encoder in chosen.encoders_] == names, "other columns choose no other encoders"
+
+
+def test_a_fitted_task_that_is_tuned_again_counts_as_not_fitted():
+    catalogue, log = little()
+    again = tuning().fit(catalogue, log).tuned(catalogue, log)
+    with pytest.raises(NotFittedError):
+        again.embed(catalogue)
+
+
+def test_new_items_and_events_go_through_what_was_tuned_and_learned():
+    catalogue, log = little()
+    task = tuning(transfers=[Whitening(dim=4)]).fit(catalogue, log)
+    maps = {name: values.copy() for name, values in task.transfers[0].state_.items()}
+    new = Items(IdMap(["n1"]), pd.DataFrame({"title": ["thing 3"]}), {"title": "text"})
+    grown = task.extend(new)
+    assert grown.recommender.items_.dim == 4
+    event = Interactions.from_frame(pd.DataFrame({"user": ["u9"], "item": ["n1"], "time": [9.0]}), time="time")
+    task.partial_fit(new, event)
+    assert task.recommender.items_.dim == 4
+    np.testing.assert_allclose(
+        task.recommender.items_.align(new.ids).vectors, grown.recommender.items_.align(new.ids).vectors
+    )
+    for name, values in task.transfers[0].state_.items():
+        np.testing.assert_array_equal(values, maps[name])
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
