@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +38,8 @@ class Tuned:
         params: constructor arguments of the recommender.
         weights: modality -> weight; None where there is one modality or none.
         trials: one row per trial: settings, ndcg, recall, in the order tried; the first is the starting point.
-        parts: vectors of all items, for `TransferTask.fit` to take instead of encoding them again.
+        parts: vectors of all items, for `TransferTask.fit` to take instead of encoding them again; where the task had
+            tuners, by encoders that they tuned on what was not held out.
     """
 
     params: Mapping[str, Any]
@@ -64,7 +67,8 @@ def tune(
     """The settings with the best NDCG@k on held-out events, found by a seeded search (TPE; Bergstra et al., 2011).
 
     Args:
-        task: its recommender's current settings and weights are the first trial; its recommender is not fitted.
+        task: its recommender's current settings and weights are the first trial. The task is not fitted: tuners, and in
+            each trial copies of its transfers, learn from what is not held out.
         items: the catalogue.
         interactions: the log to learn from.
         valid: events to predict from `interactions`; by default each user's last event is held out of the log. Users
@@ -74,8 +78,9 @@ def tune(
         trials: models to fit.
         k: length of the lists.
         rng: seed.
-        parts: what `task.encode` gave for these items, to save encoding them twice.
-        journal: file that keeps finished trials; with it an interrupted search goes on and ends in the same choice.
+        parts: what `task.encode` gave for these items, to save encoding them twice; not for a task with tuners.
+        journal: file that keeps finished trials; with it an interrupted search goes on and ends in the same choice, and
+            one that is done goes on where `trials` is greater.
     """
     space = task.recommender.search_space
     if not space:
@@ -83,30 +88,47 @@ def tune(
     if trials < 1 or k < 1:
         raise InputError(f"trials and k must be at least 1, got trials={trials}, k={k}")
     catalogue = items.ids.union(interactions.items)
-    if allow is not None:
-        Filter(allow=np.asarray(allow)).mask(catalogue, None)  # an unknown id is named before any work
+    # An unknown id is named before any work.
+    allowed = None if allow is None else Filter(allow=np.asarray(allow)).mask(catalogue, None)
     train, valid = _held_out(interactions.with_items(catalogue), valid, histories)
+    if task.tuners:
+        if parts is not None:
+            raise InputError("vectors are given, but the task has tuners; leave parts out, or give task.tuned(...)")
+        task = task.tuned(items, train)
     parts = task.encode(items) if parts is None else parts
-    fusion = Fusion().fit(parts) if parts else None
+    if not parts and (task.transfers or task.weights):
+        raise InputError("transfers and weights are for vectors, and there are none without content; give encoders")
+    fusion = Fusion(weights=task.weights).fit(parts) if parts else None
     names = [name for name, _ in fusion.transform(parts).blocks] if fusion is not None and len(parts) > 1 else []
+
+    @functools.lru_cache(maxsize=1)  # with one modality, all trials have these vectors
+    def content(weights: tuple[tuple[str, float], ...]) -> Embeddings | None:
+        if fusion is None:
+            return None
+        fusion.weights = dict(weights) or None
+        vectors = fusion.transform(parts)
+        for transfer in task.transfers:
+            vectors = copy.copy(transfer).fit(vectors, train).transform(vectors)
+        return vectors
 
     def score(values: Mapping[str, Any]) -> dict[str, float]:
         params, weights = _split(values)
         model = task.recommender.with_settings(params)
-        if fusion is not None:
-            fusion.weights = weights
-        model.fit(train, None if fusion is None else fusion.transform(parts))
+        model.fit(train, content(tuple((weights or {}).items())))
         found = hits(lists_for(model, valid, k, histories=histories, allow=allow), valid)
         return {"ndcg": float(ndcg(found, k).mean()), "recall": float(recall(found, k).mean())}
 
-    given = task.modality_weights() or dict.fromkeys(names, 1.0)
+    given = {name: float((task.weights or {}).get(name, 1.0)) for name in names}
     start = {name: task.recommender.setting(name) for name in space} | {f"{_WEIGHT}{n}": given[n] for n in names}
     bounds = {**space, **{f"{_WEIGHT}{name}": (_LEAST_WEIGHT, _MOST_WEIGHT) for name in names}}
     job = {
         "recommender": type(task.recommender).__name__,
         "start": {**task.recommender.params(), **start},
         "bounds": {name: list(bound) for name, bound in bounds.items()},
+        "transfers": [[transfer.name(), transfer.params()] for transfer in task.transfers],
         "data": digest(*(p.vectors.ravel() for p in parts), [digest_of_events(train), digest_of_events(valid)]),
+        "histories": "the log" if histories is None else digest_of_events(histories),
+        "allow": "all items" if allowed is None else digest(allowed),
         "k": k,
         "seed": rng,
         "package": __version__,
@@ -159,10 +181,13 @@ class _Journal:
         if path is None or not path.exists():
             return
         earlier = read_json(path)
-        if changed := sorted(name for name in self.job if earlier.get("job", {}).get(name) != self.job[name]):
+        before, rows = earlier.get("job"), earlier.get("trials")
+        if not isinstance(before, dict) or not isinstance(rows, list):
+            raise InputError(f"{path} holds no trials; give another folder, or remove this one and begin again")
+        if changed := sorted(name for name in self.job if before.get(name) != self.job[name]):
             raise InputError(f"{path} holds the trials of another search: {', '.join(changed)} changed; "
                              "give another folder, or the same settings")  # fmt: skip
-        self.rows = list(earlier["trials"])
+        self.rows = rows
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -181,8 +206,9 @@ def _search(
 ) -> list[dict[str, Any]]:
     """One row of settings and scores per trial: `start`, then points within `bounds`.
 
-    Every point depends on the seed, its number and the trials before it only, so that a search which is stopped and
-    taken up again tries the same points.
+    Every point depends on the seed, its number, `trials` and the points before it only, so that a search which is
+    stopped and taken up again tries the same points. Finished trials count at the points that they were measured at:
+    a search may be taken up with more trials, which then are not those of a longer search from the start.
     """
     import optuna
 
@@ -191,17 +217,22 @@ def _search(
     ranges = {name: _distribution(low, high) for name, (low, high) in bounds.items()}
     inside = all(start[name] is not None and low <= start[name] <= high for name, (low, high) in bounds.items())
     for number in tqdm(range(trials), desc="choosing settings", disable=None if progress else True):
-        # Trials are few: a quarter of them at random, the others near what did well.
-        study.sampler = optuna.samplers.TPESampler(seed=rng + number, n_startup_trials=trials // 4, multivariate=True)
-        trial = study.ask(ranges) if number else None
-        values = start if trial is None else trial.params
+        trial = None
         if number == len(journal.rows):
+            if number:
+                # Trials are few: a quarter of them at random, the others near what did well.
+                few = trials // 4
+                study.sampler = optuna.samplers.TPESampler(seed=rng + number, n_startup_trials=few, multivariate=True)
+                trial = study.ask(ranges)
+            values = start if trial is None else trial.params
             journal.add({**values, **score(values)})
-        value = journal.rows[number][Tuned.metric]
+        row = journal.rows[number]
         if trial is not None:
-            study.tell(trial, value)
-        elif inside:
-            study.add_trial(optuna.trial.create_trial(params=start, distributions=ranges, value=value))
+            study.tell(trial, row[Tuned.metric])
+        elif number or inside:
+            params = {name: row[name] for name in bounds}
+            done = optuna.trial.create_trial(params=params, distributions=ranges, value=row[Tuned.metric])
+            study.add_trial(done)
     return journal.rows[:trials]
 
 

@@ -1,9 +1,12 @@
 """The choice of settings: seeded, never worse than what was given, blind to the test, over the allowed items alone."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from recotransfer import tuning
 from recotransfer.data import IdMap, Interactions, Items
 from recotransfer.encoders import HashingText, TabularAttributes
 from recotransfer.errors import InputError, UnknownIdError
@@ -12,6 +15,7 @@ from recotransfer.metrics import hits, ndcg
 from recotransfer.recommenders import EASE, HybridItems, ItemKNN, Popularity
 from recotransfer.splits import hold_out_last
 from recotransfer.task import TransferTask
+from recotransfer.transfer import RidgeMap, Tuner, Whitening
 from recotransfer.tuning import tune
 
 
@@ -89,6 +93,116 @@ def test_vectors_are_handed_on_and_give_the_same_fit(shelf):
     passed = task(model, weights=tuned.weights).fit(*shelf, parts=tuned.parts).recommend(k=5)
     anew = task(HybridItems(**tuned.params), weights=tuned.weights).fit(*shelf).recommend(k=5)
     np.testing.assert_array_equal(passed.positions, anew.positions)
+
+
+def test_transfers_are_learned_from_what_is_not_held_out(shelf):
+    items, events = shelf
+    train, valid = hold_out_last(events.with_items(items.ids))
+    users = pd.unique(valid.users.take(valid.user))
+    given = [RidgeMap(dim=6), Whitening(dim=3)]
+    for weights in (None, {"text": 3.0}):
+        tuned = tune(task(transfers=given, weights=weights), items, events, trials=2)
+        assert not hasattr(given[0], "state_"), "the given maps are not fitted"
+        fresh = [RidgeMap(dim=6), Whitening(dim=3)]
+        for row in tuned.trials.to_dict("records"):
+            shares = {name: row[f"weight.{name}"] for name in ("text", "attributes")}
+            model = HybridItems().with_settings({name: row[name] for name in HybridItems.search_space})
+            found = task(model, transfers=fresh, weights=shares).fit(items, train).recommend(users, 10)
+            assert row["ndcg"] == pytest.approx(float(ndcg(hits(found, valid), 10).mean()), abs=1e-6)
+    with pytest.raises(InputError, match="there are none without content"):
+        tune(task(encoders=[], transfers=given), items, events, trials=1)
+
+
+def test_tuners_are_at_work_before_settings_are_chosen(shelf):
+    class Teachable(HashingText):
+        module = None
+
+    class Narrower(Tuner):
+        def tune(self, encoder, items, relations):
+            self.events = len(relations)
+            return HashingText(dim=16)
+
+    items, events = shelf
+    tuner = Narrower()
+    given = task(encoders=[Teachable()], tuners={"text": tuner})
+    tuned = tune(given, items, events, trials=2)
+    assert tuner.events == len(events) - 120, "the last event of each user is not learned from"
+    assert [part.dim for part in tuned.parts] == [16]
+    plain = tune(task(encoders=[HashingText(dim=16)]), items, events, trials=2)
+    pd.testing.assert_frame_equal(tuned.trials, plain.trials)
+    with pytest.raises(InputError, match=r"the task has tuners; leave parts out, or give task\.tuned"):
+        tune(given, items, events, trials=1, parts=tuned.parts)
+
+
+def test_given_vectors_are_weighed_without_encoding(shelf):
+    parts = task().encode(shelf[0])
+    weighed = tune(task(weights={"text": 3.0}), *shelf, trials=2, parts=parts)
+    assert weighed.trials["weight.text"][0] == 3.0
+    pd.testing.assert_frame_equal(weighed.trials, tune(task(weights={"text": 3.0}), *shelf, trials=2).trials)
+    with pytest.raises(InputError, match="weights name unknown blocks"):
+        tune(task(weights={"colour": 1.0}), *shelf, trials=1, parts=parts)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Counts the trials that are fitted."""
+    calls = []
+    lists_for = tuning.lists_for
+    monkeypatch.setattr(tuning, "lists_for", lambda *a, **k: calls.append(1) or lists_for(*a, **k))
+    return calls
+
+
+def test_a_stopped_search_goes_on_to_the_same_trials(shelf, tmp_path, measured):
+    whole = tune(task(), *shelf, trials=10, journal=tmp_path / "whole.json")
+    kept = json.loads((tmp_path / "whole.json").read_text())
+    kept["trials"] = kept["trials"][:6]
+    (tmp_path / "part.json").write_text(json.dumps(kept))
+    measured.clear()
+    again = tune(task(), *shelf, trials=10, journal=tmp_path / "part.json")
+    assert len(measured) == 4
+    pd.testing.assert_frame_equal(again.trials, whole.trials, check_like=True)
+
+
+def test_more_trials_go_on_from_the_points_that_were_measured(shelf, tmp_path, measured, monkeypatch):
+    import optuna
+
+    short = tune(task(), *shelf, trials=5, journal=tmp_path / "trials.json")
+    measured.clear()
+    told, ask = [], optuna.Study.ask
+    monkeypatch.setattr(optuna.Study, "ask", lambda study, *a: told.append(list(study.trials)) or ask(study, *a))
+    long = tune(task(), *shelf, trials=12, journal=tmp_path / "trials.json")
+    assert len(measured) == 7
+    pd.testing.assert_frame_equal(long.trials[:5], short.trials, check_like=True)
+    for trial, row in zip(told[0], short.trials.to_dict("records"), strict=True):
+        assert {**trial.params, "ndcg": trial.value} == {name: row[name] for name in (*trial.params, "ndcg")}
+
+
+@pytest.mark.parametrize("changed", ["allow", "histories", "transfers", "k"])
+def test_the_trials_of_another_search_are_refused(shelf, tmp_path, changed):
+    items, events = shelf
+    train, valid = hold_out_last(events)
+    first = {"trials": 1, "valid": valid, "journal": tmp_path / "t.json"}
+    tune(task(), items, train, **first)
+    other = {"allow": items.ids.ids[:50], "histories": train.select(np.arange(len(train) - 1)), "k": 5}
+    settings = {changed: other[changed]} if changed in other else {}
+    again = task(transfers=[Whitening(dim=3)]) if changed == "transfers" else task()
+    with pytest.raises(InputError, match=rf"t\.json holds the trials of another search: {changed} changed"):
+        tune(again, items, train, **first, **settings)
+
+
+def test_journals_of_earlier_versions_and_other_files_are_refused(shelf, tmp_path):
+    path = tmp_path / "t.json"
+    tune(task(), *shelf, trials=1, journal=path)
+    earlier = json.loads(path.read_text())
+    for name in ("allow", "histories", "transfers"):
+        del earlier["job"][name]
+    path.write_text(json.dumps(earlier))
+    with pytest.raises(InputError, match="another search: allow, histories, transfers changed"):
+        tune(task(), *shelf, trials=1, journal=path)
+    for other in ({}, {"job": 1, "trials": []}, {"job": {}, "trials": 3}):
+        path.write_text(json.dumps(other))
+        with pytest.raises(InputError, match=r"t\.json holds no trials; give another folder"):
+            tune(task(), *shelf, trials=1, journal=path)
 
 
 def test_modality_weights_are_learnt(shelf):
