@@ -1,6 +1,7 @@
 """Altered items, confident predictions as labels, labels under other names."""
 
 import io
+import unittest.mock
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from recotransfer.data import Embeddings, IdMap, Interactions, Items, Recommendations
+from recotransfer.encoders import image
 from recotransfer.errors import InputError
 from recotransfer.recommenders import Probe, RidgeProfiles
-from recotransfer.transfer import ImageNoise, TextNoise, augmented, map_labels, pseudo_labels
+from recotransfer.transfer import ImageNoise, TextNoise, augmentation, augmented, map_labels, pseudo_labels
 
 
 def rng(seed=0):
@@ -76,8 +78,52 @@ def test_nothing_asked_is_the_same_picture_from_any_form(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "p.png")
     stored = io.BytesIO()
     Image.fromarray(pixels).save(stored, "PNG")
-    for value in (pixels, tmp_path / "p.png", str(tmp_path / "p.png"), stored.getvalue()):
+    held = {"bytes": stored.getvalue(), "path": None}
+    for value in (pixels, tmp_path / "p.png", str(tmp_path / "p.png"), stored.getvalue(), held, Image.open(stored)):
         np.testing.assert_array_equal(ImageNoise(**OFF)(value, rng()), pixels)
+
+
+def test_pictures_are_read_as_the_encoder_reads_them(monkeypatch):
+    stored, turned = io.BytesIO(), Image.Exif()
+    turned[0x0112] = 6  # a camera held on its side
+    Image.fromarray(picture(20, 30)).save(stored, "PNG", exif=turned)
+    np.testing.assert_array_equal(ImageNoise(**OFF)(stored.getvalue(), rng()), np.rot90(picture(20, 30), -1))
+    grey = picture()[..., :1]
+    np.testing.assert_array_equal(ImageNoise(**OFF)(grey, rng()), grey.repeat(3, axis=2))
+    monkeypatch.setattr(image, "_MAX_PIXELS", 100)
+    with pytest.raises(InputError, match="pixels, more than 100"):
+        ImageNoise()(picture(), rng())
+
+
+@given(share=st.floats(0, 1), seed=st.integers(0, 999), height=st.integers(1, 40), width=st.integers(1, 40))
+@settings(max_examples=100, deadline=None)
+def test_a_crop_keeps_its_share_of_the_area(share, seed, height, width):
+    kept = []
+
+    class Watched(Image.Image):
+        def resize(self, size, *how, box):
+            kept.append((box[2] - box[0]) * (box[3] - box[1]) / (height * width))
+            assert 0 <= box[0] < box[2] <= width
+            assert 0 <= box[1] < box[3] <= height
+            return super().resize(size, *how, box=box)
+
+    whole = Image.fromarray(picture(height, width))
+    whole.__class__ = Watched
+    with unittest.mock.patch.object(augmentation, "decode", return_value=whole):
+        ImageNoise(**{**OFF, "crop": share})(None, rng(seed))
+    assert kept[0] >= share - 1e-9
+
+
+def test_crops_are_of_many_shapes_and_areas():
+    across = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None], (200, 200))
+    place = np.stack([across, across.T, across], axis=2)
+    crops = [ImageNoise(**{**OFF, "crop": 0.3})(place, rng(seed)) for seed in range(60)]
+    sides = np.array([[np.ptp(crop[..., axis].astype(int)) for axis in (0, 1)] for crop in crops])
+    areas, ratios = sides.prod(axis=1) / 200**2, sides[:, 0] / sides[:, 1]
+    assert areas.min() < 0.4
+    assert areas.max() > 0.9
+    assert ratios.min() < 0.75
+    assert ratios.max() > 1.33
 
 
 def test_each_way_to_alter_a_picture_does_its_own():
@@ -116,9 +162,9 @@ def test_pictures_of_any_size_keep_it(height, width, seed):
 
 
 def test_no_picture_and_impossible_settings_are_named():
-    with pytest.raises(InputError, match="is no picture"):
+    with pytest.raises(InputError, match="the picture cannot be decoded"):
         ImageNoise()(b"not a picture", rng())
-    with pytest.raises(InputError, match=r"nowhere\.png' is no picture"):
+    with pytest.raises(InputError, match=r"cannot be decoded .*nowhere\.png"):
         ImageNoise()("nowhere.png", rng())
     with pytest.raises(InputError, match="turn must lie between 0 and 180"):
         ImageNoise(turn=200)
@@ -148,6 +194,32 @@ def test_copies_have_other_text_the_same_rest_and_the_same_users():
     pd.testing.assert_frame_equal(again.items.columns, out.items.columns)
     more = augmented(items, relations, {"title": TextNoise(drop=0.5)}, copies=3, rng=3)
     assert more.items.columns["title"].tolist()[:9] == out.items.columns["title"].tolist()
+
+
+@pytest.mark.parametrize("nothing", [None, pd.NA, float("nan"), "", "  "])
+def test_missing_text_stays_missing_in_copies(nothing):
+    items = Items(IdMap(["a", "b"]), pd.DataFrame({"title": pd.Series(["red hat", nothing], dtype=object)}))
+    out = augmented(items, Interactions.from_labels(["x", "y"], items.ids), {"title": TextNoise()})
+    assert out.items.columns["title"][3] is None
+
+
+def test_augmenting_again_numbers_on():
+    items = catalogue()
+    first = augmented(items, Interactions.from_labels(["x", "x", "y"], items.ids), {"title": TextNoise(drop=0.5)})
+    again = augmented(*first, {"title": TextNoise(drop=0.5)}, copies=2)
+    assert again.items.ids.ids.tolist()[6:9] == ["a copy 2", "b copy 2", "c copy 2"]
+    assert again.items.ids.ids.tolist()[-1] == "c copy 1 copy 3"
+    holders = again.relations.users.take(again.relations.user)
+    held = dict(zip(again.relations.items.take(again.relations.item), holders, strict=True))
+    assert (held["c copy 1 copy 3"], held["c copy 2"], held["a copy 3"]) == ("y", "y", "x")
+
+
+def test_content_that_cannot_be_altered_is_named_with_its_item():
+    items = Items(IdMap(["a", "b"]), pd.DataFrame({"image": [picture(), b"broken"]}))
+    with pytest.raises(
+        InputError, match=r"item 'b', image: the picture cannot be decoded .*; mend it, or leave it out"
+    ):
+        augmented(items, Interactions.from_labels(["x", "y"], items.ids), {"image": ImageNoise()})
 
 
 def test_relations_of_other_items_and_times_are_kept():

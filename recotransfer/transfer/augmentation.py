@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
+import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recotransfer.data import Embeddings, IdMap, Interactions, Items, Recommendations
+from recotransfer.encoders.base import is_missing
+from recotransfer.encoders.image import decode
 from recotransfer.errors import InputError, require
 from recotransfer.solvers import reciprocal, unit_rows
 
@@ -106,17 +108,19 @@ class ImageNoise:
             raise InputError(f"ImageNoise: turn must lie between 0 and 180 degrees, got {self.turn}")
 
     def __call__(self, value: Any, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """(height, width, 3) pixels of a path, the bytes of a file, or an array of 0..255.
+        """(height, width, 3) pixels of a picture as `PretrainedImage` takes it, upright.
 
         Raises:
             InputError: what is no picture.
         """
         enhance = require("PIL.ImageEnhance", "image")
-        image = _picture(value)
+        image = decode((value.get("bytes") or value.get("path")) if isinstance(value, Mapping) else value)
         size, modes = image.size, require("PIL.Image", "image")
-        area, aspect = rng.uniform(self.crop, 1), np.exp(rng.uniform(-0.25, 0.25) * (self.crop < 1))
+        area = rng.uniform(self.crop, 1)
+        widest = min(0.25, -0.5 * np.log(max(area, 1e-9)))  # beyond it a side would not fit
+        aspect = np.exp(rng.uniform(-1, 1) * widest)
         width, height = (
-            max(1, round(side * min(1.0, np.sqrt(area) * way)))
+            min(side, max(1, math.ceil(side * np.sqrt(area) * way)))
             for side, way in zip(size, (aspect, 1 / aspect), strict=True)
         )
         left, top = int(rng.integers(size[0] - width + 1)), int(rng.integers(size[1] - height + 1))
@@ -143,18 +147,6 @@ class ImageNoise:
         return pixels
 
 
-def _picture(value: Any) -> Any:
-    image = require("PIL.Image", "image")
-    try:
-        if isinstance(value, np.ndarray):
-            return image.fromarray(value).convert("RGB")
-        source = io.BytesIO(value) if isinstance(value, (bytes, bytearray, memoryview)) else Path(value)
-        with image.open(source) as opened:
-            return opened.convert("RGB")
-    except (OSError, TypeError, ValueError) as cause:
-        raise InputError(f"{str(value)[:80]!r} is no picture that can be read: {cause}") from None
-
-
 def _check_shares(noise: Any, *names: str) -> None:
     for name in names:
         value = getattr(noise, name)
@@ -177,35 +169,41 @@ def augmented(
 ) -> Augmented:
     """The items, then `copies` altered ones of each, held by the same users; of "a" the ids are "a copy 1", ...
 
-    With frozen encoders a `Transfer` or a probe learns from it what should not matter; a `Tuner` does so too. Leave the
-    copies out of a catalogue that is recommended from.
+    With frozen encoders a `Transfer` or a probe learns from it what should not matter; a `Tuner` does so too. But where
+    these hold items out by lot to stop early, copies of those are among what they learn from, so that stopping early
+    means nothing: set the epochs, or take `FineTune(augment=...)`. Leave the copies out of a catalogue that is
+    recommended from.
 
     Args:
         items: the catalogue.
         relations: who holds which items; its items without content have no copies.
         augmenters: column -> what alters a value, (value, numpy generator) -> value; missing values stay missing, other
             columns are the original's.
-        copies: altered items for each.
+        copies: altered items for each; numbers under which an item has a copy already are passed over.
         rng: seed; a copy depends on it, the item's place and the copy's number only.
 
     Raises:
-        InputError: a column that the items lack, or fewer than one copy.
+        InputError: a column that the items lack, fewer than one copy, or content that cannot be altered.
     """
     if unknown := [name for name in augmenters if name not in items.columns]:
         raise InputError(f"augmenters name {unknown[0]!r}; the items have {list(items.columns.columns)}")
     if copies < 1:
         raise InputError(f"copies must be at least 1, got {copies}")
-    tables, ids = [items.columns], list(items.ids.ids)
-    for number in range(1, copies + 1):
+    tables, ids, own = [items.columns], list(items.ids.ids), items.ids.ids.tolist()
+    taken = set(own)
+    free = (n for n in itertools.count(1) if taken.isdisjoint(f"{id_} copy {n}" for id_ in own))
+    for number in itertools.islice(free, copies):
         table = items.columns.copy()
         for name, alter in augmenters.items():
             out = np.empty(len(items), object)
             for at, value in enumerate(items.columns[name]):
-                missing = value is None or (isinstance(value, float) and np.isnan(value))
-                out[at] = None if missing else alter(value, np.random.default_rng([rng, number, at]))
+                try:
+                    out[at] = None if is_missing(value) else alter(value, np.random.default_rng([rng, number, at]))
+                except InputError as cause:
+                    raise InputError(f"item {own[at]!r}, {name}: {cause}; mend it, or leave it out") from cause
             table[name] = pd.Series(out, dtype=object)
         tables.append(table)
-        ids += [f"{id_} copy {number}" for id_ in items.ids.ids.tolist()]
+        ids += [f"{id_} copy {number}" for id_ in own]
     frame = pd.concat([t.astype(dict.fromkeys(augmenters, object)) for t in tables], ignore_index=True)
     both = Items(IdMap(ids), frame, items.kinds)
     return Augmented(both, _copied(relations, items.ids, both.ids, copies))
