@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ def header() -> dict[str, Any]:
     facts = {
         "machine": f"{found['machine']}, Python {found['python']}",
         "commit": found["commit"] or "none",
-        "command": "python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "packages": found["packages"],
         "date": time.strftime("%Y-%m-%d"),
     }

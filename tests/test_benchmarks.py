@@ -1,6 +1,7 @@
 """The benchmark scripts run in their small form, say where and what they ran, and leave the committed results alone."""
 
 import hashlib
+import shlex
 import subprocess
 import sys
 
@@ -48,3 +49,12 @@ def test_help_says_what_is_measured(script):
     text = run(FOLDER / script, "--help")
     assert text.startswith(f"usage: {script}")
     assert len(text.split("\n\n")[1]) > 40
+
+
+def test_the_command_of_the_header_can_be_run_again(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import common
+
+    words = ["benchmarks/encode.py", "--model", "a b", "it's"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert shlex.split(common.header()["command"]) == ["python", *words]
