@@ -320,32 +320,44 @@ def open_artifact(path: str | Path) -> Artifact:
     return Artifact(folder, manifest)
 
 
+def _parts_to_text(value: tuple[Any, ...]) -> str:
+    parts = [v.item() if isinstance(v, np.generic) else v for v in value]
+    return json.dumps([[kind := _KINDS[type(part)], _TO_TEXT[kind](part)] for part in parts])
+
+
+def _parts_from_text(text: str) -> tuple[Any, ...]:
+    return tuple(_FROM_TEXT[kind](part) for kind, part in json.loads(text))
+
+
 _TO_TEXT: dict[str, Callable[[Any], str]] = {
-    "int": str, "float": float.hex, "str": str, "bytes": bytes.hex, "bool": str, "uuid": str,
+    "int": str, "float": float.hex, "str": str, "bytes": bytes.hex, "bool": str, "uuid": str, "tuple": _parts_to_text,
 }  # fmt: skip
 _FROM_TEXT: dict[str, Callable[[str], Any]] = {
     "int": int, "float": float.fromhex, "str": str, "bytes": bytes.fromhex, "bool": "True".__eq__, "uuid": UUID,
+    "tuple": _parts_from_text,
 }  # fmt: skip
-_KINDS = {bool: "bool", int: "int", float: "float", str: "str", bytes: "bytes", UUID: "uuid"}
+_KINDS = {bool: "bool", int: "int", float: "float", str: "str", bytes: "bytes", UUID: "uuid", tuple: "tuple"}
 
 
 def _ids_to_frame(ids: NDArray[Any]) -> pd.DataFrame:
     if ids.dtype != object:
         return pd.DataFrame({"id": ids})
     ids = np.fromiter((v.item() if isinstance(v, np.generic) else v for v in ids), dtype=object, count=len(ids))
-    kinds = [_KINDS.get(type(v)) for v in ids]
-    if None in kinds:
-        bad = ids[kinds.index(None)]
-        raise InputError(f"id {bad!r} of type {type(bad).__name__} cannot be saved; use str, int, float, bytes or UUID")
+    kinds = [_KINDS.get(type(v), "") for v in ids]
     if set(kinds) <= {"str"}:
         return pd.DataFrame({"id": pd.Series(ids, dtype="str")})
-    text = [_TO_TEXT[str(kind)](value) for kind, value in zip(kinds, ids, strict=True)]
+    text = []
+    for kind, value in zip(kinds, ids, strict=True):
+        try:
+            text.append(_TO_TEXT[kind](value))
+        except KeyError:
+            what = f"id {value!r} of type {type(value).__name__}"
+            raise InputError(f"{what} cannot be saved; use str, int, float, bytes, UUID or tuples of them") from None
     return pd.DataFrame({"kind": kinds, "text": text})
 
 
 def _frame_to_ids(frame: pd.DataFrame) -> NDArray[Any]:
     if "id" in frame:
         return np.asarray(frame["id"])
-    values = np.empty(len(frame), dtype=object)
-    values[:] = [_FROM_TEXT[kind](text) for kind, text in zip(frame["kind"], frame["text"], strict=True)]
-    return values
+    values = (_FROM_TEXT[kind](text) for kind, text in zip(frame["kind"], frame["text"], strict=True))
+    return np.fromiter(values, dtype=object, count=len(frame))  # an array of tuples would be a table

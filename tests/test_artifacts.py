@@ -1,6 +1,7 @@
 import ast
 import json
 import os
+import re
 from pathlib import Path
 from uuid import UUID
 
@@ -14,8 +15,12 @@ from scipy import sparse
 
 from recotransfer import artifacts
 from recotransfer.artifacts import atomic_file, open_artifact, write_artifact
-from recotransfer.data import IdMap
+from recotransfer.cases import described, few_shot, split_items
+from recotransfer.data import IdMap, Interactions, Items
+from recotransfer.encoders import HashingText
 from recotransfer.errors import ArtifactError, InputError
+from recotransfer.recommenders import ContentProfiles
+from recotransfer.task import TransferTask
 
 
 @pytest.fixture
@@ -89,6 +94,9 @@ def ids_after(tmp_path, ids):
         [b"", b"\xff"],
         [UUID(int=3), UUID(int=4)],
         [np.int64(1), "a"],
+        [("about", "red hat"), ("about", 7)],
+        [("a", 1), ("a", 2.5), ("b", True), ("a", b"1"), ("a", "1"), ("a", UUID(int=1)), (), ("a",), "a"],
+        [("about", ("nested", 1)), ("about", "\ud800")],
     ],
 )
 def test_ids_keep_their_own_type(tmp_path, ids):
@@ -98,20 +106,41 @@ def test_ids_keep_their_own_type(tmp_path, ids):
     assert [type(i) for i in again] == [type(i) for i in plain]
 
 
+def test_parts_of_tuples_keep_their_own_type(tmp_path):
+    (again,) = ids_after(tmp_path, [(True, 1, 1.0, np.int64(3), np.str_("x"))])
+    assert [type(part) for part in again] == [bool, int, float, int, str]
+
+
 scalars = st.one_of(st.integers(), st.binary(), st.uuids(), st.floats(allow_nan=False), st.text(alphabet="aé\0 1'"))
+anything = st.one_of(scalars, st.tuples(scalars), st.tuples(st.booleans(), scalars))
 
 
 @settings(deadline=None)
-@given(st.lists(scalars, unique=True, max_size=8))
+@given(st.lists(anything, unique=True, max_size=8))
 def test_any_mixture_of_ids_comes_back(tmp_path_factory, ids):
     assert ids_after(tmp_path_factory.mktemp("ids"), ids) == ids
 
 
-def test_ids_that_cannot_be_saved_are_named(tmp_path):
-    with pytest.raises(
-        InputError, match=r"id \(1, 2\) of type tuple cannot be saved; use str, int, float, bytes or UU"
-    ):
-        ids_after(tmp_path, [(1, 2)])
+@pytest.mark.parametrize("bad", [frozenset({1}), ("about", None), 1j])
+def test_ids_that_cannot_be_saved_are_named(tmp_path, bad):
+    what = re.escape(f"id {bad!r} of type {type(bad).__name__}")
+    with pytest.raises(InputError, match=f"{what} cannot be saved; use str, int, float, bytes, UUID or tuples of them"):
+        ids_after(tmp_path, [bad])
+
+
+def test_a_zero_shot_task_is_saved(tmp_path):
+    frame = pd.DataFrame({"title": ["red wool hat", "iron hammer", "wool scarf", "steel saw"]})
+    items = Items(IdMap(["a", "b", "c", "d"]), frame)
+    relations = Interactions.from_labels(["wear", "tool", "wear", "tool"], items.ids)
+    both, about = described(items, {"wear": "wool hat scarf", "tool": "hammer saw"}, "title")
+    split = few_shot(split_items(relations, ["train", "train", "test", "test"]), 0, known=about)
+    task = TransferTask(ContentProfiles(), encoders=[HashingText()], progress=False).fit(both, split.train)
+    task.save(tmp_path / "m")
+    again = TransferTask.load(tmp_path / "m")
+    assert again.recommender.catalogue_ == task.recommender.catalogue_
+    assert ("about", "wear") in again.recommender.catalogue_.ids.tolist()
+    assert again.label(items).items[:, 0].tolist() == ["wear", "tool", "wear", "tool"]
+    np.testing.assert_array_equal(again.label(items, 2).scores, task.label(items, 2).scores)
 
 
 @pytest.mark.parametrize(
