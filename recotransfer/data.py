@@ -281,6 +281,13 @@ class Interactions:
         out.sum_duplicates()
         return out
 
+    def taken(self) -> sparse.csr_array:
+        """(users, items) float32, 1 where the summed weight of a pair is above 0; no other cell is stored."""
+        out = self.matrix()
+        out.data[:] = out.data > 0
+        out.eliminate_zeros()
+        return out
+
     def select(self, rows: NDArray[Any]) -> Interactions:
         """The events at `rows` (positions or a boolean mask); ids stay the same."""
         return Interactions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,16 @@ def a_run(tiny, tmp_path, **settings):
     tuner, encoder = quick(tmp_path, **settings), SentenceText(model=tiny)
     data = objectives.related(encoder, items, relations)
     return finetuning._Run(tuner, encoder, data, tuner._objective(data), {})
+
+
+def test_a_relation_of_weight_0_or_less_is_none(tiny):
+    items, relations, _ = planted(60)
+    weight = np.where(relations.item % 3 == 0, 0, np.where(relations.user % 5 == 0, -1, 1)).astype(np.float32)
+    encoder = SentenceText(model=tiny)
+    told = objectives.related(encoder, items, replace(relations, weight=weight))
+    wanted = objectives.related(encoder, items, relations.select(weight > 0))
+    np.testing.assert_array_equal(told.taken.toarray(), wanted.taken.toarray())
+    assert told.values == wanted.values
 
 
 @pytest.mark.parametrize("objective", ["labels", "pairs", "elsa"])

@@ -96,6 +96,17 @@ def test_neighbour_agreement_tells_good_vectors_from_noise_and_from_mere_popular
     assert found["popularity"] == pytest.approx(1, abs=0.35)
 
 
+def test_events_of_weight_0_or_less_bring_no_items_together():
+    log, group = shop(items=40, users=60, groups=4)
+    vectors = Embeddings(log.items, np.eye(4, dtype=np.float32)[group])
+    draw = np.random.default_rng(4)
+    user, item = draw.integers(60, size=200), draw.integers(40, size=200)
+    new = log.matrix()[user, item] == 0
+    weight = np.r_[log.weight, np.zeros(new.sum() - 10), -np.ones(10)].astype(np.float32)
+    both = Interactions(log.users, log.items, np.r_[log.user, user[new]], np.r_[log.item, item[new]], weight)
+    assert neighbour_agreement(vectors, both) == pytest.approx(neighbour_agreement(vectors, log))
+
+
 def test_neighbour_agreement_is_the_ratio_of_its_definition():
     log, group = shop(items=40, users=60, groups=4)
     vectors = (np.eye(4)[group] + 0.5 * np.random.default_rng(3).normal(size=(40, 4))).astype(np.float32)

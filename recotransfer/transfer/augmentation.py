@@ -341,11 +341,7 @@ def _matched(likeness: NDArray[np.float64], matching: str) -> NDArray[np.int64]:
 def _togetherness(source: Interactions, target: Interactions) -> NDArray[np.float64]:
     """(sources, targets) cosine of the labels' items, n_ij / sqrt(n_i n_j), over the items that both sets label."""
     both = source.items.union(target.items)
-    sides = []
-    for log in (source, target):
-        matrix = log.with_items(both).matrix()
-        matrix.data[:] = matrix.data > 0
-        sides.append(matrix)
+    sides = [log.with_items(both).taken() for log in (source, target)]
     shared = np.logical_and(*(np.asarray(side.sum(axis=0)) > 0 for side in sides)).astype(np.float32)
     scaled = []
     for side in sides:

@@ -53,21 +53,15 @@ def related(encoder: TrainableEncoder, items: Items, relations: Interactions) ->
         InputError: fewer than two of them.
     """
     vectors = encode_items(items, encoder, progress=False).embeddings
-    at = items.ids.positions(relations.items.ids, missing="negative")
-    where = at[relations.item]
-    known = np.zeros(len(items), bool)
-    known[where[where >= 0]] = True
-    rows = np.flatnonzero(known & vectors.has_content)
+    taken = relations.taken()
+    at = relations.items.positions(items.ids.ids, missing="negative")
+    known = np.append(np.bincount(taken.indices, minlength=taken.shape[1]) > 0, False)  # the last is that of no column
+    rows = np.flatnonzero(known[at] & vectors.has_content)
     if len(rows) < 2:
         raise InputError(f"{len(rows)} related items have content to learn from; give more, see the encoder's report")
-    place = np.full(len(items) + 1, -1, np.int64)  # the last is that of unknown items
-    place[rows] = np.arange(len(rows))
-    column = place[where]
-    kept = column >= 0
-    user = np.unique(relations.user[kept], return_inverse=True)[1]
-    taken = sparse.coo_array((np.ones(kept.sum(), np.float32), (user, column[kept]))).tocsr()
-    taken.sum_duplicates()
-    taken.data[:] = 1
+    taken = taken[:, at[rows]]
+    taken = _rows(taken, np.diff(taken.indptr) > 0)
+    taken.sort_indices()
     held = min(_MOST_HELD, int(_HELD_OUT * len(rows))) if len(rows) >= _FEWEST else 0
     order = np.random.default_rng(0).permutation(len(rows))
     content = encoder.values(items)

@@ -110,8 +110,7 @@ def neighbour_agreement(items: Embeddings, interactions: Interactions, *, neighb
     """
     if neighbours < 1:
         raise InputError(f"neighbours must be at least 1, got {neighbours}")
-    held = interactions.with_items(items.ids.union(interactions.items)).matrix()[:, : len(items.ids)]
-    held.data[:] = 1
+    held = interactions.with_items(items.ids.union(interactions.items)).taken()[:, : len(items.ids)]
     count = held.sum(axis=0)
     pool = np.flatnonzero((count > 0) & items.has_content)
     if len(pool) < neighbours + 2:
