@@ -1,6 +1,7 @@
 """Maps on vectors: what each is by definition, what it finds where there is something to find, and that it is kept."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from recotransfer.artifacts import open_artifact, write_artifact
 from recotransfer.data import Embeddings, IdMap, Interactions
 from recotransfer.errors import InputError, NotFittedError
 from recotransfer.solvers import unit_rows
-from recotransfer.transfer import ContrastiveHead, LearnedMetric, RidgeMap, SoftThreshold, Whitening
+from recotransfer.transfer import ContrastiveHead, LearnedMetric, MultiTask, RidgeMap, SoftThreshold, Whitening
+from recotransfer.transfer.base import Task
 
 QUICK = {"epochs": 4, "learning_rate": 0.01, "hidden": 16, "batch_size": 64}
 MAPS = {
@@ -178,7 +180,7 @@ def test_keep_moves_between_the_map_and_the_original(make):
     assert_allclose(cosines[1.0] @ cosines[1.0].T, original @ original.T, atol=1e-4)
     apart = {k: np.abs(v @ v.T - original @ original.T).mean() for k, v in cosines.items()}
     assert apart[0.0] > apart[0.5] > apart[1.0]
-    with pytest.raises(InputError, match="a share between 0 and 1"):
+    with pytest.raises(InputError, match="keep must be at least 0 and at most 1"):
         make(keep=1.5).fit(items, events)
 
 
@@ -209,6 +211,112 @@ def test_relations_without_a_pair_are_refused():
     for make in (LearnedMetric, lambda: ContrastiveHead(**QUICK)):
         with pytest.raises(InputError, match="no user has two items"):
             make().fit(items, alone)
+
+
+TELL_NOTHING = {
+    "no relation": ([], "give"),
+    "weights of 0": ([(0, 1), (0, 2), (1, 3), (1, 4)], "give"),
+    "one class": ([(0, i) for i in range(30)], "every user has the same"),
+    "users alike": ([(u, i) for u in range(3) for i in range(4)], "every user has the same 4 items"),
+}
+
+
+@pytest.mark.parametrize("case", TELL_NOTHING)
+@pytest.mark.parametrize("name", [*LEARNED, "multitask", "soft"])
+def test_relations_that_tell_no_item_from_another_are_refused(name, case):
+    items, events, _ = planted(items=30)
+    others = {"multitask": MultiTask, "soft": lambda: SoftThreshold(source=Whitening().fit(items, events))}
+    pairs, says = TELL_NOTHING[case]
+    relations = log(pairs, 5, 30)
+    if case == "weights of 0":
+        relations = replace(relations, weight=np.zeros(len(pairs), np.float32))
+    with pytest.raises(InputError, match=says):
+        (LEARNED | others)[name]().fit(items, relations)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_relation_of_weight_0_or_less_is_none(name):
+    items, events, _ = planted(items=80, users=40)
+    noise = np.random.default_rng(1).integers(0, [40, 80], (100, 2))
+    noise = noise[events.matrix()[*noise.T] == 0]
+    both = log([*zip(events.user, events.item, strict=True), *map(tuple, noise)], 40, 80)
+    weight = np.repeat([1.0, 0.0, -2.0], [len(events), 50, len(noise) - 50]).astype(np.float32)
+    mapped = [LEARNED[name]().fit(items, e).transform(items).vectors for e in (events, replace(both, weight=weight))]
+    assert_array_equal(*mapped)
+
+
+def test_a_covariance_that_has_no_inverse_asks_for_a_larger_reg():
+    items, events, _ = planted(items=12, topics=2, users=20)
+    few = events.select(events.item < 10)
+    for make in (LearnedMetric, lambda reg: SoftThreshold(source=Whitening().fit(items, few), reg=reg)):
+        with pytest.raises(InputError, match="take a larger reg"):
+            make(reg=0.0).fit(items, few)
+    alike = Embeddings(items.ids, np.ones((12, 4), np.float32))
+    for make in (RidgeMap, LearnedMetric):
+        with pytest.raises(InputError, match="more items whose vectors differ"):
+            make().fit(alike, events)
+
+
+def test_items_taken_together_that_are_less_alike_than_others_leave_no_direction():
+    opposite = Embeddings(IdMap(range(4)), np.array([[1, 0], [-1, 0], [1, 0.1], [-1, 0]], np.float32))
+    with pytest.raises(InputError, match="no more alike in any direction"):
+        LearnedMetric().fit(opposite, log([(0, 0), (0, 1), (1, 2), (1, 3)], 2, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "says"),
+    [
+        (Whitening, {"dim": -5}, "dim must be at least 1"),
+        (Whitening, {"shrink": -0.1}, "shrink must be at least 0"),
+        (RidgeMap, {"dim": 2.5}, "dim must be a whole number"),
+        (LearnedMetric, {"reg": np.nan}, "reg must be at least 0"),
+        (ContrastiveHead, {"batch_size": 0}, "batch_size must be at least 1"),
+        (ContrastiveHead, {"learning_rate": -1.0}, "learning_rate must be above 0"),
+        (ContrastiveHead, {"temperature": 0.0}, "temperature must be above 0"),
+        (ContrastiveHead, {"patience": True}, "patience must be a whole number"),
+        (MultiTask, {"hidden": -1}, "hidden must be at least 0"),
+        (SoftThreshold, {"threshold": "0.1"}, "threshold must be a number"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(make, settings, says):
+    items, events, _ = planted(items=30)
+    with pytest.raises(InputError, match=f"{make.__name__}: {says}"):
+        make(**settings).fit(items, events)
+
+
+# -- pairs -------------------------------------------------------------------------------------------------------------
+
+
+def uneven():
+    """A log in which few users take much and many take little, and the items held out of it."""
+    draw = np.random.default_rng(0)
+    pairs = [(u, i) for u in range(60) for i in draw.choice(40, 15 if u < 6 else 2, replace=False)]
+    return log(pairs, 60, 40), np.arange(40) % 8 == 0
+
+
+def test_pairs_are_drawn_as_often_as_stated_and_never_from_the_items_held_out():
+    events, held = uneven()
+    task = Task("relations", None, events, held, 0.1)
+    rows = task.batch(np.random.default_rng(0), 200_000).rows
+    drawn = np.bincount(rows[200_000:400_000], minlength=40) / 200_000
+    assert_allclose(drawn, np.where(held, 0, task.often), atol=3e-3)
+    assert not held[rows].any()
+    assert set(rows[400_000:]) == set(np.flatnonzero(~held)), "strangers are all others"
+
+
+def test_the_loss_of_pairs_asks_for_the_second_among_what_the_user_does_not_have():
+    torch = pytest.importorskip("torch")
+    events, held = uneven()
+    task = Task("relations", None, events, held, 0.1)
+    batch = task.batch(np.random.default_rng(1), 50)
+    vectors = unit_rows(np.random.default_rng(2).normal(size=(150, 6)))
+    has = events.matrix().toarray() > 0
+    losses = []
+    for row, user in enumerate(batch.user):
+        own = np.exp(vectors[row] @ vectors[50:].T / 0.1) / (task.often + 1 / (~held).sum())[batch.rows[50:]]
+        rivals = ~has[user, batch.rows[50:]]
+        losses.append(-np.log(own[row] / (own[row] + own[rivals].sum())))
+    assert float(task.loss(torch.from_numpy(vectors), batch)) == pytest.approx(float(np.mean(losses)), rel=1e-4)
 
 
 # -- SoftThreshold ----------------------------------------------------------------------------------------------------

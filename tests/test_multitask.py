@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_array_equal
 from test_maps import agreement, log, planted
 
@@ -94,6 +95,26 @@ def test_it_is_seeded_and_kept(weighting, tmp_path):
     assert_array_equal(make().fit(items, relations).transform(items).vectors, expected)
     write_artifact(tmp_path / "map", "MultiTask", model.write)
     assert_array_equal(MultiTask.read(open_artifact(tmp_path / "map")).transform(items).vectors, expected)
+
+
+def test_an_item_held_out_is_held_out_of_every_kind():
+    items, relations, _ = kinds()
+    model = MultiTask(**QUICK)
+    first, second = model._tasks(torch.tensor(items.vectors), relations).values()
+    assert len(second.held.rows) > 10
+    for task, other in ((first, second), (second, first)):
+        assert not np.isin(task.batch(np.random.default_rng(0), 5000).rows, other.held.rows[-10:]).any()
+
+
+def test_a_kind_that_teaches_nothing_is_named():
+    items, relations, _ = kinds()
+    even = relations.users.positions(["even"])[0]
+    with pytest.raises(InputError, match="category: every user has the same"):
+        MultiTask(**QUICK).fit(items, relations.select((relations.kind == 0) | (relations.user == even)))
+    alone = relations.kind == 1
+    alone[np.unique(relations.user, return_index=True)[1]] = True
+    with pytest.raises(InputError, match="purchase: no user has two items"):
+        MultiTask(**QUICK).fit(items, relations.select(alone))
 
 
 def test_an_unknown_weighting_is_refused():

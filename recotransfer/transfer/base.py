@@ -25,6 +25,7 @@ Ints = NDArray[np.int64]
 _FEWEST, _MOST_HELD = 20, 1024  # related items, or none is held out; held-out pairs that are looked at
 _HEAD_PACE = 10.0  # steps of heads and judges against those of the network, which they must keep up with
 _LEAST_STEPS = 20  # of an epoch: few relations are gone through several times
+_FROM_0, _ABOVE_0, _SHARES = {"hidden", "epochs"}, {"learning_rate", "temperature"}, {"keep"}  # names of settings
 
 
 class Transfer(ABC):
@@ -74,11 +75,27 @@ class Transfer(ABC):
         left aside.
         """
         known = np.flatnonzero(items.has_content)
+        self.check_settings()
         if not len(known):
             raise InputError(f"{type(self).__name__} has no item with content to learn from; see the encoder's report")
         self.dim_in_ = items.dim
         self.state_ = self._learn(items.vectors[known], _among(relations, items, known))
         return self
+
+    def check_settings(self) -> None:
+        """Refuse numbers that no setting of that name can have; `fit` begins with it."""
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            value, kind = getattr(self, name), str(parameter.annotation)
+            if name == "rng" or not kind.startswith(("int", "float")) or (value is None and "None" in kind):
+                continue
+            whole = kind.startswith("int")
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                wanted = "a whole number" if whole else "a number"
+                raise InputError(f"{type(self).__name__}: {name} must be {wanted}, got {value!r}")
+            least, most = int(whole and name not in _FROM_0), 1 if name in _SHARES else np.inf
+            if not least <= value <= most or value == np.inf or (value == 0 and name in _ABOVE_0):
+                wanted = "above 0" if name in _ABOVE_0 else f"at least {least}" + " and at most 1" * (most == 1)
+                raise InputError(f"{type(self).__name__}: {name} must be {wanted}, got {value}")
 
     def transform(self, items: Embeddings) -> Embeddings:
         """The mapped embeddings; `source` tells the maps applied, in order."""
@@ -215,8 +232,8 @@ class Trained(Transfer):
 
     An item's vector is centred, scaled to length 1, and goes through `skip` plus one hidden layer that starts silent:
     before the first step the map is the identity, or the leading directions where `dim` is smaller. Rows come out of
-    length 1. A tenth of the related items is held out; the weights that serve them best are kept, the starting ones
-    included.
+    length 1. A tenth of the related items, none where there are fewer than 20, is held out from all tasks; the weights
+    that serve them best are kept, the starting ones included.
 
     Attributes:
         report_: plain JSON on the last `fit`: the held-out loss before training and after each epoch, and the best.
@@ -225,15 +242,25 @@ class Trained(Transfer):
     report_: dict[str, Any]
     dim: int | None
     hidden: int
+    temperature: float = 0.1
     batch_size: int
     learning_rate: float
     epochs: int
     patience: int
     rng: int
 
+    def _kinds(self, relations: Interactions) -> dict[str, Interactions]:
+        """The relations of each task, by name; one task unless a subclass knows better."""
+        return {"relations": relations}
+
     def _tasks(self, vectors: Array, relations: Interactions) -> dict[str, Task]:
-        """What is learned, by name; one task unless a subclass knows better."""
-        return {"relations": Task(vectors, relations, self.rng)}
+        """What is learned, by name."""
+        related = np.unique(relations.taken().indices)
+        held = np.zeros(len(relations.items), bool)
+        if len(related) >= _FEWEST:
+            held[np.random.default_rng(self.rng).permutation(related)[: len(related) // 10]] = True
+        kinds = self._kinds(relations)
+        return {name: Task(name, vectors, kind, held, self.temperature) for name, kind in kinds.items()}
 
     def _extras(self, dim: int) -> dict[str, Any]:
         """Further weights to train, by name."""
@@ -330,67 +357,68 @@ class Batch(NamedTuple):
 class Task:
     """One loss on relations, told by the data: labels where no item has two users, else items taken together.
 
-    Labels: softmax over users, weights starting at the mean of each user's items. Pairs: of two items of one user, the
-    second must be told from the batch's others and from as many strangers, by a softmax over cosines corrected for how
-    often each is drawn (logQ: Yi et al., "Sampling-bias-corrected neural modeling", 2019); other items of the same
-    user in the batch are no strangers.
+    Labels: softmax over users, weights starting at the mean of each user's items. Pairs: a user, and two of their items
+    in turn, are drawn evenly. The second must be told from the batch's others and from as many strangers, by a softmax
+    over cosines corrected for how often each is drawn (logQ: Yi et al., "Sampling-bias-corrected neural modeling",
+    2019); items that the user has too are no strangers.
 
     Args:
+        name: of the relations, for messages.
         vectors: (n, dim) torch tensor, what the network gives before training.
         relations: over those n items.
-        rng: seed of what is held out: a tenth of the related items, none where there are fewer than 20.
+        held: (n,) bool, items that are held out.
         temperature: of the softmax.
     """
 
-    def __init__(self, vectors: Any, relations: Interactions, rng: int, temperature: float = 0.1) -> None:
+    def __init__(
+        self, name: str, vectors: Any, relations: Interactions, held: NDArray[np.bool_], temperature: float
+    ) -> None:
         import torch
 
         self.temperature, self.head = temperature, None
-        taken = relations.matrix()
-        taken.data[:] = taken.data > 0
-        taken.eliminate_zeros()
-        count = np.asarray(taken.sum(axis=0)).ravel()
-        self.related = np.flatnonzero(count)
-        draw = np.random.default_rng(rng)
-        held = np.zeros(len(count), bool)
-        if len(self.related) >= _FEWEST:
-            held[draw.permutation(self.related)[: len(self.related) // 10]] = True
-        self.labels = bool(count.max(initial=0) <= 1)
+        self.taken = relations.taken()
+        user, item = self.taken.nonzero()
+        check_apart(user[~held[item]], item[~held[item]], name)
+        count = np.bincount(item, minlength=len(held))
+        self.trained = np.flatnonzero((count > 0) & ~held)
+        self.labels = bool(count.max() <= 1)
         self.held = None
         if self.labels:
             self.label = np.full(len(count), -1)
-            user, item = taken.nonzero()
             names, self.label[item] = np.unique(user, return_inverse=True)
-            self.rows = np.setdiff1d(self.related, np.flatnonzero(held))
             shape = (len(names), len(count))
-            known = sparse.csr_array((np.ones(len(self.rows)), (self.label[self.rows], self.rows)), shape=shape)
-            self.head = torch.from_numpy(unit_rows((known @ vectors.detach().numpy()).astype(np.float32)))
-            self.events = len(self.rows)
-            if held.any():
-                self.held = Batch(np.flatnonzero(held), np.empty(0, np.int64))
+            known = (np.ones(len(self.trained)), (self.label[self.trained], self.trained))
+            means = sparse.csr_array(known, shape=shape) @ vectors.detach().numpy()
+            self.head = torch.from_numpy(unit_rows(means.astype(np.float32)))
+            self.events = len(self.trained)
+            if len(own := np.intersect1d(item, np.flatnonzero(held))):
+                self.held = Batch(own, np.empty(0, np.int64))
             return
-        self.log_often = np.log(np.maximum(count, 1) / count.sum())
-        self.own, self.start, self.users = _two_or_more(taken, ~held)
+        self.own, self.start, self.users = _two_or_more(self.taken, ~held)
         if not len(self.users):
-            raise InputError("no user has two items with content, so there is nothing to learn; give more relations")
+            raise InputError(
+                f"{name}: no user has two items with content, so there is nothing to learn; give more relations"
+            )
         self.events = len(self.own)
-        user, item = taken.nonzero()
+        size = np.diff(self.start)
+        self.often = np.bincount(self.own, np.repeat(1 / (len(size) * size), size), len(count))
         place = np.searchsorted(self.users, user)
         ready = held[item] & (self.users[np.minimum(place, len(self.users) - 1)] == user)
         if ready.any():
-            picked = draw.permutation(np.flatnonzero(ready))[:_MOST_HELD]
+            self.often += np.bincount(item[ready], minlength=len(count)) / ready.sum()
+            picked = np.random.default_rng(0).permutation(np.flatnonzero(ready))[:_MOST_HELD]
             anchor = self.own[self.start[place[picked]]]
             self.held = Batch(np.concatenate([anchor, item[picked]]), user[picked])
 
     def batch(self, draw: np.random.Generator, size: int) -> Batch:
         """Training items drawn with `draw`: `size` labelled ones, or `size` pairs and as many strangers."""
         if self.labels:
-            return Batch(draw.choice(self.rows, min(size, len(self.rows)), replace=False), np.empty(0, np.int64))
+            return Batch(draw.choice(self.trained, min(size, len(self.trained)), replace=False), np.empty(0, np.int64))
         at = draw.integers(len(self.users), size=size)
         first, width = self.start[at], np.diff(self.start)[at]
         one = draw.integers(width)
         other = (one + 1 + draw.integers(width - 1)) % width
-        strangers = self.related[draw.integers(len(self.related), size=size)]
+        strangers = self.trained[draw.integers(len(self.trained), size=size)]
         return Batch(np.concatenate([self.own[first + one], self.own[first + other], strangers]), self.users[at])
 
     def loss(self, outputs: Any, batch: Batch) -> Any:
@@ -402,13 +430,24 @@ class Task:
             logits = outputs @ functional.normalize(self.head, dim=1).T / self.temperature
             return functional.cross_entropy(logits, torch.from_numpy(self.label[batch.rows]))
         n = len(batch.user)
-        anchor, other = batch.rows[:n], batch.rows[n:]
-        often = np.log(np.exp(self.log_often[other]) + (len(other) > n) / len(self.related))
+        other = batch.rows[n:]
+        often = np.log(self.often[other] + (len(other) > n) / len(self.trained))
         logits = outputs[:n] @ outputs[n:].T / self.temperature - torch.from_numpy(often.astype(np.float32))
-        same = (other[None] == other[:n, None]) | (other[None] == anchor[:, None])
-        same[:, :n] |= batch.user[None] == batch.user[:, None]
+        same = self.taken[batch.user][:, other].toarray() > 0
         same[np.arange(n), np.arange(n)] = False
         return functional.cross_entropy(logits.masked_fill(torch.from_numpy(same), -torch.inf), torch.arange(n))
+
+
+def check_apart(user: NDArray[Any], item: NDArray[Any], name: str = "relations") -> None:
+    """Refuse pairs of users and items, each given once, in which the items do not differ by their users."""
+    users, items = len(np.unique(user)), len(np.unique(item))
+    if not items:
+        raise InputError(f"{name}: no item with content that is not held out has a user; give more of weights above 0")
+    if len(user) == users * items:
+        raise InputError(
+            f"{name}: every user has the same {items} items with content, so nothing tells them apart; give two users "
+            "or labels at least that differ in their items"
+        )
 
 
 def _two_or_more(taken: sparse.csr_array, usable: NDArray[np.bool_]) -> tuple[Ints, Ints, Ints]:

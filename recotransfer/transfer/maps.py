@@ -15,7 +15,7 @@ from scipy import linalg, sparse
 from recotransfer.data import Interactions
 from recotransfer.errors import InputError
 from recotransfer.solvers import reciprocal, ridge, scaled
-from recotransfer.transfer.base import Array, Task, Trained, Transfer
+from recotransfer.transfer.base import Array, Trained, Transfer, check_apart
 
 Double = NDArray[np.float64]
 
@@ -74,7 +74,8 @@ class RidgeMap(_Linear):
         self.dim, self.reg, self.keep = dim, reg, keep
 
     def _learn(self, vectors: Array, relations: Interactions) -> dict[str, NDArray[Any]]:
-        taken = _taken(relations)
+        taken = relations.taken()
+        check_apart(*taken.nonzero())
         of_user, of_item = (np.asarray(taken.sum(axis=axis)).ravel() for axis in (1, 0))
         users, items = np.flatnonzero(of_user), np.flatnonzero(of_item)
         roots = np.sqrt(of_user[users].astype(np.float64)), np.sqrt(of_item[items].astype(np.float64))
@@ -83,7 +84,9 @@ class RidgeMap(_Linear):
         mean = vectors[items].mean(axis=0, dtype=np.float64)
         x = vectors[items] - mean
         gram = x.T @ x
-        weights = ridge(gram, x.T @ (factors - factors.mean(axis=0)), self.reg * np.trace(gram) / len(gram))
+        if not (penalty := self.reg * np.trace(gram) / len(gram)) > 0:
+            raise _no_spread(self.reg)
+        weights = ridge(gram, x.T @ (factors - factors.mean(axis=0)), penalty)
         return {"mean": mean.astype(np.float32), "weights": _beside(np.asarray(weights), gram, self.keep)}
 
 
@@ -107,9 +110,8 @@ class LearnedMetric(_Linear):
 
     def _learn(self, vectors: Array, relations: Interactions) -> dict[str, NDArray[Any]]:
         mean, together, gram = _moments(vectors, relations, self.reg)
-        strength, turn = linalg.eigh(together, gram)
-        weights = turn[:, ::-1] * np.maximum(strength[::-1], 0) ** (self.power / 2)
-        weights = weights[:, strength[::-1] > 0][:, : self.dim]
+        strength, turn = _leading(together, gram, self.reg)
+        weights = (turn * strength ** (self.power / 2))[:, : self.dim]
         return {"mean": mean.astype(np.float32), "weights": _beside(weights, gram, self.keep)}
 
 
@@ -145,9 +147,6 @@ class ContrastiveHead(Trained):
         self.dim, self.hidden, self.temperature, self.batch_size = dim, hidden, temperature, batch_size
         self.learning_rate, self.epochs, self.patience, self.rng = learning_rate, epochs, patience, rng
 
-    def _tasks(self, vectors: Array, relations: Interactions) -> dict[str, Task]:
-        return {"relations": Task(vectors, relations, self.rng, self.temperature)}
-
 
 class SoftThreshold(_Linear):
     """A linear map fitted elsewhere, changed only as far as the target's own relations insist.
@@ -180,6 +179,8 @@ class SoftThreshold(_Linear):
             raise InputError(f"the source map takes {len(old)} dimensions, the vectors have {vectors.shape[1]}")
         mean, together, gram = _moments(vectors, relations, self.reg)
         spread, turn = np.linalg.eigh(gram)
+        if not spread[0] > 0:
+            raise _no_spread(self.reg)
         there, back = turn / np.sqrt(spread), turn * np.sqrt(spread)  # in these coordinates the covariance is I
         wanted = there.T @ together @ there  # the least-squares metric of the target alone
         prior = back.T @ old @ old.T @ back
@@ -187,10 +188,27 @@ class SoftThreshold(_Linear):
         change = _soft(wanted - prior, self.threshold)
         if not change.any():
             return {"mean": mean.astype(np.float32), "weights": old.astype(np.float32)}
-        strength, own = np.linalg.eigh(prior + change)
-        positive = strength[::-1] > 0
-        weights = (there @ (own * np.sqrt(np.maximum(strength, 0))))[:, ::-1][:, positive]
-        return {"mean": mean.astype(np.float32), "weights": weights.astype(np.float32)}
+        strength, own = _leading(prior + change, np.eye(len(prior)), self.reg)
+        return {"mean": mean.astype(np.float32), "weights": (there @ (own * np.sqrt(strength))).astype(np.float32)}
+
+
+def _leading(together: Double, gram: Double, reg: float) -> tuple[Double, Double]:
+    """Positive generalised eigenvalues, greatest first, and their directions (dim, values)."""
+    try:
+        strength, turn = linalg.eigh(together, gram)
+    except linalg.LinAlgError:
+        raise _no_spread(reg) from None
+    if not strength[-1] > 0:
+        raise InputError("items taken together are no more alike in any direction than others; use no learned map here")
+    kept = strength[::-1] > 0
+    return strength[::-1][kept], turn[:, ::-1][:, kept]
+
+
+def _no_spread(reg: float) -> InputError:
+    return InputError(
+        f"at reg {reg} the covariance of the items' vectors is not positive definite; take a larger reg, or more items "
+        "whose vectors differ"
+    )
 
 
 def _soft(values: Double, threshold: float) -> Double:
@@ -198,23 +216,17 @@ def _soft(values: Double, threshold: float) -> Double:
     return np.asarray(np.sign(values) * np.maximum(np.abs(values) - threshold, 0))
 
 
-def _taken(relations: Interactions) -> sparse.csr_array:
-    out = relations.matrix()
-    out.data[:] = out.data > 0
-    out.eliminate_zeros()
-    return out
-
-
 def _moments(vectors: Array, relations: Interactions, reg: float) -> tuple[Double, Double, Double]:
     """Mean, covariance of two items taken together and of all items, ridge added, by how often they are taken.
 
     A user with n items has n (n - 1) ordered pairs, each of weight 1 / (n - 1).
     """
-    taken = _taken(relations)
+    taken = relations.taken()
     size = np.asarray(taken.sum(axis=1)).ravel()
     taken = sparse.csr_array(taken[np.flatnonzero(size >= 2)]).astype(np.float64)
     if not taken.nnz:
         raise InputError("no user has two items with content, so there is nothing to learn; give more relations")
+    check_apart(*taken.nonzero())
     size = np.asarray(taken.sum(axis=1)).ravel()
     often = np.asarray(taken.sum(axis=0)).ravel()  # the pairs of an item weigh 1 per user who took it
     itself = np.asarray((sparse.diags_array(1 / (size - 1)) @ taken).sum(axis=0)).ravel()
@@ -253,8 +265,6 @@ def _right_factors(matrix: sparse.csr_array, trivial: tuple[Double, Double], dim
 
 def _beside(weights: Double, gram: Double, keep: float) -> Array:
     """Weights whose dot products are `keep` parts the original's and the rest the map's, both of mean square 1."""
-    if not 0 <= keep <= 1:
-        raise InputError(f"keep is a share between 0 and 1, got {keep}")
     power = max(float(np.trace(weights.T @ gram @ weights)), 1e-300)
     if keep == 0:
         return np.asarray(weights / np.sqrt(power), np.float32)

@@ -49,17 +49,20 @@ class MultiTask(Trained):
         self.dim, self.hidden, self.weighting, self.batch_size = dim, hidden, weighting, batch_size
         self.learning_rate, self.epochs, self.patience, self.rng = learning_rate, epochs, patience, rng
 
-    def _tasks(self, vectors: Array, relations: Interactions) -> dict[str, Task]:
+    def check_settings(self) -> None:
+        """Refuse settings that cannot be; `fit` begins with it."""
+        super().check_settings()
         if self.weighting not in ("uncertainty", "gradnorm", "equal"):
             raise InputError(f"weighting is {self.weighting!r}; it must be 'uncertainty', 'gradnorm' or 'equal'")
-        if relations.kind is None:
-            found = super()._tasks(vectors, relations)
-        else:
-            present = np.unique(relations.kind).tolist()
-            found = {
-                relations.kinds[kind]: Task(vectors, relations.select(relations.kind == kind), self.rng)
-                for kind in present
-            }
+
+    def _kinds(self, relations: Interactions) -> dict[str, Interactions]:
+        if relations.kind is None or not len(relations):
+            return super()._kinds(relations)
+        present = np.unique(relations.kind).tolist()
+        return {relations.kinds[kind]: relations.select(relations.kind == kind) for kind in present}
+
+    def _tasks(self, vectors: Array, relations: Interactions) -> dict[str, Task]:
+        found = super()._tasks(vectors, relations)
         self._share = dict.fromkeys(found, 1.0)
         self._first: dict[str, float] = {}
         self._names = list(found)
