@@ -362,7 +362,7 @@ def publish(facts: dict[str, Any], name: str, rows: list[dict[str, Any]]) -> Non
     path = RESULTS / "cross_shop.json"
     kept = json.loads(path.read_text())["rows"] if path.exists() else []
     kept = [row for row in kept if row["set"] != name]
-    write_results("cross_shop", facts, kept + [{**row, "commit": facts["commit"]} for row in rows])
+    write_results("cross_shop", facts, kept + [{**row, **{k: facts[k] for k in ("commit", "command")}} for row in rows])
 
 
 if __name__ == "__main__":
