@@ -270,6 +270,41 @@ def test_layers_are_unfrozen_from_the_top_one_an_epoch(tiny, tmp_path, monkeypat
     assert (first, second, third) == ({"1"}, {"0", "1"}, {"0", "1", "embeddings"})
 
 
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory, tiny) -> Path:
+    """A sentence model of two small layers that no weight follows."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+    from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
+
+    root = tmp_path_factory.mktemp("bare")
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.save_pretrained(root / "base")
+    torch.manual_seed(0)
+    config = DistilBertConfig(vocab_size=len(tokenizer), dim=32, n_layers=2, n_heads=2, hidden_dim=64)
+    DistilBertModel(config).save_pretrained(root / "base")
+    network = SentenceTransformer(modules=[Transformer(str(root / "base")), Pooling(32)], device="cpu")
+    network.save(str(root / "model"), create_model_card=False)
+    return root / "model"
+
+
+@pytest.mark.parametrize(
+    ("layers", "learning"),
+    [(1, {"1"}), (2, {"0", "1"}), (3, {"0", "1", "embeddings"}), ("gradual", {"1"}), (0, None)],
+)
+def test_layers_are_counted_alike_where_no_weight_follows_them(bare, tmp_path, monkeypatch, layers, learning):
+    kept_last(monkeypatch)
+    items, relations, _ = planted(60)
+    encoder, tuner = SentenceText(model=bare), quick(tmp_path, epochs=1, trainable_layers=layers)
+    if learning is None:
+        with pytest.raises(InputError, match="trainable_layers=0 leaves nothing to train"):
+            tuner.tune(encoder, items, relations)
+        return
+    names = changed(encoder, tuner.tune(encoder, items, relations))
+    assert {n.partition("layer.")[2][:1] or "embeddings" for n in names} == learning
+
+
 def test_lower_layers_and_fresh_weights_have_rates_of_their_own(tiny, tmp_path):
     run = a_run(tiny, tmp_path, objective="labels", layer_decay=0.5, learning_rate=1e-3)
     rates = {(g.depth, "head" in next(iter(g.params))): g.rate for g in run.groups}

@@ -57,7 +57,7 @@ class FineTune(Tuner):
             only read. It must stay while the encoder is used; a saved task has a copy of its own.
         objective: see above; "auto" is "labels" where every item has one user, else "pairs".
         epochs: at most so many passes over the items.
-        learning_rate: of the topmost pretrained weights; heads and LoRA learn ten times as fast.
+        learning_rate: of pretrained weights above the layers; heads and LoRA learn ten times as fast.
         batch_size: items of a step ("labels", "elsa"), or pairs.
         trainable_layers: how many top layers learn; None is all, embeddings included. "gradual" begins with one and
             adds one each epoch (Howard and Ruder, "Universal language model fine-tuning for text classification",
@@ -176,7 +176,7 @@ class _Run(Resumable):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.half = computes_in_bfloat16() == "bfloat16"
         self.module = encoder.module()
-        self.depths = _depths(self.module)
+        self.depths, self.top = _depths(self.module)
         if tuner.lora is not None:
             with _seeded(tuner.rng):
                 _add_lora(self.module, tuner.lora, [n for n, depth in self.depths.items() if self._learns(depth)])
@@ -195,28 +195,27 @@ class _Run(Resumable):
 
     def _learns(self, depth: int) -> bool:
         layers = self.tuner.trainable_layers
-        return layers is None or layers == "gradual" or depth > max(self.depths.values()) - 1 - layers
+        return layers is None or layers == "gradual" or depth > self.top - 1 - layers
 
     def _groups(self) -> list[_Group]:
         """Weights by layer, those of more than one dimension (which decay) apart from the others."""
-        top = max(self.depths.values())
         lora = self.tuner.lora is not None
         found: dict[tuple[int, bool, bool], dict[str, Any]] = {}
         for name, value in self.module.named_parameters():
             fresh = "lora_" in name
-            depth = self.depths.get(_bare(name), top)
+            depth = self.depths.get(_bare(name), self.top)
             value.requires_grad_(fresh if lora else self._learns(depth))
             if value.requires_grad:
                 found.setdefault((depth, fresh, value.ndim > 1), {})[f"module/{name}"] = value
         if self.objective.head is not None:
             for name, value in self.objective.head.named_parameters():
-                found.setdefault((top, True, value.ndim > 1), {})[f"head/{name}"] = value
+                found.setdefault((self.top, True, value.ndim > 1), {})[f"head/{name}"] = value
         if not found:
             raise InputError(f"trainable_layers={self.tuner.trainable_layers} leaves nothing to train; give more")
         return [
             _Group(
                 depth,
-                self.tuner.learning_rate * (_NEW if fresh else self.tuner.layer_decay ** (top - depth)),
+                self.tuner.learning_rate * (_NEW if fresh else self.tuner.layer_decay ** (self.top - depth)),
                 _WEIGHT_DECAY if decays else 0.0,
                 params,
             )
@@ -250,10 +249,9 @@ class _Run(Resumable):
 
     def _unfreeze(self) -> None:
         if self.tuner.trainable_layers == "gradual":
-            top = max(self.depths.values())
             for group in self.groups:
                 for value in group.params.values():
-                    value.requires_grad_(group.depth >= top - 1 - self.epoch)
+                    value.requires_grad_(group.depth >= self.top - 1 - self.epoch)
 
     def _set_rates(self, share: float) -> None:
         for group, mine in zip(self.optimizer.param_groups, self.groups, strict=True):
@@ -418,8 +416,8 @@ def _bare(name: str) -> str:
     return re.sub(r"\.(base_layer|lora_\w+\.default)(?=\.)", "", name)
 
 
-def _depths(module: Any) -> dict[str, int]:
-    """Depth of every weight: 0 what comes before the layers, 1 the lowest layer, last what comes after the topmost.
+def _depths(module: Any) -> tuple[dict[str, int], int]:
+    """Depth of every weight, 0 before the layers and 1 in the lowest, and the depth of what comes after the topmost.
 
     The layers are the longest list of modules; of a model for text and pictures, that for pictures.
     """
@@ -427,14 +425,14 @@ def _depths(module: Any) -> dict[str, int]:
 
     lists = [(name, part) for name, part in module.named_modules() if isinstance(part, torch.nn.ModuleList)]
     name, layers = max(lists, key=lambda pair: (len(pair[1]), "vision" in pair[0]), default=("", ()))
-    out, depth = {}, 0
+    out, depth, top = {}, 0, len(layers) + bool(lists)
     for weight, _ in module.named_parameters():
         if lists and weight.startswith(f"{name}."):
             out[weight] = 1 + int(weight.removeprefix(f"{name}.").split(".")[0])
-            depth = len(layers) + 1
+            depth = top
         else:
             out[weight] = depth
-    return out
+    return out, top
 
 
 def _add_lora(module: Any, rank: int, weights: Sequence[str]) -> None:
