@@ -212,6 +212,31 @@ def test_soft_labels_make_the_labels_easier_to_tell_apart(tiny, tmp_path):
     assert losses[1] < losses[0]
 
 
+def test_labels_that_no_item_holds_have_no_share_of_the_soft_labels(tiny):
+    teacher, items = SentenceText(model=tiny, precision="float32"), catalogue(200)
+    bears = np.array([WORDS[0] in text.split() for text in items.columns["title"]]).astype(int)
+    taught = distillation.encode_items(items, teacher, progress=False).embeddings
+    found = []
+    for users in (2, 2000):
+        held = bears * (users - 1)
+        labels = Interactions(IdMap(range(users)), items.ids, held, np.arange(200), np.ones(200, np.float32))
+        found.append(distillation._soft_labels(taught, labels, 2.0))
+    assert found[1].shape == (200, 2)
+    np.testing.assert_allclose(*found, atol=1e-6)
+
+
+def test_items_of_several_labels_give_each_its_share(tiny):
+    teacher, items = SentenceText(model=tiny, precision="float32"), catalogue(200)
+    bears = np.array([[word in text.split() for word in WORDS[:3]] for text in items.columns["title"]])
+    item, user = np.nonzero(bears)
+    labels = Interactions(IdMap(WORDS[:3]), items.ids, user, item, np.ones(len(item), np.float32))
+    taught = distillation.encode_items(items, teacher, progress=False).embeddings
+    soft = distillation._soft_labels(taught, labels, 1.0)
+    np.testing.assert_allclose(soft.sum(axis=1), 1, atol=1e-5)
+    two = bears.sum(axis=1) == 2
+    assert soft[two][bears[two]].mean() == pytest.approx(0.5, abs=0.05)
+
+
 def test_a_picture_model_becomes_a_shallower_one(tmp_path):
     pytest.importorskip("PIL")
     from transformers import ViTConfig, ViTImageProcessor, ViTModel

@@ -42,9 +42,9 @@ class Distil(Tuner):
     The student's vectors are drawn to the teacher's (one minus their cosine), as are the cosines between all pairs of a
     batch (squared difference, as a share of the teacher's squares): relational knowledge distillation (Park et al.,
     2019; Tung and Mori, "Similarity-preserving knowledge distillation", 2019). With `labels` a head on the student also
-    gives the probabilities that a linear probe on the teacher's vectors has for the users of the relations, all
-    softened by `temperature` (Hinton et al., "Distilling the knowledge in a neural network", 2015). A student of
-    another width learns through a linear map that is dropped afterwards.
+    gives the probabilities that a linear probe on the teacher's vectors has for the users of the relations (of items
+    with several users, the shares of each), all softened by `temperature` (Hinton et al., "Distilling the knowledge in
+    a neural network", 2015). A student of another width learns through a linear map that is dropped afterwards.
 
     A twentieth of the items, at most 1000, is held out; the weights with the highest mean cosine on them are kept, and
     three epochs without a better one end the training. The relations are read for `labels` alone.
@@ -310,13 +310,17 @@ def regression(features: sparse.csr_array, targets: Float, reg: float, sweeps: i
 
 
 def _soft_labels(taught: Embeddings, relations: Interactions, temperature: float) -> Float:
-    """(items, labels) a linear probe's probabilities on the teacher's vectors, softened; each row sums to 1."""
+    """(items, labels that items hold) what a linear probe says of the teacher's vectors, softened; each row sums to 1.
+
+    Where every item has one label these are probabilities at that temperature. Where some have several, the probe tells
+    each label's own probability, and a row is the labels' shares of them: which labels, but not how many.
+    """
     probe = Probe().fit(relations, taught)
-    found = probe.label(taught, k=len(relations.users))
-    shares = np.zeros((len(taught.ids), len(relations.users)), np.float32)
+    found = probe.label(taught, k=len(probe.labels_), users=relations.users.take(probe.labels_))
+    shares = np.zeros((len(taught.ids), len(probe.labels_)))
     rows = np.flatnonzero(taught.has_content)
-    shares[rows[:, None], found.positions[rows]] = found.scores[rows]
-    soft = np.maximum(shares, 1e-8) ** (1 / temperature)
+    shares[rows[:, None], np.searchsorted(probe.labels_, found.positions[rows])] = found.scores[rows]
+    soft = np.maximum(shares, np.finfo(np.float32).tiny) ** (1 / temperature)
     return np.asarray(soft / soft.sum(axis=1, keepdims=True), np.float32)
 
 
