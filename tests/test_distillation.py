@@ -297,6 +297,20 @@ def test_a_finished_run_is_only_read_and_another_run_is_refused(tmp_path):
         static(tmp_path, epochs=2).tune(teacher, items)
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_finished_run_on_other_texts_under_the_same_ids_is_refused(own, tiny, tmp_path):
+    items = catalogue(60)
+    student = SentenceText(model=tiny, column="short") if own else None
+    items = Items(items.ids, items.columns.assign(short="lina"), {"title": "text", "short": "text"})
+    teacher = SentenceText(model=tiny, column="title")
+    tuner = layers(tmp_path, epochs=1, student=student)
+    tuner.tune(teacher, items, none(items))
+    assert layers(tmp_path, epochs=1, student=student).tune(teacher, items, none(items))
+    reworded = Items(items.ids, items.columns.assign(**{"short" if own else "title": "mora"}), items.kinds)
+    with pytest.raises(InputError, match="another items"):
+        layers(tmp_path, epochs=1, student=student).tune(teacher, reworded, none(items))
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

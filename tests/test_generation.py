@@ -127,16 +127,34 @@ def test_training_stops_when_validation_gets_no_better_and_keeps_the_best(encode
     assert model._loss(told, None, generation._batches(told.lengths, 256)) == pytest.approx(min(curve), rel=0.01)
 
 
-def test_a_run_is_not_mixed_with_another_and_damage_is_seen(encoder, tmp_path):
+def test_a_finished_run_is_only_read_another_is_refused_and_damage_is_seen(encoder, tmp_path, monkeypatch):
     train, valid = spoken(30, 0), spoken(10, 1)
-    Translator(**SMALL, epochs=1).fit(encoder, train, valid, folder=tmp_path)
-    with pytest.raises(InputError, match="settings"):
+    first = Translator(**SMALL, epochs=1).fit(encoder, train, valid, folder=tmp_path)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+    monkeypatch.setattr(Translator, "_build", lambda *_: pytest.fail("trained again"))
+    again = Translator(**SMALL, epochs=1).fit(encoder, train, valid, folder=tmp_path)
+    assert again.report_ == first.report_
+    assert again.translate(valid.sources) == first.translate(valid.sources)
+    with pytest.raises(InputError, match="another epochs"):
         Translator(**SMALL, epochs=2).fit(encoder, train, valid, folder=tmp_path)
     with pytest.raises(InputError, match="texts"):
         Translator(**SMALL, epochs=1).fit(encoder, spoken(30, 5), valid, folder=tmp_path)
+    monkeypatch.undo()
+    (tmp_path / "report.json").unlink()
     (tmp_path / "checkpoint.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match="damaged"):
         Translator(**SMALL, epochs=1).fit(encoder, train, valid, folder=tmp_path)
+
+
+def test_an_epoch_whose_loss_is_no_number_is_never_the_best(encoder, tmp_path, monkeypatch):
+    losses = iter([3.0, float("nan"), 2.0, float("nan")])
+    monkeypatch.setattr(Translator, "_loss", lambda *_: next(losses))
+    model = Translator(**SMALL, epochs=4, patience=2).fit(encoder, spoken(30, 0), spoken(10, 1), folder=tmp_path)
+    assert [point["valid"] for point in model.report_["curve"]] == [3.0, None, 2.0, None]
+    assert model.report_["best"] == 3
+    monkeypatch.setattr(Translator, "_loss", lambda *_: float("nan"))
+    with pytest.raises(InputError, match="learning_rate"):
+        Translator(**SMALL, epochs=2).fit(encoder, spoken(30, 0), spoken(10, 1), folder=tmp_path / "lost")
 
 
 @pytest.mark.parametrize(

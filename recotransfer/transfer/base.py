@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -13,15 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recotransfer.artifacts import Artifact, ArtifactWriter, atomic_file
+from recotransfer.artifacts import Artifact, ArtifactWriter, atomic_file, digest, read_json, write_json
 from recotransfer.data import Embeddings, IdMap, Interactions, Items
-from recotransfer.encoders.base import TrainableEncoder
+from recotransfer.encoders.base import Encoder, TrainableEncoder, content_bytes
 from recotransfer.errors import ArtifactError, InputError, NotFittedError
 from recotransfer.solvers import unit_rows
 
 Array = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
+_STATE, _REPORT = "checkpoint.safetensors", "report.json"
 _FEWEST, _MOST_HELD = 20, 1024  # related items, or none is held out; held-out pairs that are looked at
 _HEAD_PACE = 10.0  # steps of heads and judges against those of the network, which they must keep up with
 _LEAST_STEPS = 20  # of an epoch: few relations are gone through several times
@@ -138,49 +141,108 @@ class Tuner(ABC):
 
 
 class Resumable:
-    """A training whose weights, optimizer and standing lie in one checkpoint, so that a killed run goes on from there.
+    """A training in a folder: its curve, the weights of its best epoch, and a checkpoint to go on from.
 
     Attributes:
-        path: the checkpoint.
-        settings: plain JSON of what decides the outcome; a checkpoint with others is refused.
+        settings: plain JSON of what decides the outcome; a folder with others is refused.
+        module: what is trained.
         weights: name -> parameter that learns; `kept`: name -> its value at the best epoch.
         optimizer: of the weights, an Adam.
-        device: where the weights are.
         standing: names of attributes, plain JSON, that say how far the run is.
+        sign: 1, or -1 where the smaller score is the better one.
+        worse: epochs since the best one.
+        spent: seconds.
     """
 
-    standing: ClassVar[tuple[str, ...]]
-    path: Path
-    settings: dict[str, Any]
+    standing: ClassVar[tuple[str, ...]] = ("epoch", "step", "worse", "best", "curve", "spent")
+    sign: ClassVar[int] = 1
+    module: Any
     weights: dict[str, Any]
-    kept: dict[str, Any]
     optimizer: Any
-    device: str
 
-    def _save(self) -> None:
+    def __init__(self, folder: str | Path, settings: dict[str, Any]) -> None:
+        self.folder, self.settings = Path(folder), settings
+        self.epoch = self.step = self.worse = self.best = 0
+        self.curve: list[dict[str, Any]] = []
+        self.spent = 0.0
+        self.kept: dict[str, Any] = {}
+
+    def finish_epoch(self, loss: float | None, score: float | None) -> None:
+        """Add an epoch to the curve, and keep its weights if no other had a better score, or none has one.
+
+        A score that is no number is never better, and is None in the curve.
+        """
+        before = [self.sign * point["valid"] for point in self.curve if point["valid"] is not None]
+        known = score is not None and bool(np.isfinite(score))
+        better = score is None or not self.curve or (known and self.sign * score > max(before, default=-np.inf))
+        point = {"epoch": self.epoch, "step": self.step, "loss": loss, "valid": score if known else None}
+        self.curve.append({**point, "seconds": round(self.spent, 1)})
+        self.worse = 0 if better else self.worse + 1
+        if better:
+            self.best = self.epoch
+            self.keep()
+
+    def keep(self) -> None:
+        """Take the weights as they are for the best."""
+        self.kept = {name: on_file(value) for name, value in self.weights.items()}
+
+    def best_module(self) -> Any:
+        """The module with the best weights, on the CPU."""
+        import torch
+
+        with torch.no_grad():
+            for name, value in self.weights.items():
+                value.copy_(self.kept[name])
+        return self.module.eval().cpu()
+
+    def report(self, **more: Any) -> dict[str, Any]:
+        """Settings, the curve, the epoch whose weights were kept, the seconds and `more`, as plain JSON."""
+        own = {"curve": self.curve, "best": self.best, "seconds": round(self.spent, 1)}
+        return {"settings": self.settings, **more, **own}
+
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """Leave the report where `ended` finds it, in place of the checkpoint; what was made is there already."""
+        write_json(self.folder / _REPORT, report)
+        (self.folder / _STATE).unlink(missing_ok=True)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
         tensors = {f"best/{name}": value for name, value in self.kept.items()}
         for name, value in self.weights.items():
             tensors[f"now/{name}"] = value
             for key, part in self.optimizer.state.get(value, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = part
         facts = {name: getattr(self, name) for name in self.standing}
-        write_checkpoint(self.path, {**facts, "settings": self.settings}, tensors)
+        write_checkpoint(self.folder / _STATE, {**facts, "settings": self.settings}, tensors)
 
-    def _resume(self) -> bool:
-        """True where a checkpoint was taken up."""
-        if not self.path.is_file():
+    def resume(self) -> bool:
+        """Take up the checkpoint; False where there is none."""
+        if not (self.folder / _STATE).is_file():
             return False
-        facts, tensors = read_checkpoint(self.path)
-        check_same(facts["settings"], self.settings, self.path.parent)
+        facts, tensors = read_checkpoint(self.folder / _STATE)
+        check_same(facts.get("settings", {}), self.settings, self.folder)
         for name in self.standing:
             setattr(self, name, facts[name])
+        self.kept = {name.removeprefix("best/"): part for name, part in tensors.items() if name.startswith("best/")}
         for name, value in self.weights.items():
             value.data.copy_(tensors[f"now/{name}"])
-            self.kept[name] = tensors[f"best/{name}"]
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 if (part := tensors.get(f"optimizer/{key}/{name}")) is not None:  # a weight may be without a gradient
-                    self.optimizer.state[value][key] = part if key == "step" else part.to(self.device)
+                    self.optimizer.state[value][key] = part.to(value.device)
         return True
+
+
+def ended(folder: Path, made: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The report of a run that ended in `folder` and made `made`, None where none did.
+
+    Raises:
+        InputError: a run with other settings ended there.
+    """
+    if not ((folder / _REPORT).is_file() and made.is_dir()):
+        return None
+    report = read_json(folder / _REPORT)
+    check_same(report["settings"], settings, folder)
+    return report
 
 
 def write_checkpoint(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
@@ -216,6 +278,33 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) 
     """Refuse to go on with a run of other settings."""
     if differing := [name for name in now if before.get(name) != now[name]]:
         raise InputError(f"{folder} holds a run with another {', '.join(differing)}; give a new folder")
+
+
+def model_of(encoder: Encoder) -> str:
+    """The name of the encoder's model, without revision."""
+    return re.split(r"[/@]", encoder.name.partition("/")[2] or encoder.name)[0]
+
+
+def digest_of_content(items: Items, *encoders: Encoder) -> str:
+    """Fingerprint of the items' ids and of what each encoder reads of them; unreadable files are as missing."""
+    return digest(items.ids.ids, *([_content(value) for value in encoder.values(items)] for encoder in encoders))
+
+
+def _content(value: Any) -> str:
+    try:
+        return "" if value is None else hashlib.blake2b(content_bytes(value), digest_size=16).hexdigest()
+    except OSError:
+        return ""
+
+
+def in_batches(values: Sequence[Any], rows: Ints, size: int, among: int, rng: np.random.Generator) -> list[Ints]:
+    """All `rows` at random, `size` at a time; texts are sorted by length among so many batches, for less padding."""
+    order = rng.permutation(rows)
+    if isinstance(values[0], str):
+        lengths = np.array([len(values[row]) for row in order])
+        order = order[np.lexsort((lengths, np.arange(len(order)) // (among * size)))]
+    found = [order[at : at + size] for at in range(0, len(order), size)]
+    return [found[at] for at in rng.permutation(len(found))]
 
 
 class Step(NamedTuple):

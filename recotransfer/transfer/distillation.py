@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recotransfer.artifacts import digest, digest_of_events, read_json, write_json
+from recotransfer.artifacts import digest, digest_of_events
 from recotransfer.data import Embeddings, IdMap, Interactions, Items
 from recotransfer.encoders import encode_items, encoder_from_spec
 from recotransfer.encoders.base import Encoder, TrainableEncoder, one_or_many
@@ -25,15 +24,16 @@ from recotransfer.encoders.text import computes_in_bfloat16
 from recotransfer.errors import InputError
 from recotransfer.recommenders import Probe
 from recotransfer.solvers import unit_rows
-from recotransfer.transfer.base import Resumable, Tuner, check_same
+from recotransfer.transfer.base import Resumable, Tuner, digest_of_content, ended, in_batches, model_of
 
 Float = NDArray[np.float32]
 
 _HELD_OUT, _MOST_HELD, _FEWEST = 0.05, 1000, 20  # share of values validated on, at most so many, none below so many
 _PATIENCE, _WARMUP, _CLIP = 3, 0.1, 1.0
+_AMONG = 16  # batches among which texts are sorted by length
 _RELATION = 0.1  # the share of the cosines' squares that is missed is some ten times one minus the cosine
 _RIDGE, _SWEEPS, _ALONE = 0.3, 20, 0.5  # the first table: penalty, steps of conjugate gradients, weight of lone words
-_STATE, _REPORT, _TEACHER = "checkpoint.safetensors", "report.json", "teacher"
+_TEACHER = "teacher"  # folder of its vectors
 
 
 class Distil(Tuner):
@@ -58,7 +58,7 @@ class Distil(Tuner):
         labels: weight of the soft labels.
         temperature: what logits are divided by on both sides of the soft labels.
         epochs: at most so many passes over the items.
-        learning_rate: AdamW's, after a linear warm-up and before a linear decay.
+        learning_rate: Adam's, after a linear warm-up and before a linear decay.
         batch_size: items of a step.
         rng: seed.
     """
@@ -94,11 +94,12 @@ class Distil(Tuner):
             **{name: getattr(self, name) for name in names},
             "teacher": encoder.name,
             "student": None if self.student is None else self.student.name,
-            "items": digest(items.ids.ids),
+            "items": digest_of_content(items, *(e for e in (encoder, self.student) if e is not None)),
             "relations": digest_of_events(relations) if self.labels else None,
         }
-        target = folder / f"{_label(student)}-student"
-        if _finished(self, folder, target, settings):
+        target = folder / f"{model_of(student)}-student"
+        if report := ended(folder, target, settings):
+            self.report_ = report
             return cast(TrainableEncoder, encoder_from_spec({**student.spec(), "model": str(target)}))
         taught = encode_items(items, encoder, cache=folder / _TEACHER).embeddings
         content = student.values(items)
@@ -113,7 +114,8 @@ class Distil(Tuner):
         run = _Training(module, student.collate, lesson, self, settings)
         self.report_ = run.train()
         made = student.saved(run.best_module(), target)
-        _finish(self.report_, folder)
+        run.finish(self.report_)
+        shutil.rmtree(folder / _TEACHER, ignore_errors=True)
         return made
 
 
@@ -175,8 +177,9 @@ class DistilStatic(Tuner):
             "texts": digest(np.array(texts, object)),
         }
         folder = Path(self.folder)
-        target = folder / f"{_label(encoder)}-static"
-        if _finished(self, folder, target, settings):
+        target = folder / f"{model_of(encoder)}-static"
+        if report := ended(folder, target, settings):
+            self.report_ = report
             return StaticText(model=target, column=encoder.column)
         train, valid = _parts(len(texts))
         known = [texts[i] for i in train]
@@ -195,8 +198,9 @@ class DistilStatic(Tuner):
         run = _Training(student.module(), student.collate, lesson, self, settings)
         self.report_ = run.train()
         made_student = student.saved(run.best_module(), target)
-        shutil.rmtree(folder / "begin")
-        _finish(self.report_, folder)
+        run.finish(self.report_)
+        for part in ("begin", _TEACHER):
+            shutil.rmtree(folder / part, ignore_errors=True)
         return made_student
 
     def _first(self, entries: Sequence[str], texts: Sequence[str], targets: Float, alone: Float) -> dict[str, Any]:
@@ -331,9 +335,6 @@ def _parts(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-# -- the folder --------------------------------------------------------------------------------------------------------
-
-
 def _check(tuner: Any, whole: Sequence[str], positive: Sequence[str], least_zero: Sequence[str]) -> None:
     for name in whole:
         if isinstance(value := getattr(tuner, name), bool) or not isinstance(value, int) or value < 1:
@@ -342,26 +343,6 @@ def _check(tuner: Any, whole: Sequence[str], positive: Sequence[str], least_zero
         if not (getattr(tuner, name) > 0 or (name in least_zero and getattr(tuner, name) == 0)):
             least = "at least 0" if name in least_zero else "above 0"
             raise InputError(f"{name} is {getattr(tuner, name)!r}; it must be {least}")
-
-
-def _label(encoder: Encoder) -> str:
-    """The name of the encoder's model, without revision."""
-    return re.split(r"[/@]", encoder.name.partition("/")[2] or encoder.name)[0]
-
-
-def _finished(tuner: Tuner, folder: Path, target: Path, settings: Mapping[str, Any]) -> bool:
-    """True where the folder holds the result of the same run, whose report is taken over."""
-    if not ((folder / _REPORT).is_file() and target.is_dir()):
-        return False
-    tuner.report_ = read_json(folder / _REPORT)
-    check_same(tuner.report_["settings"], settings, folder)
-    return True
-
-
-def _finish(report: Mapping[str, Any], folder: Path) -> None:
-    write_json(folder / _REPORT, report)
-    (folder / _STATE).unlink(missing_ok=True)
-    shutil.rmtree(folder / _TEACHER, ignore_errors=True)
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -390,8 +371,6 @@ def _keep_layers(module: Any, count: int) -> None:
 class _Training(Resumable):
     """One training: the student, its heads, the optimizer, and where it stands, all of it in the checkpoint."""
 
-    standing = ("epoch", "step", "worse", "best", "curve", "spent")
-
     def __init__(
         self,
         module: Any,
@@ -402,8 +381,8 @@ class _Training(Resumable):
     ) -> None:
         import torch
 
-        self.collate, self.lesson, self.tuner, self.settings = collate, lesson, tuner, settings
-        self.path = Path(tuner.folder) / _STATE
+        super().__init__(tuner.folder, settings)
+        self.collate, self.lesson, self.tuner = collate, lesson, tuner
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.half = computes_in_bfloat16() == "bfloat16" and isinstance(tuner, Distil)
         self.module = module.to(self.device).eval()  # no dropout: the teacher's vectors are exact
@@ -419,54 +398,26 @@ class _Training(Resumable):
         own = {f"module/{name}": value for name, value in self.module.named_parameters()}
         self.weights = {**own, **{f"head/{name}": value for name, value in self.heads.named_parameters()}}
         self.optimizer = torch.optim.Adam(list(self.weights.values()), lr=tuner.learning_rate, fused=True)
-        self.epoch = self.step = self.worse = self.best = 0
-        self.curve: list[dict[str, Any]] = []
-        self.spent = 0.0
-        self.kept: dict[str, Any] = {}
 
     def train(self) -> dict[str, Any]:
         """Train up to the best epoch, from where a checkpoint left off; the report."""
-        if not self._resume():
-            self._finish_epoch(None)
+        if not self.resume():
+            self.finish_epoch(None, self._score())
         while self.epoch < self.tuner.epochs and self.worse < _PATIENCE:
             start = time.monotonic()
-            batches = self._batches(np.random.default_rng([self.tuner.rng, self.epoch]))
+            rng = np.random.default_rng([self.tuner.rng, self.epoch])
+            parts = in_batches(self.lesson.values, self.lesson.train, self.tuner.batch_size, _AMONG, rng)
             loss = 0.0
-            for n, batch in enumerate(batches):
-                done = (self.epoch + n / len(batches)) / self.tuner.epochs
+            for n, batch in enumerate(parts):
+                done = (self.epoch + n / len(parts)) / self.tuner.epochs
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.tuner.learning_rate * min((done + 1e-3) / _WARMUP, 1.0) * (1 - done)
                 loss += self._learn(batch)
-            self.epoch, self.step = self.epoch + 1, self.step + len(batches)
+            self.epoch, self.step = self.epoch + 1, self.step + len(parts)
             self.spent += time.monotonic() - start
-            self._finish_epoch(loss / len(batches))
-            self._save()
-        return {
-            "settings": self.settings,
-            "values": len(self.lesson.train),
-            "held_out": len(self.lesson.valid),
-            "curve": self.curve,
-            "best": self.best,
-            "seconds": round(self.spent, 1),
-        }
-
-    def best_module(self) -> Any:
-        """The student with the best weights, on the CPU."""
-        import torch
-
-        with torch.no_grad():
-            for name, value in self.weights.items():
-                value.copy_(self.kept[name])
-        return self.module.cpu()
-
-    def _batches(self, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-        """All training values in random order; texts of a batch are of like length."""
-        size, order = self.tuner.batch_size, rng.permutation(self.lesson.train)
-        if isinstance(self.lesson.values[0], str):
-            lengths = np.array([len(self.lesson.values[i]) for i in order])
-            order = order[np.lexsort((lengths, np.arange(len(order)) // (16 * size)))]
-        batches = [order[at : at + size] for at in range(0, len(order), size)]
-        return [batches[i] for i in rng.permutation(len(batches))]
+            self.finish_epoch(loss / len(parts), self._score())
+            self.save()
+        return self.report(values=len(self.lesson.train), held_out=len(self.lesson.valid))
 
     def _embed(self, items: NDArray[np.int64]) -> Any:
         import torch
@@ -518,15 +469,3 @@ class _Training(Resumable):
                 mine = self._unit(self._embed(held[at : at + size])).cpu().numpy()
                 near += float((mine * self.lesson.targets[held[at : at + size]]).sum())
         return round(near / len(held), 6)
-
-    def _finish_epoch(self, loss: float | None) -> None:
-        """The held-out score and a copy of the weights, if they are the best so far."""
-        score = self._score()
-        before = [point["valid"] for point in self.curve]
-        better = score is None or not before or score > max(before)
-        point = {"epoch": self.epoch, "step": self.step, "loss": loss, "valid": score, "seconds": round(self.spent, 1)}
-        self.curve.append(point)
-        self.worse = 0 if better else self.worse + 1
-        if better:
-            self.best = self.epoch
-            self.kept = {name: value.detach().cpu().clone() for name, value in self.weights.items()}

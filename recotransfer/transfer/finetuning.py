@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,22 +11,19 @@ from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
-from recotransfer.artifacts import digest, digest_of_events, read_json, write_json
+from recotransfer.artifacts import digest_of_events
 from recotransfer.data import Interactions, Items
 from recotransfer.encoders import encoder_from_spec
-from recotransfer.encoders.base import TrainableEncoder, content_bytes
+from recotransfer.encoders.base import TrainableEncoder
 from recotransfer.encoders.text import computes_in_bfloat16
 from recotransfer.errors import InputError
-from recotransfer.transfer.base import Resumable, Tuner, check_same, on_file
+from recotransfer.transfer.base import Resumable, Tuner, digest_of_content, ended, model_of
 from recotransfer.transfer.objectives import OBJECTIVES, Batch, Ints, Objective, Related, related
-
-Augment = Callable[[Any, np.random.Generator], Any]
 
 _WARMUP, _WEIGHT_DECAY, _CLIP = 0.1, 0.01, 1.0
 _NEW = 10.0  # heads and LoRA begin at nothing and learn so many times faster than pretrained weights
 _MEMORY = 2 << 30  # bytes that a batch may keep for the backward pass before its gradients are cached
 _SAVE_SECONDS = 60.0
-_STATE, _REPORT = "checkpoint.safetensors", "report.json"
 
 
 class FineTune(Tuner):
@@ -80,7 +76,7 @@ class FineTune(Tuner):
         trainable_layers: int | Literal["gradual"] | None = None,
         layer_decay: float = 0.9,
         lora: int | None = None,
-        augment: Augment | None = None,
+        augment: Callable[[Any, np.random.Generator], Any] | None = None,
         rng: int = 0,
     ) -> None:
         self.folder, self.objective, self.epochs = folder, objective, epochs
@@ -96,20 +92,16 @@ class FineTune(Tuner):
         """
         self._check_settings()
         folder = Path(self.folder)
-        name = re.split(r"[/@]", encoder.name.partition("/")[2] or encoder.name)[0]
-        target = folder / f"{name.removesuffix('-tuned')}-tuned"
+        target = folder / f"{model_of(encoder).removesuffix('-tuned')}-tuned"
         settings = self._facts(encoder, items, relations)
-        if (folder / _REPORT).is_file() and target.is_dir():
-            self.report_ = read_json(folder / _REPORT)
-            check_same(self.report_["settings"], settings, folder)
+        if report := ended(folder, target, settings):
+            self.report_ = report
             return cast(TrainableEncoder, encoder_from_spec({**encoder.spec(), "model": str(target)}))
         data = related(encoder, items, relations)
         run = _Run(self, encoder, data, self._objective(data), settings)
-        run.train()
-        self.report_ = run.report()
+        self.report_ = run.train()
         tuned = encoder.saved(run.best_module(), target)
-        write_json(folder / _REPORT, self.report_)
-        (folder / _STATE).unlink(missing_ok=True)
+        run.finish(self.report_)
         return tuned
 
     def _check_settings(self) -> None:
@@ -134,7 +126,7 @@ class FineTune(Tuner):
             **{name: getattr(self, name) for name in names},
             "augment": None if self.augment is None else re.sub(" at 0x[0-9a-f]+", "", repr(self.augment)),
             "encoder": encoder.name,
-            "items": digest(items.ids.ids, [_content(v) for v in encoder.values(items)]),
+            "items": digest_of_content(items, encoder),
             "relations": digest_of_events(relations),
         }
 
@@ -145,21 +137,13 @@ class FineTune(Tuner):
         return OBJECTIVES[name](data, self.batch_size, self.rng)
 
 
-def _content(value: Any) -> str:
-    """A digest of the content, "" where there is none to be read."""
-    try:
-        return "" if value is None else hashlib.blake2b(content_bytes(value), digest_size=16).hexdigest()
-    except OSError:
-        return ""
-
-
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
 class _Run(Resumable):
     """One training: the module, its optimizer, and where it stands, all of it in the checkpoint."""
 
-    standing = ("epoch", "batch", "step", "worse", "best", "curve", "lost", "spent", "seen", "bytes_per_size")
+    standing = (*Resumable.standing, "batch", "lost", "seen", "bytes_per_size")
 
     def __init__(
         self,
@@ -171,8 +155,8 @@ class _Run(Resumable):
     ) -> None:
         import torch
 
+        super().__init__(tuner.folder, settings)
         self.tuner, self.encoder, self.data, self.objective = tuner, encoder, data, objective
-        self.settings, self.path = settings, Path(tuner.folder) / _STATE
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.half = computes_in_bfloat16() == "bfloat16"
         self.module = encoder.module()
@@ -187,10 +171,7 @@ class _Run(Resumable):
         self.optimizer = torch.optim.AdamW([{"params": list(g.params.values())} for g in self.groups], fused=True)
         self.weights = {name: value for group in self.groups for name, value in group.params.items()}
         self.sizes = np.array([len(v) if isinstance(v, str) else 1 for v in data.values])
-        self.epoch = self.batch = self.step = self.worse = self.best = 0
-        self.curve: list[dict[str, Any]] = []
-        self.lost, self.spent, self.seen = 0.0, 0.0, 0
-        self.kept: dict[str, Any] = {}
+        self.batch, self.lost, self.seen = 0, 0.0, 0
         self.bytes_per_size: float | None = None
 
     def _learns(self, depth: int) -> bool:
@@ -224,10 +205,10 @@ class _Run(Resumable):
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
-    def train(self) -> None:
-        """Up to the best epoch; goes on where a checkpoint left off."""
-        if not self._resume():
-            self._finish_epoch()
+    def train(self) -> dict[str, Any]:
+        """Train up to the best epoch, from where a checkpoint left off; the report."""
+        if not self.resume():
+            self._validate()
         self.saved_at = time.monotonic()
         while self.epoch < self.tuner.epochs and self.worse < 2:
             self._unfreeze()
@@ -241,11 +222,17 @@ class _Run(Resumable):
                 self.batch, self.step = self.batch + 1, self.step + 1
                 self.spent += time.monotonic() - start
                 if time.monotonic() - self.saved_at > _SAVE_SECONDS:
-                    self._save()
+                    self.save()
             self.epoch += 1
-            self._finish_epoch()
+            self._validate()
             self.batch, self.lost = 0, 0.0
-            self._save()
+            self.save()
+        return self.report(
+            objective=next(name for name, kind in OBJECTIVES.items() if kind is type(self.objective)),
+            items=len(self.data.train),
+            held_out=len(self.data.valid),
+            values_per_second=round(self.seen / max(self.spent, 1e-9), 1),
+        )
 
     def _unfreeze(self) -> None:
         if self.tuner.trainable_layers == "gradual":
@@ -257,56 +244,30 @@ class _Run(Resumable):
         for group, mine in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["lr"], group["weight_decay"] = share * mine.rate, mine.decay
 
-    def _finish_epoch(self) -> None:
-        """The held-out score and a copy of the weights, if they are the best so far."""
+    def _validate(self) -> None:
         start = time.monotonic()
         score = self._score()
         self.spent += time.monotonic() - start
-        loss = self.lost / self.batch if self.batch else None
-        before = [point["valid"] for point in self.curve]
-        better = score is None or not before or score > max(before)
-        self.curve.append(
-            {"epoch": self.epoch, "step": self.step, "loss": loss, "valid": score, "seconds": round(self.spent, 1)}
-        )
-        self.worse = 0 if better else self.worse + 1
-        if better:
-            self.best = self.epoch
-            self.kept = {name: on_file(value) for name, value in self.weights.items()}
+        self.finish_epoch(self.lost / self.batch if self.batch else None, score)
 
     def _score(self) -> float | None:
         import torch
 
-        if not len(self.data.valid):
+        asked = self.objective.asked
+        if not len(asked):
             return None
         self.module.eval()
         with torch.inference_mode():
-            pieces = self._pieces(self.objective.asked, 4)
-            rows = torch.cat([self._embed(self.objective.asked[piece]) for piece in pieces])
+            pieces = self._pieces(asked, 4)
+            rows = torch.cat([self._embed(asked[piece]) for piece in pieces])
             return self.objective.score(rows[_inverse(pieces)])
-
-    def report(self) -> dict[str, Any]:
-        """Settings, the curve, the epoch whose weights were kept (0: as they came), and the cost, as plain JSON."""
-        return {
-            "settings": self.settings,
-            "objective": next(name for name, kind in OBJECTIVES.items() if kind is type(self.objective)),
-            "items": len(self.data.train),
-            "held_out": len(self.data.valid),
-            "curve": self.curve,
-            "best": self.best,
-            "seconds": round(self.spent, 1),
-            "values_per_second": round(self.seen / max(self.spent, 1e-9), 1),
-        }
 
     def best_module(self) -> Any:
         """The module with the best weights, low-rank updates merged, on the CPU."""
-        import torch
-
-        with torch.no_grad():
-            for name, value in self.weights.items():
-                value.copy_(self.kept[name])
+        module = super().best_module()
         if self.tuner.lora is not None:
-            _merge_lora(self.module)
-        return self.module.eval().cpu()
+            _merge_lora(module)
+        return module
 
     # -- one step --------------------------------------------------------------------------------------------------
 
@@ -383,8 +344,9 @@ class _Run(Resumable):
             self._embed(items, 0)
         return sum(kept.values()) / float(len(items) * self.sizes[items].max())
 
-    def _save(self) -> None:
-        super()._save()
+    def save(self) -> None:
+        """Write the checkpoint."""
+        super().save()
         self.saved_at = time.monotonic()
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
@@ -17,7 +16,7 @@ from recotransfer.artifacts import Artifact, ArtifactWriter, digest, open_artifa
 from recotransfer.encoders.base import quiet_loading
 from recotransfer.encoders.text import SentenceText, computes_in_bfloat16
 from recotransfer.errors import ArtifactError, InputError, NotFittedError
-from recotransfer.transfer.base import check_same, read_checkpoint, write_checkpoint
+from recotransfer.transfer.base import Resumable, ended
 from recotransfer.uncertainty import Difference, Estimate, resampled
 
 _SPECIAL = ("[PAD]", "[BEGIN]", "[END]", "[UNKNOWN]")
@@ -90,24 +89,30 @@ class Translator:
         """Learn to write the targets; returns self with the weights of the epoch that did best on `valid`.
 
         Each epoch leaves a checkpoint in `folder`; a killed run, called again, goes on from there and ends with the
-        same model up to floating point. The model itself is in `folder`/model, for `load`.
+        same model up to floating point, a finished one is only read. The model itself is in `folder`/model, for `load`.
 
         Args:
             encoder: a text encoder whose network is a transformer.
             train: what to learn from.
             valid: pairs that tell when to stop.
             folder: of this run alone.
+
+        Raises:
+            InputError: settings that cannot be, a folder of another run, or no epoch with a finite loss on `valid`.
         """
         self._check(train, valid)
         folder = Path(folder)
-        facts = {"settings": self.params(), "encoder": encoder.name, "texts": digest(*map(list, (*train, *valid)))}
-        run = _Run(folder / "checkpoint.safetensors", facts)
+        settings = {**self.params(), "encoder": encoder.name, "texts": digest(*map(list, (*train, *valid)))}
+        if report := ended(folder, folder / "model", settings):
+            self.report_ = report
+            return self._open(open_artifact(folder / "model"))
         self._build(encoder, train)
-        run.attach(self.network_)
+        run = _Run(self, folder, settings)
+        run.resume()
         told = self._tokens(train), self._tokens(valid)
         batches = [_batches(each.lengths, self.batch_size) for each in told]
         states: list[_States] = []
-        while not run.done(self.epochs, self.patience):
+        while run.epoch < self.epochs and run.worse < self.patience:
             tuning = run.epoch >= self.epochs - self.encoder_epochs
             if tuning:
                 states = []
@@ -117,11 +122,14 @@ class Translator:
             begin = time.perf_counter()
             loss = self._epoch(run, told[0], frozen[0], len(batches[0]))
             held = self._loss(told[1], frozen[1], batches[1])
-            run.note(loss, held, time.perf_counter() - begin)
-            if run.best == run.epoch:
-                write_artifact(folder / "model", type(self).__name__, self._write)
+            run.spent += time.perf_counter() - begin
+            run.epoch += 1
+            run.finish_epoch(round(loss, 5), round(held, 5))
             run.save()
+        if all(point["valid"] is None for point in run.curve):
+            raise InputError(f"no epoch had a finite loss; lower learning_rate and give a new folder, not {folder}")
         self.report_ = run.report()
+        run.finish(self.report_)
         return self._open(open_artifact(folder / "model"))
 
     def params(self) -> dict[str, Any]:
@@ -410,75 +418,33 @@ class _States(NamedTuple):
         return self.states[torch.from_numpy(at).to(device)], torch.from_numpy(real.astype(np.int64)).to(device)
 
 
-class _Run:
-    """Where a training run stands, kept in one file that is written whole or not at all."""
+class _Run(Resumable):
+    """One training, by the loss on the validation pairs; the best weights are in the model that it leaves."""
 
-    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
-        self.path, self.facts = path, json.loads(json.dumps(facts))
-        self.curve: list[dict[str, Any]] = []
-        self.step = 0
-        self.kept: dict[str, Any] = {}
-        if path.is_file():
-            self._take_up()
+    sign = -1
 
-    def _take_up(self) -> None:
-        told, self.kept = read_checkpoint(self.path)
-        check_same(told["facts"], self.facts, self.path.parent)
-        self.curve, self.step = told["curve"], told["step"]
-
-    def attach(self, network: Any) -> None:
-        """Optimise this network, from where the checkpoint left it."""
+    def __init__(self, translator: Translator, folder: Path, settings: dict[str, Any]) -> None:
         import torch
 
-        self.weights = dict(network.named_parameters())
-        for name, value in self.weights.items():
-            if (held := self.kept.get(f"now/{name}")) is not None:
-                value.data.copy_(held)
-        own = [value for name, value in self.weights.items() if not name.startswith("encoder.")]
-        groups = [{"params": own}, {"params": list(network.encoder.parameters())}]
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=_WEIGHT_DECAY, fused=True)
-        for name, value in self.weights.items():
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                if (held := self.kept.get(f"{key}/{name}")) is not None:
-                    self.optimizer.state[value][key] = held.to(value.device)
-        self.kept = {}
+        super().__init__(folder, settings)
+        self.translator, self.module = translator, translator.network_
+        groups: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        for name, value in self.module.named_parameters():
+            groups[name.startswith("encoder.")][name] = value
+        self.weights = groups[0] | (groups[1] if translator.encoder_epochs else {})
+        self.optimizer = torch.optim.AdamW(
+            [{"params": list(group.values())} for group in groups],
+            lr=0.0, betas=(0.9, 0.98), weight_decay=_WEIGHT_DECAY, fused=True,
+        )  # fmt: skip
 
-    @property
-    def epoch(self) -> int:
-        """Epochs done."""
-        return len(self.curve)
-
-    @property
-    def best(self) -> int:
-        """The epoch with the lowest loss on the validation pairs, from 1; 0 before the first."""
-        return 1 + int(np.argmin([point["valid"] for point in self.curve])) if self.curve else 0
-
-    def done(self, epochs: int, patience: int) -> bool:
-        """True where nothing is left to do."""
-        return self.epoch >= epochs or self.epoch - self.best >= patience
+    def keep(self) -> None:
+        """Write the model as it is."""
+        write_artifact(self.folder / "model", type(self.translator).__name__, self.translator._write)
 
     def set_pace(self, rates: tuple[float, float]) -> None:
         """Step sizes of decoder and encoder."""
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-
-    def note(self, loss: float, valid: float, seconds: float) -> None:
-        """One more epoch is done."""
-        told = {"loss": round(loss, 5), "valid": round(valid, 5), "seconds": round(seconds, 1)}
-        self.curve.append({"epoch": self.epoch + 1, "step": self.step, **told})
-
-    def save(self) -> None:
-        """The weights that learn, the optimiser's moments and the curve, to the file."""
-        tensors: dict[str, Any] = {}
-        for name, value in self.weights.items():
-            if held := self.optimizer.state.get(value):  # what never learned is as it came
-                tensors |= {f"now/{name}": value, **{f"{key}/{name}": part for key, part in held.items()}}
-        write_checkpoint(self.path, {"facts": self.facts, "curve": self.curve, "step": self.step}, tensors)
-
-    def report(self) -> dict[str, Any]:
-        """Settings, the curve, the best epoch and the seconds, as plain JSON."""
-        seconds = round(sum(point["seconds"] for point in self.curve), 1)
-        return {**self.facts, "curve": self.curve, "best": self.best, "seconds": seconds}
 
 
 def _device() -> str:

@@ -14,6 +14,7 @@ from recotransfer.data import Interactions, Items
 from recotransfer.encoders import encode_items
 from recotransfer.encoders.base import TrainableEncoder
 from recotransfer.errors import InputError
+from recotransfer.transfer.base import in_batches
 
 Ints = NDArray[np.int64]
 
@@ -23,6 +24,9 @@ _HELD_OUT, _MOST_HELD, _FEWEST = 0.1, 1000, 20  # share of items validated on, a
 _HISTORY, _USERS = 20_000, 3000
 _CUT, _SHARPNESS = 20, 5  # NDCG of lists so long, by the flagship's kernel of content
 _TEMPERATURE = 0.05
+# Texts are sorted by length among so many batches, a quarter of an epoch at most: where labels follow the length of the
+# text, a batch of one length holds few of them.
+_AMONG = 4
 _HEAD_STEPS, _HEAD_RATE, _HEAD_BATCH, _HEAD_DECAY = 300, 0.01, 1024, 0.01
 
 
@@ -101,7 +105,7 @@ class Objective(ABC):
     @property
     @abstractmethod
     def asked(self) -> Ints:
-        """Items whose vectors `score` wants."""
+        """Items whose vectors `score` wants; none where nothing can be scored."""
 
     @abstractmethod
     def score(self, vectors: Any) -> float:
@@ -135,8 +139,9 @@ class _Labels(Objective):
             optimizer.step()
 
     def epoch(self, rng: np.random.Generator) -> list[Batch]:
-        order = rng.permutation(self.data.train)
-        return [Batch(order[at : at + self.size], ()) for at in range(0, len(order), self.size)]
+        train = self.data.train
+        among = min(_AMONG, max(1, len(train) // (_AMONG * self.size)))
+        return [Batch(items, ()) for items in in_batches(self.data.values, train, self.size, among, rng)]
 
     def loss(self, batch: Batch, vectors: Any) -> Any:
         return self._loss(batch.items, self.head(vectors))
@@ -183,7 +188,7 @@ class _Retrieval(Objective):
 
     @property
     def asked(self) -> Ints:
-        return np.concatenate([self.data.valid, self.history])
+        return np.concatenate([self.data.valid, self.history]) if len(self.users) else np.empty(0, np.int64)
 
     def score(self, vectors: Any) -> float:
         """NDCG@20 of the held-out items for a sample of users."""
