@@ -297,12 +297,16 @@ def _content(value: Any) -> str:
         return ""
 
 
-def in_batches(values: Sequence[Any], rows: Ints, size: int, among: int, rng: np.random.Generator) -> list[Ints]:
-    """All `rows` at random, `size` at a time; texts are sorted by length among so many batches, for less padding."""
+def lengths(values: Sequence[Any]) -> Ints | None:
+    """(n,) of texts, which in batches of like lengths need less padding; None of other values."""
+    return np.array([len(value) for value in values]) if isinstance(values[0], str) else None
+
+
+def in_batches(rows: Ints, size: int, among: int, kin: Ints | None, rng: np.random.Generator) -> list[Ints]:
+    """All `rows` at random, `size` at a time; among so many batches those of near `kin`, numbers, come together."""
     order = rng.permutation(rows)
-    if isinstance(values[0], str):
-        lengths = np.array([len(values[row]) for row in order])
-        order = order[np.lexsort((lengths, np.arange(len(order)) // (among * size)))]
+    if kin is not None:
+        order = order[np.lexsort((kin[order], np.arange(len(order)) // (among * size)))]
     found = [order[at : at + size] for at in range(0, len(order), size)]
     return [found[at] for at in rng.permutation(len(found))]
 

@@ -24,13 +24,14 @@ from recotransfer.encoders.text import computes_in_bfloat16
 from recotransfer.errors import InputError
 from recotransfer.recommenders import Probe
 from recotransfer.solvers import unit_rows
-from recotransfer.transfer.base import Resumable, Tuner, digest_of_content, ended, in_batches, model_of
+from recotransfer.transfer.base import Resumable, Tuner, digest_of_content, ended, in_batches, lengths, model_of
 
 Float = NDArray[np.float32]
 
 _HELD_OUT, _MOST_HELD, _FEWEST = 0.05, 1000, 20  # share of values validated on, at most so many, none below so many
 _PATIENCE, _WARMUP, _CLIP = 3, 0.1, 1.0
-_AMONG = 16  # batches among which texts are sorted by length
+_AMONG = 16  # batches among which texts are sorted by length, or by what they are near
+_KIN = 32  # texts that are near one another in a batch of a static student
 _RELATION = 0.1  # the share of the cosines' squares that is missed is some ten times one minus the cosine
 _RIDGE, _SWEEPS, _ALONE = 0.3, 20, 0.5  # the first table: penalty, steps of conjugate gradients, weight of lone words
 _TEACHER = "teacher"  # folder of its vectors
@@ -126,14 +127,15 @@ class DistilStatic(Tuner):
     and van Dongen, 2024) the teacher's vectors are cut to their principal components, found on the texts. The table
     begins as the ridge regression of the teacher's vectors on the words of the texts and on lone words. Table and
     layers then learn together from the texts and from texts made up of the beginning of one and the end of another, by
-    the losses of `Distil`. Texts held out, epochs and resuming are as there.
+    the losses of `Distil`. A batch holds groups of texts that the teacher finds alike, for cosines between near texts
+    decide who is recommended what. Texts held out, epochs and resuming are as there.
 
     All texts of the items given are learned from, whether related or not: leave items out of `items` to leave out their
     texts. The relations are not read.
 
     Args:
         folder: as in `Distil`.
-        dim: width of the student's vectors; not more than the teacher's.
+        dim: width of the student's vectors; at most the teacher's.
         width: pairs of neighbouring words are read through so many relus.
         hidden: width of the layer over the sums.
         made_up: how many texts to make up.
@@ -144,12 +146,12 @@ class DistilStatic(Tuner):
         self,
         *,
         folder: str | Path,
-        dim: int = 256,
-        width: int = 256,
-        hidden: int = 384,
-        made_up: int = 50_000,
-        relation: float = 1.0,
-        epochs: int = 6,
+        dim: int = 384,
+        width: int = 384,
+        hidden: int = 512,
+        made_up: int = 150_000,
+        relation: float = 5.0,
+        epochs: int = 8,
         learning_rate: float = 2e-3,
         batch_size: int = 512,
         rng: int = 0,
@@ -194,7 +196,7 @@ class DistilStatic(Tuner):
         write_static(folder / "begin", entries, first)
         student = StaticText(model=folder / "begin", column=encoder.column)
         order = np.concatenate([train, train, np.arange(len(texts), begin)])  # texts are the better half of the lesson
-        lesson = _Lesson(asked, targets, None, order, valid)
+        lesson = _Lesson(asked, targets, None, order, valid, _kin(targets, order, self.batch_size))
         run = _Training(student.module(), student.collate, lesson, self, settings)
         self.report_ = run.train()
         made_student = student.saved(run.best_module(), target)
@@ -234,13 +236,17 @@ class DistilStatic(Tuner):
 
 @dataclass(frozen=True)
 class _Lesson:
-    """Values, the teacher's unit vectors (n, dim) and soft labels (n, labels) of them, and which are for what."""
+    """Values, the teacher's unit vectors (n, dim) and soft labels (n, labels) of them, and which are for what.
+
+    Values of one `kin` (n,) come to one batch; of None texts of one length do.
+    """
 
     values: Sequence[Any]
     targets: Float
     soft: Float | None
     train: NDArray[np.int64]
     valid: NDArray[np.int64]
+    kin: NDArray[np.int64] | None = None
 
 
 def crossed(texts: Sequence[str], count: int, rng: int) -> list[str]:
@@ -311,6 +317,15 @@ def regression(features: sparse.csr_array, targets: Float, reg: float, sweeps: i
         step = better + (new / np.maximum(size, 1e-20)) * step
         size = new
     return np.asarray(weights, np.float32)
+
+
+def _kin(targets: Float, rows: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """(n,) the cluster of each of the teacher's vectors, of so many that a batch gets `_KIN` of one."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    count = max(1, min(_AMONG * size, len(rows)) // _KIN)
+    sample = targets[rows[:: max(1, len(rows) // 40_000)]]
+    return np.asarray(MiniBatchKMeans(count, n_init=1, random_state=0).fit(sample).predict(targets), np.int64)
 
 
 def _soft_labels(taught: Embeddings, relations: Interactions, temperature: float) -> Float:
@@ -406,7 +421,9 @@ class _Training(Resumable):
         while self.epoch < self.tuner.epochs and self.worse < _PATIENCE:
             start = time.monotonic()
             rng = np.random.default_rng([self.tuner.rng, self.epoch])
-            parts = in_batches(self.lesson.values, self.lesson.train, self.tuner.batch_size, _AMONG, rng)
+            kin = self.lesson.kin
+            kin = lengths(self.lesson.values) if kin is None else rng.permutation(kin.max() + 1)[kin]
+            parts = in_batches(self.lesson.train, self.tuner.batch_size, _AMONG, kin, rng)
             loss = 0.0
             for n, batch in enumerate(parts):
                 done = (self.epoch + n / len(parts)) / self.tuner.epochs

@@ -14,7 +14,7 @@ from recotransfer.data import Interactions, Items
 from recotransfer.encoders import encode_items
 from recotransfer.encoders.base import TrainableEncoder
 from recotransfer.errors import InputError
-from recotransfer.transfer.base import in_batches
+from recotransfer.transfer.base import in_batches, lengths
 
 Ints = NDArray[np.int64]
 
@@ -119,6 +119,7 @@ class _Labels(Objective):
         import torch
 
         super().__init__(data, size, rng)
+        self.kin = lengths(data.values)
         self.single = bool((np.diff(data.users_of.indptr) == 1).all())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng)
@@ -141,7 +142,7 @@ class _Labels(Objective):
     def epoch(self, rng: np.random.Generator) -> list[Batch]:
         train = self.data.train
         among = min(_AMONG, max(1, len(train) // (_AMONG * self.size)))
-        return [Batch(items, ()) for items in in_batches(self.data.values, train, self.size, among, rng)]
+        return [Batch(items, ()) for items in in_batches(train, self.size, among, self.kin, rng)]
 
     def loss(self, batch: Batch, vectors: Any) -> Any:
         return self._loss(batch.items, self.head(vectors))
