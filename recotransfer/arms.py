@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import re
 import signal
@@ -23,6 +24,7 @@ from recotransfer.evaluation import measure, plain, questions
 from recotransfer.recommenders import Recommender, by_name
 from recotransfer.splits import Split
 from recotransfer.task import TransferTask
+from recotransfer.transfer.base import Transfer
 from recotransfer.transfer.guard import guard
 from recotransfer.tuning import lists_for, tune
 
@@ -151,15 +153,19 @@ class Work:
     parts: Sequence[Embeddings]
     specs: Sequence[Mapping[str, Any]]
     weights: Mapping[str, float] | None
+    transfers: Sequence[Transfer] = ()
 
     def folder(self, arm: Arm) -> Path:
         """Where an arm's model, trials and figures are."""
         return self.out / "arms" / arm.folder
 
     def task(self, recommender: Recommender, content: bool, weights: Mapping[str, float] | None) -> TransferTask:
-        """A task with the encoders as far as the arm is given content."""
-        encoders = [encoder_from_spec(spec) for spec in self.specs] if content else []
-        return TransferTask(recommender, encoders=encoders, weights=weights if content else None, progress=False)
+        """A task with the encoders and the transfers, not fitted yet, as far as the arm is given content."""
+        if not content:
+            return TransferTask(recommender, encoders=[], progress=False)
+        encoders = [encoder_from_spec(spec) for spec in self.specs]
+        transfers = [copy.copy(transfer) for transfer in self.transfers]
+        return TransferTask(recommender, encoders=encoders, weights=weights, transfers=transfers, progress=False)
 
     def parts_for(self, content: bool) -> Sequence[Embeddings]:
         """The embeddings as far as the arm is given content."""

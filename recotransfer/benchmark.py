@@ -96,7 +96,8 @@ class Benchmark:
             items: the catalogue.
             split: the protocol; its item map may hold more items than the catalogue.
             arms: see `arms_of`.
-            task: brings encoders, cache and starting weights of modalities; its recommender is not looked at.
+            task: brings encoders, tuners, transfers, cache and starting weights of modalities; its recommender is not
+                looked at. Tuners learn once, from the events of training.
             title: of the report.
             resume: go on with an interrupted benchmark of the same description; arms that failed run again.
 
@@ -112,11 +113,16 @@ class Benchmark:
         task = TransferTask(progress=self.progress) if task is None else task
         catalogue = items.ids.union(split.train.items)
         split = split.with_items(catalogue)
-        parts = task.encode(items) if any(arm.content for arm in arms) else []
+        content = any(arm.content for arm in arms)
+        if task.tuners and content:
+            task = task.tuned(items, split.train)
+        parts = task.encode(items) if content else []
         for report in task.reports_ if parts and self.progress else []:
             print(report, file=sys.stderr)
         specs = [encoder.spec() for encoder in task.encoders_] if parts else []
-        work = Work(out, self.ks, self.trials, self.refit, self.rng, items, split, parts, specs, task.weights)
+        work = Work(
+            out, self.ks, self.trials, self.refit, self.rng, items, split, parts, specs, task.weights, task.transfers
+        )
         self._begin(work, arms)
         self._run_all(work, arms)
         results = self._results(work, arms, title)
@@ -150,6 +156,7 @@ class Benchmark:
             "data": digest([digest_of_events(part) for part in (s.train, s.valid, s.test, s.test_history)]),
             "vectors": digest([digest(part.vectors.ravel()) for part in work.parts]),
             "weights": work.weights,
+            "transfers": [[transfer.name(), transfer.params()] for transfer in work.transfers],
         }
         if not (work.out / _ARMS).exists():  # no arm had begun
             write_json(work.out / _JOB, job)

@@ -20,6 +20,7 @@ from recotransfer.errors import ArtifactError, InputError
 from recotransfer.evaluation import measure, plain, questions
 from recotransfer.recommenders import EASE, HybridItems, ItemKNN, Popularity, Recommender
 from recotransfer.task import TransferTask
+from recotransfer.transfer import Whitening
 from recotransfer.uncertainty import holm
 
 DAY = 86_400.0
@@ -136,6 +137,21 @@ def test_the_figures_are_those_of_a_fit_by_hand(results, shop):
 def test_models_can_be_taken_from_the_folder(results, shop):
     kept = TransferTask.load(results[0] / "arms" / "HybridItems" / "model")
     assert json.loads(json.dumps(kept.recommender.params())) == arm(results[1], "HybridItems")["settings"]
+
+
+def test_transfers_of_the_task_map_what_arms_with_content_get(results, shop, tmp_path):
+    items, events = shop
+    mapped = TransferTask(encoders=[HashingText(dim=64)], transfers=[Whitening(dim=3)], progress=False)
+    bench = Benchmark(tmp_path / "out", trials=3, progress=False)
+    found = bench.run(items, splits.leave_last(events), arms_of(("HybridItems",)), task=mapped)
+    plain = results[1]
+    assert arm(found, "HybridItems")["rankings"] != arm(plain, "HybridItems")["rankings"]
+    control = "HybridItems" + CONTROL
+    assert arm(found, control)["rankings"]["all"]["metrics"] == arm(plain, control)["rankings"]["all"]["metrics"]
+    kept = TransferTask.load(tmp_path / "out" / "arms" / "HybridItems" / "model")
+    assert [type(transfer) for transfer in kept.transfers] == [Whitening]
+    with pytest.raises(InputError, match="transfers was"):
+        bench.run(items, splits.leave_last(events), arms_of(("HybridItems",)), task=task(), resume=True)
 
 
 def test_refit_learns_the_validation_events_too(shop, tmp_path):
