@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import click
 
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from recotransfer.task import TransferTask
 
 _PATH = click.Path(path_type=Path)
+
+
+def _source(context: click.Context, parameter: click.Parameter, value: str) -> str | Path:
+    """A database URL as it is, anything else as a path."""
+    return value if "://" in value else Path(value)
 
 
 def _learning_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,12 +55,12 @@ def adapt() -> None:
 
 
 @adapt.command()
-@click.argument("table", type=_PATH)
+@click.argument("table", callback=_source)
 @click.option("--encoder", required=True, help="transformers vision model: a folder, or a name on the hub.")
 @click.option("--column", default="image", show_default=True, help="Column with paths of pictures or their bytes.")
 @_learning_options
 @config_option
-def vision(table: Path, **o: Any) -> None:
+def vision(table: str | Path, **o: Any) -> None:
     """Pictures with labels: TABLE is CSV or Parquet, or a folder that has a folder of pictures for each label.
 
     \b
@@ -74,14 +79,14 @@ def vision(table: Path, **o: Any) -> None:
 
 
 @adapt.command()
-@click.argument("table", type=_PATH)
+@click.argument("table", callback=_source)
 @click.option(
     "--column", "columns", multiple=True, default=("text",), show_default=True, help="Column of text; several join."
 )
 @click.option("--encoder", help="sentence-transformers model: a folder, or a name on the hub; all-MiniLM-L6-v2.")
 @_learning_options
 @config_option
-def nlp(table: Path, **o: Any) -> None:
+def nlp(table: str | Path, **o: Any) -> None:
     """Texts with labels; TABLE is CSV, Parquet or a database URL.
 
     \b
@@ -98,14 +103,14 @@ def nlp(table: Path, **o: Any) -> None:
 
 
 @adapt.command()
-@click.argument("table", type=_PATH)
+@click.argument("table", callback=_source)
 @click.option("--of", "kind", type=click.Choice(["image", "table", "dna"]), required=True, help="What the records are.")
 @click.option("--positive", required=True, help="The label that sensitivity speaks of.")
 @click.option("--encoder", help="Pictures: a transformers vision model, a folder or a name on the hub.")
 @click.option("--column", help="Column of pictures or sequences; by default image or sequence.")
 @_learning_options
 @config_option
-def medical(table: Path, **o: Any) -> None:
+def medical(table: str | Path, **o: Any) -> None:
     """Pictures, tables or DNA with diagnoses, probabilities calibrated. Not for clinical use.
 
     \b
@@ -147,11 +152,11 @@ def medical(table: Path, **o: Any) -> None:
 
 @click.command()
 @click.argument("model", type=_PATH)
-@click.argument("table", type=_PATH)
+@click.argument("table", callback=_source)
 @click.option("--out", required=True, type=_PATH, help="CSV or Parquet file: row, label, rank, score.")
 @click.option("--k", type=click.IntRange(1), default=1, show_default=True, help="Labels per row.")
 @config_option
-def label(model: Path, table: Path, out: Path, k: int) -> None:
+def label(model: Path, table: str | Path, out: Path, k: int) -> None:
     """Write the likeliest labels of every row of TABLE, which has the columns that the model was made from.
 
     Relative paths of pictures start at the folder of TABLE, which may also be a folder of pictures itself.
@@ -170,7 +175,7 @@ def label(model: Path, table: Path, out: Path, k: int) -> None:
     if out.suffix not in (".csv", ".parquet"):
         raise InputError(f"--out {out}: end the name in .csv or .parquet")
     task = TransferTask.load(model)
-    if table.is_dir():
+    if _is_folder(table):
         files = [path for path in sorted(table.iterdir()) if path.is_file()]
         frame = pd.DataFrame({_column_of(task): [str(path.absolute()) for path in files]})
         ids = IdMap([path.name for path in files])
@@ -179,7 +184,8 @@ def label(model: Path, table: Path, out: Path, k: int) -> None:
         for column in _columns_of_pictures(task):
             if column not in frame.columns:
                 raise InputError(f"{table} has no column {column!r} of pictures; it has {list(frame.columns)}")
-            frame[column] = [_found_from(table.absolute().parent, cell) for cell in frame[column]]
+            if (start := _folder_of(table)) is not None:
+                frame[column] = [_found_from(start, cell) for cell in frame[column]]
         if any(encoder.block == "attributes" for encoder in task.encoders_):
             frame = _numeric(frame)
         ids = IdMap(range(1, len(frame) + 1))
@@ -199,10 +205,10 @@ def label(model: Path, table: Path, out: Path, k: int) -> None:
 # -- inside ------------------------------------------------------------------------------------------------------------
 
 
-def _frame(table: Path, columns: Sequence[str]) -> pd.DataFrame:
+def _frame(table: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     from recotransfer.sources import read_table
 
-    frame = read_table(str(table) if "://" in str(table) else table)
+    frame = read_table(table)
     if lost := [c for c in columns if c not in frame.columns]:
         raise InputError(f"{table} has no column {lost[0]!r}; it has {list(frame.columns)}")
     return frame
@@ -216,20 +222,24 @@ def _numeric(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**{name: numbers for name, (numbers, wrong) in parsed.items() if not wrong.any()})
 
 
-def _pictures(table: Path, o: Mapping[str, Any]) -> pd.DataFrame:
+def _pictures(table: str | Path, o: Mapping[str, Any]) -> pd.DataFrame:
     import pandas as pd
 
     from recotransfer.adapters import vision as adapter
 
-    if not table.is_dir():
+    if not _is_folder(table):
         return _frame(table, [o["column"], o["label"]])
     files, labels = adapter.folder(table)
     return pd.DataFrame({o["column"]: [str(file.absolute()) for file in files], o["label"]: labels})
 
 
-def _folder_of(table: Path) -> Path | None:
+def _is_folder(table: str | Path) -> TypeGuard[Path]:
+    return isinstance(table, Path) and table.is_dir()
+
+
+def _folder_of(table: str | Path) -> Path | None:
     """Where relative paths of pictures start."""
-    return None if table.is_dir() else table.absolute().parent
+    return table.absolute().parent if isinstance(table, Path) and not table.is_dir() else None
 
 
 def _found_from(folder: Path, cell: Any) -> Any:

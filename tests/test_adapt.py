@@ -83,6 +83,16 @@ def test_parquet_goes_out_too(model, place):
     assert pd.read_parquet(place / "labels.parquet").columns.tolist() == ["row", "label", "rank", "score"]
 
 
+def test_tables_of_a_database_are_labelled(model, place):
+    import sqlite3
+
+    with sqlite3.connect(place / "clinic.db") as base:
+        pd.read_csv(place / "new.csv").to_sql("visits", base, index=False)
+    done = run("label", "model", f"sqlite:///{place}/clinic.db#visits", "--out", "visits.csv", folder=place)
+    assert done.returncode == 0, done.stderr
+    assert len(pd.read_csv(place / "visits.csv")) == 200
+
+
 def test_sequences_of_any_column_are_learned_and_labelled(place):
     words = ["dna.csv", "--of", "dna", "--positive", "1", "--column", "seq", "--group", "family", "--out", "dna-model"]
     done = run("adapt", "medical", *words, folder=place)
