@@ -214,6 +214,8 @@ def run(
         task.encoders = [] if case.parts is not None else case.encoders
     train, known = case.split.train, _joined(case.split)
     tuners = task.tuners
+    if tuners and case.parts is not None:
+        raise InputError(f"the case {case.name!r} brings its vectors, which no tuner can change; leave the tuners out")
     if tuners:
         task = task.tuned(_seen(case, train), train)
     parts = list(case.parts) if case.parts is not None else task.encode(case.items)

@@ -1,5 +1,7 @@
 """Domain adaptation: a target without relations, moved or mapped so that what the source taught holds for it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -101,6 +103,16 @@ def test_relations_of_every_item_leave_no_target_and_are_refused(make):
     items, _, topic = planted(items=40)
     with pytest.raises(InputError, match="0 of 40 items have no relation"):
         make().fit(items, Interactions.from_labels(topic.tolist(), items.ids))
+
+
+def test_a_withdrawn_relation_leaves_its_item_in_the_target():
+    items, events, _, _ = two_domains()
+    weight = events.weight.copy()
+    weight[events.item == events.item[0]] = 0
+    fitted = Coral().fit(items, replace(events, weight=weight))
+    gone = items.ids.take(events.item[:1])[0]
+    assert gone not in set(fitted.source_.ids.tolist())
+    assert len(fitted.source_) == len(np.unique(events.item)) - 1
 
 
 def test_domains_that_are_alike_are_left_about_as_they_were():

@@ -316,5 +316,7 @@ def test_wrong_cases_are_refused():
         gain(mine, run(other, TransferTask(RidgeProfiles())), accuracy)
     with pytest.raises(InputError, match="nothing to choose settings on"):
         run(other, TransferTask(Probe()), settings=[{"reg": 1.0}, {"reg": 2.0}])
+    with pytest.raises(InputError, match="no tuner can change"):
+        run(noise(real), TransferTask(Probe(), tuners={"text": object()}))
     with pytest.raises(InputError, match="no arm is called"):
         table([mine], real.metrics, control="floor")

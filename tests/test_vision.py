@@ -175,7 +175,7 @@ class MeanColour:
 
 
 def dealt(n):
-    return np.resize(["train", "train", "valid", "test"], n)
+    return np.resize(["train", "train", "val", "test"], n)
 
 
 def test_pictures_with_labels_are_a_case(models):

@@ -159,6 +159,11 @@ def _case(name: str, sampled: Sequence[tuple[Any, str, NDArray[Any], list[Any], 
     return Case(name, Items(ids, pd.DataFrame(index=range(len(ids)))), split, metrics, parts=[vectors], groups=owner)
 
 
+def _sides(part: Mapping[Any, str]) -> dict[Any, str]:
+    """Picture -> "train", "valid" or "test", from the names that data sets use."""
+    return dict(zip(part, cases.named_parts(list(part.values())).tolist(), strict=True))
+
+
 def _check_held(part: Mapping[Any, str], **tables: Mapping[Any, Any]) -> None:
     """Raise `InputError` where a picture of a part is not in each of these tables."""
     for name, table in tables.items():
@@ -216,14 +221,14 @@ class Segmentation:
     rng: int = 0
 
     def __post_init__(self) -> None:
-        _check_held(self.part, pictures=self.pictures, masks=self.masks)
+        _check_held(_sides(self.part), pictures=self.pictures, masks=self.masks)
 
     @cached_property
     def case(self) -> Case:
         """Which label each pixel bears."""
         draw = np.random.default_rng(self.rng)
         sampled = []
-        for picture, part in self.part.items():
+        for picture, part in _sides(self.part).items():
             if part not in _PARTS:
                 continue
             seen, mask = self._seen(self.pictures[picture], picture), np.asarray(self.masks[picture])
@@ -241,7 +246,7 @@ class Segmentation:
         pictures get the mean of both answers. Tu and Bai, "Auto-context and its application to high-level vision tasks
         and 3D brain image segmentation" (2010).
         """
-        known = [picture for picture, part in self.part.items() if part == "train"]
+        known = [picture for picture, part in _sides(self.part).items() if part == "train"]
         before = []
         for half, rest in ((known[::2], known[1::2]), (known[1::2], known[::2])):
             part = {**dict.fromkeys(half, "train"), **dict.fromkeys(rest, "test")}
@@ -271,11 +276,11 @@ class Segmentation:
         or one half without any; `settings` tells it as "cut".
         """
         at = int(outcome.task.recommender.events_.users.positions([label])[0])
-        test = [picture for picture, part in self.part.items() if part == "test"]
+        test = [picture for picture, part in _sides(self.part).items() if part == "test"]
         cut, best = 0.5, -1.0
         held = [
             (self.shares(outcome.task, self.pictures[p])[at], self.masks[p] == label)
-            for p, part in self.part.items()
+            for p, part in _sides(self.part).items()
             if part == "valid"
         ]
         for value in _CUTS if held else ():
@@ -344,7 +349,7 @@ class Detection:
     rng: int = 0
 
     def __post_init__(self) -> None:
-        _check_held(self.part, pictures=self.pictures)
+        _check_held(_sides(self.part), pictures=self.pictures)
         if lost := [name for name in ("picture", "label", *EDGES) if name not in self.boxes.columns]:
             raise InputError(f"the boxes have no column {lost[0]!r}; they have {list(self.boxes.columns)}")
 
@@ -356,7 +361,8 @@ class Detection:
         """
         b = self.boxes.reset_index(drop=True)
         b = b.assign(height=b["ymax"] - b["ymin"], width=b["xmax"] - b["xmin"])
-        b = b.assign(y=(b["ymin"] + b["ymax"]) / 2, x=(b["xmin"] + b["xmax"]) / 2, part=b["picture"].map(self.part))
+        b = b.assign(y=(b["ymin"] + b["ymax"]) / 2, x=(b["xmin"] + b["xmax"]) / 2)
+        b = b.assign(part=b["picture"].map(_sides(self.part)))
         b = b[(b["height"] >= 1) & (b["width"] >= 1) & b["part"].isin(_PARTS)].copy()
         known = b[b["part"] == "train"]
         size = _bins(known["height"] * known["width"], [known["label"]], self.shapes[0])
@@ -380,7 +386,7 @@ class Detection:
         boxes, _ = self._binned
         by_picture = dict(tuple(boxes.groupby("picture")))
         sampled = []
-        for picture, part in self.part.items():
+        for picture, part in _sides(self.part).items():
             if part not in _PARTS:
                 continue
             seen = self.features.read(self.pictures[picture])
@@ -414,7 +420,7 @@ class Detection:
 
         An answer is a slot of a label: a box found, true if it hits, or a true box that no box found hits.
         """
-        test = [picture for picture, part in self.part.items() if part == "test"]
+        test = [picture for picture, part in _sides(self.part).items() if part == "test"]
         tables = [self.found(outcome.task, self.pictures[p]) for p in test]
         owner = np.repeat(np.arange(len(test)), [len(t) for t in tables])
         found = pd.concat(tables).assign(picture=[test[at] for at in owner])

@@ -39,7 +39,7 @@ class Coral(Transfer):
     def fit(self, items: Embeddings, relations: Interactions) -> Self:
         """Learn both domains' mean and covariance, and which items are of the source."""
         super().fit(items, relations)
-        self.source_ = IdMap(relations.items.take(np.unique(relations.item)))
+        self.source_ = IdMap(relations.items.take(np.unique(relations.taken().indices)))
         return self
 
     def transform(self, items: Embeddings) -> Embeddings:
@@ -193,7 +193,7 @@ def _outside(relations: Interactions) -> Ints:
     Raises:
         InputError: fewer than two of them, or of the others.
     """
-    counts = np.bincount(relations.item, minlength=len(relations.items))
+    counts = np.bincount(relations.taken().indices, minlength=len(relations.items))
     outside = np.flatnonzero(counts == 0)
     if min(len(outside), len(counts) - len(outside)) < 2:
         raise InputError(
