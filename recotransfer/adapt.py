@@ -302,7 +302,10 @@ def _learn(case: Case, modality: str, o: Mapping[str, Any], **choice: Any) -> No
     shutil.rmtree(work, ignore_errors=True)  # the saved model has its own copy
     if o["report"] is not None:
         write_json(o["report"], _told(case, outcomes, best, json.loads(table.to_json(orient="records"))))
-    click.echo(f"{len(best.answers.units):,} in the test; saved the {best.name}, which validation preferred", err=True)
+    saved = f"saved the {best.name}, which validation preferred" if len(outcomes) > 1 else "saved"
+    unread = int(best.answers.unanswered.sum())
+    wrong = f", {unread:,} of them without readable content, which count as wrong" if unread else ""
+    click.echo(f"{len(best.answers.units):,} in the test{wrong}; {saved}", err=True)
     if best.task.notice:
         click.echo(best.task.notice, err=True)
     click.echo(o["out"])
