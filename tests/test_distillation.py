@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from tiny import sentence_model
 
 from recotransfer.data import IdMap, Interactions, Items
 from recotransfer.encoders import PretrainedImage, SentenceText, StaticText
@@ -139,27 +140,7 @@ def test_conjugate_gradients_give_the_ridge_regression():
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     """A sentence model of four small layers with random weights."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.sentence_transformer.modules import Pooling
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    root = tmp_path_factory.mktemp("tiny")
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "t", "##e", "##k", "##um"]
-    (root / "vocab.txt").write_text("\n".join(tokens))
-    BertTokenizerFast(str(root / "vocab.txt"), model_max_length=16).save_pretrained(root / "base")
-    config = BertConfig(
-        vocab_size=len(tokens), hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64
-    )
-    torch.manual_seed(0)
-    BertModel(config).save_pretrained(root / "base")
-    network = SentenceTransformer(modules=[Transformer(str(root / "base")), Pooling(32)], device="cpu")
-    with torch.no_grad():
-        for name, weight in network.named_parameters():
-            if weight.ndim > 1:  # or all texts would be alike
-                weight.mul_(10 if "embeddings" in name else 4)
-    network.save(str(root / "model"), create_model_card=False)
-    return root / "model"
+    return sentence_model(tmp_path_factory.mktemp("tiny"), [*WORDS, "t", "##e", "##k", "##um"], layers=4, others=4)
 
 
 def depth(encoder):

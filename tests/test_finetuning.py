@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tiny import sentence_model
 
 from recotransfer.artifacts import ArtifactWriter, open_artifact, write_artifact
 from recotransfer.data import IdMap, Interactions, Items
@@ -33,27 +34,8 @@ SHAPES = ("round", "square", "long", "flat")
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     """A sentence model of two small layers, with random weights and dropout."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.sentence_transformer.modules import Pooling
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    root = tmp_path_factory.mktemp("tiny")
     words = sorted({w for group in (*FLAVOURS, *SHAPES) for w in group.split()} | {f"no{n}" for n in range(200)})
-    (root / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
-    BertTokenizerFast(str(root / "vocab.txt"), model_max_length=16).save_pretrained(root / "base")
-    config = BertConfig(
-        vocab_size=5 + len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
-    )
-    torch.manual_seed(0)
-    BertModel(config).save_pretrained(root / "base")
-    network = SentenceTransformer(modules=[Transformer(str(root / "base")), Pooling(32)], device="cpu")
-    with torch.no_grad():
-        for name, weight in network.named_parameters():
-            if weight.ndim > 1:  # or all texts would be alike
-                weight.mul_(10 if "embeddings" in name else 6)
-    network.save(str(root / "model"), create_model_card=False)
-    return root / "model"
+    return sentence_model(tmp_path_factory.mktemp("tiny"), words)
 
 
 def planted(n=240, users=60, seed=0):

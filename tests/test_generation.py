@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import sentence_model
 
 from recotransfer.encoders import SentenceText
 from recotransfer.errors import InputError, NotFittedError
@@ -21,24 +22,7 @@ SMALL = {"vocabulary": 60, "dim": 64, "layers": 1, "batch_size": 256, "learning_
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A sentence model of one small layer, with random weights, that knows the English words."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.sentence_transformer.modules import Pooling
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    root = tmp_path_factory.mktemp("tiny")
-    (root / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *ENGLISH]))
-    BertTokenizerFast(str(root / "vocab.txt"), model_max_length=16).save_pretrained(root / "base")
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=5 + len(ENGLISH), **sizes)).save_pretrained(root / "base")
-    network = SentenceTransformer(modules=[Transformer(str(root / "base")), Pooling(32)], device="cpu")
-    with torch.no_grad():
-        for name, weight in network.named_parameters():
-            if weight.ndim > 1 and "embeddings" in name:  # or all words would be alike
-                weight.mul_(30)
-    network.save(str(root / "model"), create_model_card=False)
-    return root / "model"
+    return sentence_model(tmp_path_factory.mktemp("tiny"), ENGLISH, layers=1, embeddings=30, others=1)
 
 
 @pytest.fixture

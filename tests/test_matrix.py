@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import REPO
+from tiny import sentence_model
 
 from recotransfer import ContentProfiles, HybridItems, Probe, TransferTask, WeightedFusion
 from recotransfer.cases import Case, described, few_shot, gain, run, split_items
@@ -84,25 +85,14 @@ MATRIX = {
 def models(tmp_path_factory):
     """A tiny sentence model and a tiny vision model, both with random weights."""
     torch = pytest.importorskip("torch")
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.sentence_transformer.modules import Pooling
-    from transformers import BertConfig, BertModel, BertTokenizerFast, ViTConfig, ViTModel
+    from transformers import ViTConfig, ViTModel
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     root = tmp_path_factory.mktemp("models")
     words = sorted({w for text in KINDS.values() for w in text.split()} | set(KINDS) | {f"no{n}" for n in range(20)})
-    (root / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
-    BertTokenizerFast(str(root / "vocab.txt"), model_max_length=16).save_pretrained(root / "base")
+    sentence_model(root, words, width=16).rename(root / "text")
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=5 + len(words), **small)).save_pretrained(root / "base")
-    network = SentenceTransformer(modules=[Transformer(str(root / "base")), Pooling(16)], device="cpu")
-    with torch.no_grad():
-        for name, weight in network.named_parameters():
-            if weight.ndim > 1:  # or all texts would be alike
-                weight.mul_(10 if "embeddings" in name else 6)
-    network.save(str(root / "text"), create_model_card=False)
     vit = ViTModel(ViTConfig(**small, image_size=16, patch_size=8), add_pooling_layer=False)
     vit.save_pretrained(root / "image")
     ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(root / "image")

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from tiny import sentence_model
 
 from recotransfer import ContentProfiles, Probe, TransferTask, cases
 from recotransfer.adapters import nlp
@@ -160,23 +161,9 @@ def test_a_group_drawn_twice_counts_twice():
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A sentence model of no layers that tells words apart, for texts of up to 16 tokens."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.sentence_transformer.modules import Pooling
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    root = tmp_path_factory.mktemp("tiny")
     words = ["who", "where", "when", "ada", "paris", "monday", "went", "to", "on", "."]
-    (root / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
-    BertTokenizerFast(str(root / "vocab.txt"), model_max_length=16).save_pretrained(root / "base")
-    sizes = {"hidden_size": 32, "num_hidden_layers": 0, "num_attention_heads": 2, "intermediate_size": 64}
-    torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=5 + len(words), **sizes)).save_pretrained(root / "base")
-    SentenceTransformer(modules=[Transformer(str(root / "base")), Pooling(32)], device="cpu").save(
-        str(root / "model"), create_model_card=False
-    )
-    return SentenceText(model=root / "model", column="text", precision="float32")
+    model = sentence_model(tmp_path_factory.mktemp("tiny"), words, layers=0, embeddings=1, others=1)
+    return SentenceText(model=model, column="text", precision="float32")
 
 
 def test_windows_are_all_runs_of_words():
