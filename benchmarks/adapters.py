@@ -92,13 +92,14 @@ def main() -> None:
         if done.exists() and not a.again and json.loads(done.read_text())["code"] == code_of(row):
             kept[name] = json.loads(done.read_text())
             continue
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         result = {"row": name, **row(a.data, a.out / name)}
         if not result["arms"]:
             print(f"{name}: skipped, {result['skipped']}", flush=True)
             continue
-        minutes = round((time.perf_counter() - start) / 60, 2)
-        result |= {"minutes": minutes, "commit": facts["commit"], "command": facts["command"], "code": code_of(row)}
+        spent = {"minutes": time.perf_counter() - start, "cpu_minutes": time.process_time() - cpu}
+        result |= {name: round(seconds / 60, 2) for name, seconds in spent.items()}
+        result |= {"commit": facts["commit"], "command": facts["command"], "code": code_of(row)}
         write_json(done, result)
         kept[name] = result
         print(json.dumps(result, indent=1), flush=True)
