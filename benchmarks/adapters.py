@@ -72,6 +72,11 @@ def code_of(row: Row) -> str:
     return found.hexdigest()[:12]
 
 
+def gathered(facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write the results file, whose rows have their own commits and commands."""
+    write_results("adapters", {name: facts[name] for name in ("machine", "packages", "date")}, rows)
+
+
 def main() -> None:
     known = rows()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,8 +108,8 @@ def main() -> None:
         write_json(done, result)
         kept[name] = result
         print(json.dumps(result, indent=1), flush=True)
-        write_results("adapters", facts, [kept[name] for name in known if name in kept])
-    write_results("adapters", facts, [kept[name] for name in known if name in kept])
+        gathered(facts, [kept[name] for name in known if name in kept])
+    gathered(facts, [kept[name] for name in known if name in kept])
     for name in kept:
         for arm in kept[name]["arms"]:
             print(f"{name:24s} {kept[name]['metric']:18s} {arm['arm']:36s} {arm[kept[name]['metric']]}")
