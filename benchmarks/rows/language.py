@@ -23,7 +23,7 @@ from recotransfer.transfer.finetuning import FineTune
 from recotransfer.transfer.generation import Translator, bleu, bleu_gain
 from recotransfer.uncertainty import Difference
 
-EPOCHS, CONTROL_EPOCHS = 12, 4  # a pass that trains the encoder as well takes three times as long
+EPOCHS, CONTROL_EPOCHS = 6, 2  # a pass that trains the encoder as well takes three times as long
 RIDGES = [{"reg": reg} for reg in (1.0, 3.0, 10.0, 30.0)]
 REGS = [{"reg": reg} for reg in (1.0, 10.0, 100.0, 1000.0)]
 
