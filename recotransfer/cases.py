@@ -29,8 +29,8 @@ from recotransfer.splits import Split
 from recotransfer.task import TransferTask
 from recotransfer.uncertainty import Difference, Estimate, resampled
 
-_SIDES = ("train", "valid", "test")
-_PARTS = {"val": "valid", "validation": "valid", "dev": "valid"}
+SIDES = ("train", "valid", "test")  # the parts of a split
+_ALSO = {"val": "valid", "validation": "valid", "dev": "valid"}  # names that data sets give to parts
 _GRID = 7  # values tried of a setting, evenly spaced by ratio
 
 
@@ -325,12 +325,12 @@ def split_items(
         raise InputError(f"{len(place)} parts for {len(relations.items)} items; give one per item")
     if (number := grouped(groups, len(place))) is not None and groups is not None:
         table = pd.DataFrame({"number": number, "part": place})
-        parts = table[np.isin(place, _SIDES)].groupby("number")["part"].nunique()
+        parts = table[np.isin(place, SIDES)].groupby("number")["part"].nunique()
         if (torn := parts.index[parts > 1]).size:
             name = groups[int(np.flatnonzero(number == torn[0])[0])]
             raise InputError(f"group {name!r} stands in two parts; deal out whole groups, as fold_items does")
     of_event = place[relations.item]
-    rows = {key: relations.select(np.flatnonzero(of_event == key)) for key in _SIDES}
+    rows = {key: relations.select(np.flatnonzero(of_event == key)) for key in SIDES}
     ranked = {key: IdMap(relations.items.take(np.flatnonzero(place == key))) for key in ("valid", "test")}
     train = rows["train"]
     if not len(train) or not len(rows["test"]):
@@ -340,7 +340,7 @@ def split_items(
 
 def named_parts(part: ArrayLike) -> NDArray[Any]:
     """(n,) "train", "valid" and "test" from the names that data sets use; other values stay as they are."""
-    return pd.Series(np.asarray(part, dtype=object)).replace(_PARTS).to_numpy(object)
+    return pd.Series(np.asarray(part, dtype=object)).replace(_ALSO).to_numpy(object)
 
 
 def fold_items(
@@ -487,10 +487,9 @@ def _of_folds(
     case: Case, task: TransferTask, values: Mapping[str, Any], parts: Sequence[Embeddings], folds: int
 ) -> Answers:
     """Answers to all that is not in the test, each record's from the fold that it was held out of."""
-    known = case.split.known_before_test() if len(case.split.valid) else case.split.train
     groups = None if case.groups is None else case.groups.tolist()
     found = []
-    for split in fold_items(known, folds=folds, groups=groups):
+    for split in fold_items(_joined(case.split), folds=folds, groups=groups):
         inner = replace(case, split=split)
         found.append(_answers(inner, _fitted(inner, task, values, _joined(split), parts), parts, "test"))
     return _together(found)

@@ -235,7 +235,7 @@ def _candidates(t: pd.DataFrame, words: pd.Series, texts: pd.Series, name: str) 
     items, known = cases.described(plain, dict(zip(t["question"], words, strict=True)), "text")
     pairs = Interactions.from_frame(t, user="question", item="item", users=known.users, items=items.ids)
     part, right = cases.named_parts(t["part"]), t["label"].to_numpy(float) > 0
-    rows = {key: pairs.select(np.flatnonzero(right & (part == key))) for key in ("train", "valid", "test")}
+    rows = {key: pairs.select(np.flatnonzero(right & (part == key))) for key in cases.SIDES}
     for key in ("valid", "test"):
         if len(both := np.intersect1d(pairs.user[part == "train"], pairs.user[part == key])):
             raise InputError(

@@ -25,7 +25,6 @@ from recotransfer.encoders.image import decode
 from recotransfer.errors import InputError
 from recotransfer.task import TransferTask
 
-_PARTS = ("train", "valid", "test")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _BLOCK = 1 << 16  # places asked about at a time
 _CONTEXT = (1.0, 2.0, 4.0, 8.0)  # widths of the filters of answers
@@ -167,7 +166,7 @@ def _sides(part: Mapping[Any, str]) -> dict[Any, str]:
 def _check_held(part: Mapping[Any, str], **tables: Mapping[Any, Any]) -> None:
     """Raise `InputError` where a picture of a part is not in each of these tables."""
     for name, table in tables.items():
-        if lost := [picture for picture, own in part.items() if own in _PARTS and picture not in table]:
+        if lost := [picture for picture, own in part.items() if own in cases.SIDES and picture not in table]:
             raise InputError(
                 f"picture {lost[0]!r} has a part but is not in {name}; add it there, or leave it out of part"
             )
@@ -229,7 +228,7 @@ class Segmentation:
         draw = np.random.default_rng(self.rng)
         sampled = []
         for picture, part in _sides(self.part).items():
-            if part not in _PARTS:
+            if part not in cases.SIDES:
                 continue
             seen, mask = self._seen(self.pictures[picture], picture), np.asarray(self.masks[picture])
             if mask.shape != seen.shape:
@@ -363,7 +362,7 @@ class Detection:
         b = b.assign(height=b["ymax"] - b["ymin"], width=b["xmax"] - b["xmin"])
         b = b.assign(y=(b["ymin"] + b["ymax"]) / 2, x=(b["xmin"] + b["xmax"]) / 2)
         b = b.assign(part=b["picture"].map(_sides(self.part)))
-        b = b[(b["height"] >= 1) & (b["width"] >= 1) & b["part"].isin(_PARTS)].copy()
+        b = b[(b["height"] >= 1) & (b["width"] >= 1) & b["part"].isin(cases.SIDES)].copy()
         known = b[b["part"] == "train"]
         size = _bins(known["height"] * known["width"], [known["label"]], self.shapes[0])
         shape = size * self.shapes[1] + _bins(known["height"] / known["width"], [known["label"], size], self.shapes[1])
@@ -387,7 +386,7 @@ class Detection:
         by_picture = dict(tuple(boxes.groupby("picture")))
         sampled = []
         for picture, part in _sides(self.part).items():
-            if part not in _PARTS:
+            if part not in cases.SIDES:
                 continue
             seen = self.features.read(self.pictures[picture])
             where = places(seen.shape, self.step)

@@ -65,9 +65,7 @@ class Probe(Recommender):
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
         assert items is not None  # fit checks needs_items
         self.vectors_, self.present_ = items.vectors, items.has_content
-        held = events.matrix() > 0
-        held.eliminate_zeros()
-        held = sparse.csr_array(held.T)
+        held = sparse.csr_array(events.taken().T)
         rows = np.flatnonzero((np.diff(held.indptr) > 0) & self.present_)
         if not len(rows):
             raise InputError("no labelled item has content to learn from; see the encoder's report")
@@ -76,7 +74,7 @@ class Probe(Recommender):
             raise InputError(
                 f"Probe tells labels apart, but {len(self.labels_)} have an item with content; give two at least"
             )
-        bears = held[rows][:, self.labels_].toarray()
+        bears = held[rows][:, self.labels_].toarray() > 0
         self.exclusive_ = bool((bears.sum(axis=1) == 1).all())
         self._learn(items.vectors[rows], bears)
 

@@ -77,8 +77,8 @@ class Transfer(ABC):
         Items of `items` without a relation are known by their vectors only; relations of items without content are
         left aside.
         """
-        known = np.flatnonzero(items.has_content)
         self.check_settings()
+        known = np.flatnonzero(items.has_content)
         if not len(known):
             raise InputError(f"{type(self).__name__} has no item with content to learn from; see the encoder's report")
         self.dim_in_ = items.dim
