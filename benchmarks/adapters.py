@@ -26,8 +26,8 @@ import numpy as np
 from common import RESULTS, header, write_results
 
 import recotransfer
-from recotransfer.artifacts import write_json
-from recotransfer.cases import Metric, Outcome, gain
+from recotransfer.experiments import Metric, Outcome, gain
+from recotransfer.io.artifacts import write_json
 
 MODULES = ("vision", "language", "medical", "more")
 Row = Callable[[Path, Path], dict[str, Any]]

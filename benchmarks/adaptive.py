@@ -24,11 +24,12 @@ import pandas as pd
 from common import header, write_results
 
 from recotransfer.data import Interactions
-from recotransfer.metrics import hits, ndcg
+from recotransfer.diagnostics import drift
+from recotransfer.evaluation.metrics import hits, ndcg
+from recotransfer.evaluation.splits import hold_out_last
+from recotransfer.evaluation.uncertainty import interval, paired
 from recotransfer.recommenders import ALS, BPR, EASE, HybridItems, ItemKNN, Popularity, Recommender, SASRec
-from recotransfer.splits import hold_out_last
-from recotransfer.transfer import Replay, drift, forgetting
-from recotransfer.uncertainty import interval, paired
+from recotransfer.transfer import Replay, forgetting
 
 PERIODS, K = 5, 10
 SHARE = 4  # one Beauty user of so many is taken

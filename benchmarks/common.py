@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from recotransfer.artifacts import atomic_file
-from recotransfer.benchmark import environment
+from recotransfer.experiments.benchmark.processes import environment
+from recotransfer.io.artifacts import atomic_file
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -27,16 +27,23 @@ import numpy as np
 import pandas as pd
 from common import RESULTS, header, write_results
 
-from recotransfer.data import Embeddings, IdMap, Interactions, Items
+from recotransfer.data import Embeddings, Filter, IdMap, Interactions, Items
 from recotransfer.encoders import HashingText, SentenceText, encode_items
-from recotransfer.filters import Filter
-from recotransfer.metrics import hits, ndcg, recall
-from recotransfer.readers import read_interactions, read_items
+from recotransfer.evaluation.metrics import hits, ndcg, recall
+from recotransfer.evaluation.uncertainty import interval, paired
+from recotransfer.io.readers import read_interactions, read_items
 from recotransfer.recommenders import ContentProfiles, RidgeProfiles
-from recotransfer.transfer.alignment import Adversarial, Coral, MMDMap
-from recotransfer.transfer.base import Transfer
-from recotransfer.transfer.maps import ContrastiveHead, LearnedMetric, RidgeMap, SoftThreshold, Whitening
-from recotransfer.uncertainty import interval, paired
+from recotransfer.transfer import (
+    Adversarial,
+    ContrastiveHead,
+    Coral,
+    LearnedMetric,
+    MMDMap,
+    RidgeMap,
+    SoftThreshold,
+    Transfer,
+    Whitening,
+)
 
 SAMPLE = Path(__file__).parent.parent / "sample_data"
 SETS = {"toys": ("amazon_toys", "s3rec_sequences.txt.gz", "s3rec_id", "textual_id"),

@@ -26,16 +26,15 @@ import numpy as np
 import pandas as pd
 from common import header, write_results
 
-from recotransfer.data import Embeddings, IdMap, Interactions, Items
+from recotransfer.data import Embeddings, Filter, IdMap, Interactions, Items
 from recotransfer.encoders import Encoder, Fusion, HashingText, SentenceText, StaticText, encode_items
 from recotransfer.encoders.static import write_static
-from recotransfer.filters import Filter
-from recotransfer.metrics import hits, ndcg, recall
+from recotransfer.evaluation.metrics import hits, ndcg, recall
+from recotransfer.evaluation.uncertainty import resampled
+from recotransfer.experiments import tune
 from recotransfer.recommenders import ContentProfiles, HybridItems, Recommender
 from recotransfer.task import TransferTask
 from recotransfer.transfer import Distil, DistilStatic
-from recotransfer.tuning import tune
-from recotransfer.uncertainty import resampled
 
 K, DIM, GOAL_RATE, GOAL_QUALITY = 20, 192, 50, 0.95
 TEACHER = "MiniLM (teacher)"

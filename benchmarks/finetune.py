@@ -26,14 +26,14 @@ import numpy as np
 import pandas as pd
 from common import RESULTS, header, write_results
 
-from recotransfer.data import Embeddings, IdMap, Interactions, Items
+from recotransfer.data import Embeddings, Filter, IdMap, Interactions, Items
 from recotransfer.encoders import Fusion, SentenceText, encode_items
-from recotransfer.filters import Filter
-from recotransfer.metrics import POPULARITY_BUCKETS, hits, ndcg, popularity_bucket, popularity_counts, recall
+from recotransfer.evaluation.metrics import POPULARITY_BUCKETS, hits, ndcg, popularity_bucket, popularity_counts, recall
+from recotransfer.evaluation.split import Split
+from recotransfer.evaluation.splits import given, leave_last
+from recotransfer.evaluation.uncertainty import interval, paired
 from recotransfer.recommenders import HybridItems
-from recotransfer.splits import Split, given, leave_last
-from recotransfer.transfer.finetuning import FineTune
-from recotransfer.uncertainty import interval, paired
+from recotransfer.transfer import FineTune
 
 SHARPNESS = (4.0, 5.0, 6.5)  # the settings that every arm chooses from
 

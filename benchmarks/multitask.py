@@ -23,14 +23,14 @@ import pandas as pd
 from common import header, write_results
 from finetune import beauty, fused, rounded, titled
 
-from recotransfer.data import Embeddings, Interactions, Items
+from recotransfer.data import Embeddings, Filter, Interactions, Items
 from recotransfer.encoders import HashingText, SentenceText, encode_items
-from recotransfer.filters import Filter
-from recotransfer.metrics import hits, ndcg, recall
+from recotransfer.evaluation.metrics import hits, ndcg, recall
+from recotransfer.evaluation.split import Split
+from recotransfer.evaluation.splits import cold_items
+from recotransfer.evaluation.uncertainty import interval, paired
 from recotransfer.recommenders import ContentProfiles
-from recotransfer.splits import Split, cold_items
 from recotransfer.transfer import MultiTask
-from recotransfer.uncertainty import interval, paired
 
 K = 20
 RATES = (3e-4,)  # given one, no arm chooses; a fit of Beauty takes a minute

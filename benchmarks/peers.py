@@ -38,12 +38,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recotransfer.artifacts import Artifact, ArtifactWriter
 from recotransfer.data import Embeddings, Interactions
 from recotransfer.errors import MissingExtraError
-from recotransfer.recommenders.base import FactorModel
-from recotransfer.scoring import TopK
-from recotransfer.solvers import Float
+from recotransfer.io.artifacts import Artifact, ArtifactWriter
+from recotransfer.numerics.topk import TopK
+from recotransfer.numerics.vectors import Float
+from recotransfer.recommenders.factor_model import FactorModel
 
 _USERS = 512  # histories read at a time
 

@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 from common import RESULTS, header, write_results
 
-from recotransfer.uncertainty import paired
+from recotransfer.evaluation.uncertainty import paired
 
 FLAGSHIP = "HybridRanker"  # tested on warm items against every arm that knows interactions only
 

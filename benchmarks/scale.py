@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 from common import header, write_results
 
-from recotransfer.arms import peak_memory_mib
-from recotransfer.batch import BatchJob
 from recotransfer.data import Embeddings, IdMap, Interactions
-from recotransfer.recommenders import Recommender, by_name
+from recotransfer.experiments.benchmark.work import peak_memory_mib
+from recotransfer.recommenders import Recommender
+from recotransfer.registry import recommenders
+from recotransfer.serving.batch import BatchJob
 
 SIZES = ((250_000, 50_000), (500_000, 100_000), (1_000_000, 200_000))
 TINY = ((2_000, 500), (4_000, 1_000))
@@ -57,7 +58,7 @@ def one_size(name: str, n_items: int, n_users: int, dim: int, k: int) -> dict[st
     log, vectors = synthetic(n_items, n_users, dim, rng)
     settings = {"neighbours": 50} if name == "HybridItems" else {}
     start = time.perf_counter()
-    model: Recommender = by_name(name)(**settings).fit(log, vectors)
+    model: Recommender = recommenders.find(name)(**settings).fit(log, vectors)
     fitted = time.perf_counter() - start
     after_fit = peak_memory_mib()
     with tempfile.TemporaryDirectory() as folder:

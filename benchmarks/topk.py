@@ -19,8 +19,8 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from recotransfer.errors import require
-from recotransfer.index import ExactIndex, FaissIndex, Index
-from recotransfer.scoring import TopK, pack_items, top_k
+from recotransfer.numerics.topk import TopK, pack_items, top_k
+from recotransfer.retrieval import ExactIndex, FaissIndex, Index
 
 Arm = Callable[[], Any]
 

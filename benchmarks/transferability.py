@@ -23,15 +23,14 @@ from common import header, write_results
 from numpy.typing import NDArray
 from scipy import sparse, stats
 
-from recotransfer.data import Embeddings, IdMap, Interactions, Items
+from recotransfer.data import Embeddings, Filter, IdMap, Interactions, Items
+from recotransfer.diagnostics import logme, neighbour_agreement
 from recotransfer.encoders import HashingText, SentenceText, encode_items, fuse
-from recotransfer.filters import Filter
-from recotransfer.metrics import hits, ndcg
-from recotransfer.readers import read_interactions, read_items
+from recotransfer.evaluation.metrics import hits, ndcg
+from recotransfer.evaluation.splits import hold_out_last
+from recotransfer.io.readers import read_interactions, read_items
+from recotransfer.numerics.vectors import reciprocal
 from recotransfer.recommenders import ContentProfiles, HybridItems, Recommender
-from recotransfer.solvers import reciprocal
-from recotransfer.splits import hold_out_last
-from recotransfer.transfer import logme, neighbour_agreement
 
 SAMPLE = Path(__file__).parent.parent / "sample_data"
 COLD = {"citeulike_a"}

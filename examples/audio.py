@@ -5,7 +5,7 @@ python examples/audio.py
 
 import numpy as np
 
-from recotransfer import Probe, TransferTask, cases
+from recotransfer import Probe, TransferTask, experiments
 from recotransfer.adapters import audio
 
 RATE = 16_000
@@ -20,5 +20,7 @@ for label, slope in {"rising": 600, "falling": -600, "steady": 0}.items():
 part = np.array(["train", "train", "valid", "test"])[np.arange(120) % 4]
 (case,) = audio.classification([{"array": c, "rate": RATE} for c in clips], labels, part=part)
 print(
-    cases.table([cases.run(case, TransferTask(Probe()), name="log-mel")], case.metrics).round(3).to_string(index=False)
+    experiments.table([experiments.run(case, TransferTask(Probe()), name="log-mel")], case.metrics)
+    .round(3)
+    .to_string(index=False)
 )

@@ -5,7 +5,7 @@ python examples/language.py
 
 import numpy as np
 
-from recotransfer import ContentProfiles, Probe, TransferTask, cases
+from recotransfer import ContentProfiles, Probe, TransferTask, experiments
 from recotransfer.adapters import nlp
 
 SAID = {
@@ -20,9 +20,9 @@ texts, labels = zip(*[(s.format(w), label) for label, said in SAID.items() for s
 part = np.random.default_rng(0).choice(["train", "valid", "test"], len(texts), p=[0.4, 0.2, 0.4])
 full = nlp.classification(texts, labels, part)
 outcomes = [
-    cases.run(nlp.few(full, 0, about=ABOUT), TransferTask(ContentProfiles()), name="description alone"),
-    cases.run(nlp.few(full, 4, about=ABOUT), TransferTask(ContentProfiles()), name="and 4 examples"),
-    cases.run(full, TransferTask(Probe()), name="all examples"),
+    experiments.run(nlp.few(full, 0, about=ABOUT), TransferTask(ContentProfiles()), name="description alone"),
+    experiments.run(nlp.few(full, 4, about=ABOUT), TransferTask(ContentProfiles()), name="and 4 examples"),
+    experiments.run(full, TransferTask(Probe()), name="all examples"),
 ]
 columns = ["arm", "accuracy", "accuracy low", "accuracy high", "gain", "gain low", "gain high"]
-print(cases.table(outcomes, full.metrics, control="description alone")[columns].round(3).to_string(index=False))
+print(experiments.table(outcomes, full.metrics, control="description alone")[columns].round(3).to_string(index=False))

@@ -6,7 +6,7 @@ python examples/learning.py
 import numpy as np
 import pandas as pd
 
-from recotransfer import EASE, IdMap, Interactions, Items, TransferTask, cases
+from recotransfer import EASE, IdMap, Interactions, Items, TransferTask, experiments
 from recotransfer.adapters import learning
 
 draw = np.random.default_rng(0)
@@ -21,6 +21,6 @@ profiles = pd.DataFrame(minutes, columns=["minutes", "posts"], index=[f"u{u}" fo
 outcomes = []
 for name, known in {"popularity": None, "groups of learners": profiles}.items():
     case = learning.courses(log, courses, profiles=known, groups=3, ask="new learners", encoders=[])
-    outcomes.append(cases.run(case, TransferTask(EASE(), encoders=[]), name=name, settings=[{}], draws=200))
+    outcomes.append(experiments.run(case, TransferTask(EASE(), encoders=[]), name=name, settings=[{}], draws=200))
 columns = ["arm", "found at 10", "found at 10 low", "found at 10 high", "gain", "gain low", "gain high"]
-print(cases.table(outcomes, case.metrics, control="popularity")[columns].round(3).to_string(index=False))
+print(experiments.table(outcomes, case.metrics, control="popularity")[columns].round(3).to_string(index=False))

@@ -5,7 +5,7 @@ Not for clinical use. python examples/medical.py
 
 import numpy as np
 
-from recotransfer import Probe, TransferTask, cases
+from recotransfer import Probe, TransferTask, experiments
 from recotransfer.adapters import medical
 from recotransfer.encoders import KmerSequence
 
@@ -22,8 +22,8 @@ for name, encoder in {
     "words and places": KmerSequence(k=(3, 4), placed=((2, 2), (3, 4)), dim=1024),
 }.items():
     (case,) = medical.dna(sequences, labels, positive="promoter", encoders=[encoder], part=part)
-    outcomes.append(cases.run(case, TransferTask(Probe()), name=name, calibrate=True, draws=200))
+    outcomes.append(experiments.run(case, TransferTask(Probe()), name=name, calibrate=True, draws=200))
 columns = ["arm", "AUC", "AUC low", "AUC high", "calibration error", "gain", "gain low", "gain high"]
-print(cases.table(outcomes, case.metrics, control="letters alone")[columns].round(3).to_string(index=False))
+print(experiments.table(outcomes, case.metrics, control="letters alone")[columns].round(3).to_string(index=False))
 print("\nmutations that matter most:")
 print(medical.point_mutations(outcomes[-1].task, sequences[0], "promoter").head(5).to_string(index=False))

@@ -5,7 +5,7 @@ python examples/shop.py
 
 from pathlib import Path
 
-from recotransfer import RidgeProfiles, TransferTask, cases, read_interactions, read_items, splits
+from recotransfer import RidgeProfiles, TransferTask, experiments, read_interactions, read_items, splits
 from recotransfer.encoders import SentenceText
 from recotransfer.transfer import LearnedMetric, RidgeMap, Whitening
 
@@ -13,14 +13,14 @@ folder = Path(__file__).parents[1] / "sample_data"
 items = read_items(folder / "items.csv").data
 events = read_interactions(folder / "events.csv", items=items.ids).data
 split = splits.cold_items(events)
-metrics = {"MAP": cases.mean_average_precision, "MRR": cases.mean_reciprocal_rank}
+metrics = {"MAP": experiments.mean_average_precision, "MRR": experiments.mean_reciprocal_rank}
 text = SentenceText(column=items.of_kind("text"))
-case = cases.Case("new items", items, split, metrics, encoders=[text], asks="items")
+case = experiments.Case("new items", items, split, metrics, encoders=[text], asks="items")
 arms = {"vectors as they come": [], "whitened": [Whitening(dim=64)], "ridge map": [RidgeMap(dim=64)],
         "learned metric": [LearnedMetric(dim=64)]}  # fmt: skip
 outcomes = [
-    cases.run(case, TransferTask(RidgeProfiles(), transfers=maps), name=name, settings=[{}], draws=200)
+    experiments.run(case, TransferTask(RidgeProfiles(), transfers=maps), name=name, settings=[{}], draws=200)
     for name, maps in arms.items()
 ]
 columns = ["arm", "MAP", "MAP low", "MAP high", "gain", "gain low", "gain high"]
-print(cases.table(outcomes, metrics, control="vectors as they come")[columns].round(4).to_string(index=False))
+print(experiments.table(outcomes, metrics, control="vectors as they come")[columns].round(4).to_string(index=False))

@@ -4,10 +4,11 @@ python examples/vision.py
 """
 
 import numpy as np
+import pandas as pd
 
-from recotransfer import Probe, TransferTask, cases
-from recotransfer.adapters import vision
-from recotransfer.encoders.dense import DenseImage
+from recotransfer import Probe, TransferTask, experiments
+from recotransfer.adapters import detection, segmentation
+from recotransfer.encoders.image_map import DenseImage
 
 draw = np.random.default_rng(0)
 y, x = np.mgrid[:48, :64]
@@ -21,6 +22,16 @@ for name in range(12):
 part = {name: ("train", "train", "valid", "test")[name % 4] for name in pictures}
 outcomes = []
 for name, sigmas in {"one pixel": (0.3,), "around it": (1.0, 2.0, 4.0)}.items():
-    problem = vision.Segmentation(pictures, masks, part, DenseImage(sigmas=sigmas), samples=500)
-    outcomes.append(problem.judged(cases.run(problem.case, TransferTask(Probe()), name=name), "disc"))
-print(cases.table(outcomes, vision.MASK_METRICS, control="one pixel").round(3).to_string(index=False))
+    problem = segmentation.Segmentation(pictures, masks, part, DenseImage(sigmas=sigmas), samples=500)
+    outcomes.append(problem.judged(experiments.run(problem.case, TransferTask(Probe()), name=name), "disc"))
+print(experiments.table(outcomes, segmentation.MASK_METRICS, control="one pixel").round(3).to_string(index=False))
+
+# The same discs as boxes.
+edges = []
+for name, mask in masks.items():
+    rows, columns = np.nonzero(mask == "disc")
+    edges.append((name, "disc", columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+boxes = pd.DataFrame(edges, columns=["picture", "label", "xmin", "ymin", "xmax", "ymax"])
+found = detection.Detection(pictures, boxes, part, DenseImage(sigmas=(1.0, 2.0, 4.0)), step=2, shapes=(1, 1))
+outcome = found.judged(experiments.run(found.case, TransferTask(Probe()), name="boxes"))
+print(experiments.table([outcome], detection.BOX_METRICS).round(3).to_string(index=False))

@@ -12,16 +12,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from recotransfer._version import __version__
 
 if TYPE_CHECKING:
-    from recotransfer import splits
-    from recotransfer.arms import arms_of
-    from recotransfer.batch import BatchJob
-    from recotransfer.benchmark import Benchmark
-    from recotransfer.data import Embeddings, IdMap, Interactions, Items, Recommendations
-    from recotransfer.filters import Filter
-    from recotransfer.readers import EventWeights, read_interactions, read_items
+    from recotransfer.data import Embeddings, Filter, IdMap, Interactions, Items, Recommendations
+    from recotransfer.diagnostics import guard
+    from recotransfer.evaluation import splits
+    from recotransfer.experiments import tune
+    from recotransfer.experiments.benchmark import Benchmark, arms_of
+    from recotransfer.io.readers import read_interactions, read_items
+    from recotransfer.io.schema import EventWeights
     from recotransfer.recommenders import (
         ALS,
         BPR,
@@ -40,9 +40,8 @@ if TYPE_CHECKING:
         StackedFusion,
         WeightedFusion,
     )
+    from recotransfer.serving.batch import BatchJob
     from recotransfer.task import TransferTask
-    from recotransfer.transfer.guard import guard
-    from recotransfer.tuning import tune
 
 __all__ = [
     "ALS",
@@ -71,6 +70,7 @@ __all__ = [
     "StackedFusion",
     "TransferTask",
     "WeightedFusion",
+    "__version__",
     "arms_of",
     "guard",
     "read_interactions",
@@ -80,25 +80,24 @@ __all__ = [
 ]
 
 _HOMES = {
-    "arms": ("arms_of",),
-    "batch": ("BatchJob",),
-    "benchmark": ("Benchmark",),
-    "data": ("Embeddings", "IdMap", "Interactions", "Items", "Recommendations"),
-    "filters": ("Filter",),
-    "readers": ("EventWeights", "read_interactions", "read_items"),
+    "data": ("Embeddings", "Filter", "IdMap", "Interactions", "Items", "Recommendations"),
+    "diagnostics": ("guard",),
+    "experiments": ("tune",),
+    "experiments.benchmark": ("Benchmark", "arms_of"),
+    "io.readers": ("read_interactions", "read_items"),
+    "io.schema": ("EventWeights",),
     "recommenders": (
         "ALS", "BPR", "EASE", "ContentProfiles", "HybridItems", "ItemKNN", "Popularity", "Probe", "Recommender",
         "RidgeProfiles", "SASRec", "AdaptiveFusion", "HybridRanker", "RankFusion", "StackedFusion", "WeightedFusion",
     ),
+    "serving.batch": ("BatchJob",),
     "task": ("TransferTask",),
-    "transfer": ("guard",),
-    "tuning": ("tune",),
 }  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name == "splits":
-        return importlib.import_module(f"{__name__}.splits")
+        return importlib.import_module(f"{__name__}.evaluation.splits")
     for home, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(f"{__name__}.{home}"), name)

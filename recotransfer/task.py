@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from recotransfer.artifacts import Artifact, ArtifactWriter, open_artifact, write_artifact
-from recotransfer.data import Embeddings, Interactions, Items, Recommendations
+from recotransfer import registry
+from recotransfer.data import Embeddings, Filter, Interactions, Items, Recommendations
 from recotransfer.encoders import (
     Encoder,
     EncodeReport,
@@ -26,9 +26,8 @@ from recotransfer.encoders import (
     stored_encoders,
 )
 from recotransfer.errors import ArtifactError, InputError, NotFittedError
-from recotransfer.filters import Filter
+from recotransfer.io.artifacts import Artifact, ArtifactWriter, open_artifact, write_artifact
 from recotransfer.recommenders import HybridItems, Recommender
-from recotransfer.recommenders.base import by_name, name_of
 from recotransfer.transfer import Transfer, Tuner
 
 _AUDIENCE_BLOCK = 4096  # users ranked at a time
@@ -320,11 +319,11 @@ class TransferTask:
 
     def _write(self, writer: ArtifactWriter) -> None:
         facts: dict[str, Any] = {
-            "recommender": name_of(type(self.recommender)),
+            "recommender": registry.recommenders.name_of(type(self.recommender)),
             "encoders": store_encoders(self.encoders_, writer),
             "weights": None if self.weights is None else dict(self.weights),
             "kinds": self.kinds_,
-            "transfers": [transfer.name() for transfer in self.transfers],
+            "transfers": [registry.transfers.name_of(type(transfer)) for transfer in self.transfers],
             "notice": self.notice,
         }
         writer.json("task", facts)
@@ -348,9 +347,11 @@ class TransferTask:
     def _read(cls, artifact: Artifact, cache: str | Path | None) -> Self:
         facts = artifact.json("task")
         encoders = stored_encoders(facts["encoders"], artifact)
-        recommender = by_name(facts["recommender"], from_file=True).read(artifact.within("model"))
+        recommender = registry.recommenders.find_saved(facts["recommender"]).read(artifact.within("model"))
         names, notice = facts.get("transfers", []), facts.get("notice")  # 0.1 had none
-        transfers = [Transfer.named(name).read(artifact.within(f"transfer {at}")) for at, name in enumerate(names)]
+        transfers = [
+            registry.transfers.find_saved(name).read(artifact.within(f"transfer {at}")) for at, name in enumerate(names)
+        ]
         task = cls(
             recommender, encoders=encoders, weights=facts["weights"], transfers=transfers, cache=cache, notice=notice
         )

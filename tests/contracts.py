@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recotransfer.data import Embeddings, IdMap, Interactions
+from recotransfer.data import Embeddings, Filter, IdMap, Interactions
 from recotransfer.errors import ArtifactError, InputError, NotFittedError, UnknownIdError
-from recotransfer.filters import Filter
 
 USERS, ITEMS = 40, 12
 

@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 from conftest import REPO
 
-from recotransfer.data import Embeddings, IdMap, Interactions
-from recotransfer.filters import Filter
+from recotransfer.data import Embeddings, Filter, IdMap, Interactions
 from recotransfer.recommenders import HybridItems, RidgeProfiles
 
 FOLDER = Path(__file__).parent / "fixtures" / "format_1"

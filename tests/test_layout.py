@@ -14,6 +14,7 @@ import pytest
 from conftest import REPO
 
 import recotransfer
+from recotransfer import registry
 from recotransfer.recommenders import (
     ALS,
     BPR,
@@ -26,32 +27,63 @@ from recotransfer.recommenders import (
     Popularity,
     Probe,
     RankFusion,
-    Recommender,
     RidgeProfiles,
     SASRec,
     StackedFusion,
     WeightedFusion,
-    by_name,
 )
 
 PACKAGE = REPO / "recotransfer"
-FLOORS = {
-    1: "errors data kernels _topk _words",
-    2: "artifacts solvers scoring filters",
-    3: "cells sources readers index",
-    4: "splits metrics dense_metrics uncertainty features encoders recommenders",
-    5: "transfer",
-    6: "task cases tuning batch evaluation arms benchmark charts report",
-    7: "adapters serve demo",
-    8: "flags adapt cli __main__",
+# From the ground up: a file imports from lower wings only.
+WINGS = [
+    "_version", "errors", "registry", "data", "io", "numerics", "retrieval", "encoders", "evaluation", "recommenders",
+    "diagnostics", "transfer", "task", "experiments", "serving", "adapters", "cli", "testing",
+]  # fmt: skip
+# Inside a wing: the files that every other file of it may import.
+SHARED = {
+    "data": "ids",
+    "io": "parsing",
+    "numerics": "vectors",
+    "retrieval": "base",
+    "encoders": "base models",
+    "evaluation": "split",
+    "recommenders": "base item_item factor_model",
+    "transfer": "base networks training",
+    "experiments": "problem item_splits",
+    "adapters": "_places",
+    "cli": "options inputs",
 }
-STAGES = {  # a second stage is built on its first, and on that alone; training, on what it trains for
-    "recommenders.ranker": ["recommenders.hybrid"],
-    "encoders.dense": ["encoders.image"],
-    "encoders.grid": ["encoders.image"],
-    "transfer.finetuning": ["transfer.objectives"],
+# And what a file builds on beside these: compiled loops, a first stage, what it trains for, what it puts together.
+STAGES = {
+    "io.readers": "schema tables",
+    "numerics.ridge": "_item_loops sparse",
+    "numerics.sparse": "_item_loops",
+    "numerics.topk": "_topk_loops",
+    "retrieval.faiss": "exact",
+    "retrieval.choice": "exact faiss",
+    "encoders.defaults": "image tabular text",
+    "encoders.image_grid": "image",
+    "encoders.image_map": "image",
+    "encoders.static": "_word_loops",
+    "evaluation.metrics.classification": "metrics.ranking",
+    "evaluation.metrics.lists": "metrics.ranking",
+    "evaluation.metrics.text": "uncertainty",
+    "recommenders.learned_fusion": "fusion",
+    "recommenders.ranker": "hybrid",
+    "recommenders.sasrec": "_sasrec_network",
+    "transfer.distillation": "distillation_run",
+    "transfer.finetuning": "objectives",
+    "transfer.static_distillation": "distillation_run",
+    "transfer.translator": "_decoder",
+    "experiments.benchmark.processes": "benchmark.variants benchmark.work",
+    "experiments.benchmark.report": "benchmark.charts benchmark.results benchmark.wording",
+    "experiments.benchmark.results": "benchmark.charts",
+    "experiments.benchmark.runner": "benchmark.measure benchmark.processes benchmark.report benchmark.variants "
+    "benchmark.work",
+    "experiments.benchmark.wording": "benchmark.results",
+    "experiments.benchmark.work": "benchmark.measure benchmark.variants tuning",
+    "cli.main": "adapt benchmark demo",
 }
-FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 RECOMMENDERS = [
     HybridItems, HybridRanker, EASE, ItemKNN, RidgeProfiles, ContentProfiles, ALS, BPR, SASRec, Popularity,
     RankFusion, WeightedFusion, StackedFusion, AdaptiveFusion, Probe,
@@ -69,7 +101,7 @@ OTHER_WORDS_FOR_THEM = {
 
 
 def module_of(path):
-    """Dotted name below the package; a folder's `__init__` is the folder."""
+    """Dotted name below the package; a folder's `__init__` is the folder, the root's is empty."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -92,33 +124,44 @@ def imports(name):
             head, _, inner = target.partition(".")
             while head == "recotransfer" and inner and inner not in MODULES:
                 inner = inner.rpartition(".")[0]
-            if head == "recotransfer" and inner:
+            if head == "recotransfer":
                 yield inner
 
 
-def test_every_file_stands_on_a_floor():
-    tops = {name.split(".")[0] for name in MODULES} - {""}
-    assert tops <= set(FLOOR), "give the new file a floor here and in ARCHITECTURE.md"
+def height(name):
+    """Position of the module's wing, from the ground up."""
+    return WINGS.index(name.partition(".")[0])
+
+
+def test_every_file_stands_in_a_wing():
+    tops = {name.split(".")[0] for name in MODULES} - {"", "__main__"}
+    assert tops <= set(WINGS), "give the new file a wing here and in ARCHITECTURE.md"
     text = (REPO / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| (\d) \| ([^|]*) \|", text, flags=re.MULTILINE))
-    told = {name: int(floor) for floor, names in rows.items() for name in re.findall(r"`(\w+)/?`", names)}
-    assert told == {name: FLOOR[name] for name in told}
-    assert len(told) > 20
+    table = re.findall(r"^\| ((?:`[\w/]+`(?:, )?)+) \|", text, flags=re.MULTILINE)
+    described = [name.strip("/") for row in table for name in re.findall(r"`([\w/]+)`", row)]
+    assert [name for name in described if name in WINGS] == [name for name in WINGS if name in tops]
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name])
-def test_a_file_imports_from_lower_floors_or_beside_it(name):
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in ("", "__main__")])
+def test_a_file_imports_from_lower_wings_or_what_its_wing_shares(name):
     own, _, rest = name.partition(".")
+    facade = MODULES[name].name == "__init__.py"
+    allowed = {f"{own}.{file}" for file in f"{SHARED.get(own, '')} {STAGES.get(name, '')}".split()}
     for target in imports(name):
-        other, _, inner = target.partition(".")
-        assert FLOOR[other] <= FLOOR[own], f"{name} reaches up to {target}"
-        if other == own and rest:
-            shared = inner == "base" or target in STAGES.get(name, ())
-            assert shared, f"{name} imports {target}; inside a folder only base is shared"
+        assert target, f"{name} imports from the root; name the module"
+        if target.partition(".")[0] != own:
+            assert height(target) < height(name), f"{name} reaches up to {target}"
+        elif rest and not facade:
+            assert target in allowed, f"{name} imports {target}, which its wing does not share"
 
 
-def test_no_floor_goes_in_circles():
+def test_imports_never_go_in_circles():
     TopologicalSorter({name: set(imports(name)) - {name} for name in MODULES if name}).prepare()
+
+
+def test_no_file_is_long():
+    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
+    assert not {name: count for name, count in lines.items() if count > 500}, "split it by what its parts are for"
 
 
 LEARNING = {"fit", "encode", "score", "predict", "train", "transform", "tune", "embed", "rank", "loss"}
@@ -193,13 +236,19 @@ def test_everything_public_has_a_docstring(module):
                     assert inspect.getdoc(getattr(thing, method)), f"{module.__name__}.{name}.{method}"
 
 
-def test_every_recommender_is_known_by_name():
-    def below(kind):
-        return {kind}.union(*map(below, kind.__subclasses__()))
+REGISTRIES = [registry.encoders, registry.indexes, registry.recommenders, registry.transfers, registry.tuners]
 
-    ours = {k for k in below(Recommender) if k.__module__.startswith("recotransfer.") and not inspect.isabstract(k)}
-    assert {k for k in ours if not k.__name__.startswith("_")} == set(RECOMMENDERS)
-    assert [by_name(kind.__name__) for kind in RECOMMENDERS] == RECOMMENDERS
+
+@pytest.mark.parametrize("known", REGISTRIES, ids=lambda known: known.kind)
+def test_the_registry_knows_every_class_of_ours(known):
+    public = {
+        thing
+        for module in public_modules()
+        for name, thing in vars(module).items()
+        if name[0] != "_" and getattr(thing, "__module__", "") == module.__name__ and known.accepts(thing)
+    }
+    assert {known.find(name) for name in known.names} == public
+    assert {known.name_of(kind) for kind in public} == set(known.names)
 
 
 @pytest.mark.parametrize("kind", RECOMMENDERS)

@@ -15,22 +15,12 @@ import pandas as pd
 import pytest
 
 from recotransfer import task as task_module
-from recotransfer.batch import BatchJob
-from recotransfer.data import IdMap, Interactions, Items
+from recotransfer.data import Filter, IdMap, Interactions, Items
 from recotransfer.encoders import HashingText, TabularAttributes, encode_items
 from recotransfer.errors import ArtifactError, InputError, NotFittedError, UnknownIdError
-from recotransfer.filters import Filter
-from recotransfer.readers import read_interactions, read_items
-from recotransfer.recommenders import (
-    ALS,
-    BPR,
-    EASE,
-    ContentProfiles,
-    HybridItems,
-    ItemKNN,
-    Popularity,
-    RidgeProfiles,
-)
+from recotransfer.io.readers import read_interactions, read_items
+from recotransfer.recommenders import ALS, BPR, EASE, ContentProfiles, HybridItems, ItemKNN, Popularity, RidgeProfiles
+from recotransfer.serving.batch import BatchJob
 from recotransfer.task import TransferTask
 from recotransfer.transfer import Tuner, Whitening
 

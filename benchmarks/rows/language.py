@@ -12,16 +12,15 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from recotransfer import ContentProfiles, Probe, RidgeProfiles, TransferTask, cases
+from recotransfer import ContentProfiles, Probe, RidgeProfiles, TransferTask, experiments
 from recotransfer.adapters import nlp
-from recotransfer.cases import Answers, Case, Outcome
 from recotransfer.data import Embeddings, Items
 from recotransfer.encoders import SentenceText, TabularAttributes
-from recotransfer.encoders.base import quiet_loading
-from recotransfer.transfer.augmentation import pseudo_labels
-from recotransfer.transfer.finetuning import FineTune
-from recotransfer.transfer.generation import Translator, bleu, bleu_gain
-from recotransfer.uncertainty import Difference
+from recotransfer.encoders.models import quiet_loading
+from recotransfer.evaluation.metrics import bleu, bleu_gain
+from recotransfer.evaluation.uncertainty import Difference
+from recotransfer.experiments import Answers, Case, Outcome
+from recotransfer.transfer import FineTune, Translator, pseudo_labels
 
 EPOCHS, CONTROL_EPOCHS = 6, 2  # a pass that trains the encoder as well takes three times as long
 RIDGES = [{"reg": reg} for reg in (1.0, 3.0, 10.0, 30.0)]
@@ -73,7 +72,7 @@ def classic(case: Case, name: str = "TF-IDF", draws: int = 1000) -> Outcome:
     answers = learned(known, split.test, models[best])
     seconds = time.perf_counter() - begin
     found = Outcome(name, TransferTask(Probe()), answers, {}, {"model": best}, valid, seconds)
-    return replace(cases.joined([found], case.metrics, draws=draws), name=name)
+    return replace(experiments.joined([found], case.metrics, draws=draws), name=name)
 
 
 def sst2(data: Path, work: Path) -> dict[str, Any]:
@@ -89,7 +88,7 @@ def sst2(data: Path, work: Path) -> dict[str, Any]:
     case = nlp.classification(table["text"].tolist(), labels, part, name="SST-2")
     cache = work / "vectors"
     floor = classic(case)
-    frozen = cases.run(case, TransferTask(Probe(), cache=cache), name="frozen MiniLM + Probe", settings=REGS)
+    frozen = experiments.run(case, TransferTask(Probe(), cache=cache), name="frozen MiniLM + Probe", settings=REGS)
     tuner = FineTune(
         folder=work / "tuned",
         objective="labels",
@@ -99,9 +98,10 @@ def sst2(data: Path, work: Path) -> dict[str, Any]:
         trainable_layers=6,
     )
     task = TransferTask(Probe(), tuners={"text": tuner}, cache=cache)
-    tuned = cases.run(case, task, name="fine-tuned MiniLM + Probe", settings=REGS[-2:])
+    tuned = experiments.run(case, task, name="fine-tuned MiniLM + Probe", settings=REGS[-2:])
     note = "; ".join(
-        words(cases.gain(arm, floor, cases.accuracy), f"{arm.name} against {floor.name}:") for arm in (frozen, tuned)
+        words(experiments.gain(arm, floor, experiments.accuracy), f"{arm.name} against {floor.name}:")
+        for arm in (frozen, tuned)
     )
     return told(
         [floor, frozen, tuned], case.metrics, floor.name,
@@ -172,7 +172,7 @@ def blended(outcomes: tuple[Outcome, Outcome], case: Case, name: str) -> Outcome
     answers = mixed(share, tuple(outcome.answers for outcome in outcomes))
     seconds = sum(outcome.seconds for outcome in outcomes)
     out = Outcome(name, outcomes[0].task, answers, {}, {"share": float(share)}, tried[share], seconds)
-    return replace(cases.joined([out], case.metrics), name=name)
+    return replace(experiments.joined([out], case.metrics), name=name)
 
 
 def wikiqa(data: Path, work: Path) -> dict[str, Any]:
@@ -182,12 +182,12 @@ def wikiqa(data: Path, work: Path) -> dict[str, Any]:
     table = pd.read_csv(data / "nlp/wikiqa.csv.gz")
     cache = work / "vectors"
     asked = nlp.answer_selection(table)
-    zero = cases.run(asked, TransferTask(ContentProfiles(), cache=cache), name="zero-shot MiniLM", settings=[{}])
+    zero = experiments.run(asked, TransferTask(ContentProfiles(), cache=cache), name="zero-shot MiniLM", settings=[{}])
     texts = [SentenceText(column="question"), SentenceText(column="sentence")]
     plain = told_apart(nlp.answer_pairs(pd.concat([table, clues(table)], axis=1)))
     attributes = TabularAttributes(dim=1024)
     grid = [{"reg": reg} for reg in (100.0, 1000.0, 10_000.0)]
-    floor = cases.run(
+    floor = experiments.run(
         plain, TransferTask(Probe(), encoders=[attributes]), name="words and places", settings=grid, draws=10
     )
     vectors = TransferTask(encoders=texts, cache=cache).encode(plain.items)
@@ -196,20 +196,22 @@ def wikiqa(data: Path, work: Path) -> dict[str, Any]:
     pairs = told_apart(nlp.answer_pairs(pd.concat([table, clues(table, likeness)], axis=1)))
     told_of = TransferTask(encoders=[attributes]).encode(pairs.items)
     compared = replace(pairs, parts=[*told_of, *nlp.compared(vectors)[1:]])
-    frozen = cases.run(
+    frozen = experiments.run(
         compared, TransferTask(Probe()), name="frozen MiniLM, compared, + Probe", settings=grid, draws=10
     )
     crossed = nlp.answer_pairs(table.assign(split=hard_pairs(table, likeness)))
     tuner = FineTune(folder=work / "tuned", objective="labels", epochs=3, learning_rate=1e-4, batch_size=32)
     task = TransferTask(Probe(), tuners={"text": tuner}, cache=cache)
-    crossed = cases.run(crossed, task, name="fine-tuned on pairs + Probe", settings=grid, refit=False, draws=10)
+    crossed = experiments.run(crossed, task, name="fine-tuned on pairs + Probe", settings=grid, refit=False, draws=10)
     both = blended((frozen, crossed), pairs, "frozen and fine-tuned together")
     arms = [zero, *(replace(nlp.by_question(arm), name=arm.name) for arm in (floor, frozen, crossed, both))]
     return told(
         arms, asked.metrics, floor.name,
         protocol="test MAP over the 243 questions with an answer; dev chooses settings", goal="MAP .80",
         reached=bool(arms[-1].metrics["MAP"].value >= 0.8), tuning=tuner.report_["curve"],
-        note=words(cases.gain(arms[-1], zero, cases.mean_average_precision), f"{both.name} against {zero.name}:"),
+        note=words(
+            experiments.gain(arms[-1], zero, experiments.mean_average_precision), f"{both.name} against {zero.name}:"
+        ),
     )  # fmt: skip
 
 
@@ -241,7 +243,7 @@ def self_trained(case: Case, first: TransferTask, then: TransferTask, most: Sequ
     """A task fitted again and again on the surest labels so far of the unlabelled texts, ever more of them."""
     assert case.unlabelled is not None
     pool = case.items.take(case.items.ids.positions(case.unlabelled.ids))
-    now = cases.run(case, first, name=name, settings=[{}], draws=10)
+    now = experiments.run(case, first, name=name, settings=[{}], draws=10)
     seconds = now.seconds
     for number in most:
         said = now.task.label(pool, len(TOPICS))
@@ -253,7 +255,7 @@ def self_trained(case: Case, first: TransferTask, then: TransferTask, most: Sequ
         more = train.joined(sure.select(fresh))
         known = case.split.test_history.joined(sure.select(fresh))
         split = replace(case.split, train=more, valid_history=known, test_history=known)
-        now = cases.run(replace(case, split=split), then, name=name, settings=[{}], draws=10)
+        now = experiments.run(replace(case, split=split), then, name=name, settings=[{}], draws=10)
         seconds += now.seconds
     return replace(now, seconds=seconds)
 
@@ -291,21 +293,23 @@ def agnews(data: Path, work: Path) -> dict[str, Any]:
         fixed: dict[str, Any] = {"settings": [{}], "draws": 10}
         for outcome in (
             classic(case, draws=10),
-            cases.run(case, frozen, name="frozen MiniLM + Probe", settings=REGS, draws=10),
-            cases.run(both, ridge, name="MiniLM and LSA + ridge", settings=RIDGES, draws=10),
+            experiments.run(case, frozen, name="frozen MiniLM + Probe", settings=REGS, draws=10),
+            experiments.run(both, ridge, name="MiniLM and LSA + ridge", settings=RIDGES, draws=10),
             classic(few, "8 per class: TF-IDF", draws=10),
-            cases.run(few, weak, name="8 per class: MiniLM + Probe", **fixed),
-            cases.run(nlp.few(case, 0, about=ABOUT), content, name="0 per class: descriptions", **fixed),
-            cases.run(about, content, name="8 per class: with descriptions", **fixed),
+            experiments.run(few, weak, name="8 per class: MiniLM + Probe", **fixed),
+            experiments.run(nlp.few(case, 0, about=ABOUT), content, name="0 per class: descriptions", **fixed),
+            experiments.run(about, content, name="8 per class: with descriptions", **fixed),
             self_trained(about, content, weak, (50, 100, 200, 400, 800, 1200), "8 per class: self-trained"),
         ):
             arms.setdefault(outcome.name, []).append(outcome)
-    whole = {name: cases.joined(found, case.metrics) for name, found in arms.items()}
+    whole = {name: experiments.joined(found, case.metrics) for name, found in arms.items()}
     reached = {name: arm.metrics["accuracy"].value for name, arm in whole.items()}
     of_folds = {
-        name: [round(cases.accuracy(one.answers), 4) for one in found] for name, found in arms.items() if "per" in name
+        name: [round(experiments.accuracy(one.answers), 4) for one in found]
+        for name, found in arms.items()
+        if "per" in name
     }
-    few_goal = cases.gain(whole["8 per class: self-trained"], whole["8 per class: TF-IDF"], cases.accuracy)
+    few_goal = experiments.gain(whole["8 per class: self-trained"], whole["8 per class: TF-IDF"], experiments.accuracy)
     return told(
         list(whole.values()), case.metrics, "TF-IDF",
         protocol="5 folds of the 7,600; 8 labels of each topic are drawn anew in each fold, and the rest of its train "

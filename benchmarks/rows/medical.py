@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from recotransfer import Probe, TransferTask, cases
+from recotransfer import Probe, TransferTask, experiments
 from recotransfer.adapters import medical
 from recotransfer.adapters.medical import NOTICE
 from recotransfer.data import Embeddings, IdMap
 from recotransfer.encoders import ImageGrid, KmerSequence, TabularAttributes
-from recotransfer.transfer.alignment import Coral
-from recotransfer.transfer.augmentation import pseudo_labels
+from recotransfer.transfer import Coral, pseudo_labels
 
 NETWORK = "encoders/mobilenet_v2_imagenet"
 ACCURACY = "accuracy at the validation's threshold"
@@ -31,18 +30,18 @@ def given(vectors: NDArray[Any], source: str) -> list[Embeddings]:
 
 
 def folds_of(
-    arms: dict[str, Callable[[int], cases.Outcome]], folds: list[cases.Case]
-) -> tuple[list[cases.Outcome], dict[str, cases.Metric]]:
+    arms: dict[str, Callable[[int], experiments.Outcome]], folds: list[experiments.Case]
+) -> tuple[list[experiments.Outcome], dict[str, experiments.Metric]]:
     """The outcomes of each arm over all folds as one, and metrics, whose AUC is the mean of the folds' AUC."""
     fold_of = {unit: at for at, case in enumerate(folds) for unit in case.split.test.items.take(case.split.test.item)}
-    metrics = {**folds[0].metrics, "AUC": mean_of_folds(cases.area_under_curve, fold_of)}
-    return [cases.joined([run(fold) for fold in range(len(folds))], metrics) for run in arms.values()], metrics
+    metrics = {**folds[0].metrics, "AUC": mean_of_folds(experiments.area_under_curve, fold_of)}
+    return [experiments.joined([run(fold) for fold in range(len(folds))], metrics) for run in arms.values()], metrics
 
 
-def mean_of_folds(metric: cases.Metric, fold_of: dict[Any, int]) -> cases.Metric:
+def mean_of_folds(metric: experiments.Metric, fold_of: dict[Any, int]) -> experiments.Metric:
     """The mean of a metric over the folds that units were answered in."""
 
-    def mean(a: cases.Answers) -> float:
+    def mean(a: experiments.Answers) -> float:
         fold = np.array([fold_of[unit] for unit in a.units.tolist()])
         return float(np.mean([metric(a.take(np.flatnonzero(fold == at))) for at in np.unique(fold)]))
 
@@ -64,7 +63,7 @@ def pneumonia(data: Path, work: Path) -> dict[str, Any]:
     part[_repeated(images, part)] = ""
     network = data / NETWORK
 
-    def case(encoders: Sequence[Any] = (), parts: Any = None) -> cases.Case:
+    def case(encoders: Sequence[Any] = (), parts: Any = None) -> experiments.Case:
         diagnoses = np.where(labels == 1, "pneumonia", "normal").tolist()
         (one,) = medical.image_diagnosis(images, diagnoses, positive="pneumonia", encoders=encoders, part=part)
         return replace(one, parts=parts)
@@ -79,10 +78,10 @@ def pneumonia(data: Path, work: Path) -> dict[str, Any]:
     for name, encoders, parts in arms:
         task = TransferTask(Probe(), cache=work, progress=False)
         # Without a refit the threshold of the validation is that of the model that answers the test.
-        outcome = cases.run(case(encoders, parts), task, name=name, calibrate=True, refit=False)
+        outcome = experiments.run(case(encoders, parts), task, name=name, calibrate=True, refit=False)
         assert outcome.validation is not None  # the file has a validation part
         above = medical.accuracy_at(medical.threshold(outcome.validation, "pneumonia"), "pneumonia")
-        outcomes.append(cases.joined([outcome], {**metrics, ACCURACY: above}))
+        outcomes.append(experiments.joined([outcome], {**metrics, ACCURACY: above}))
     best = max(outcomes, key=lambda o: o.valid)
     reached = best.metrics["AUC"].value >= 0.97 and best.metrics[ACCURACY].value >= 0.9
     return told(
@@ -113,10 +112,10 @@ def heart(data: Path, work: Path) -> dict[str, Any]:
     numbers = columns.fillna(columns.median())
     raw = given((numbers - numbers.mean()) / numbers.std(), "numbers")
 
-    def arm(name: str, **changes: Any) -> Callable[[int], cases.Outcome]:
-        def run(fold: int) -> cases.Outcome:
+    def arm(name: str, **changes: Any) -> Callable[[int], experiments.Outcome]:
+        def run(fold: int) -> experiments.Outcome:
             case, task = replace(found[fold], **changes), TransferTask(Probe(), progress=False)
-            return cases.run(case, task, name=name, settings=SMALL, folds=5, calibrate=True, draws=1)
+            return experiments.run(case, task, name=name, settings=SMALL, folds=5, calibrate=True, draws=1)
 
         return run
 
@@ -147,11 +146,13 @@ def promoters(organism: str) -> Callable[[Path, Path], dict[str, Any]]:
         plain = KmerSequence(placed=(), dim=4096)
         families = medical.overlapping(sequences)
 
-        def arms(folds: list[cases.Case]) -> tuple[list[cases.Outcome], dict[str, cases.Metric]]:
-            def arm(name: str, encoder: KmerSequence) -> Callable[[int], cases.Outcome]:
-                def run(fold: int) -> cases.Outcome:
+        def arms(folds: list[experiments.Case]) -> tuple[list[experiments.Outcome], dict[str, experiments.Metric]]:
+            def arm(name: str, encoder: KmerSequence) -> Callable[[int], experiments.Outcome]:
+                def run(fold: int) -> experiments.Outcome:
                     task = TransferTask(Probe(), cache=work, progress=False)
-                    return cases.run(replace(folds[fold], encoders=[encoder]), task, name=name, settings=FOLDS, draws=1)
+                    return experiments.run(
+                        replace(folds[fold], encoders=[encoder]), task, name=name, settings=FOLDS, draws=1
+                    )
 
                 return run
 
@@ -186,10 +187,10 @@ def promoters_across(data: Path, work: Path) -> dict[str, Any]:
     unlabelled = IdMap(np.flatnonzero(part == "test"))
     short = KmerSequence(dim=1024)  # as many directions as the organism's 1,373 sequences can tell of
 
-    def run(name: str, encoder: KmerSequence, transfers: Sequence[Any] = (), **changes: Any) -> cases.Outcome:
+    def run(name: str, encoder: KmerSequence, transfers: Sequence[Any] = (), **changes: Any) -> experiments.Outcome:
         changed = replace(case, encoders=[encoder], unlabelled=unlabelled, **changes)
         task = TransferTask(Probe(), transfers=transfers, cache=work, progress=False)
-        return cases.run(changed, task, name=name, settings=FOLDS, folds=3)
+        return experiments.run(changed, task, name=name, settings=FOLDS, folds=3)
 
     places = run("4-6-mers and places", KmerSequence())
     sure = pseudo_labels(places.task.label(case.items.take(np.flatnonzero(part == "test")), 2), threshold=0.95)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from recotransfer import HybridItems, Popularity, Probe, TransferTask, cases
+from recotransfer import HybridItems, Popularity, Probe, TransferTask, experiments
 from recotransfer.adapters import audio, learning
 from recotransfer.data import Embeddings, IdMap, Interactions, Items
 from recotransfer.encoders import LogMelAudio, SentenceText
@@ -77,8 +77,8 @@ def manners(data: Path, work: Path) -> dict[str, Any]:
     outcomes = []
     for name, changes in arms.items():
         task = TransferTask(Probe(), cache=work / "cache", progress=False)
-        runs = [cases.run(replace(case, **changes), task, name=name, calibrate=True, draws=10) for case in found]
-        outcomes.append(cases.joined(runs, found[0].metrics))
+        runs = [experiments.run(replace(case, **changes), task, name=name, calibrate=True, draws=10) for case in found]
+        outcomes.append(experiments.joined(runs, found[0].metrics))
     return told(
         outcomes, found[0].metrics, "length and loudness", protocol="5 folds of voices; intervals draw voices",
         goal=None, reached=None, clips=len(clips), voices=len(VOICES),
@@ -165,8 +165,8 @@ def course_row(ask: Any) -> Any:
         plain = learning.courses(made.enrolments, made.courses, ask=ask, encoders=encoders)
         grouped = learning.courses(made.enrolments, made.courses, profiles=made.profiles, ask=ask, encoders=encoders)
 
-        def arm(name: str, case: cases.Case, task: TransferTask) -> cases.Outcome:
-            return cases.run(case, task, name=name, settings=[{}])
+        def arm(name: str, case: experiments.Case, task: TransferTask) -> experiments.Outcome:
+            return experiments.run(case, task, name=name, settings=[{}])
 
         def hybrid(read: list[Any] | None) -> TransferTask:
             return TransferTask(HybridItems(), encoders=read, cache=work / "cache", progress=False)

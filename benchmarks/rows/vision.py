@@ -16,14 +16,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from recotransfer import Probe, RidgeProfiles, TransferTask, cases
-from recotransfer.adapters import vision
+from recotransfer import Probe, RidgeProfiles, TransferTask, experiments
+from recotransfer.adapters import detection, segmentation, vision
 from recotransfer.data import Embeddings
 from recotransfer.encoders import PretrainedImage, SentenceText
-from recotransfer.encoders.dense import DenseImage, DensePicture
 from recotransfer.encoders.image import decode
-from recotransfer.transfer.augmentation import ImageNoise
-from recotransfer.transfer.finetuning import FineTune
+from recotransfer.encoders.image_map import DenseImage, DensePicture
+from recotransfer.transfer import FineTune, ImageNoise
 
 NETWORK = "encoders/mobilenet_v2_imagenet"
 NOISE = ImageNoise(turn=0.0, erase=0.0, colour=0.1, light=0.1)
@@ -72,8 +71,8 @@ def fashion(data: Path, work: Path) -> dict[str, Any]:
     )
     ridges = [{"reg": reg, "unobserved": 0.1} for reg in (0.03, 0.1, 0.3, 1.0)]
 
-    def arm(name: str, over: cases.Case, recommender: Any = None, settings: Any = REGS) -> cases.Outcome:
-        return cases.run(over, TransferTask(recommender or Probe(), cache=cache), name=name, settings=settings)
+    def arm(name: str, over: experiments.Case, recommender: Any = None, settings: Any = REGS) -> experiments.Outcome:
+        return experiments.run(over, TransferTask(recommender or Probe(), cache=cache), name=name, settings=settings)
 
     outcomes = [
         arm("8x8 pixels", replace(case, parts=[shrunk])),
@@ -83,7 +82,9 @@ def fashion(data: Path, work: Path) -> dict[str, Any]:
         arm("frozen, image and title", replace(case, encoders=[seen, read])),
     ]
     task = TransferTask(Probe(), tuners={"image": tuner}, cache=cache)
-    outcomes.append(cases.run(replace(case, encoders=[small]), task, name="fine-tuned MobileNetV2", settings=REGS))
+    outcomes.append(
+        experiments.run(replace(case, encoders=[small]), task, name="fine-tuned MobileNetV2", settings=REGS)
+    )
     return told(
         outcomes,
         case.metrics,
@@ -109,12 +110,12 @@ def bccd(data: Path, work: Path) -> dict[str, Any]:
     }
     outcomes = []
     for name, dense in seen.items():
-        problem = vision.Detection(pictures, boxes, part, dense)
-        outcome = cases.run(problem.case, TransferTask(Probe(reg=300.0)), name=name, settings=[{}], draws=10)
+        problem = detection.Detection(pictures, boxes, part, dense)
+        outcome = experiments.run(problem.case, TransferTask(Probe(reg=300.0)), name=name, settings=[{}], draws=10)
         outcomes.append(timed(problem.judged, outcome))
     return told(
         outcomes,
-        vision.BOX_METRICS,
+        detection.BOX_METRICS,
         "filters",
         protocol="205 + 87 pictures known, 72 asked",
         note="one ridge, tried on 29 of the 87 before the test was asked; no grid",
@@ -162,17 +163,17 @@ def membranes(data: Path, work: Path) -> dict[str, Any]:
             start = time.perf_counter()
             side = np.where(fold == at, "test", np.where((fold == (at + 1) % 5) & held, "valid", "train"))
             part = dict(zip(table["id"], side, strict=True))
-            problem = vision.Segmentation(pictures, masks, part, seen, samples=1500)
+            problem = segmentation.Segmentation(pictures, masks, part, seen, samples=1500)
             if in_context:
                 problem = problem.in_context(TransferTask(recommender))
             task = TransferTask(recommender)
-            outcome = cases.run(problem.case, task, name=name, settings=[{}], refit=False, draws=1)
+            outcome = experiments.run(problem.case, task, name=name, settings=[{}], refit=False, draws=1)
             judged = problem.judged(outcome, "membrane")  # cut where validation says
             folds.append(replace(judged, seconds=time.perf_counter() - start))
-        outcomes.append(cases.joined(folds, vision.MASK_METRICS))
+        outcomes.append(experiments.joined(folds, segmentation.MASK_METRICS))
     return told(
         outcomes,
-        vision.MASK_METRICS,
+        segmentation.MASK_METRICS,
         "filters",
         protocol="5 folds of 30 slices, 1,500 pixels of each known slice; 3 known slices choose where masks are cut",
         goal="Dice 0.80 on frozen features",
@@ -181,7 +182,9 @@ def membranes(data: Path, work: Path) -> dict[str, Any]:
     )
 
 
-def timed(judge: Callable[[cases.Outcome], cases.Outcome], outcome: cases.Outcome) -> cases.Outcome:
+def timed(
+    judge: Callable[[experiments.Outcome], experiments.Outcome], outcome: experiments.Outcome
+) -> experiments.Outcome:
     """The judged outcome, with the seconds of judging added."""
     start = time.perf_counter()
     told = judge(outcome)

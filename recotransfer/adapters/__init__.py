@@ -1,1 +1,1 @@
-"""Domains on the one core: records become items and relations, answers become what the domain calls them."""
+"""Records of a domain into problems for the core, and predictions back into what the domain reads."""

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from recotransfer import cases
-from recotransfer.cases import Case
+from recotransfer import experiments
 from recotransfer.data import IdMap, Interactions, Items
 from recotransfer.encoders import Encoder, LogMelAudio
+from recotransfer.experiments import Case
 
 
 def classification(
@@ -36,11 +36,16 @@ def classification(
         speakers: of each clip; None lets clips stand alone.
         folds: number of cases where `part` is None.
     """
-    items = Items(IdMap(np.arange(len(clips))), cases.column(clips, "audio"))
-    relations, groups = Interactions.from_labels(labels, items.ids), cases.grouped(speakers, len(items), "speakers")
+    items = Items(IdMap(np.arange(len(clips))), experiments.column(clips, "audio"))
+    relations, groups = (
+        Interactions.from_labels(labels, items.ids),
+        experiments.grouped(speakers, len(items), "speakers"),
+    )
     if part is not None:
-        splits = [cases.split_items(relations, part, groups=speakers)]
+        splits = [experiments.split_items(relations, part, groups=speakers)]
     else:
-        splits = list(cases.fold_items(relations, folds=folds, groups=speakers))
+        splits = list(experiments.fold_items(relations, folds=folds, groups=speakers))
     encoders = encoders or [LogMelAudio()]
-    return [Case("clips", items, split, cases.LABEL_METRICS, encoders=encoders, groups=groups) for split in splits]
+    return [
+        Case("clips", items, split, experiments.LABEL_METRICS, encoders=encoders, groups=groups) for split in splits
+    ]

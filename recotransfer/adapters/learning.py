@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from recotransfer import cases, splits
-from recotransfer.cases import Answers, Case, Metric
+from recotransfer import experiments
 from recotransfer.data import IdMap, Interactions, Items
 from recotransfer.encoders import Encoder
+from recotransfer.encoders.features import clusters as clustered
 from recotransfer.errors import InputError
-from recotransfer.features import clusters as clustered
-from recotransfer.splits import Split
+from recotransfer.evaluation import splits
+from recotransfer.evaluation.split import Split
+from recotransfer.experiments import Answers, Case, Metric
 
 
 def courses(
@@ -125,6 +126,6 @@ def found_at(k: int) -> Metric:
 
 
 _JUDGED: Mapping[str, Metric] = {
-    "MRR": cases.mean_reciprocal_rank,
+    "MRR": experiments.mean_reciprocal_rank,
     "found at 10": found_at(10),
 }

@@ -15,19 +15,16 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from recotransfer import cases
-from recotransfer.cases import Answers, Case, Metric, Outcome
+from recotransfer import experiments
 from recotransfer.data import IdMap, Interactions, Items
 from recotransfer.encoders import Encoder, KmerSequence, StandardTable
 from recotransfer.errors import InputError
-from recotransfer.splits import Split
+from recotransfer.evaluation.split import Split
+from recotransfer.experiments import Answers, Case, Metric, Outcome
 from recotransfer.task import TransferTask
 
 NOTICE = "Research only: not validated on patients, not for clinical use."
 _OTHER_STRAND = str.maketrans("ACGTU", "TGCAA")
-
-
-# -- records as cases --------------------------------------------------------------------------------------------------
 
 
 def image_diagnosis(
@@ -44,7 +41,7 @@ def image_diagnosis(
     """Which diagnosis each picture bears, one case for each fold, or one alone where `part` deals the pictures out.
 
     No patient stands on two sides of a split, and intervals draw whole patients. `ImageGrid` suits pictures that are
-    taken alike. Take `cases.run(calibrate=True)` where probabilities are to be believed.
+    taken alike. Take `experiments.run(calibrate=True)` where probabilities are to be believed.
 
     Args:
         images: as `PretrainedImage` takes them.
@@ -56,8 +53,8 @@ def image_diagnosis(
         patients: of each picture; None is a patient each.
         folds: number of cases where `part` is None.
     """
-    items = Items(IdMap(np.arange(len(images))), cases.column(images, column))
-    groups = cases.grouped(patients, len(items), "patients")
+    items = Items(IdMap(np.arange(len(images))), experiments.column(images, column))
+    groups = experiments.grouped(patients, len(items), "patients")
     splits = _dealt(items, labels, part, patients, folds, positive)
     return [Case("image diagnosis", items, s, _judged(positive), encoders=encoders, groups=groups) for s in splits]
 
@@ -75,7 +72,7 @@ def disease_from_table(
     """Which disease each row of a table tells of; arguments and cases as in `image_diagnosis`.
 
     Each case reads the table by the `StandardTable` of its own training rows. A few dozen rows are too few to choose
-    settings by: `cases.run(folds=5)` chooses them in folds.
+    settings by: `experiments.run(folds=5)` chooses them in folds.
 
     Args:
         frame: one row per record.
@@ -93,7 +90,7 @@ def disease_from_table(
         kinds = {c: "number" if pd.api.types.is_numeric_dtype(rest[c]) else "category" for c in rest.columns}
     items = Items(IdMap(np.arange(len(rest))), rest, kinds)
     labels = [None if pd.isna(value) else value for value in frame[label]]
-    groups = cases.grouped(patients, len(items), "patients")
+    groups = experiments.grouped(patients, len(items), "patients")
     out = []
     for split in _dealt(items, labels, part, patients, folds, positive):
         known = items.take(np.unique(split.train.item))
@@ -126,8 +123,8 @@ def dna(
         families: sequences of one family, such as homologues, stay on one side of a split; None is a family each.
         folds: number of cases where `part` is None.
     """
-    items = Items(IdMap(np.arange(len(sequences))), cases.column(sequences, column))
-    encoders, groups = encoders or [KmerSequence(column=column)], cases.grouped(families, len(items), "families")
+    items = Items(IdMap(np.arange(len(sequences))), experiments.column(sequences, column))
+    encoders, groups = encoders or [KmerSequence(column=column)], experiments.grouped(families, len(items), "families")
     splits = _dealt(items, labels, part, families, folds, positive)
     return [Case("sequences", items, s, _judged(positive), encoders=encoders, groups=groups) for s in splits]
 
@@ -163,22 +160,19 @@ def _dealt(
     if relations.users.positions([positive], missing="negative")[0] < 0:
         raise InputError(f"no record bears the label {positive!r}; labels are {relations.users.ids.tolist()[:10]}")
     if part is not None:
-        return [cases.split_items(relations, part, groups=groups)]
-    return list(cases.fold_items(relations, folds=folds, groups=groups))
+        return [experiments.split_items(relations, part, groups=groups)]
+    return list(experiments.fold_items(relations, folds=folds, groups=groups))
 
 
 def _judged(positive: Any) -> dict[str, Metric]:
     """The first chooses settings."""
     return {
-        "AUC": cases.area_under_curve,
+        "AUC": experiments.area_under_curve,
         "sensitivity at specificity .90": sensitivity_at(0.9, positive),
-        "accuracy": cases.accuracy,
+        "accuracy": experiments.accuracy,
         "log score": log_score,
-        "calibration error": cases.expected_calibration_error,
+        "calibration error": experiments.expected_calibration_error,
     }
-
-
-# -- figures -----------------------------------------------------------------------------------------------------------
 
 
 def log_score(a: Answers) -> float:
@@ -247,9 +241,6 @@ def _of(a: Answers, positive: Any) -> tuple[NDArray[np.float32], NDArray[np.bool
     """(n,) score and truth of one label."""
     at = int(a.options.positions([positive])[0])
     return a.scores[:, at], a.truth[:, at]
-
-
-# -- point mutations ---------------------------------------------------------------------------------------------------
 
 
 def point_mutations(

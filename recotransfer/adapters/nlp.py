@@ -14,19 +14,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from recotransfer import cases
-from recotransfer.cases import Answers, Case, Outcome
+from recotransfer import experiments
 from recotransfer.data import Embeddings, IdMap, Interactions, Items
-from recotransfer.encoders import Encoder
-from recotransfer.encoders.text import SentenceText
+from recotransfer.encoders import Encoder, SentenceText
 from recotransfer.errors import InputError
-from recotransfer.splits import Split
-from recotransfer.transfer.generation import Pairs
+from recotransfer.evaluation.split import Split
+from recotransfer.experiments import Answers, Case, Outcome
+from recotransfer.transfer import Pairs
 
-_FOUND = {"MAP": cases.mean_average_precision, "MRR": cases.mean_reciprocal_rank}
-
-
-# -- texts with labels -------------------------------------------------------------------------------------------------
+_FOUND = {"MAP": experiments.mean_average_precision, "MRR": experiments.mean_reciprocal_rank}
 
 
 def classification(
@@ -49,9 +45,9 @@ def classification(
         name: of the case.
     """
     items, relations = _labelled(texts, labels)
-    own = cases.grouped(groups, len(items))
-    split = cases.split_items(relations, part, groups=groups)
-    return Case(name, items, split, cases.LABEL_METRICS, encoders=_encoders(encoders, items), groups=own)
+    own = experiments.grouped(groups, len(items))
+    split = experiments.split_items(relations, part, groups=groups)
+    return Case(name, items, split, experiments.LABEL_METRICS, encoders=_encoders(encoders, items), groups=own)
 
 
 def folds(
@@ -64,13 +60,14 @@ def folds(
     name: str = "classification",
     rng: int = 0,
 ) -> Iterator[Case]:
-    """Cases as `classification` makes, in which each labelled text is in the test once; `cases.joined` makes one of
-    their outcomes. Groups stay together.
+    """Cases as `classification` makes, in which each labelled text is in the test once; groups stay together.
+
+    `experiments.joined` makes one outcome of theirs.
     """
     items, relations = _labelled(texts, labels)
-    own = cases.grouped(groups, len(items))
-    for split in cases.fold_items(relations, folds=folds, groups=groups, rng=rng):
-        yield Case(name, items, split, cases.LABEL_METRICS, encoders=_encoders(encoders, items), groups=own)
+    own = experiments.grouped(groups, len(items))
+    for split in experiments.fold_items(relations, folds=folds, groups=groups, rng=rng):
+        yield Case(name, items, split, experiments.LABEL_METRICS, encoders=_encoders(encoders, items), groups=own)
 
 
 def few(
@@ -89,18 +86,15 @@ def few(
     seen = IdMap(split.train.items.take(np.unique(split.train.item)))
     items, known = case.items, None
     if about is not None:
-        items, known = cases.described(case.items, about, case.items.of_kind("text")[0])
+        items, known = experiments.described(case.items, about, case.items.of_kind("text")[0])
         known = replace(known, weight=weight * known.weight)
     return replace(
         case,
         name=f"{case.name}, {examples} per label",
         items=items,
-        split=cases.few_shot(split, examples, known=known, rng=rng),
+        split=experiments.few_shot(split, examples, known=known, rng=rng),
         unlabelled=seen,
     )
-
-
-# -- questions with answers --------------------------------------------------------------------------------------------
 
 
 def answer_selection(
@@ -159,7 +153,7 @@ def answer_pairs(
         {"question": "text", "sentence": "text"},
     )
     right = np.where(t["label"].to_numpy(float) > 0, "answer", "other")
-    split = cases.split_items(Interactions.from_labels(right.tolist(), items.ids), t["part"])
+    split = experiments.split_items(Interactions.from_labels(right.tolist(), items.ids), t["part"])
     metrics = {"MAP": _pair_precision, "MRR": _pair_rank}
     return Case(name, items, split, metrics, encoders=_encoders(encoders, items), groups=t["question"].to_numpy(object))
 
@@ -181,17 +175,17 @@ def compared(parts: Sequence[Embeddings]) -> list[Embeddings]:
 
 def by_question(outcome: Outcome) -> Outcome:
     """The outcome of an `answer_pairs` case with questions as units, comparable with `answer_selection`'s."""
-    return cases.joined([replace(outcome, answers=_grouped(outcome.answers))], _FOUND)
+    return experiments.joined([replace(outcome, answers=_grouped(outcome.answers))], _FOUND)
 
 
 def _pair_precision(a: Answers) -> float:
     """Mean average precision over the questions of pairs."""
-    return cases.mean_average_precision(_grouped(a))
+    return experiments.mean_average_precision(_grouped(a))
 
 
 def _pair_rank(a: Answers) -> float:
     """Mean reciprocal rank over the questions of pairs."""
-    return cases.mean_reciprocal_rank(_grouped(a))
+    return experiments.mean_reciprocal_rank(_grouped(a))
 
 
 def _grouped(a: Answers) -> Answers:
@@ -232,10 +226,10 @@ def _candidates(t: pd.DataFrame, words: pd.Series, texts: pd.Series, name: str) 
     own = ~t["item"].duplicated().to_numpy()
     ids = IdMap(t["item"][own])
     plain = Items(ids, pd.DataFrame({"text": texts[own].to_numpy(object)}), {"text": "text"})
-    items, known = cases.described(plain, dict(zip(t["question"], words, strict=True)), "text")
+    items, known = experiments.described(plain, dict(zip(t["question"], words, strict=True)), "text")
     pairs = Interactions.from_frame(t, user="question", item="item", users=known.users, items=items.ids)
-    part, right = cases.named_parts(t["part"]), t["label"].to_numpy(float) > 0
-    rows = {key: pairs.select(np.flatnonzero(right & (part == key))) for key in cases.SIDES}
+    part, right = experiments.named_parts(t["part"]), t["label"].to_numpy(float) > 0
+    rows = {key: pairs.select(np.flatnonzero(right & (part == key))) for key in experiments.SIDES}
     for key in ("valid", "test"):
         if len(both := np.intersect1d(pairs.user[part == "train"], pairs.user[part == key])):
             raise InputError(
@@ -247,9 +241,6 @@ def _candidates(t: pd.DataFrame, words: pd.Series, texts: pd.Series, name: str) 
     valid, test = (IdMap(items.ids.take(np.unique(pairs.item[part == key]))) for key in ("valid", "test"))
     split = Split(train, rows["valid"], rows["test"], known, known, valid, test, name)
     return Case(name, items, split, _FOUND, asks="items", candidates=pairs)
-
-
-# -- passages with spans -----------------------------------------------------------------------------------------------
 
 
 def windows(passage: str, *, longest: int = 8) -> list[tuple[int, int]]:
@@ -302,9 +293,6 @@ def span_answers(
     return replace(case, parts=[Embeddings(case.items.ids, vectors, f"{encoder.name}/spans", present)])
 
 
-# -- translations ------------------------------------------------------------------------------------------------------
-
-
 def translation(
     records: pd.DataFrame,
     *,
@@ -344,9 +332,6 @@ def pairs(case: Case, part: Literal["train", "valid", "test"]) -> Pairs:
     at = case.items.ids.positions(events.items.ids)[events.item]
     order = np.argsort(events.user, kind="stable")
     return Pairs(said[events.user[order]].tolist(), text[at[order]].tolist())
-
-
-# -- inside ------------------------------------------------------------------------------------------------------------
 
 
 def _labelled(texts: pd.DataFrame | Sequence[str], labels: Sequence[Any]) -> tuple[Items, Interactions]:

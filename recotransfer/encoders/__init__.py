@@ -1,34 +1,21 @@
-"""Encoders turn item content into vectors: text, pictures, attributes; `encode_items` runs them, `Fusion` joins them.
+"""Encoders turn item content into vectors: text, pictures, attributes, sound, sequences.
 
 Importing this loads no model library: each class imports what it needs when it first encodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-from recotransfer.artifacts import Artifact, ArtifactWriter
-from recotransfer.data import Items
 from recotransfer.encoders.audio import LogMelAudio, PretrainedAudio
-from recotransfer.encoders.base import (
-    Encoded,
-    Encoder,
-    EncodeReport,
-    Features,
-    TrainableEncoder,
-    encode_items,
-    is_tuned,
-)
+from recotransfer.encoders.base import Encoder, Features, TrainableEncoder
+from recotransfer.encoders.catalogue import Encoded, EncodeReport, encode_items
+from recotransfer.encoders.defaults import default_encoders, encoder_from_spec, store_encoders, stored_encoders
 from recotransfer.encoders.fusion import Fusion, fuse
-from recotransfer.encoders.grid import ImageGrid
 from recotransfer.encoders.image import PretrainedImage
+from recotransfer.encoders.image_grid import ImageGrid
 from recotransfer.encoders.sequence import KmerSequence
 from recotransfer.encoders.static import StaticText
 from recotransfer.encoders.tabular import StandardTable, TabularAttributes
 from recotransfer.encoders.text import HashingText, SentenceText
-from recotransfer.errors import InputError
 
 __all__ = [
     "EncodeReport",
@@ -54,88 +41,3 @@ __all__ = [
     "store_encoders",
     "stored_encoders",
 ]
-
-_CLASSES: dict[str, Callable[..., Encoder]] = {
-    "HashingText": HashingText,
-    "ImageGrid": ImageGrid,
-    "KmerSequence": KmerSequence,
-    "LogMelAudio": LogMelAudio,
-    "PretrainedAudio": PretrainedAudio,
-    "PretrainedImage": PretrainedImage,
-    "SentenceText": SentenceText,
-    "StandardTable": StandardTable,
-    "StaticText": StaticText,
-    "TabularAttributes": TabularAttributes,
-}
-
-
-def encoder_from_spec(spec: Mapping[str, Any]) -> Encoder:
-    """The encoder that `encoder.spec()` describes; only the classes of this package are built.
-
-    Raises `InputError` for an unknown class or setting.
-    """
-    settings = dict(spec)
-    name = settings.pop("class", None)
-    if name not in _CLASSES:
-        raise InputError(f"encoder class {name!r} is unknown; known are {', '.join(_CLASSES)}")
-    try:
-        return _CLASSES[name](**settings)
-    except TypeError as cause:
-        raise InputError(f"the settings of {name} do not fit this version: {cause}") from cause
-
-
-def store_encoders(encoders: Sequence[Encoder], writer: ArtifactWriter) -> list[dict[str, Any]]:
-    """The specs of encoders; models that were tuned here are stored as well, given ones stay where they are."""
-    specs = [encoder.spec() for encoder in encoders]
-    for at, spec in enumerate(specs):
-        if is_tuned(spec.get("model")):
-            writer.folder_of_model(f"encoder {at}", spec["model"])
-            spec["model"] = None
-    return specs
-
-
-def stored_encoders(specs: Sequence[Mapping[str, Any]], artifact: Artifact) -> list[Encoder]:
-    """The encoders of `store_encoders`; tuned models are read where the artefact lies."""
-    out = []
-    for at, spec in enumerate(specs):
-        own = artifact.has_folder(f"encoder {at}")
-        model = {"model": str(artifact.folder_of_model(f"encoder {at}"))} if own else {}
-        out.append(encoder_from_spec({**spec, **model}))
-    return out
-
-
-def default_encoders(
-    items: Items,
-    *,
-    text_model: str | Path | None = None,
-    image_model: str | Path | None = None,
-    only: Sequence[str] | None = None,
-) -> list[Encoder]:
-    """Encoders for what the items hold: their text columns, their pictures if `image_model` is given, attributes.
-
-    Args:
-        items: the catalogue.
-        text_model: as in `SentenceText`.
-        image_model: as in `PretrainedImage`; pictures are left out without one.
-        only: the columns to read; all that have a kind by default.
-
-    Raises:
-        InputError: a column of `only` does not exist, or the items hold nothing that these encoders read.
-    """
-    if only is not None:
-        if lost := [c for c in only if c not in items.kinds]:
-            raise InputError(f"no column {lost[0]!r} to encode; columns with a kind are {dict(items.kinds)}")
-        items = Items(items.ids, items.columns, {c: items.kinds[c] for c in only})
-    found: list[Encoder] = []
-    if text := items.of_kind("text"):
-        found.append(SentenceText(model=text_model, column=text[0] if len(text) == 1 else text))
-    if image_model is not None and (images := items.of_kind("image")):
-        found.append(PretrainedImage(model=image_model, column=images[0]))
-    if columns := [c for c in items.columns.columns if items.kinds.get(c) in ("category", "number")]:
-        found.append(TabularAttributes(columns=columns))
-    if not found:
-        raise InputError(
-            f"no encoder fits these items, whose columns are of kinds {dict(items.kinds)}; give a text, category or "
-            "number column, or go without content by encoders=[] (on the command line: --no-content)"
-        )
-    return found

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recotransfer.data import Items
-from recotransfer.encoders.base import columns_of, folder_revision, is_missing, model_folder, quiet_loading
+from recotransfer.encoders.base import columns_of, is_missing
+from recotransfer.encoders.models import folder_revision, model_folder, quiet_loading
 from recotransfer.errors import InputError
 
 Float = NDArray[np.float32]
-
 _WINDOW, _STEP = 0.025, 0.010  # seconds, as everywhere in speech
 _FLOOR = 1e-8  # power below which is silence
 _PITCH = (60.0, 500.0)  # hertz, from deep male to high female voices

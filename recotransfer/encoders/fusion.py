@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
-from recotransfer.artifacts import Artifact, ArtifactWriter
 from recotransfer.data import Embeddings, IdMap
 from recotransfer.errors import InputError, NotFittedError
+from recotransfer.io.artifacts import Artifact, ArtifactWriter
 
 _MAX_ROWS = 20_000  # more rows than this change the regression between blocks by less than its own error
 _PENALTIES = np.geomspace(1e-5, 10, 13)  # ridge penalties tried, in units of the sources' mean eigenvalue

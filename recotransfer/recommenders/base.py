@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -18,13 +16,12 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from recotransfer.artifacts import Artifact, ArtifactWriter, open_artifact, write_artifact
-from recotransfer.data import Embeddings, IdMap, Interactions, Reason, Recommendations
+from recotransfer.data import Embeddings, Filter, IdMap, Interactions, Reason, Recommendations
 from recotransfer.errors import ArtifactError, InputError, NotFittedError
-from recotransfer.filters import Filter
-from recotransfer.index import ExactIndex, Index, choose_index, load_index
-from recotransfer.scoring import TopK, top_k, top_k_of_scores, top_k_of_sparse
-from recotransfer.solvers import Float, histories, product_top_k, seen_items, subset, unit_rows
+from recotransfer.io.artifacts import Artifact, ArtifactWriter, open_artifact, write_artifact
+from recotransfer.numerics.histories import histories, seen_items, subset
+from recotransfer.numerics.topk import TopK, top_k_of_scores, top_k_of_sparse
+from recotransfer.numerics.vectors import Float
 
 BLOCK = 2048  # users scored at a time: what memory depends on
 Matrix: TypeAlias = Float | sparse.csr_array
@@ -444,157 +441,3 @@ class Recommender(ABC):
             model.item_columns = artifact.table("columns")
         model._read(artifact)
         return model
-
-
-class ItemItem(Recommender):
-    """Recommenders whose score is `history @ weights`: users are what they did, and only positive evidence counts.
-
-    Attributes:
-        history_decay: weight of each own item per step of age; 1 forgets nothing. Untimed logs forget nothing.
-        weights_: (items, items), row = item held, column = item spoken for; sparse, or dense for small catalogues.
-    """
-
-    history_decay: float
-    weights_: Matrix
-
-    def _scores(self, events: Interactions) -> sparse.csr_array:
-        scores = sparse.csr_array(self._strengths(events) @ self.weights_)
-        scores.data[scores.data < 0] = 0
-        scores.eliminate_zeros()
-        return scores
-
-    def _rank(
-        self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
-    ) -> TopK:
-        if isinstance(self.weights_, np.ndarray):
-            return super()._rank(events, k, exclude, mask)
-        return TopK(*product_top_k(self._strengths(events), self.weights_, k, exclude, mask))
-
-    def _evidence(self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]) -> Mapping[str, Float]:
-        return {"behaviour": strength[:, None] * cells(self.weights_, history, items)}
-
-    def _write(self, writer: ArtifactWriter) -> None:
-        writer.matrix("weights", self.weights_)
-
-    def _read(self, artifact: Artifact) -> None:
-        self.weights_ = artifact.matrix("weights")
-
-
-def cells(weights: Matrix, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Float:
-    """(len(rows), len(columns)) dense excerpt of a dense or sparse matrix."""
-    if isinstance(weights, np.ndarray):
-        return weights[np.ix_(rows, columns)]
-    return np.asarray(weights[rows][:, columns].toarray(), np.float32)
-
-
-class FactorModel(Recommender):
-    """Recommenders whose score is `user vector . item vector`; an index finds the best items.
-
-    Attributes:
-        index_: holds the item vectors and searches them; exact until `choose_index` finds something quicker.
-        index_report_: which index that is, why, and its recall.
-    """
-
-    source_of_scores: ClassVar[str] = "behaviour"
-
-    index_: Index
-    index_report_: str
-
-    @abstractmethod
-    def _queries(self, events: Interactions) -> Float:
-        """(users of `events`, dim) user vectors; zero where nothing is known of the user."""
-
-    @property
-    def factors_(self) -> Float:
-        """(items, dim) item vectors."""
-        return self.index_.vectors
-
-    def _set_factors(self, factors: Float) -> None:
-        self.index_, self.index_report_ = ExactIndex().build(factors), "exact"
-
-    def choose_index(self, target_recall: float = 0.95, *, users: int = 200, rng: int = 0) -> Self:
-        """Take the quickest index, measured on known users' queries, that finds `target_recall` of the exact top 10.
-
-        Single requests over large catalogues gain; `for_batch` goes back to exact search. Returns self.
-        """
-        self._check_fitted()
-        known = self.events_
-        drawn = np.sort(np.random.default_rng(rng).permutation(len(known.users))[:users])
-        queries = self._queries(subset(known, drawn))
-        chosen = choose_index(self.factors_, target_recall=target_recall, sample_queries=queries)
-        self.index_, self.index_report_ = chosen.index, chosen.reason
-        return self
-
-    def for_batch(self) -> Self:
-        """A copy that searches exactly, which for many users at once is also the quickest."""
-        out = copy.copy(self)
-        out._set_factors(self.factors_)
-        return out
-
-    def _scores(self, events: Interactions) -> Float:
-        return self._queries(events) @ self.factors_.T
-
-    def _rank(
-        self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
-    ) -> TopK:
-        queries = self._queries(events)
-        top = self.index_.search(queries, k, exclude=exclude, mask=mask)
-        unknown = ~queries.any(axis=1)
-        top.positions[unknown], top.scores[unknown] = -1, -np.inf
-        return top
-
-    def similar_items(
-        self, items: ArrayLike, k: int = 10, *, filter: Filter | None = None, reason: bool = False
-    ) -> Recommendations:
-        """The k items with the greatest cosine to each of `items`."""
-        self._check_fitted()
-        if reason:
-            raise InputError(f"{type(self).__name__} compares factors, which give no reasons; leave reason out")
-        positions = self.catalogue_.positions(items)
-        mask = None if filter is None else filter.mask(self.catalogue_, self.item_columns)
-        rows = np.arange(len(positions))
-        shape = (len(rows), len(self.catalogue_))
-        own = sparse.coo_array((np.ones(len(rows), np.float32), (rows, positions)), shape=shape).tocsr()
-        unit = unit_rows(self.factors_)
-        top = top_k(unit[positions], unit, min(k, len(self.catalogue_)), exclude=own, mask=mask)
-        return Recommendations(self.catalogue_.take(positions), self.catalogue_, top.positions, top.scores)
-
-    def _write(self, writer: ArtifactWriter) -> None:
-        self.index_.save(writer, "index")
-        writer.json("index_report", self.index_report_)
-
-    def _read(self, artifact: Artifact) -> None:
-        self.index_ = load_index(artifact, "index")
-        self.index_report_ = artifact.json("index_report")
-
-
-def by_name(name: str, *, from_file: bool = False) -> type[Recommender]:
-    """The recommender class called `name`: one of this package's, or anyone's as "package.module:Class".
-
-    With `from_file` the module must have been imported already, for a file must not choose what code runs.
-    """
-    module, _, inner = name.rpartition(":")
-    if module and from_file and module not in sys.modules:
-        raise ArtifactError(f"the model was made with {name!r}; import {module} first, then load again")
-    try:
-        home = vars(importlib.import_module(module or __package__))
-    except Exception as cause:  # anyone's module can raise anything
-        why = cause if isinstance(cause, ImportError) else f"{type(cause).__name__}: {cause}"
-        raise ArtifactError(
-            f"{name!r} cannot be imported ({why}); give package.module:Class, the package on PYTHONPATH"
-        ) from None
-    if not _is_model(home.get(inner)):
-        known = ", ".join(sorted(key for key, kind in home.items() if _is_model(kind))) or "none"
-        raise ArtifactError(f"no recommender is called {name!r}; known: {known}")
-    found: type[Recommender] = home[inner]
-    return found
-
-
-def name_of(kind: type[Recommender]) -> str:
-    """What `by_name` knows a class by."""
-    ours = kind.__module__.startswith(f"{__package__}.")
-    return kind.__name__ if ours else f"{kind.__module__}:{kind.__qualname__}"
-
-
-def _is_model(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Recommender) and not inspect.isabstract(kind)

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recotransfer.artifacts import Artifact, ArtifactWriter
 from recotransfer.data import Embeddings, IdMap, Interactions
-from recotransfer.recommenders.base import FactorModel
-from recotransfer.scoring import TopK
-from recotransfer.solvers import Float, half_step, unit_rows, unobserved_metric
+from recotransfer.io.artifacts import Artifact, ArtifactWriter
+from recotransfer.numerics.ridge import half_step, unobserved_metric
+from recotransfer.numerics.topk import TopK
+from recotransfer.numerics.vectors import Float, unit_rows
+from recotransfer.recommenders.factor_model import FactorModel
 
 
 class _Profiles(FactorModel):

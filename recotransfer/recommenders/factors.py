@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from recotransfer.artifacts import Artifact, ArtifactWriter
 from recotransfer.data import Embeddings, Interactions
-from recotransfer.recommenders.base import FactorModel
-from recotransfer.solvers import Float, half_step, histories, unobserved_metric
+from recotransfer.io.artifacts import Artifact, ArtifactWriter
+from recotransfer.numerics.histories import histories
+from recotransfer.numerics.ridge import half_step, unobserved_metric
+from recotransfer.numerics.vectors import Float
+from recotransfer.recommenders.factor_model import FactorModel
 
 _FEWER = 5  # sweeps of a fit to one of an update
 

@@ -10,26 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recotransfer.artifacts import Artifact, ArtifactWriter
 from recotransfer.data import Embeddings, Interactions
 from recotransfer.errors import InputError
-from recotransfer.index import nearest
-from recotransfer.metrics import POPULARITY_BUCKETS, popularity_bucket
-from recotransfer.recommenders.base import ItemItem, Matrix, cells
-from recotransfer.solvers import (
-    Float,
-    ease,
-    histories,
-    keep_largest,
-    local_ridge,
-    reciprocal,
-    ridge,
-    scaled,
-    smoothed,
-    transitions,
-    unit_rows,
-    without_diagonal,
-)
+from recotransfer.evaluation.metrics import POPULARITY_BUCKETS, popularity_bucket
+from recotransfer.io.artifacts import Artifact, ArtifactWriter
+from recotransfer.numerics.histories import histories, transitions
+from recotransfer.numerics.ridge import ease, local_ridge, ridge
+from recotransfer.numerics.sparse import keep_largest, scaled, smoothed, without_diagonal
+from recotransfer.numerics.vectors import Float, reciprocal, unit_rows
+from recotransfer.recommenders.base import Matrix
+from recotransfer.recommenders.item_item import ItemItem, cells
+from recotransfer.retrieval import nearest
 
 _PAST, _FUTURE = 1.5, 1.2  # powers of history_decay in the order part: what came just before tells most of what is next
 _AGREEMENT = 1.0  # how much more behaviour counts between items whose content is the same; 1 to 3 measured alike

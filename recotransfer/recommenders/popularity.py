@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from recotransfer.artifacts import Artifact, ArtifactWriter
 from recotransfer.data import Embeddings, Interactions
 from recotransfer.errors import InputError
+from recotransfer.io.artifacts import Artifact, ArtifactWriter
+from recotransfer.numerics.vectors import Float
 from recotransfer.recommenders.base import Recommender
-from recotransfer.solvers import Float
 
 
 class Popularity(Recommender):

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recotransfer.artifacts import Artifact, ArtifactWriter
 from recotransfer.data import Embeddings, IdMap, Interactions
 from recotransfer.errors import InputError
+from recotransfer.io.artifacts import Artifact, ArtifactWriter
+from recotransfer.numerics.topk import TopK
+from recotransfer.numerics.vectors import Float
 from recotransfer.recommenders.base import Recommender
-from recotransfer.scoring import TopK
-from recotransfer.solvers import Float
 
 _STATE = ("mean", "scale", "outer", "bias")
 _FLAT = 1e-6  # spread, against the widest column's, below which a column says nothing
@@ -34,7 +34,7 @@ class Probe(Recommender):
         reg: ridge on the weights of the standardised vectors, against the log loss summed over items.
         hidden: width of a hidden layer; None is linear.
         temperature: what logits are divided by (Guo et al., "On calibration of modern neural networks", 2017);
-            `cases.run(calibrate=True)` learns it from answers to items that were held out.
+            `experiments.run(calibrate=True)` learns it from answers to items that were held out.
         rng: seed of the hidden layer.
     """
 

@@ -10,25 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recotransfer.artifacts import Artifact, ArtifactWriter
 from recotransfer.data import Embeddings, Interactions
 from recotransfer.errors import ArtifactError, InputError
+from recotransfer.evaluation.splits import hold_out_last
+from recotransfer.io.artifacts import Artifact, ArtifactWriter
+from recotransfer.numerics.histories import seen_items, sequences, subset, transitions
+from recotransfer.numerics.sparse import by_line, scaled, smoothed
+from recotransfer.numerics.topk import TopK
+from recotransfer.numerics.vectors import Float, reciprocal, unit_rows
 from recotransfer.recommenders.base import BLOCK, Recommender
 from recotransfer.recommenders.hybrid import HybridItems
-from recotransfer.scoring import TopK
-from recotransfer.solvers import (
-    Float,
-    by_line,
-    reciprocal,
-    scaled,
-    seen_items,
-    sequences,
-    smoothed,
-    subset,
-    transitions,
-    unit_rows,
-)
-from recotransfer.splits import hold_out_last
 
 _HIDDEN = 96
 _MOST_USERS = 20_000  # whose held-out events are learned from
@@ -38,7 +29,6 @@ _NEVER = -1e4  # the logit past the end of a list
 _FLAT = 60.0  # logits so far below the best are told apart no more: float32 ends
 _NETWORK = ("low", "high", "inner", "bias", "outer")  # arrays of the network; see `_trained`
 _BATCH, _LEARNING_RATE, _DROPOUT, _WEIGHT_DECAY = 128, 0.006, 0.1, 0.01
-
 # What the user's items say of a candidate: matrix -> sums of its cells over the history. "decayed" by `history_decay`,
 # of the "newest" item alone, "flat" without decay, and the "number" of own items that speak for the candidate.
 _KINDS = ("decayed", "newest", "flat", "number")  # as `kernels.candidate_sums` has them
@@ -225,7 +215,7 @@ class HybridRanker(Recommender):
         """(users, m, features) of each candidate in `top`, in the order of `columns_`; 0 past the end of a list."""
         from numba import get_num_threads
 
-        from recotransfer.kernels import candidate_cosines, candidate_sums
+        from recotransfer.numerics._item_loops import candidate_cosines, candidate_sums
 
         base, workers = self.base_, get_num_threads()
         item, strength, age, start = sequences(events)
@@ -270,7 +260,7 @@ class HybridRanker(Recommender):
         """
         from numba import get_num_threads
 
-        from recotransfer.kernels import network_scores
+        from recotransfer.numerics._item_loops import network_scores
 
         low, high, *weights = self.network_.values()
         told = network_scores(np.clip(features, low, high), *weights, get_num_threads())

@@ -11,14 +11,14 @@ from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
-from recotransfer.artifacts import digest_of_events
 from recotransfer.data import Interactions, Items
-from recotransfer.encoders import encoder_from_spec
-from recotransfer.encoders.base import TrainableEncoder
+from recotransfer.encoders import TrainableEncoder, encoder_from_spec
 from recotransfer.encoders.text import computes_in_bfloat16
 from recotransfer.errors import InputError
-from recotransfer.transfer.base import Resumable, Tuner, digest_of_content, ended, model_of
+from recotransfer.io.artifacts import digest_of_events
+from recotransfer.transfer.base import Tuner
 from recotransfer.transfer.objectives import OBJECTIVES, Batch, Ints, Objective, Related, related
+from recotransfer.transfer.training import Resumable, digest_of_content, ended, model_of
 
 _WARMUP, _WEIGHT_DECAY, _CLIP = 0.1, 0.01, 1.0
 _NEW = 10.0  # heads and LoRA begin at nothing and learn so many times faster than pretrained weights
@@ -135,9 +135,6 @@ class FineTune(Tuner):
         if name == "auto":
             name = "labels" if (np.diff(data.users_of.indptr) == 1).all() else "pairs"
         return OBJECTIVES[name](data, self.batch_size, self.rng)
-
-
-# -- training ----------------------------------------------------------------------------------------------------------
 
 
 class _Run(Resumable):

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from recotransfer.data import Interactions
 from recotransfer.errors import InputError
-from recotransfer.transfer.base import Array, Step, Task, Trained
+from recotransfer.transfer.base import Array
+from recotransfer.transfer.networks import Step, Task, Trained
 
 Weighting = Literal["uncertainty", "gradnorm", "equal"]
 _ALPHA, _RATE = 1.0, 0.025  # GradNorm's pull towards tasks that lag, and the step of its weights

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recotransfer.data import Interactions, Items
-from recotransfer.encoders import encode_items
-from recotransfer.encoders.base import TrainableEncoder
+from recotransfer.encoders import TrainableEncoder, encode_items
 from recotransfer.errors import InputError
-from recotransfer.transfer.base import in_batches, lengths
+from recotransfer.transfer.training import in_batches, lengths
 
 Ints = NDArray[np.int64]
-
 _HELD_OUT, _MOST_HELD, _FEWEST = 0.1, 1000, 20  # share of items validated on, at most so many, none below so many
 # Training items that speak for the users of the validation. Of many fewer than the model has, the near ones would be
 # missing, and vectors that know no more than the broad field would look best.

@@ -1,0 +1,148 @@
+"""`recotransfer benchmark`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from recotransfer.cli.options import (
+    PATH,
+    config_option,
+    content_options,
+    count_of,
+    event_options,
+    numbers,
+    say,
+)
+from recotransfer.errors import InputError
+
+if TYPE_CHECKING:
+    from recotransfer.data import Items
+    from recotransfer.evaluation.split import Split
+from recotransfer.cli.inputs import encoders_of, read_catalogue, read_events
+
+
+@click.command()
+@click.option("--items", required=True, help="Catalogue: CSV, Parquet or database URL.")
+@click.option("--events", required=True, help="Log of events; with --test, the part to learn from.")
+@click.option("--out", required=True, type=PATH, help="Folder for results, report and models.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="ARM",
+    help="Recommender to compare, e.g. EASE, 'EASE(reg=100)', mine=package.module:Class; default all.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["time", "leave-last", "cold-items", "cold-users", "random"]),
+    default="time",
+    show_default=True,
+    help="How to hold events out: after a point in time, or each user's last one, ...",
+)
+@click.option("--valid", help="Your own held-out events to choose settings on, instead of --split; needs --test.")
+@click.option("--test", help="Your own held-out events to test on; needs --valid.")
+@click.option(
+    "--history",
+    help="With --test: what is known of each user at both questions; by default the training "
+    "events, and for the test the validation events too.",
+)
+@click.option(
+    "--held-out-items-only",
+    is_flag=True,
+    help="With --test: rank only the items of each part, as cold-item protocols do.",
+)
+@click.option("--no-content", is_flag=True, help="Compare recommenders of behaviour only.")
+@content_options
+@event_options
+@click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Models fitted to tune each arm.")
+@click.option(
+    "--k",
+    "ks",
+    type=click.IntRange(1),
+    multiple=True,
+    default=[10],
+    show_default=True,
+    help="List lengths to report; NDCG at the first decides.",
+)
+@click.option("--refit", is_flag=True, help="Fit chosen settings again with the validation events before the test.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of splits, search and intervals.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Arms that run side by side.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of each; default: the cores divided by the workers.")
+@click.option("--title", default="Offline benchmark", help="Title of the report.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted benchmark.")
+@config_option
+def benchmark(**o: Any) -> None:
+    """Compare recommenders on your own data: tuned alike, tested once, with intervals and a report.
+
+    Every recommender that uses content gets its control arm without it, and the guard says whether transfer helped.
+
+    \b
+    Example:
+      recotransfer benchmark --items items.csv --events events.csv --out bench
+      recotransfer benchmark --items items.csv --events events.csv --out bench --split leave-last \\
+          --model HybridItems --model 'EASE(reg=100)' --model mine=my_shop.models:Mine --trials 40
+    """  # noqa: D301
+    from recotransfer.experiments.benchmark import Benchmark, arms_of, table
+    from recotransfer.task import TransferTask
+
+    items = read_catalogue(o)
+    split = _split_of(o, items)
+    catalogue = split.train.items.union(items.ids)
+    arms = arms_of(o["models"], items=len(catalogue), content=not o["no_content"])
+    say(_told(split))
+    weights = numbers(o["weights"], "weight") or None
+    task = TransferTask(encoders=encoders_of(o, items), weights=weights, cache=o["cache"])
+    threads = o["threads"] or max(1, (os.cpu_count() or 1) // o["workers"])
+    run = Benchmark(o["out"], tuple(dict.fromkeys(o["ks"])), o["trials"], o["refit"], o["seed"], o["workers"], threads)
+    results = run.run(items, split, arms, task=task, title=o["title"], resume=o["resume"])
+    say(table(results))
+    for verdict in results["guard"]:
+        say(click.wrap_text(f"{verdict['arm']}: {verdict['words']}", 110, subsequent_indent="  "))
+    failed = [arm["name"] for arm in results["arms"] if arm["failed"] is not None]
+    if failed:
+        say(f"why arms failed: {o['out']}/arms/NAME/traceback.txt; --resume tries them again")
+    say(f"report: {o['out'] / 'report.html'}")
+    if len(failed) == len(results["arms"]):
+        raise InputError(f"every arm failed, the first with {results['arms'][0]['failed']}")
+    click.echo(o["out"] / "results.json")
+
+
+def _told(split: Split) -> str:
+    """What is learned from and asked, what the protocol left out, and users of whom nothing is known."""
+    facts = split.facts
+    words = ", ".join(f"{len(getattr(split, name)):,} {name}" for name in ("train", "valid", "test"))
+    lines = [f"{split.name}: {words} events"]
+    lines += [f"  {count_of(n, 'event')} left out ({why})" for why, n in facts.get("left_out", {}).items() if n]
+    if split.name == "given":
+        unknown = facts["users_without_history"]
+        lines += [f"  {count_of(n, f'{name} user')} without any history" for name, n in unknown.items() if n]
+    return "\n".join(lines)
+
+
+def _split_of(o: Mapping[str, Any], items: Items) -> Split:
+    """The protocol that the flags ask for."""
+    from recotransfer.evaluation import splits
+
+    events = read_events(o["events"], o, items.ids)
+    if (o["valid"] is None) != (o["test"] is None):
+        raise InputError("--valid and --test go together; give both, or neither for a --split of --events")
+    if o["valid"] is not None:
+        valid, test = (read_events(o[part], o, items.ids) for part in ("valid", "test"))
+        history = None if o["history"] is None else read_events(o["history"], o, items.ids)
+        ranked = [
+            list(dict.fromkeys(p.items.take(p.item))) if o["held_out_items_only"] else None for p in (valid, test)
+        ]
+        return splits.given(events, valid, test, history=history, valid_items=ranked[0], test_items=ranked[1])
+    if o["history"] is not None or o["held_out_items_only"]:
+        raise InputError("--history and --held-out-items-only describe --test; give --valid and --test too")
+    name, seed = o["split"], o["seed"]
+    if name == "time":
+        return splits.time_cut(events)
+    if name == "leave-last":
+        return splits.leave_last(events)
+    draw = {"cold-items": splits.cold_items, "cold-users": splits.cold_users, "random": splits.random_per_user}[name]
+    return draw(events, rng=seed)

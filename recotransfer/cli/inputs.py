@@ -1,0 +1,84 @@
+"""Options into carriers, filters and encoders; what a reader reports goes to stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from recotransfer.cli.options import (
+    kinds_of_columns,
+    numbers,
+    pairs,
+    say,
+)
+from recotransfer.errors import InputError, UnknownIdError
+
+if TYPE_CHECKING:
+    from recotransfer.data import Filter, IdMap, Interactions, Items
+    from recotransfer.encoders import Encoder
+
+
+def read_catalogue(o: Mapping[str, Any]) -> Items:
+    """The catalogue as the content options say; the report goes to stderr."""
+    from recotransfer.io.readers import read_items
+
+    read = read_items(o["items"], columns=pairs(o["item_columns"], "item-column"), kinds=kinds_of_columns(o["kinds"]))
+    say(read.report)
+    return read.data
+
+
+def read_events(source: str, o: Mapping[str, Any], items: IdMap, users: IdMap | None = None) -> Interactions:
+    """The events of `source` as the event options say; the report goes to stderr."""
+    from recotransfer.io.readers import read_interactions
+    from recotransfer.io.schema import EventWeights
+
+    weighing = EventWeights(
+        weights=numbers(o["event_weights"], "event-weight"),
+        rating_threshold=o["rating_threshold"],
+        rating_as_weight=o["rating_as_weight"],
+    )
+    columns = pairs(o["event_columns"], "event-column")
+    read = read_interactions(
+        source, columns=columns, events=weighing, items=items, users=users, time_format=o["time_format"]
+    )
+    say(read.report)
+    return read.data
+
+
+def ids_of(path: Path, role: Literal["user", "item"], known: IdMap) -> Any:
+    """The ids in a file's id column, or its only one, as the model holds them."""
+    from recotransfer.io.readers import read_ids
+
+    try:
+        return read_ids(path, role=role, known=known)
+    except UnknownIdError as cause:
+        raise UnknownIdError(f"{path}: {cause}") from None
+
+
+def filter_of(o: Mapping[str, Any], known: IdMap) -> Filter | None:
+    """The filter that the filter options describe, None where there are none."""
+    from recotransfer.data import Filter
+
+    if o["allow"] is None and o["deny"] is None and o["where"] is None:
+        return None
+    return Filter(
+        None if o["allow"] is None else ids_of(o["allow"], "item", known),
+        () if o["deny"] is None else ids_of(o["deny"], "item", known),
+        o["where"],
+    )
+
+
+def encoders_of(o: Mapping[str, Any], items: Items) -> list[Encoder] | None:
+    """The encoders that the content options choose; None for the default ones, none where there is no content."""
+    from recotransfer.encoders import default_encoders
+
+    if o["no_content"]:
+        return []
+    for kind in ("text", "image"):
+        if o[f"{kind}_encoder"] and not items.of_kind(kind):
+            raise InputError(f"--{kind}-encoder: no column of {o['items']} holds {kind}s; name one by "
+                             f"--kind COLUMN={kind}")  # fmt: skip
+    if not (o["text_encoder"] or o["image_encoder"] or o["only"]):
+        return None
+    return default_encoders(items, text_model=o["text_encoder"], image_model=o["image_encoder"], only=o["only"] or None)

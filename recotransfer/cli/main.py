@@ -1,0 +1,321 @@
+"""The command line. Thin: each command reads, calls one thing, reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from recotransfer._version import __version__
+from recotransfer.cli.adapt import adapt, label
+from recotransfer.cli.benchmark import benchmark
+from recotransfer.cli.inputs import encoders_of, filter_of, ids_of, read_catalogue, read_events
+from recotransfer.cli.options import (
+    PATH,
+    config_option,
+    content_options,
+    count_of,
+    event_options,
+    filter_options,
+    numbers,
+    say,
+    settings,
+)
+from recotransfer.errors import InputError, RecoTransferError
+
+if TYPE_CHECKING:
+    from recotransfer.data import Interactions, Items
+    from recotransfer.recommenders import Recommender
+    from recotransfer.task import TransferTask
+
+
+def _loaded(model: Path) -> TransferTask:
+    """The saved model; what whoever is given its results is to read is said."""
+    from recotransfer.task import TransferTask
+
+    task = TransferTask.load(model)
+    if task.notice:
+        say(task.notice)
+    return task
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def cli() -> None:
+    """Recommendations from a catalogue and a log of events, with what pretrained encoders know of the items.
+
+    \b
+    recotransfer demo                                       # the whole of it on a little shop
+    recotransfer fit --items items.csv --events events.csv --out model
+    recotransfer recommend model --out recs                 # Parquet for every user
+    """  # noqa: D301
+
+
+@cli.command()
+@click.option("--items", required=True, help="Catalogue: CSV, Parquet or database URL.")
+@click.option("--events", required=True, help="Log of events: CSV, Parquet or database URL.")
+@click.option("--out", required=True, type=PATH, help="Folder for the model.")
+@click.option("--recommender", default="HybridItems", show_default=True,
+              help="Class of the recommender; your own as package.module:Class.")  # fmt: skip
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the recommender.")
+@click.option("--no-content", is_flag=True, help="Behaviour only: the control arm.")
+@content_options
+@event_options
+@click.option("--trials", type=click.IntRange(1), help="Choose settings on held-out events, fitting this many models.")
+@click.option("--valid", help="Events to choose settings on; by default each user's last one is held out.")
+@click.option("--valid-allow", type=PATH, help="File of item ids: rank only these while choosing.")
+@click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="List length while choosing.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search.")
+@click.option("--index-recall", type=click.FloatRange(0, 1, min_open=True),
+              help="Models of factors: choose the quickest index with this recall for single requests.")  # fmt: skip
+@config_option
+def fit(**o: Any) -> None:
+    """Read a catalogue and a log, encode the items, fit a recommender, save it.
+
+    \b
+    Example:
+      recotransfer fit --items sample_data/items.csv --events sample_data/events.csv --out model
+      recotransfer fit --items "sqlite:///shop.db#items" --events "sqlite:///shop.db#events" --out model --trials 20
+    """  # noqa: D301
+    from recotransfer.experiments.benchmark.work import peak_memory_mib
+    from recotransfer.recommenders.factor_model import FactorModel
+    from recotransfer.task import TransferTask
+
+    _check_outcome(o["out"], o["cache"])
+    recommender = _recommender(o)
+    items = read_catalogue(o)
+    events = read_events(o["events"], o, items.ids)
+    weights = numbers(o["weights"], "weight") or None
+    task = TransferTask(recommender, encoders=encoders_of(o, items), weights=weights, cache=o["cache"])
+    start = time.perf_counter()
+    task = _tuned(task, items, events, o) if o["trials"] else task.fit(items, events)
+    seconds = time.perf_counter() - start
+    for report in task.reports_:
+        say(report)
+    if isinstance(task.recommender, FactorModel) and o["index_recall"]:
+        say(task.recommender.choose_index(o["index_recall"]).index_report_)
+    task.save(o["out"])
+    users, catalogue = count_of(len(events.users), "user"), count_of(len(task.recommender.catalogue_), "item")
+    spent = f"{seconds:.1f} s{', the choice of settings included' if o['trials'] else ''}"
+    say(f"fitted {type(recommender).__name__} on {count_of(len(events), 'event')} of {users} and {catalogue} "
+         f"in {spent}, peak memory {peak_memory_mib():.0f} MiB")  # fmt: skip
+    click.echo(o["out"])
+
+
+def _check_outcome(out: Path, cache: Path | None) -> None:
+    """Refuse, before hours of work, a folder into which the model could not be saved after them."""
+    from recotransfer.io.artifacts import check_replaceable
+
+    if cache is not None and cache.absolute().is_relative_to(out.absolute()):
+        raise InputError(f"--cache {cache} lies within --out {out}; keep the cache outside the model's folder")
+    check_replaceable(out)
+
+
+def _recommender(o: Mapping[str, Any]) -> Recommender:
+    from recotransfer.recommenders.factor_model import FactorModel
+    from recotransfer.registry import recommenders
+
+    kind: type[Recommender] = recommenders.find(o["recommender"])
+    if o["index_recall"] and not issubclass(kind, FactorModel):
+        raise InputError(f"{kind.__name__} has no index to choose; leave --index-recall out")
+    return kind(**settings(kind, o["settings"]))
+
+
+def _tuned(task: TransferTask, items: Items, events: Interactions, o: Mapping[str, Any]) -> TransferTask:
+    """A task fitted with the settings that did best on held-out events; every trial is in a file beside the model."""
+    from recotransfer.experiments import tune
+    from recotransfer.io.artifacts import atomic_file
+    from recotransfer.task import TransferTask
+
+    valid = None if o["valid"] is None else read_events(o["valid"], o, items.ids, events.users)
+    allow = None if o["valid_allow"] is None else ids_of(o["valid_allow"], "item", items.ids)
+    tuned = tune(task, items, events, valid=valid, allow=allow, trials=o["trials"], k=o["k"], rng=o["seed"])
+    first, best = tuned.trials["ndcg"].iloc[0], tuned.trials["ndcg"].max()
+    chosen = json.dumps({**tuned.params, **({"weights": tuned.weights} if tuned.weights else {})})
+    trials = count_of(len(tuned.trials), "trial")
+    say(f"{trials}: NDCG@{o['k']} on held-out events {first:.4f} as given, {best:.4f} with {chosen}")
+    path = o["out"].with_name(o["out"].name + ".trials.csv")
+    with atomic_file(path) as file:
+        tuned.trials.to_csv(file, index_label="trial")
+    say(f"every trial: {path}")
+    model = type(task.recommender)(**tuned.params)
+    best_task = TransferTask(model, encoders=task.encoders_, weights=tuned.weights, cache=task.cache)
+    best_task.fit(items, events, parts=tuned.parts)
+    best_task.reports_ = task.reports_
+    return best_task
+
+
+@cli.command()
+@click.argument("model", type=PATH)
+@click.option("--out", required=True, type=PATH, help="Folder for the Parquet shards and their manifest.")
+@click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="Items per user.")
+@click.option("--users", type=PATH, help="File with a column of user ids; default everyone.")
+@click.option("--histories", help="Events of users, known or new, to recommend for; replaces what fit saw.")
+@event_options
+@filter_options
+@click.option("--include-seen", is_flag=True, help="Items of the user's own history may be recommended.")
+@click.option("--reasons", is_flag=True, help="Also write which own items and which parts of the model counted.")
+@click.option("--shard", type=click.IntRange(1), default=20_000, show_default=True, help="Users per file.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted job.")
+@config_option
+def recommend(model: Path, out: Path, **o: Any) -> None:
+    """Write the best items of every user, or of those asked for, to Parquet.
+
+    \b
+    Example:
+      recotransfer recommend model --out recs --k 20 --where 'in_stock and price < 50'
+      recotransfer recommend model --out recs-new --histories new_users.csv --reasons
+    """  # noqa: D301
+    from recotransfer.experiments.benchmark.work import peak_memory_mib
+    from recotransfer.io.artifacts import sha256
+    from recotransfer.serving.batch import BatchJob
+
+    task = _loaded(model)
+    catalogue = task.recommender.catalogue_
+    histories = None if o["histories"] is None else read_events(o["histories"], o, catalogue)
+    known = task.recommender.events_.users if histories is None else histories.users
+    job = BatchJob(out, o["k"], not o["include_seen"], filter_of(o, catalogue), o["reasons"], o["shard"])
+    start = time.perf_counter()
+    manifest = job.run(
+        task.recommender,
+        model=sha256(model / "manifest.json"),
+        users=None if o["users"] is None else ids_of(o["users"], "user", known),
+        histories=histories,
+        resume=o["resume"],
+    )
+    seconds = time.perf_counter() - start
+    rows = sum(shard["rows"] for shard in manifest["shards"])
+    say(f"{count_of(rows, 'row')} for {count_of(manifest['users'], 'user')} in {seconds:.1f} s, "
+         f"{count_of(len(manifest['shards']), 'shard')}, peak memory {peak_memory_mib():.0f} MiB")  # fmt: skip
+    click.echo(out)
+
+
+@cli.command()
+@click.argument("model", type=PATH)
+@click.argument("items", nargs=-1, required=True)
+@click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="Items per item.")
+@filter_options
+@config_option
+def similar(model: Path, items: tuple[str, ...], **o: Any) -> None:
+    """Print the items that go best with ITEMS, as CSV.
+
+    \b
+    Example:
+      recotransfer similar model P0001 P0002 --k 5
+    """  # noqa: D301
+    from recotransfer.io.readers import as_known
+
+    task = _loaded(model)
+    known = task.recommender.catalogue_
+    found = task.similar_items(as_known(items, known), min(o["k"], len(known)), filter=filter_of(o, known))
+    frame = found.to_frame("item", "similar")
+    title = _title_column(task)
+    if title is not None:
+        names = dict(zip(known.ids.tolist(), title, strict=True))
+        frame["title"] = frame["similar"].map(names)
+    click.echo(frame.to_csv(index=False, float_format="%.4f"), nl=False)
+
+
+def _title_column(task: TransferTask) -> Any:
+    columns = task.recommender.item_columns
+    if columns is None:
+        return None
+    text = [c for c in columns.columns if task.kinds_.get(c) == "text"]
+    return columns[text[0]].tolist() if text else None
+
+
+@cli.command()
+@click.argument("model", type=PATH)
+def inspect(model: Path) -> None:
+    """Print what a saved model is, as JSON.
+
+    \b
+    Example:
+      recotransfer inspect model
+    """  # noqa: D301
+    from recotransfer.io.artifacts import open_artifact
+    from recotransfer.recommenders.factor_model import FactorModel
+
+    artifact = open_artifact(model)
+    task = _loaded(model)
+    known = task.recommender
+    facts: dict[str, Any] = {
+        "format": artifact.manifest["format"],
+        "package": artifact.manifest["package"],
+        "bytes": sum(part["bytes"] for part in artifact.manifest["parts"].values()),
+        "recommender": type(known).__name__,
+        "settings": known.params(),
+        "users": len(known.events_.users),
+        "items": len(known.catalogue_),
+        "items without events": int((known.popularity_ == 0).sum()),
+        "events": len(known.events_),
+        "timed": known.events_.time is not None,
+        "columns": [] if known.item_columns is None else list(known.item_columns.columns),
+        "encoders": [encoder.spec() for encoder in task.encoders_],
+        "weights": task.weights,
+        "new items": known.scores_new_items,
+        "new users": known.scores_new_users,
+    }
+    if isinstance(known, FactorModel):
+        facts["index"] = known.index_report_
+    click.echo(json.dumps(facts, indent=1, default=str))
+
+
+@cli.command()
+@click.option("--data", type=PATH, default=Path("sample_data"), show_default=True, help="Folder of the sample shop.")
+@click.option("--out", type=PATH, default=Path("demo_out"), show_default=True, help="Folder for model and results.")
+@click.option("--image-encoder", help="transformers vision model name or folder, to use the pictures as well.")
+def demo(data: Path, out: Path, image_encoder: str | None) -> None:
+    """Run the main job on the sample shop and show what comes out.
+
+    \b
+    Example:
+      recotransfer demo --out demo_out
+    """  # noqa: D301
+    from recotransfer.cli.demo import run
+
+    run(data, out, image_encoder)
+
+
+cli.add_command(adapt)
+cli.add_command(benchmark)
+cli.add_command(label)
+
+
+def main() -> None:
+    """Entry point: what goes wrong ends in a sentence on stderr and exit status 2 (130 when interrupted)."""
+    # Idle OpenMP threads that spin slow every other pool in the process; this must be set before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        cli.main(prog_name="recotransfer", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        _stop(error.format_message())
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "recotransfer"
+        _stop(f"recotransfer: {error.format_message().rstrip('.')}; see {command} --help")
+    except RecoTransferError as error:
+        _stop(f"recotransfer: {error}")
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _stop(f"recotransfer: {place}{error.strerror or error}; check the path, its rights and the room on the disk")
+    except MemoryError as error:
+        _stop(
+            f"recotransfer: out of memory ({error}); recommend for fewer users at a time (--shard), or fit fewer items"
+        )
+    except (click.Abort, KeyboardInterrupt):
+        _stop(
+            "recotransfer: interrupted; finished shards, arms and trials (see --resume) and cached vectors "
+            "(see --cache) are kept",
+            130,
+        )
+
+
+def _stop(message: str, status: int = 2) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(status)

@@ -1,0 +1,25 @@
+"""The carriers that every part of the package passes around: ids, items, interactions, embeddings, recommendations.
+
+All are frozen; their arrays are read-only. Ids are what the user knows, positions are what the mathematics uses.
+Reading files into carriers is the business of `io.readers`.
+"""
+
+from __future__ import annotations
+
+from recotransfer.data.embeddings import Embeddings
+from recotransfer.data.filters import Filter
+from recotransfer.data.ids import IdMap
+from recotransfer.data.interactions import Interactions
+from recotransfer.data.items import ColumnKind, Items
+from recotransfer.data.recommendations import Reason, Recommendations
+
+__all__ = [
+    "ColumnKind",
+    "Embeddings",
+    "Filter",
+    "IdMap",
+    "Interactions",
+    "Items",
+    "Reason",
+    "Recommendations",
+]

@@ -1,0 +1,239 @@
+"""Scores that need no training: whether vectors will help on a target, and how far apart two domains are.
+
+The first three judge an encoder on a target: greater is better, and only scores of one function on one target compare.
+The last three measure how far the target's vectors lie from those that an encoder or a map was trained on: smaller is
+nearer. All take arrays and change none; none has seen a test set.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+
+from recotransfer.data import Embeddings, Interactions
+from recotransfer.errors import InputError
+from recotransfer.numerics.vectors import gaussian_kernel, reciprocal, unit_rows
+from recotransfer.retrieval import nearest
+
+Vectors = NDArray[np.floating[Any]]
+_MOST_ASKED = 5_000  # items whose neighbours are looked up in `neighbour_agreement`
+_MOST_COMPARED = 2_000  # vectors of each domain in `mmd`, whose cost grows with their square
+_MOST_LEARNED = 10_000  # vectors of each domain in `proxy_a_distance`
+_SWEEPS, _ENOUGH = 100, 1e-4  # of the fixed point in `logme`: at most so many, until the ratio moves less than this
+
+
+def logme(features: Vectors, labels: ArrayLike) -> float:
+    """Log evidence of the labels per item under a Bayesian linear model on the features, the mean over targets.
+
+    For each target y, the maximum over alpha, beta of log p(y | F) / n with w ~ N(0, I / alpha) and
+    y ~ N(F w, I / beta), found by fixed point on the singular values of F. You et al., "LogME: practical assessment of
+    pre-trained models for transfer learning" (2021). O(n d min(n, d)) and n x targets per sweep.
+
+    Args:
+        features: (n, d).
+        labels: (n,) class of each, scored one against the rest; or (n, targets) numbers, item factors for example.
+    """
+    left, singular, _ = np.linalg.svd(_checked(features), full_matrices=False)
+    targets = _targets(labels, len(features))
+    n, power = len(features), singular[:, None] ** 2
+    along = (left.T @ targets) ** 2  # (rank, targets)
+    beyond = np.maximum((targets**2).sum(axis=0) - along.sum(axis=0), 0)  # no weights can explain it
+    tiny = 1e-12 * max(float((targets**2).sum(axis=0).max()), 1e-300)
+    ratio = np.ones(targets.shape[1])  # alpha / beta
+    for _ in range(_SWEEPS):
+        gamma, size, error = _posterior(power, along, beyond, ratio)
+        alpha, beta = gamma / np.maximum(size, tiny), (n - gamma) / np.maximum(error, tiny)
+        new = alpha / np.maximum(beta, 1e-300)
+        moved = np.abs(new / ratio - 1).max()
+        ratio = np.clip(new, 1e-12, 1e12)
+        if moved < _ENOUGH:
+            break
+    gamma, size, error = _posterior(power, along, beyond, ratio)
+    beta = n / np.maximum(error + ratio * size, tiny)  # the best one for this ratio
+    spread = np.log1p(power / ratio).sum(axis=0)  # log |A| - d log alpha
+    evidence = (n * np.log(beta / (2 * np.pi)) - spread - beta * (error + ratio * size)) / 2
+    return float(evidence.mean() / n)
+
+
+def _posterior(power: Vectors, along: Vectors, beyond: Vectors, ratio: Vectors) -> tuple[Vectors, Vectors, Vectors]:
+    """Effective dimensions, squared length of the mean weights and squared error, each (targets,)."""
+    shrunk = 1 / (power + ratio)
+    gamma = (power * shrunk).sum(axis=0)
+    return gamma, (power * along * shrunk**2).sum(axis=0), beyond + ((ratio * shrunk) ** 2 * along).sum(axis=0)
+
+
+def h_score(features: Vectors, labels: ArrayLike) -> float:
+    """How far class means stand apart against the spread of the features: (1 - a) trace(C^-1 B).
+
+    C is the covariance of the features shrunk towards a multiple of the identity by the share a of Ledoit and Wolf
+    (2004), B the covariance of each item's class mean. Bao et al., "An information-theoretic approach to
+    transferability in task transfer learning" (2019); the shrinkage, without which few items and many dimensions make
+    every encoder look perfect, is that of Ibrahim et al., "Newer is not always better" (2021). O(n d^2 + d^3).
+
+    Args:
+        features: (n, d).
+        labels: (n,) class of each item.
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    centred = _checked(features) - np.mean(features, axis=0, dtype=np.float64)
+    codes = _codes(labels, len(centred))
+    covariance, share = ledoit_wolf(centred, assume_centered=True)
+    counts = np.bincount(codes)
+    members = sparse.coo_array((np.ones(len(codes)), (codes, np.arange(len(codes))))).tocsr()
+    roots = (members @ centred) / np.sqrt(counts)[:, None]  # class means times the root of the class size
+    if not np.trace(covariance) > 0:
+        return 0.0
+    between = roots.T @ roots / len(codes)
+    return float((1 - share) * np.trace(np.linalg.solve(covariance, between)))
+
+
+def neighbour_agreement(items: Embeddings, interactions: Interactions, *, neighbours: int = 10, rng: int = 0) -> float:
+    """How many times more often nearest neighbours in content are consumed together than items of equal popularity.
+
+    Togetherness of two items is the cosine of their users, n_ij / sqrt(n_i n_j). It is summed over the nearest content
+    neighbours of each item with events, and divided by what random items of the neighbours' own popularity would have
+    with the same item, in expectation. 1 is chance; encoders whose neighbours merely are popular gain nothing, so
+    encoders compare. This is the k-nearest-neighbour form of task affinity for logs, where no item bears a label.
+
+    At most 5,000 items, drawn with `rng`, are asked: O(5,000 n d) and the users of those items times their histories.
+
+    Args:
+        items: vectors; items without content are left out.
+        interactions: training events.
+        neighbours: content neighbours looked at per item.
+        rng: seed of the draw.
+    """
+    if neighbours < 1:
+        raise InputError(f"neighbours must be at least 1, got {neighbours}")
+    held = interactions.with_items(items.ids.union(interactions.items)).taken()[:, : len(items.ids)]
+    count = held.sum(axis=0)
+    pool = np.flatnonzero((count > 0) & items.has_content)
+    if len(pool) < neighbours + 2:
+        raise InputError(f"{len(pool)} items have both content and events; {neighbours} neighbours need more")
+    drawn = np.sort(np.random.default_rng(rng).permutation(len(pool))[:_MOST_ASKED])
+    users = sparse.csc_array(held)[:, pool] @ sparse.diags_array(count[pool] ** -0.5)
+    together = sparse.csr_array(sparse.csc_array(users)[:, drawn].T @ users)
+    own = sparse.coo_array((np.ones(len(drawn)), (np.arange(len(drawn)), drawn)), shape=together.shape)
+    together = sparse.csr_array(together - together.multiply(own))
+    vectors = unit_rows(items.vectors[pool])
+    near = _others(nearest(vectors, vectors[drawn], neighbours + 1).positions, drawn)
+    rows = np.repeat(np.arange(len(drawn)), neighbours)
+    seen = np.asarray(together[rows, near.ravel()]).sum()
+    group = np.floor(4 * np.log2(count[pool])).astype(np.int64)  # small counts apart, great ones within a fifth
+    inside = sparse.coo_array((np.ones(len(pool)), (np.arange(len(pool)), group))).tocsr()
+    total = np.asarray((together @ inside).todense())  # (drawn, groups)
+    others = np.bincount(group)[None, :] - (group[drawn][:, None] == np.arange(total.shape[1]))
+    expected = (total * reciprocal(others))[rows, group[near.ravel()]].sum()
+    return float(seen * reciprocal(expected))
+
+
+def _others(positions: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n, k) of (n, k + 1) positions: each row without its own item, or without its last where that is not in it."""
+    out = positions != own[:, None]
+    out[out.all(axis=1), -1] = False
+    return np.asarray(positions[out]).reshape(len(positions), -1)
+
+
+def mmd(source: Vectors, target: Vectors, rng: int = 0) -> float:
+    """Squared maximum mean discrepancy of two sets of vectors; about 0, or a little below, where they are alike.
+
+    The unbiased estimate of Gretton et al., "A kernel two-sample test" (2012), with a Gaussian kernel as wide as the
+    median distance of the pooled vectors. At most 2,000 vectors of each, drawn with `rng`: O(2,000^2 d).
+
+    Args:
+        source: (n, d) vectors of the one domain, two at least.
+        target: (m, d) vectors of the other.
+        rng: seed of the draw.
+    """
+    draw = np.random.default_rng(rng)
+    source, target = _pair(source, target)
+    pooled = np.concatenate([_some_rows(source, _MOST_COMPARED, draw), _some_rows(target, _MOST_COMPARED, draw)])
+    n = min(len(source), _MOST_COMPARED)
+    kernel = gaussian_kernel(pooled)
+    within = [part.sum() / (len(part) * (len(part) - 1)) for part in (kernel[:n, :n], kernel[n:, n:])]
+    return float(sum(within) - 2 * kernel[:n, n:].mean())
+
+
+def coral_distance(source: Vectors, target: Vectors) -> float:
+    """Squared Frobenius distance of the two covariances over 4 d^2. O((n + m) d^2).
+
+    Sun and Saenko, "Deep CORAL: correlation alignment for deep domain adaptation" (2016).
+
+    Args:
+        source: (n, d) vectors of the one domain, two at least.
+        target: (m, d) vectors of the other.
+    """
+    source, target = _pair(source, target)
+    apart = np.cov(source, rowvar=False) - np.cov(target, rowvar=False)
+    return float((apart**2).sum() / (4 * source.shape[1] ** 2))
+
+
+def proxy_a_distance(source: Vectors, target: Vectors, rng: int = 0) -> float:
+    """2 (1 - 2 error) of a linear classifier that tells the two domains apart: 0 for one domain, 2 for two strangers.
+
+    Ben-David et al., "Analysis of representations for domain adaptation" (2007). The error is that of logistic
+    regression on standardised vectors, balanced over the domains, in 5-fold cross-validation (fewer folds for fewer
+    vectors). At most 10,000 vectors of each, drawn with `rng`: O(10,000 d) per step of the solver.
+
+    Args:
+        source: (n, d) vectors of the one domain, two at least.
+        target: (m, d) vectors of the other.
+        rng: seed of the draw and of the folds.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    draw = np.random.default_rng(rng)
+    source, target = (_some_rows(part, _MOST_LEARNED, draw) for part in _pair(source, target))
+    domain = np.repeat([0, 1], [len(source), len(target)])
+    folds = StratifiedKFold(min(5, len(source), len(target)), shuffle=True, random_state=rng)
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=300))
+    both = np.concatenate([source, target])
+    right = cross_val_score(classifier, both, domain, cv=folds, scoring="balanced_accuracy").mean()
+    return float(max(0.0, 2 * (2 * right - 1)))
+
+
+def _checked(vectors: Vectors) -> NDArray[np.float64]:
+    """The vectors in double precision: two-dimensional, finite, two at least."""
+    out = np.asarray(vectors, np.float64)
+    if out.ndim != 2 or len(out) < 2 or not out.shape[1]:
+        raise InputError(f"vectors must have shape (n, d) with n of 2 at least, got {out.shape}")
+    if not np.isfinite(out).all():
+        raise InputError("vectors must be finite; leave out the items whose vector is not")
+    return out
+
+
+def _pair(source: Vectors, target: Vectors) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    source, target = _checked(source), _checked(target)
+    if source.shape[1] != target.shape[1]:
+        raise InputError(f"source has {source.shape[1]} dimensions and target {target.shape[1]}; they must agree")
+    return source, target
+
+
+def _some_rows(vectors: NDArray[np.float64], count: int, draw: np.random.Generator) -> NDArray[np.float64]:
+    """At most `count` of the rows, in their order."""
+    return vectors if len(vectors) <= count else vectors[np.sort(draw.permutation(len(vectors))[:count])]
+
+
+def _codes(labels: ArrayLike, n: int) -> NDArray[np.int64]:
+    values = np.asarray(labels)
+    if values.shape != (n,):
+        raise InputError(f"labels have shape {values.shape}, wanted ({n},): one class per row of the features")
+    return np.unique(values, return_inverse=True)[1].astype(np.int64)
+
+
+def _targets(labels: ArrayLike, n: int) -> NDArray[np.float64]:
+    """(n, targets): given numbers as they are, classes as one column each."""
+    values = np.asarray(labels)
+    if values.ndim == 2:
+        if len(values) != n or not values.shape[1]:
+            raise InputError(f"targets have shape {values.shape}, wanted ({n}, targets): one row per row of features")
+        return _checked(values)
+    codes = _codes(values, n)
+    return np.asarray(codes[:, None] == np.arange(codes.max() + 1), np.float64)

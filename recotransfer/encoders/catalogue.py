@@ -1,0 +1,231 @@
+"""Encode a catalogue once: `encode_items` batches, caches by content, and reports what could not be read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recotransfer.data import Embeddings, Items
+from recotransfer.encoders.base import Encoder, content_bytes
+from recotransfer.errors import InputError
+from recotransfer.io.artifacts import atomic_file
+
+_KEY_BYTES = 16
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """What `encode_items` did.
+
+    Attributes:
+        encoder: the encoder's name.
+        items: number of items asked for.
+        encoded: distinct values that went through the encoder now.
+        cached: distinct values whose vectors came from the cache.
+        repeated: items that share another item's value.
+        empty: items without content in the encoder's columns.
+        unreadable: (item id, reason) of every item whose content could not be read; treated as missing.
+        seconds: wall time.
+    """
+
+    encoder: str
+    items: int
+    encoded: int
+    cached: int
+    repeated: int
+    empty: int
+    unreadable: tuple[tuple[Any, str], ...] = ()
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        line = (
+            f"{self.encoder}: {self.items:,} items, {self.encoded:,} encoded, {self.cached:,} from the cache, "
+            f"{self.repeated:,} repeats, {self.empty:,} without content, {len(self.unreadable):,} unreadable, "
+            f"{self.seconds:.1f} s"
+        )
+        shown = [f"  item {item!r}: {reason}" for item, reason in self.unreadable[:5]]
+        if len(self.unreadable) > len(shown):
+            shown.append(f"  and {len(self.unreadable) - len(shown)} more")
+        return "\n".join([line, *shown])
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Vectors of a catalogue and the report on how they came about."""
+
+    embeddings: Embeddings
+    report: EncodeReport
+
+
+@dataclass
+class _Values:
+    """The distinct contents of a catalogue: `slot[i]` is item i's place in `distinct`, -1 where it has none."""
+
+    slot: NDArray[np.int64]
+    keys: dict[bytes, int] = field(default_factory=dict)
+    distinct: list[Any] = field(default_factory=list)
+    lost: dict[int, str] = field(default_factory=dict)
+
+
+def encode_items(
+    items: Items, encoder: Encoder, *, cache: str | Path | None = None, chunk: int = 2048, progress: bool = True
+) -> Encoded:
+    """Vectors of all items, with everything the cache already holds taken from there.
+
+    Equal contents are encoded once. Contents are encoded `chunk` at a time and each chunk is on disk before the next
+    begins, so a job killed at any moment loses at most one chunk and, run again, ends with the same bytes as an
+    undisturbed run. Items without content, or with content that cannot be read, get zeros and `present` False; the
+    report names the unreadable ones. Several processes may share a cache.
+
+    Args:
+        items: the catalogue.
+        encoder: what reads it.
+        cache: a folder for vectors, keyed by content hash and encoder name; None keeps nothing.
+        chunk: distinct contents per step, and per file of the cache.
+        progress: show a progress bar on a terminal.
+    """
+    if chunk < 1:
+        raise InputError(f"chunk is {chunk}; it must be at least 1")
+    start = time.perf_counter()
+    values = _distinct(encoder.values(items))
+    vectors = np.full((len(values.distinct), encoder.dim), np.nan, np.float32)
+    store = None if cache is None else _Cache(Path(cache), encoder)
+    done = np.zeros(len(values.distinct), bool) if store is None else store.read(values.keys, vectors)
+    todo = np.flatnonzero(~done)
+    keys = list(values.keys)
+    for part in _chunks(todo, chunk, encoder.name, progress):
+        rows = _encode_part(encoder, [values.distinct[i] for i in part])
+        vectors[part] = rows
+        if store is not None:
+            store.write([keys[i] for i in part], rows)
+    embeddings, lost = _spread(items, encoder, values, vectors)
+    held = int((values.slot >= 0).sum())
+    report = EncodeReport(
+        encoder=encoder.name,
+        items=len(items),
+        encoded=len(todo),
+        cached=len(done) - len(todo),
+        repeated=held - len(values.distinct),
+        empty=len(items) - held - len(values.lost),
+        unreadable=lost,
+        seconds=time.perf_counter() - start,
+    )
+    return Encoded(embeddings, report)
+
+
+def _distinct(values: list[Any]) -> _Values:
+    out = _Values(np.full(len(values), -1, np.int64))
+    for row, value in enumerate(values):
+        if value is None:
+            continue
+        try:
+            key = hashlib.blake2b(content_bytes(value), digest_size=_KEY_BYTES).digest()
+        except OSError as cause:
+            out.lost[row] = f"{value} cannot be opened ({cause.strerror or cause})"
+            continue
+        slot = out.keys.setdefault(key, len(out.distinct))
+        if slot == len(out.distinct):
+            out.distinct.append(value)
+        out.slot[row] = slot
+    return out
+
+
+def _chunks(todo: NDArray[np.int64], size: int, name: str, progress: bool) -> Iterator[NDArray[np.int64]]:
+    from tqdm import tqdm
+
+    with tqdm(total=len(todo), desc=name, unit="item", disable=None if progress and len(todo) else True) as bar:
+        for start in range(0, len(todo), size):
+            part = todo[start : start + size]
+            yield part
+            bar.update(len(part))
+
+
+def _encode_part(encoder: Encoder, values: list[Any]) -> NDArray[np.float32]:
+    rows = np.asarray(encoder.encode(values), np.float32)
+    if rows.shape != (len(values), encoder.dim):
+        raise InputError(f"{encoder.name} returned shape {rows.shape} for {len(values)} values of dim {encoder.dim}")
+    return np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, np.float32(np.nan))
+
+
+def _spread(
+    items: Items, encoder: Encoder, values: _Values, vectors: NDArray[np.float32]
+) -> tuple[Embeddings, tuple[tuple[Any, str], ...]]:
+    """Vectors of the distinct contents laid out per item, and (id, reason) of what could not be read."""
+    readable = ~np.isnan(vectors[:, 0])
+    has = values.slot >= 0
+    present = has.copy()
+    present[has] = readable[values.slot[has]]
+    out = np.zeros((len(items), encoder.dim), np.float32)
+    out[present] = vectors[values.slot[present]]
+    reasons = dict(values.lost)
+    said: dict[int, str] = {}
+    for row in np.flatnonzero(has & ~present).tolist():
+        slot = int(values.slot[row])
+        if slot not in said:
+            said[slot] = encoder.why(values.distinct[slot])
+        reasons[row] = said[slot]
+    ids = items.ids.ids
+    embeddings = Embeddings(items.ids, out, encoder.name, present, ((encoder.block, encoder.dim),))
+    return embeddings, tuple((ids[row], reasons[row]) for row in sorted(reasons))
+
+
+class _Cache:
+    """A folder per encoder of append-only chunk files, each named by the digest of its own bytes.
+
+    A name that does not fit the bytes shows a damaged file. Since files appear whole and the name follows from the
+    content, processes that share the folder cannot spoil each other's files.
+    """
+
+    def __init__(self, root: Path, encoder: Encoder) -> None:
+        readable = re.sub(r"[^A-Za-z0-9._-]+", "_", encoder.name)[:80]
+        self.folder = root / f"{readable}-{hashlib.blake2b(encoder.name.encode(), digest_size=6).hexdigest()}"
+        self.row = np.dtype([("key", np.uint8, (_KEY_BYTES,)), ("vector", "<f4", (encoder.dim,))])
+
+    def read(self, keys: Mapping[bytes, int], vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Fill in `vectors` at the slots whose key is on file; returns which slots those were."""
+        done = np.zeros(len(vectors), bool)
+        for path in sorted(self.folder.glob("*.npy")):
+            table = self._load(path)
+            if table is None:
+                continue
+            found = [keys.get(key.tobytes(), -1) for key in table["key"]]
+            slots = np.array(found, np.int64)
+            held = slots >= 0
+            vectors[slots[held]] = table["vector"][held]
+            done[slots[held]] = True
+        return done
+
+    def _load(self, path: Path) -> NDArray[Any] | None:
+        try:
+            content = path.read_bytes()
+        except OSError as cause:
+            warnings.warn(f"cache file {path} cannot be read ({cause}); its items are encoded again", stacklevel=4)
+            return None
+        if hashlib.blake2b(content, digest_size=_KEY_BYTES).hexdigest() != path.stem:
+            warnings.warn(f"cache file {path} is damaged; it is dropped and its items are encoded again", stacklevel=4)
+            path.unlink(missing_ok=True)
+            return None
+        table: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+        return table if table.dtype == self.row else None
+
+    def write(self, keys: Sequence[bytes], rows: NDArray[np.float32]) -> None:
+        """Put one chunk on disk, whole or not at all."""
+        table = np.zeros(len(keys), self.row)
+        table["key"] = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, _KEY_BYTES)
+        table["vector"] = rows
+        buffer = io.BytesIO()
+        np.save(buffer, table, allow_pickle=False)
+        content = buffer.getvalue()
+        name = hashlib.blake2b(content, digest_size=_KEY_BYTES).hexdigest()
+        with atomic_file(self.folder / f"{name}.npy") as file:
+            file.write(content)

@@ -1,0 +1,95 @@
+"""The encoders that fit a catalogue, and encoders from and into saved folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from recotransfer.data import Items
+from recotransfer.encoders.base import Encoder
+from recotransfer.encoders.image import PretrainedImage
+from recotransfer.encoders.models import is_tuned
+from recotransfer.encoders.tabular import TabularAttributes
+from recotransfer.encoders.text import SentenceText
+from recotransfer.errors import ArtifactError, InputError
+from recotransfer.io.artifacts import Artifact, ArtifactWriter
+from recotransfer.registry import encoders
+
+
+def encoder_from_spec(spec: Mapping[str, Any], *, from_file: bool = True) -> Encoder:
+    """The encoder that `encoder.spec()` describes.
+
+    Args:
+        spec: the class under "class", the other entries its settings.
+        from_file: the spec comes from a file, so a class that is not the package's must have been imported already.
+
+    Raises:
+        InputError: an unknown class or setting.
+    """
+    settings = dict(spec)
+    name = settings.pop("class", None)
+    try:
+        found = encoders.find_saved(name) if from_file else encoders.find(name)
+        return cast(Encoder, found(**settings))
+    except TypeError as cause:
+        raise InputError(f"the settings of {name} do not fit this version: {cause}") from cause
+    except ArtifactError as cause:
+        raise InputError(str(cause)) from None
+
+
+def store_encoders(encoders: Sequence[Encoder], writer: ArtifactWriter) -> list[dict[str, Any]]:
+    """The specs of encoders; models that were tuned here are stored as well, given ones stay where they are."""
+    specs = [encoder.spec() for encoder in encoders]
+    for at, spec in enumerate(specs):
+        if is_tuned(spec.get("model")):
+            writer.folder_of_model(f"encoder {at}", spec["model"])
+            spec["model"] = None
+    return specs
+
+
+def stored_encoders(specs: Sequence[Mapping[str, Any]], artifact: Artifact) -> list[Encoder]:
+    """The encoders of `store_encoders`; tuned models are read where the artefact lies."""
+    out = []
+    for at, spec in enumerate(specs):
+        own = artifact.has_folder(f"encoder {at}")
+        model = {"model": str(artifact.folder_of_model(f"encoder {at}"))} if own else {}
+        out.append(encoder_from_spec({**spec, **model}))
+    return out
+
+
+def default_encoders(
+    items: Items,
+    *,
+    text_model: str | Path | None = None,
+    image_model: str | Path | None = None,
+    only: Sequence[str] | None = None,
+) -> list[Encoder]:
+    """Encoders for what the items hold: their text columns, their pictures if `image_model` is given, attributes.
+
+    Args:
+        items: the catalogue.
+        text_model: as in `SentenceText`.
+        image_model: as in `PretrainedImage`; pictures are left out without one.
+        only: the columns to read; all that have a kind by default.
+
+    Raises:
+        InputError: a column of `only` does not exist, or the items hold nothing that these encoders read.
+    """
+    if only is not None:
+        if lost := [c for c in only if c not in items.kinds]:
+            raise InputError(f"no column {lost[0]!r} to encode; columns with a kind are {dict(items.kinds)}")
+        items = Items(items.ids, items.columns, {c: items.kinds[c] for c in only})
+    found: list[Encoder] = []
+    if text := items.of_kind("text"):
+        found.append(SentenceText(model=text_model, column=text[0] if len(text) == 1 else text))
+    if image_model is not None and (images := items.of_kind("image")):
+        found.append(PretrainedImage(model=image_model, column=images[0]))
+    if columns := [c for c in items.columns.columns if items.kinds.get(c) in ("category", "number")]:
+        found.append(TabularAttributes(columns=columns))
+    if not found:
+        raise InputError(
+            f"no encoder fits these items, whose columns are of kinds {dict(items.kinds)}; give a text, category or "
+            "number column, or go without content by encoders=[] (on the command line: --no-content)"
+        )
+    return found

@@ -1,0 +1,112 @@
+"""A picture as what one layer of a pretrained network sees in each cell of a grid: where things are is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recotransfer.data import Items
+from recotransfer.encoders.image import PretrainedImage, Unreadable, decode
+from recotransfer.encoders.models import folder_revision, model_folder
+from recotransfer.errors import InputError
+
+_BATCH = 8  # pictures at a time; more leave a processor's caches
+
+
+class ImageGrid:
+    """Mean of a layer's vectors in each of cells x cells parts of the picture, side by side.
+
+    For pictures that are taken alike, such as X-rays or scans, whose parts always lie at about the same places: there
+    the middle layers, which see textures and edges, tell more than the top one, which has learned to name things. The
+    whole picture is shrunk or enlarged to a square, nothing is cropped.
+
+    Args:
+        model: as in `PretrainedImage`: a convolutional network or a vision transformer.
+        column: the column with pictures, each as `PretrainedImage` takes it.
+        layer: which hidden layer, from 0, or from the end below 0.
+        cells: parts to a side.
+        size: edge in pixels that the network sees.
+    """
+
+    block = "image"
+
+    def __init__(
+        self, *, model: str | Path, column: str = "image", layer: int = -1, cells: int = 4, size: int = 112
+    ) -> None:
+        self.model, self.column, self.layer, self.cells, self.size = model, column, layer, cells, size
+
+    @cached_property
+    def _reader(self) -> PretrainedImage:
+        return PretrainedImage(model=self.model, column=self.column)
+
+    @cached_property
+    def name(self) -> str:
+        """Model, revision of its files and settings."""
+        revision = folder_revision(model_folder(self.model))
+        return f"ImageGrid/{Path(self.model).name}@{revision}/{self.layer}/{self.cells}/{self.size}"
+
+    @cached_property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return int(self.encode([np.zeros((8, 8, 3), np.uint8)]).shape[1])
+
+    def values(self, items: Items) -> list[Any]:
+        """The picture of each item, None where it has none; file names become paths."""
+        return self._reader.values(items)
+
+    def encode(self, values: Sequence[Any]) -> NDArray[np.float32]:
+        """(len(values), dim) float32, in order; NaN where a picture cannot be read."""
+        out: NDArray[np.float32] | None = None
+        for first in range(0, len(values), _BATCH):
+            pixels = [self._pixels(value) for value in values[first : first + _BATCH]]
+            good = [at for at, one in enumerate(pixels) if one is not None]
+            if not good:
+                continue
+            found = self._cells(np.stack([one for one in pixels if one is not None]))
+            if out is None:
+                out = np.full((len(values), found.shape[1]), np.nan, np.float32)
+            out[[first + at for at in good]] = found
+        return np.full((len(values), self.dim), np.nan, np.float32) if out is None else out
+
+    def _pixels(self, value: Any) -> NDArray[np.float32] | None:
+        """(3, size, size) as the network takes it; None where the picture cannot be read."""
+        try:
+            image = decode(value)
+        except Unreadable:
+            return None
+        how = self._reader._network.processor
+        pixels = np.asarray(image.convert("RGB").resize((self.size, self.size), resample=3), np.float32)  # bicubic
+        pixels = (pixels * how.rescale_factor - np.float32(how.image_mean)) / np.float32(how.image_std)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
+
+    def _cells(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n, dim) of pictures (n, 3, size, size)."""
+        import torch
+
+        network = self._reader._network
+        with torch.inference_mode():
+            tensor = torch.from_numpy(pixels).to(network.device, network.dtype)
+            model = getattr(network.model, "vision_model", network.model)
+            states = model(pixel_values=tensor, output_hidden_states=True)["hidden_states"]
+            if not -len(states) <= self.layer < len(states):
+                raise InputError(f"layer is {self.layer}, but the model has {len(states)} hidden layers")
+            seen = states[self.layer].float()
+            if seen.ndim == 3:  # patches of a transformer, after the class token and its like
+                side = int(seen.shape[1] ** 0.5)
+                seen = seen[:, seen.shape[1] - side * side :].transpose(1, 2).unflatten(2, (side, side))
+            parts = torch.nn.functional.adaptive_avg_pool2d(seen, self.cells)
+            return np.asarray(parts.permute(0, 2, 3, 1).flatten(1).cpu().numpy(), np.float32)
+
+    def why(self, value: Any) -> str:
+        """A sentence on what is wrong with a picture."""
+        return self._reader.why(value)
+
+    def spec(self) -> dict[str, Any]:
+        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
+        settings = {"column": self.column, "layer": self.layer, "cells": self.cells, "size": self.size}
+        return {"class": "ImageGrid", "model": str(self.model), **settings}

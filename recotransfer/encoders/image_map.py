@@ -1,0 +1,223 @@
+"""Vectors of places in a picture: what layers of a pretrained network see there, and answers of simple filters."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from recotransfer.encoders.image import PretrainedImage, decode
+from recotransfer.errors import InputError
+
+Float = NDArray[np.float32]
+_MULTIPLE = 32  # convolutional networks halve the picture five times
+
+
+class DenseImage:
+    """A vector for any place of a picture: hypercolumns of a frozen network, and responses of simple filters.
+
+    A hypercolumn joins what layers of several strides see at one place (Hariharan et al., "Hypercolumns for object
+    segmentation and fine-grained localization", 2015): fine layers know where, coarse ones what. Of a convolutional
+    network it takes the last map of each stride, of a transformer the patches half way and at the end. The filters are
+    those of interactive segmentation (Sommer et al., "ilastik: interactive learning and segmentation toolkit", 2011):
+    smoothed colours, gradients, eigenvalues of the Hessian and of the structure tensor. Pictures keep their shape and
+    are read one at a time.
+
+    Args:
+        model: as in `PretrainedImage`; None leaves the filters alone.
+        strides: the maps to use of a convolutional network, by their step in pixels of what it sees; None is all.
+        scale: pictures are enlarged by this factor for the network: a stride of 4 then is 2 pixels at scale 2.
+        sigmas: widths of the filters in pixels; none leaves them out.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str | Path | None = None,
+        strides: Sequence[int] | None = None,
+        scale: float = 1.0,
+        sigmas: Sequence[float] = (1.0, 2.0, 4.0),
+    ) -> None:
+        self.model, self.strides, self.scale, self.sigmas = model, strides, scale, sigmas
+
+    @cached_property
+    def _network(self) -> _Layers:
+        assert self.model is not None
+        return _Layers(PretrainedImage(model=self.model))
+
+    @cached_property
+    def name(self) -> str:
+        """Model, revision of its files, and settings."""
+        model = "none" if self.model is None else PretrainedImage(model=self.model).name.partition("/")[2]
+        strides = "all" if self.strides is None else "+".join(map(str, self.strides))
+        return f"DenseImage/{model}/{strides}/x{self.scale:g}/{'+'.join(f'{s:g}' for s in self.sigmas) or 'none'}"
+
+    def read(self, picture: Any) -> DensePicture:
+        """What is seen in one picture, given as `PretrainedImage` takes it; a damaged one raises `InputError`."""
+        if self.model is None and not len(self.sigmas):
+            raise InputError("DenseImage has neither a model nor filters; give a model, or sigmas")
+        image = decode(picture)
+        layers = [] if self.model is None else self._network.layers(image, self.scale, self.strides)
+        if len(self.sigmas):
+            layers.append(filtered(np.asarray(image, np.float32) / np.float32(255), self.sigmas))
+        return DensePicture((image.height, image.width), tuple(layers))
+
+
+class Layer(NamedTuple):
+    """One map over a whole picture: `values` (rows * columns, channels)."""
+
+    values: Float
+    rows: int
+    columns: int
+
+
+class DensePicture(NamedTuple):
+    """The layers seen in a picture of `shape` (height, width) pixels."""
+
+    shape: tuple[int, int]
+    layers: tuple[Layer, ...]
+
+    @property
+    def width(self) -> int:
+        """Width of a vector."""
+        return sum(layer.values.shape[1] for layer in self.layers)
+
+    def at(self, places: NDArray[Any]) -> Float:
+        """(n, width) vectors at places (n, 2), in pixels from the top and from the left; a pixel's middle is at .5."""
+        share = np.asarray(places, np.float64) / self.shape
+        out = [_bilinear(share, layer) @ layer.values for layer in self.layers]
+        return np.asarray(np.hstack(out), np.float32)
+
+
+def places(shape: tuple[int, int], step: int = 1) -> NDArray[np.float64]:
+    """(rows * columns, 2) middles of a picture's cells of `step` pixels, those within it, in reading order.
+
+    >>> places((4, 6), 2).tolist()
+    [[1.0, 1.0], [1.0, 3.0], [1.0, 5.0], [3.0, 1.0], [3.0, 3.0], [3.0, 5.0]]
+    """
+    y, x = (np.arange(step / 2, edge, step) for edge in shape)
+    return np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def _bilinear(share: NDArray[np.float64], layer: Layer) -> sparse.csr_array:
+    """(n, cells) weights of the four cells around each place, given as shares of height and width."""
+    corner, part, edges = [], [], (layer.rows, layer.columns)
+    for axis, edge in enumerate(edges):
+        at = np.clip(share[:, axis] * edge - 0.5, 0, edge - 1)
+        low = np.minimum(at.astype(np.int64), max(edge - 2, 0))
+        corner.append((low, np.minimum(low + 1, edge - 1)))
+        part.append((1 - (at - low), at - low))
+    cells = np.stack([y * layer.columns + x for y in corner[0] for x in corner[1]], axis=1)
+    weights = np.stack([y * x for y in part[0] for x in part[1]], axis=1).astype(np.float32)
+    starts = np.arange(0, cells.size + 1, 4)
+    return sparse.csr_array((weights.ravel(), cells.ravel(), starts), shape=(len(share), layer.rows * layer.columns))
+
+
+def _layer(channels: NDArray[Any]) -> Layer:
+    """A layer from a map (channels, rows, columns)."""
+    count, rows, columns = channels.shape
+    return Layer(np.ascontiguousarray(channels.reshape(count, -1).T, dtype=np.float32), rows, columns)
+
+
+def filtered(picture: Float, sigmas: Sequence[float]) -> Layer:
+    """The channels of a picture (height, width, channels), and answers of filters of these widths in pixels.
+
+    Of each width: the smoothed channels, and of their mean the size of the gradient, both eigenvalues of the Hessian
+    and both of the structure tensor.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    def smooth(image: NDArray[Any], sigma: float, order: tuple[int, int] = (0, 0)) -> NDArray[Any]:
+        return np.asarray(gaussian_filter(image, sigma, order) * sigma ** sum(order))
+
+    colours, grey = [*np.moveaxis(picture, 2, 0)], picture.mean(axis=2)
+    out = [*colours]
+    for sigma in sigmas:
+        out += [smooth(colour, sigma) for colour in colours]
+        dy, dx = smooth(grey, sigma, (1, 0)), smooth(grey, sigma, (0, 1))
+        out.append(np.hypot(dy, dx))
+        out += _eigenvalues(smooth(grey, sigma, (2, 0)), smooth(grey, sigma, (1, 1)), smooth(grey, sigma, (0, 2)))
+        out += _eigenvalues(smooth(dy * dy, sigma), smooth(dy * dx, sigma), smooth(dx * dx, sigma))
+    return _layer(np.stack(out))
+
+
+def _eigenvalues(a: NDArray[Any], b: NDArray[Any], c: NDArray[Any]) -> list[NDArray[Any]]:
+    """Greater and smaller eigenvalue of the matrices [[a, b], [b, c]]."""
+    middle, half = (a + c) / 2, np.hypot((a - c) / 2, b)
+    return [middle + half, middle - half]
+
+
+class _Layers:
+    """The maps inside a vision model."""
+
+    def __init__(self, encoder: PretrainedImage) -> None:
+        self.vision = encoder._network
+        self.model = getattr(self.vision.model, "vision_model", self.vision.model)
+        self.patch = getattr(self.model.config, "patch_size", None)
+        takes = inspect.signature(self.model.forward).parameters
+        self.interpolates = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+
+    def layers(self, image: Any, scale: float, strides: Sequence[int] | None) -> list[Layer]:
+        import torch
+
+        pixels = self._pixels(image, scale)
+        if self.patch is not None:
+            with torch.inference_mode():
+                return self._patches(pixels)
+        with torch.inference_mode():
+            maps = self._maps(pixels)
+        if lost := set(strides or ()) - set(maps):
+            raise InputError(f"the model has no map of stride {min(lost)}; it has {sorted(maps)}")
+        chosen = sorted(maps) if strides is None else strides
+        return [_layer(maps[stride][0].float().cpu().numpy()) for stride in chosen]
+
+    def _pixels(self, image: Any, scale: float) -> Any:
+        """(1, 3, h, w) the whole picture as the model takes it, its edges rounded to what the model can divide."""
+        import torch
+
+        step = self.patch or _MULTIPLE
+        size = [max(1, round(edge * scale / step)) * step for edge in image.size]
+        settings = self.vision.processor
+        values = np.asarray(image.resize(size, resample=2), np.float32) * settings.rescale_factor
+        if settings.do_normalize:
+            values = (values - np.float32(settings.image_mean)) / np.float32(settings.image_std)
+        channels_first = np.ascontiguousarray(values.transpose(2, 0, 1)[None], dtype=np.float32)
+        return torch.from_numpy(channels_first).to(self.vision.device, self.vision.dtype)
+
+    def _maps(self, pixels: Any) -> dict[int, Any]:
+        """Stride -> the last map (1, channels, rows, columns) that is computed at it."""
+        height, width = pixels.shape[2:]
+        found: dict[int, Any] = {}
+
+        def keep(_module: Any, _inputs: Any, out: Any) -> None:
+            if getattr(out, "ndim", 0) == 4 and out.shape[2] * out.shape[3] > 1:
+                stride = height // out.shape[2]
+                if stride > 1 and (stride * out.shape[2], stride * out.shape[3]) == (height, width):
+                    found[stride] = out
+
+        hooks = [module.register_forward_hook(keep) for module in self.model.modules()]
+        try:
+            self.model(pixel_values=pixels)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not found:
+            raise InputError(
+                f"{type(self.model).__name__} gives no maps of a picture; take a convolutional model or a ViT"
+            )
+        return found
+
+    def _patches(self, pixels: Any) -> list[Layer]:
+        states = self.model(pixel_values=pixels, output_hidden_states=True, **self.interpolates).hidden_states
+        rows, columns = (edge // self.patch for edge in pixels.shape[2:])
+        out = []
+        for state in (states[len(states) // 2], states[-1]):
+            patches = state[0, state.shape[1] - rows * columns :]  # class and register tokens come first
+            out.append(Layer(patches.float().cpu().numpy(), rows, columns))
+        return out

@@ -1,0 +1,1 @@
+"""Splits that refuse leaks, metrics, and intervals."""

@@ -1,0 +1,423 @@
+"""Ways of holding events out so that nothing of the future leaks into training.
+
+A `Split` is a log in three parts, with what is known of each user when a part is asked. All ways of making one are
+deterministic: draws depend on the seed and on the ids, never on the order of rows. A pair of user and item never stands
+in two parts, nor in a truth and the history that it is asked from: lists leave out what a user already has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from recotransfer.data import IdMap, Interactions
+from recotransfer.errors import InputError
+from recotransfer.evaluation.split import (
+    HeldOut,
+    Split,
+    earlier_than_history,
+    is_among,
+    joined_logs,
+    over_ids,
+    pair_keys,
+    users_without_history,
+)
+
+_TRAIN, _VALID, _TEST, _OUT = 0, 1, 2, 3
+_IN_ORDER = "events at the same time count in the order of the log"
+_AT_CUT = "events at the time of a cut belong to the later part"
+_NO_TIES = "times play no part"
+
+
+def hold_out_last(interactions: Interactions, *, least: int = 3) -> HeldOut:
+    """Each user's last event held out, of the users with at least `least` distinct items.
+
+    Last is by time, ties by order in the log. All events of the held-out pair leave training, so that an item seen
+    before is not the answer. Both parts are sorted by user and time.
+    """
+    if least < 1:
+        raise InputError(f"least must be at least 1 item, got {least}")
+    ordered = interactions.select(interactions.order)
+    last = _last_of_pairs(ordered)
+    part = _hold_out(ordered, last.rows[(last.left == 0) & (last.size >= least)], np.int8(_VALID))
+    return HeldOut(ordered.select(part == _TRAIN), ordered.select(part == _VALID))
+
+
+def leave_last(interactions: Interactions, *, n: int = 1, least: int = 3) -> Split:
+    """Each user's last `n` items are test, the `n` before them valid, the rest train; n = 1 is leave-one-out.
+
+    Items stand in the order of their last event: by time, ties and untimed logs by order in the log. A held-out item is
+    one event, the user's last with it; those before are left out, so that no item seen before is the answer. Users with
+    fewer than `least` distinct items, or fewer than 2 n + 1, stay in train.
+
+    Raises:
+        InputError: no user has enough items.
+    """
+    if n < 1 or least < 1:
+        raise InputError(f"n and least must be at least 1, got n={n}, least={least}")
+    least = max(least, 2 * n + 1)
+    last = _last_of_pairs(interactions)
+    held = (last.size >= least) & (last.left < 2 * n)
+    if not held.any():
+        raise InputError(f"no user has {least} distinct items; leave_last has nothing to hold out")
+    part = _hold_out(interactions, last.rows[held], np.where(last.left < n, _TEST, _VALID)[held])
+    facts = {"n": int(n), "least": int(least), "ties": _IN_ORDER, **_repeats(interactions, part)}
+    return _from_parts("leave-last", interactions, part, facts, known=part <= _VALID)
+
+
+def time_cut(
+    interactions: Interactions,
+    *,
+    valid: float = 0.1,
+    test: float = 0.1,
+    valid_from: float | str | datetime | None = None,
+    test_from: float | str | datetime | None = None,
+) -> Split:
+    """Train before one moment, valid from there to another, test after it; the same two moments for all users.
+
+    Both histories hold every event before their cut. Left out of valid and test, and counted in the facts, are pairs
+    that the history already holds, which a list leaves out, and users without history, of whom nothing is known.
+
+    Args:
+        interactions: a timed log.
+        valid: share of the log's events between the cuts. Cuts fall on the distinct times that come nearest to the
+            shares: events at the same time are never parted, those at a cut belong to the later part.
+        test: share of the log's events after the second cut.
+        valid_from: first moment of valid instead of the shares: seconds since 1970, a datetime or ISO 8601 text
+            (without a zone it is UTC). Goes with `test_from`.
+        test_from: first moment of test.
+
+    Raises:
+        InputError: an untimed log, shares or moments out of range, or a part without events.
+    """
+    if interactions.time is None:
+        raise InputError("time_cut needs timed events and the log has no times; leave_last goes by order in the log")
+    if (valid_from is None) != (test_from is None):
+        raise InputError("valid_from and test_from go together; give both, or neither and the shares")
+    time = interactions.time
+    if valid_from is None or test_from is None:
+        start, end = _cuts(time, valid, test)
+        shares = {"valid": float(valid), "test": float(test)}
+    else:
+        shares = None
+        start, end = _seconds(valid_from), _seconds(test_from)
+        if not start < end:
+            raise InputError(f"valid_from must lie before test_from, got {valid_from!r} and {test_from!r}")
+    before, middle = time < start, (time >= start) & (time < end)
+    part = np.select([before, middle], [_TRAIN, _VALID], _TEST).astype(np.int8)
+    known = before | middle
+    part, counts = _answerable(interactions, part, before, known)
+    facts = {"valid_from": start, "test_from": end, "shares": shares, "ties": _AT_CUT, **counts}
+    return _from_parts("time", interactions, part, facts, known=known)
+
+
+def cold_items(interactions: Interactions, *, share: float = 0.1, rng: int = 0) -> Split:
+    """A drawn share of the items for valid and another for test: none of their events are in train.
+
+    Both histories are train, and only the part's own items are ranked. Users who have nothing in train are left out of
+    valid and test and counted in the facts.
+
+    Args:
+        interactions: the log, timed or not.
+        share: of the items that have events, for valid and for test each.
+        rng: seed.
+
+    Raises:
+        InputError: a share out of range, or too few items.
+    """
+    return _new_items("cold-items", interactions, np.arange(len(interactions.items)), interactions.items, share, rng)
+
+
+def by_group(interactions: Interactions, groups: Iterable[Any], *, share: float = 0.1, rng: int = 0) -> Split:
+    """A drawn share of the groups of items for valid and another for test, so that no group stands in two parts.
+
+    Groups are of items, not of users: where images are items and a label is a user, the patient is a group of images,
+    and no patient of the test has an image in training. Histories are train; only the part's own items that have events
+    are ranked, since an item without any is unlabelled, not wrong. Users who have nothing in train are left out of
+    valid and test and counted in the facts.
+
+    Args:
+        interactions: the log, timed or not.
+        groups: one per item in the order of `interactions.items`.
+        share: of the groups that have events, for valid and for test each.
+        rng: seed.
+
+    Raises:
+        InputError: a missing group, a share out of range, or too few groups.
+    """
+    values = pd.Series(list(groups), dtype=object)
+    if len(values) != len(interactions.items):
+        raise InputError(f"{len(values)} groups for {len(interactions.items)} items; give one per item")
+    if (lost := np.flatnonzero(values.isna())).size:
+        raise InputError(
+            f"{len(lost)} items have no group, the first is {interactions.items.take(lost[:1])[0]!r}; "
+            "give every item one (an item on its own can be a group)"
+        )
+    codes, names = pd.factorize(values)
+    return _new_items("by-group", interactions, codes.astype(np.int64), IdMap(list(names)), share, rng)
+
+
+def cold_users(interactions: Interactions, *, share: float = 0.1, given: float = 0.8, rng: int = 0) -> Split:
+    """A drawn share of the users for valid and another for test, wholly out of train: what a model does for new users.
+
+    Of each of them the first items are the history and the later ones the truth. Items stand in the order of their last
+    event: by time, ties and untimed logs by order in the log. A true item is one event, the user's last with it; those
+    before are left out. `valid_history` and `test_history` hold the part's own users only.
+
+    Args:
+        interactions: the log, timed or not.
+        share: of the users with enough items, for valid and for test each; users with fewer stay in train.
+        given: the known part of a cold user: a share between 0 and 1 of the distinct items (one at least is known and
+            one asked), or a whole number of items.
+        rng: seed.
+
+    Raises:
+        InputError: `share` or `given` out of range, or too few users.
+    """
+    if not (0 < given < 1 or (given >= 1 and given == int(given))):
+        raise InputError(f"given must be a share between 0 and 1 or a whole number of items, got {given}")
+    users = interactions.users
+    last = _last_of_pairs(interactions)
+    able = np.flatnonzero(last.sizes > max(given, 1))
+    drawn = np.full(len(users), _TRAIN, np.int8)
+    drawn[able] = _drawn(IdMap(users.take(able)), share, rng, "users with enough items")
+    ahead = np.maximum(np.round((1 - given) * last.size), 1) if given < 1 else last.size - given
+    asked = (drawn[last.user] != _TRAIN) & (last.left < np.minimum(ahead, last.size - 1))
+    part = _hold_out(interactions, last.rows[asked], drawn[last.user[asked]])
+    of_user = drawn[interactions.user]
+    valid_history = (part == _TRAIN) & (of_user == _VALID)
+    test_history = (part == _TRAIN) & (of_user == _TEST)
+    facts = {"share": float(share), "given": float(given), "seed": int(rng), "ties": _IN_ORDER}
+    facts |= _repeats(interactions, part)
+    part[valid_history | test_history] = _OUT
+    return _from_parts("cold-users", interactions, part, facts, known=test_history, known_early=valid_history)
+
+
+def random_per_user(interactions: Interactions, *, share: float = 0.1, rng: int = 0) -> Split:
+    """A random share of each user's items for valid and another for test, with all their events; the rest is train.
+
+    Meant for what has no order, such as labels and ratings: on a timed log models see the future (`time_cut` does not
+    let them). A share that is no whole number of items is rounded up or down by chance, so that it holds over all
+    users; every user keeps one item in train at least.
+
+    Args:
+        interactions: the log, timed or not.
+        share: of each user's distinct items, for valid and for test each.
+        rng: seed.
+
+    Raises:
+        InputError: a share out of range, or too few items.
+    """
+    _check_share(share)
+    width = max(len(interactions.items), 1)
+    codes, keys = pd.factorize(pair_keys(interactions))
+    user, item = np.divmod(np.asarray(keys, np.int64), width)
+    luck = _hash(interactions.users, rng)
+    mixed = pd.util.hash_array(pd.util.hash_array(luck)[user] ^ _hash(interactions.items, rng)[item])
+    order = np.lexsort((keys, mixed, user))
+    sizes = np.bincount(user, minlength=len(interactions.users))
+    rank = np.empty(len(keys), np.int64)
+    rank[order] = np.arange(len(keys)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    chance, most = luck / 2.0**64, np.maximum(sizes - 1, 0)
+    tests = np.minimum(np.floor(share * sizes + chance), most)[user]
+    both = np.minimum(np.floor(2 * share * sizes + chance), most)[user]
+    part = np.select([rank < tests, rank < both], [_TEST, _VALID], _TRAIN).astype(np.int8)[codes]
+    facts = {"share": float(share), "seed": int(rng), "ties": _NO_TIES, "events": len(interactions), "left_out": {}}
+    return _from_parts("random-per-user", interactions, part, facts, known=part <= _VALID)
+
+
+def given(
+    train: Interactions,
+    valid: Interactions,
+    test: Interactions,
+    *,
+    history: Interactions | None = None,
+    valid_items: IdMap | Iterable[Any] | None = None,
+    test_items: IdMap | Iterable[Any] | None = None,
+) -> Split:
+    """The parts that the caller already has, over the union of their users and items; nothing is left out.
+
+    The facts count what a reader should know: users of valid and test without any history, and (where both are timed)
+    events to predict that are earlier than the last event of the user's history.
+
+    Args:
+        train: the log to learn from.
+        valid: events to predict for settings.
+        test: events to predict once.
+        history: what is known of each user at both questions (train, for new items; other events, for new users). By
+            default train, and for test also the valid events.
+        valid_items: rank only these for valid.
+        test_items: rank only these for test.
+
+    Raises:
+        InputError: an empty part, a pair that stands in two parts or in a truth and its history, or train and valid
+            that cannot be joined because only one of them has times or kinds.
+    """
+    parts = [part for part in (train, valid, test, history) if part is not None]
+    ranked = [ids if ids is None or isinstance(ids, IdMap) else IdMap(ids) for ids in (valid_items, test_items)]
+    users, items = train.users, train.items
+    for part in parts[1:]:
+        users, items = users.union(part.users), items.union(part.items)
+    for ids in ranked:
+        items = items if ids is None else items.union(ids)
+    train, valid, test = (over_ids(part, users, items) for part in (train, valid, test))
+    known = [train, joined_logs(train, valid)] if history is None else [over_ids(history, users, items)] * 2
+    facts = {
+        "events": len(train) + len(valid) + len(test),
+        "users_without_history": {
+            "valid": users_without_history(valid, known[0]),
+            "test": users_without_history(test, known[1]),
+        },
+        "earlier_than_history": {
+            "valid": earlier_than_history(valid, known[0]),
+            "test": earlier_than_history(test, known[1]),
+        },
+    }
+    return _checked(Split(train, valid, test, known[0], known[1], ranked[0], ranked[1], "given", facts))
+
+
+class _Last(NamedTuple):
+    """Each pair's last event, sorted by user, then time.
+
+    `rows` (p,) are event positions, `user` (p,) theirs, `left` (p,) counts the user's pairs after it, `size` (p,) all
+    pairs of its user, `sizes` (users,) the same by user.
+    """
+
+    rows: NDArray[np.int64]
+    user: NDArray[np.int64]
+    left: NDArray[np.int64]
+    size: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+
+def _last_of_pairs(events: Interactions) -> _Last:
+    order = events.order
+    rows = order[~pd.Series(pair_keys(events)[order]).duplicated(keep="last").to_numpy()]
+    user = events.user[rows]
+    sizes = np.bincount(user, minlength=len(events.users)).astype(np.int64)
+    left = np.cumsum(sizes)[user] - 1 - np.arange(len(rows))
+    return _Last(rows, user, left, sizes[user], sizes)
+
+
+def _hold_out(events: Interactions, rows: NDArray[np.int64], parts: Any) -> NDArray[np.int8]:
+    """(n,) part of every event: `parts` at `rows`, out for other events of the same pairs, train for the rest."""
+    keys = pair_keys(events)
+    part = np.where(is_among(keys, keys[rows]), _OUT, _TRAIN).astype(np.int8)
+    part[rows] = parts
+    return part
+
+
+def _new_items(
+    name: str, events: Interactions, group: NDArray[np.int64], names: IdMap, share: float, rng: int
+) -> Split:
+    """The events of drawn groups of items held out; `group` (items,) points into `names`."""
+    active = np.bincount(events.item, minlength=len(events.items)) > 0
+    used = np.unique(group[active])
+    drawn = np.full(len(names), _TRAIN, np.int8)
+    what = "items" if name == "cold-items" else "groups"
+    drawn[used] = _drawn(IdMap(names.take(used)), share, rng, f"{what} with events")
+    of_item = drawn[group]
+    part = of_item[events.item]
+    known = part == _TRAIN
+    part, counts = _answerable(events, part, known, known)
+    facts = {"share": float(share), "seed": int(rng), what: len(used), "ties": _NO_TIES, **counts}
+    ranked = [IdMap(events.items.take(np.flatnonzero(active & (of_item == code)))) for code in (_VALID, _TEST)]
+    return _from_parts(name, events, part, facts, known=known, ranked=(ranked[0], ranked[1]))
+
+
+def _answerable(
+    events: Interactions, part: NDArray[np.int8], early: NDArray[np.bool_], known: NDArray[np.bool_]
+) -> tuple[NDArray[np.int8], dict[str, Any]]:
+    """Parts without the held-out events that no list can hold, and their counts.
+
+    `early` and `known` (n,) are the events of the valid and the test history.
+    """
+    keys, part = pair_keys(events), part.copy()
+    reasons: dict[str, int] = {}
+    strangers: dict[str, int] = {}
+    for name, code, history in (("valid", _VALID, early), ("test", _TEST, known)):
+        asked = part == code
+        strange = asked & (np.bincount(events.user[history], minlength=len(events.users)) == 0)[events.user]
+        seen = asked & is_among(keys, keys[history])
+        part[strange | seen] = _OUT
+        reasons |= {f"{name}: user without history": int(strange.sum()), f"{name}: already had": int(seen.sum())}
+        strangers[name] = len(np.unique(events.user[strange]))
+    return part, {"events": len(events), "left_out": reasons, "users_without_history": strangers}
+
+
+def _repeats(events: Interactions, part: NDArray[np.int8]) -> dict[str, Any]:
+    return {"events": len(events), "left_out": {"before a held-out repeat": int((part == _OUT).sum())}}
+
+
+def _from_parts(
+    name: str,
+    events: Interactions,
+    part: NDArray[np.int8],
+    facts: Mapping[str, Any],
+    *,
+    known: NDArray[np.bool_],
+    known_early: NDArray[np.bool_] | None = None,
+    ranked: tuple[IdMap | None, IdMap | None] = (None, None),
+) -> Split:
+    """The split of `part` (n,), rows as in the log; histories are masks, the early one is train by default."""
+    train, valid, test = (events.select(part == code) for code in (_TRAIN, _VALID, _TEST))
+    early = train if known_early is None else events.select(known_early)
+    return _checked(Split(train, valid, test, early, events.select(known), *ranked, name=name, facts=facts))
+
+
+def _checked(split: Split) -> Split:
+    for name in ("train", "valid", "test"):
+        if not len(getattr(split, name)):
+            raise InputError(f"{split.name}: no event is left for {name}; the facts so far: {dict(split.facts)}")
+    return split
+
+
+def _check_share(share: float) -> None:
+    if not 0 < share < 0.5:
+        raise InputError(f"share must lie between 0 and 0.5, for valid and test each take that much; got {share}")
+
+
+def _drawn(ids: IdMap, share: float, rng: int, what: str) -> NDArray[np.int8]:
+    """(n,) part of each id; the draw depends on the seed and the set of ids, not on their order."""
+    _check_share(share)
+    count = max(1, round(share * len(ids)))
+    if 2 * count >= len(ids):
+        raise InputError(f"{len(ids)} {what} are too few to take {count} for valid, {count} for test and keep some")
+    part = np.full(len(ids), _TRAIN, np.int8)
+    order = np.argsort(_hash(ids, rng), kind="stable")
+    part[order[:count]], part[order[count : 2 * count]] = _TEST, _VALID
+    return part
+
+
+def _hash(ids: IdMap, rng: int) -> NDArray[np.uint64]:
+    """(n,) one number per id, the same wherever the id stands in the log and whatever else is there."""
+    spelled = np.array([repr(value) for value in ids.ids.tolist()], dtype=object)
+    return pd.util.hash_array(spelled, hash_key=f"{rng % 10**16:016d}", categorize=False)
+
+
+def _cuts(time: NDArray[np.float64], valid: float, test: float) -> tuple[float, float]:
+    """First times of valid and test: the distinct times whose later events come nearest to the shares."""
+    if not (valid > 0 and test > 0 and valid + test < 1):
+        raise InputError(f"valid and test must be positive shares that leave some for train, got {valid} and {test}")
+    times, counts = np.unique(time, return_counts=True)
+    if len(times) < 3:
+        raise InputError(f"the log has {len(times)} distinct times; a cut into three parts needs 3 at least")
+    later = np.cumsum(counts[::-1])[::-1]  # events at this time or after it
+    end = 2 + int(np.argmin(np.abs(later[2:] - test * len(time))))
+    start = 1 + int(np.argmin(np.abs(later[1:end] - later[end] - valid * len(time))))
+    return float(times[start]), float(times[end])
+
+
+def _seconds(moment: float | str | datetime) -> float:
+    if isinstance(moment, (int, float, np.number)):
+        return float(moment)
+    try:
+        stamp = pd.Timestamp(moment)
+    except (ValueError, TypeError):
+        raise InputError(f"{moment!r} is no moment; give seconds since 1970, a datetime or ISO 8601 text") from None
+    return float((stamp.tz_localize("UTC") if stamp.tz is None else stamp).timestamp())

@@ -1,0 +1,51 @@
+"""Problems of any domain, fitted, tuned and judged; benchmarks in `experiments.benchmark`."""
+
+from __future__ import annotations
+
+from recotransfer.experiments.item_splits import SIDES, dealt, few_shot, fold_items, grouped, named_parts, split_items
+from recotransfer.experiments.problem import (
+    LABEL_METRICS,
+    Answers,
+    Case,
+    Metric,
+    accuracy,
+    area_under_curve,
+    column,
+    described,
+    expected_calibration_error,
+    macro_f1,
+    mean_average_precision,
+    mean_reciprocal_rank,
+)
+from recotransfer.experiments.run import Outcome, gain, joined, run, table
+from recotransfer.experiments.tuning import Tuned, lists_for, tune
+
+__all__ = [
+    "LABEL_METRICS",
+    "SIDES",
+    "Answers",
+    "Case",
+    "Metric",
+    "Outcome",
+    "Tuned",
+    "accuracy",
+    "area_under_curve",
+    "column",
+    "dealt",
+    "described",
+    "expected_calibration_error",
+    "few_shot",
+    "fold_items",
+    "gain",
+    "grouped",
+    "joined",
+    "lists_for",
+    "macro_f1",
+    "mean_average_precision",
+    "mean_reciprocal_rank",
+    "named_parts",
+    "run",
+    "split_items",
+    "table",
+    "tune",
+]

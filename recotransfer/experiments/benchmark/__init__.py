@@ -1,0 +1,15 @@
+"""Variants of recommenders compared on one split, every one in a process of its own."""
+
+from __future__ import annotations
+
+from recotransfer.experiments.benchmark.report import table, write_report
+from recotransfer.experiments.benchmark.runner import Benchmark
+from recotransfer.experiments.benchmark.variants import Arm, arms_of
+
+__all__ = [
+    "Arm",
+    "Benchmark",
+    "arms_of",
+    "table",
+    "write_report",
+]

@@ -1,0 +1,391 @@
+"""Plots as inline SVG whose colours follow the page: made for the report, and knowing nothing of recommenders.
+
+Every colour drawn is a stand-in that becomes a CSS variable, so that one picture reads on light, dark and paper. Text
+stays text, in the page's own font; equal input gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+Float = NDArray[np.float64]
+LABEL = 22  # letters of a row's label
+WIDTH = 440  # pixels: two beside one another on a desk, one on a phone with letters still read
+_TONES = ("ink", "muted", "grid", "card", "accent", "control", "good", "bad", "plain")
+_COLOUR = {tone: f"#0{n}0{n}0{n}" for n, tone in enumerate(_TONES, start=1)}  # stand-ins, see `_svg`
+_FONT = 11.0
+_ROW = 17.0  # pixels between two rows of a forest
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a dollar in a name is a dollar
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same measures on every machine
+    "font.size": _FONT,
+    "axes.labelsize": _FONT,
+    "xtick.labelsize": _FONT - 1,
+    "ytick.labelsize": _FONT - 1,
+    "text.color": _COLOUR["ink"],
+    "axes.labelcolor": _COLOUR["muted"],
+    "axes.edgecolor": _COLOUR["grid"],
+    "axes.facecolor": "none",
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "xtick.color": _COLOUR["grid"],
+    "ytick.color": _COLOUR["grid"],
+    "xtick.labelcolor": _COLOUR["muted"],
+    "ytick.labelcolor": _COLOUR["muted"],
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "grid.color": _COLOUR["grid"],
+    "grid.linewidth": 0.8,
+    "figure.facecolor": "none",
+}
+
+
+class Row(NamedTuple):
+    """One dot with its interval, in the colour of `tone`, one of the page's variables; hollow unless `filled`."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    tone: str = "plain"
+    filled: bool = True
+
+
+class Panel(NamedTuple):
+    """Rows that are compared with one another, under one heading."""
+
+    title: str
+    rows: Sequence[Row]
+    note: str = ""  # under the heading: how many there are
+
+
+class Point(NamedTuple):
+    """A row of a scatter: its value stands on the vertical axis, `x` on the other."""
+
+    x: float
+    row: Row
+
+
+class Line(NamedTuple):
+    """One small panel of a quantity over steps: dots as they came, a line over them."""
+
+    title: str
+    x: Sequence[float]
+    dots: Sequence[float]
+    line: Sequence[float]
+    tone: str = "plain"
+    note: str = ""  # under the heading: which quantity
+
+
+def forest(name: str, panels: Sequence[Panel], *, axis: str, columns: int = 1, zero: bool = False) -> str:
+    """SVG of dots with intervals, one panel per heading, all on one scale, labels on the left of each line of panels.
+
+    Args:
+        name: of the picture, unique on its page; also read out by screen readers.
+        panels: what to draw; a row whose value is not a number keeps its place, empty.
+        axis: what the values are.
+        columns: panels beside one another.
+        zero: mark zero, as for differences.
+    """
+    with _styled():
+        depth = max(len(panel.rows) for panel in panels)
+        lines = math.ceil(len(panels) / columns)
+        head = _head(panels)
+        tall = depth * _ROW + 8
+        figure = _figure(lines * (head + tall + 22) + 15)
+        left = max(_extent(figure, shortened(row.label))[0] for panel in panels for row in panel.rows) + 10
+        wide = (WIDTH - left - 6 - 14 * (columns - 1)) / columns
+        low, high = _range([v for p in panels for r in p.rows for v in (r.value, r.low, r.high)], zero)
+        for n, panel in enumerate(panels):
+            line, column = divmod(n, columns)
+            top = line * (head + tall + 22) + head
+            axes = _axes(figure, left + column * (wide + 14), top, wide, tall)
+            _rows(axes, panel.rows, labels=column == 0)
+            axes.set(xlim=(low, high), ylim=(depth - 0.4, -0.6))
+            _number_ticks(axes.xaxis, wide, signed=zero)
+            axes.grid(axis="x")
+            if zero:
+                axes.axvline(0, color=_COLOUR["muted"], linewidth=1, zorder=1)
+            if panel.title:
+                _title(figure, axes, panel.title, panel.note)
+        _below(figure, axis, left)
+        return _svg(figure, name)
+
+
+def scatter(name: str, points: Sequence[Point], *, across: str, up: str, log: bool = False) -> str:
+    """SVG of labelled points with vertical intervals; labels keep off one another and off the points."""
+    with _styled():
+        figure = _figure(314)
+        left, top, wide, tall = 50.0, 24.0, WIDTH - 60.0, 252.0
+        axes = _axes(figure, left, top, wide, tall)
+        xs = [point.x for point in points]
+        if log:
+            axes.set_xscale("log")
+            axes.set_xlim(min(xs) / 1.8, max(xs) * 1.8)
+        else:
+            axes.set_xlim(*_range(xs, False, 0.08))
+        axes.set_ylim(*_range([v for p in points for v in (p.row.value, p.row.low, p.row.high)], False, 0.06))
+        for point in points:
+            _dot(axes, point.x, point.row, upright=True)
+        _log_ticks(axes) if log else _number_ticks(axes.xaxis, wide)
+        _number_ticks(axes.yaxis, tall)
+        axes.grid()
+        _place_labels(figure, axes, points)
+        axes.text(-left / wide, 1 + 12 / tall, up, transform=axes.transAxes, color=_COLOUR["muted"], va="center")
+        _below(figure, across, left)
+        return _svg(figure, name)
+
+
+def small_lines(name: str, panels: Sequence[Line], *, columns: int, axis: str, whole: bool = True) -> str:
+    """SVG of small panels, each on its own scale: what was tried at each step, and the line through it."""
+    with _styled():
+        lines, tall, head, gap = math.ceil(len(panels) / columns), 70.0, _head(panels), 44.0
+        wide = (WIDTH - gap * columns - 6) / columns
+        figure = _figure(lines * (head + tall + 24) + 14)
+        for n, panel in enumerate(panels):
+            line, column = divmod(n, columns)
+            axes = _axes(figure, gap + column * (wide + gap), line * (head + tall + 24) + head, wide, tall)
+            axes.plot(panel.x, panel.dots, "o", color=_COLOUR["muted"], markersize=3, alpha=0.55, markeredgewidth=0)
+            style = "steps-post" if whole else "default"
+            axes.plot(panel.x, panel.line, color=_COLOUR[panel.tone], linewidth=1.8, drawstyle=style)
+            axes.set_xlim(*_range(panel.x, False, 0.06))
+            axes.set_ylim(*_range([*panel.dots, *panel.line], False, 0.1))
+            _number_ticks(axes.xaxis, wide, integer=True)
+            _number_ticks(axes.yaxis, tall * 1.5)
+            axes.grid()
+            _title(figure, axes, panel.title, panel.note)
+        _below(figure, axis, gap)
+        return _svg(figure, name)
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    """The plot style, whatever the reader's own settings are; they are put back."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the browser's fonts have it
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
+        yield
+
+
+def _figure(height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)  # one point is one pixel
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _axes(figure: Figure, left: float, top: float, wide: float, tall: float) -> Axes:
+    height = figure.get_figheight() * 72
+    return figure.add_axes((left / WIDTH, 1 - (top + tall) / height, wide / WIDTH, tall / height))
+
+
+def _extent(figure: Figure, text: str) -> tuple[float, float]:
+    """Width and height of the text in pixels."""
+    box = figure.text(0, 0, text).get_window_extent()
+    figure.texts[-1].remove()
+    return box.width, box.height
+
+
+def shortened(label: str, room: int = LABEL) -> str:
+    """The label, its middle left out where it is too long for a plot."""
+    keep = max(room - 1, 2)
+    return label if len(label) <= room else f"{label[: keep - keep // 3]}…{label[len(label) - keep // 3 :]}"
+
+
+def _range(values: Sequence[float], zero: bool, margin: float = 0.03) -> tuple[float, float]:
+    """Limits that hold all numbers, and zero if asked."""
+    finite = [value for value in values if math.isfinite(value)] + [0.0] * zero
+    low, high = min(finite, default=0.0), max(finite, default=1.0)
+    room = (high - low or abs(high) or 1.0) * margin
+    return low - room, high + room
+
+
+def _title(figure: Figure, axes: Axes, title: str, note: str) -> None:
+    """Heading over the panel, as short as its room asks, and the note between the two."""
+    frame = axes.get_window_extent()
+    letters = len(title)
+    while letters > 6 and _extent(figure, shortened(title, letters))[0] * 1.12 > frame.width:  # bold is wider
+        letters -= 1
+    up = (11 + (_FONT + 2) * bool(note)) / frame.height
+    axes.text(0, 1 + up, shortened(title, letters), transform=axes.transAxes, va="center", weight="bold")
+    small = axes.text(0, 1 + 10 / frame.height, note, transform=axes.transAxes, va="center", fontsize=_FONT - 1)
+    small.set_color(_COLOUR["muted"])
+
+
+def _head(panels: Sequence[Panel] | Sequence[Line]) -> float:
+    """Pixels that the headings and notes need."""
+    if any(panel.note for panel in panels):
+        return 36.0
+    return 22.0 if any(panel.title for panel in panels) else 4.0
+
+
+def _rows(axes: Axes, rows: Sequence[Row], labels: bool) -> None:
+    for at, row in enumerate(rows):
+        if math.isfinite(row.value):
+            _dot(axes, at, row, upright=False)
+    axes.set_yticks(range(len(rows)), [shortened(row.label) for row in rows] if labels else [""] * len(rows))
+    for text, row in zip(axes.get_yticklabels(), rows, strict=True):
+        text.set(color=_COLOUR["ink" if row.tone == "plain" else row.tone], fontsize=_FONT)
+
+
+def _dot(axes: Axes, at: float, row: Row, upright: bool) -> None:
+    """The row's dot at `at`, its interval along the axis of values."""
+    colour = _COLOUR[row.tone]
+    ends = [row.low, row.high]
+    if all(map(math.isfinite, ends)) and row.low < row.high:
+        axes.plot(*([at, at], ends) if upright else (ends, [at, at]), color=colour, linewidth=1.6, zorder=2)
+    face = colour if row.filled else _COLOUR["card"]
+    place = ([at], [row.value]) if upright else ([row.value], [at])
+    axes.plot(*place, "o", color=face, markeredgecolor=colour, markeredgewidth=1.6, markersize=6, zorder=3)
+
+
+def _number_ticks(axis: Any, room: float, signed: bool = False, integer: bool = False) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(max(2, int(room // 45)), integer=integer, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, signed)))
+
+
+def _tick(value: float, signed: bool = False) -> str:
+    if abs(value) < 1e-9:
+        return "0"
+    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"
+    return ("+" if signed and value > 0 else "") + text.replace("-", "−")
+
+
+def _log_ticks(axes: Axes) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    low, high = axes.get_xlim()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if math.log10(high / low) < 2.5 else (1,)
+    axes.xaxis.set_major_locator(
+        FixedLocator([s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high])
+    )
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+
+
+def _below(figure: Figure, text: str, left: float) -> None:
+    """The axis's words under everything."""
+    height = figure.get_figheight() * 72
+    figure.text(left / WIDTH, 8 / height, text, color=_COLOUR["muted"], va="center")
+
+
+def _place_labels(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
+    """Write each point's label beside it, so that labels touch neither one another nor the points and stand near.
+
+    Labels choose one after the other and then again in turn; of several orders the best outcome is drawn.
+    """
+    at = np.array([axes.transData.transform((point.x, point.row.value)) for point in points])
+    ends = [[v if math.isfinite(v) else p.row.value for v in (p.row.low, p.row.high)] for p in points]
+    upright = [[axes.transData.transform((p.x, end))[1] for end in pair] for p, pair in zip(points, ends, strict=True)]
+    marks = [np.hstack([at - 5, at + 5])]
+    marks.append(np.array([(x - 2, low, x + 2, high) for (x, _), (low, high) in zip(at, upright, strict=True)]))
+    sizes = np.array([_extent(figure, shortened(point.row.label)) for point in points])
+    places, far = _places()
+    boxes = _label_boxes(at[:, None], places, far, sizes[:, None])
+    frame = axes.get_window_extent()
+    outside = (boxes[..., 0] < frame.x0 - 40) | (boxes[..., 2] > frame.x1 + 8)
+    outside |= (boxes[..., 1] < frame.y0) | (boxes[..., 3] > frame.y1 + 4)
+    own = far / 10 + _overlaps(boxes, np.concatenate(marks)) + 1e6 * outside
+    orders = [np.lexsort((at[:, 0], -at[:, 1])), np.lexsort((at[:, 1], at[:, 0])), np.lexsort((at[:, 1], -at[:, 0]))]
+    _, chosen = min((_settled(boxes, own, order) for order in orders), key=lambda outcome: outcome[0])
+    for n, point in enumerate(points):
+        _write_label(axes, point.row, at[n], boxes[n, chosen[n]], bool(far[chosen[n]] > 12))
+
+
+def _settled(boxes: Float, own: Float, order: NDArray[np.int64]) -> tuple[float, list[int]]:
+    """Cost and places of the labels when they choose in this order, three times round."""
+    chosen = np.full(len(boxes), -1)
+    total = 0.0
+    for _ in range(3):
+        total = 0.0
+        for n in order:
+            others = [m for m in order if m != n and chosen[m] >= 0]
+            cost = own[n] + _overlaps(boxes[n], boxes[others, chosen[others]]) if others else own[n]
+            chosen[n] = cost.argmin()
+            total += float(cost.min())
+    return total, chosen.tolist()
+
+
+def _places() -> tuple[Float, Float]:
+    """Directions (places, 2) and distances (places,) at which a label may stand, the best first."""
+    angles = np.radians([0, 180, 35, -35, 145, -145, 65, -65, 115, -115, 90, -90])
+    distances = np.array([9.0, 14, 22, 32, 44, 60, 80, 100])
+    directions = np.column_stack([np.cos(angles), np.sin(angles)])
+    return np.tile(directions, (len(distances), 1)), np.repeat(distances, len(angles))
+
+
+def _label_boxes(at: Float, places: Float, far: Float, sizes: Float) -> Float:
+    """(points, places, 4) left, bottom, right and top in pixels of each label at each place, its near edge there."""
+    beside = np.where(np.abs(places) > [0.3, 0.8], np.sign(places), 0)
+    centre = at + places * far[:, None] + beside * sizes / 2
+    return np.concatenate([centre - sizes / 2, centre + sizes / 2], axis=-1)
+
+
+def _overlaps(boxes: Float, others: Float) -> Float:
+    """(...,) how much each box (..., 4) lies on the others (n, 4); touching at all counts too."""
+    shared = np.minimum(boxes[..., None, 2:], others[:, 2:]) - np.maximum(boxes[..., None, :2], others[:, :2])
+    wide, tall = shared[..., 0] + 2, shared[..., 1] + 3
+    return np.asarray(np.where((wide > 0) & (tall > 0), wide * tall + 20, 0.0).sum(axis=-1))
+
+
+def _write_label(axes: Axes, row: Row, point: Float, box: Float, far: bool) -> None:
+    """The label in its box, on the side of it that faces the point, with a line to the point if that is far."""
+    x = float(point[0])
+    if far:
+        near = np.clip(point, np.add(box[:2], (0, 2)), np.subtract(box[2:], (0, 2)))
+        ends = axes.transData.inverted().transform([point, near])
+        axes.plot(ends[:, 0], ends[:, 1], color=_COLOUR["muted"], linewidth=0.7, zorder=1)
+    side = "left" if box[0] >= x else "right" if box[2] <= x else "center"
+    edge = {"left": box[0], "right": box[2], "center": (box[0] + box[2]) / 2}[side]
+    place = axes.transData.inverted().transform((edge, (box[1] + box[3]) / 2))
+    colour = _COLOUR["ink" if row.tone == "plain" else row.tone]
+    axes.text(place[0], place[1], shortened(row.label), ha=side, va="center_baseline", color=colour)
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The picture for a page: page's fonts and colours, ids of its own, nothing that names another address."""
+    import matplotlib as mpl
+
+    mpl.rcParams["svg.hashsalt"] = name  # what is drawn once per picture must not share an id with another's
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r' id="(?:figure|axes|patch|text|matplotlib\.axis|xtick|ytick|line2d|LineCollection)_\d+"', "", svg)
+    svg = svg.replace("xlink:href", "href").replace("'DejaVu Sans'", "var(--font)")
+    height = figure.get_figheight() * 72
+    head = f'<svg class="plot" role="img" aria-label="{escape(name)}" viewBox="0 0 {WIDTH} {height:.0f}">'
+    svg = re.sub(r"^<svg[^>]*>", lambda _: head, svg)
+    for tone, colour in _COLOUR.items():
+        svg = svg.replace(colour, f"var(--{tone})")
+    return svg.strip()

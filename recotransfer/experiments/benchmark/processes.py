@@ -1,0 +1,134 @@
+"""Processes that variants run in, and the environment they report."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from recotransfer.errors import InputError
+from recotransfer.experiments.benchmark.variants import Arm, guarded
+from recotransfer.experiments.benchmark.work import Work, died, done, run_arm, write_failed
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+PROCESS_NAME = "recotransfer arm"  # name of the processes that arms run in
+SCRIPT_AGAIN = 97  # exit status of such a process that came upon a benchmark to run before its arm
+_PACKAGES = ("recotransfer", "numpy", "scipy", "torch", "implicit", "faiss-cpu", "faiss-gpu", "numba", "optuna")
+
+
+def run_each(work: Work, jobs: Sequence[tuple[Arm, ...]], workers: int, show: Callable[[], None]) -> None:
+    """`run_arm` for every job in a process of its own; an arm whose process dies has failed, the others go on."""
+    context = multiprocessing.get_context("spawn")  # OpenMP after a fork hangs
+    waiting, running = list(jobs), dict[SpawnProcess, tuple[Arm, ...]]()
+    try:
+        while waiting or running:
+            fresh = []
+            while waiting and len(running) < workers:
+                receive, send = context.Pipe(duplex=False)
+                process = context.Process(target=_work_alone, args=(receive,), name=PROCESS_NAME)
+                process.start()
+                receive.close()
+                running[process] = waiting[0]
+                fresh.append((send, waiting.pop(0)))
+            for send, job in fresh:
+                with send, contextlib.suppress(BrokenPipeError):  # its exit status says more
+                    send.send((work, *job))
+            connection.wait([process.sentinel for process in running], timeout=2)
+            for process in [process for process in running if process.exitcode is not None]:
+                _check_ended(work, running.pop(process), process.exitcode or 0)
+            show()
+    finally:
+        for process in running:
+            process.kill()
+            process.join()
+
+
+def _work_alone(receive: connection.Connection) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, interrupted, ends its arms itself
+
+    def follow() -> None:
+        parent.join()  # killed: nobody else would end this arm, and a resumed benchmark runs it anew
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own has semaphores, of which a process that is ended leaves warnings behind
+    run_arm(*receive.recv())
+
+
+def _check_ended(work: Work, job: tuple[Arm, ...], status: int) -> None:
+    """An arm's own errors are in its folder already; this looks at processes that ended before they could write any."""
+    if status == SCRIPT_AGAIN:
+        raise InputError(
+            "every arm runs in a process of its own, which imports this script again and came upon the benchmark; "
+            'put what the script does under if __name__ == "__main__":'
+        )
+    line = job[0] if len(job) == 1 else guarded(job[0])
+    if status and not done(work.folder(line)):
+        write_failed(work.folder(line), line, died(status))
+
+
+@contextlib.contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Thread pools of the processes started meanwhile: libraries read these when they are loaded."""
+    wanted = {**dict.fromkeys(_THREADS, str(count)), "OMP_WAIT_POLICY": "PASSIVE"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions, commit of the package's checkout and command: what a figure must be read with."""
+    packages = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    here = Path(__file__).parent
+    commit = _git(here, "rev-parse", "--short", "HEAD")
+    changed = " with uncommitted changes" if _git(here, "status", "--porcelain", "--untracked-files=no") else ""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "machine": f"{_cpu()}, {cores} cores",
+        "python": platform.python_version(),
+        "packages": packages,
+        "commit": commit + changed if commit else None,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git(folder: Path, *words: str) -> str:
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=folder)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,321 @@
+"""A benchmark's results as one self-contained HTML page and as a table for the terminal. Measures nothing itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from recotransfer.evaluation.metrics import POPULARITY_BUCKET_NAMES
+from recotransfer.experiments.benchmark.charts import Line, Panel, Point, Row, forest, scatter, small_lines
+from recotransfer.experiments.benchmark.results import (
+    Arm,
+    Results,
+    best_figure,
+    checked_results,
+    difference_between,
+    failed_variants,
+    metric_names,
+    ranked_variants,
+    value_at,
+)
+from recotransfer.experiments.benchmark.wording import (
+    FEW,
+    LEVEL,
+    chance,
+    count,
+    four,
+    interval_words,
+    is_known,
+    metric_name,
+    seconds,
+    short_value,
+    signed,
+    verdict,
+)
+from recotransfer.io.artifacts import atomic_file
+
+
+def write_report(results: Results, path: str | Path) -> None:
+    """Write the page that shows `results` of a benchmark; equal results give equal bytes.
+
+    The page holds its pictures and its few lines of script, and loads nothing from anywhere.
+
+    Raises:
+        InputError: a required part of the results is missing; absent optional parts leave their section out.
+    """
+    results = checked_results(results)
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    page = Environment(
+        loader=PackageLoader("recotransfer.experiments.benchmark", "."),
+        autoescape=True,  # names of items, arms and errors are anyone's text
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page.filters |= {
+        "four": four,
+        "signed": signed,
+        "count": count,
+        "chance": chance,
+        "seconds": seconds,
+        "metric": metric_name,
+        "words": lambda key: str(key).replace("_", " "),
+        "short": short_value,
+    }
+    html = page.get_template("report.html.j2").render(_page(results))
+    with atomic_file(path) as file:
+        file.write(html.encode())
+
+
+def table(results: Results) -> str:
+    """The main table in plain text, best arm first; control arms are marked, failed ones say why below it."""
+    results = checked_results(results)
+    primary = results["primary"]
+    heads = ["arm", "content", metric_name(primary), "95% interval", "difference", "95% interval", "p (Holm)"]
+    heads += ["valid", "fit s", "users/s", "MiB"]
+    rows = [heads]
+    for arm in ranked_variants(results):
+        best, against = best_figure(results, arm), difference_between(results, arm["name"], results["reference"])
+        rows.append(
+            [
+                arm["name"],
+                "control" if arm["control_of"] else "yes" if arm["content"] else "no",
+                four(best["value"]),
+                interval_words(best),
+                *([signed(against["value"]), interval_words(against, signed), chance(against["p_holm"])] if against
+                  else ["reference" if arm["name"] == results["reference"] else "–", "", ""]),
+                four(arm["valid"]),
+                seconds(arm["seconds"].get("fit")),
+                count(arm["users_per_second"]),
+                count(arm["memory_mib"]),
+            ]
+        )  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    if results["reference"] is not None:
+        lines += ["", f"difference: the arm minus {results['reference']}, paired over users; the best arm comes first"]
+    lines += [f"failed: {arm['name']}: {arm['failed']}" for arm in failed_variants(results)]
+    return "\n".join(lines)
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    for n, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        yield cell.ljust(width) if n < 2 else cell.rjust(width)
+
+
+def _page(results: Results) -> dict[str, Any]:
+    """Everything the template names."""
+    arms = ranked_variants(results)
+    rankings = _rankings(arms)
+    against = {
+        ranking: {arm["name"]: difference_between(results, arm["name"], results["reference"], ranking) for arm in arms}
+        for ranking in rankings
+    }
+    tables = {kind: _buckets(results, arms, kind) for kind in ("popularity", "ages", "histories")}
+    beyond = dict.fromkeys(name for arm in arms for name in arm["beyond"])
+    at_k = "@" + results["primary"].partition("@")[2]
+    return {
+        "results": results,
+        "protocol": results["protocol"],
+        "environment": results["environment"],
+        "arms": arms,
+        "failed": failed_variants(results),
+        "primary": results["primary"],
+        "metrics": metric_names(results),
+        "beside": [name for name in metric_names(results)[1:] if "@" not in name or name.endswith(at_k)],
+        "rankings": rankings,
+        "against": against,
+        "apart": [name for name in rankings if name != "all" and any(against[name].values())],
+        "verdict": verdict(results),
+        "guards": [_guard_rows(found) for found in results["guard"]],
+        "facts": {name: _moment(name, value) for name, value in (results["protocol"]["facts"] or {}).items()},
+        "buckets": tables,
+        "beyond": list(beyond),
+        "explained": _explained(results, beyond),
+        "plots": _plots(results, arms, tables),
+        "level": LEVEL,
+        "few": FEW,
+    }
+
+
+def _moment(name: str, value: Any) -> Any:
+    """Seconds since 1970 of a cut as a date; any other fact as it is."""
+    if not name.endswith("_from") or not is_known(value) or not 1e8 < value < 1e11:
+        return value
+    return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _rankings(arms: Sequence[Arm]) -> list[str]:
+    """Rankings that some arm has, the protocol's own first."""
+    found = dict.fromkeys(name for arm in arms for name in arm["rankings"])
+    return [name for name in ("all", "mixed", "warm", "cold") if name in found] + [
+        name for name in found if name not in ("all", "mixed", "warm", "cold")
+    ]
+
+
+def _buckets(results: Results, arms: Sequence[Arm], kind: str) -> dict[str, Any] | None:
+    """One way of cutting the test: names and sizes of its buckets, and each arm's figures in them, by metric."""
+    cut = {arm["name"]: {row["bucket"]: row for row in arm[kind]} for arm in arms}
+    first: dict[str, Any] = {}
+    for rows in cut.values():
+        first = rows | first
+    metrics = dict.fromkeys(name for rows in cut.values() for row in rows.values() for name in row if "@" in name)
+    if not first or not metrics:
+        return None
+    order = [name for name in (results["primary"],) if name in metrics]
+    sizes = {name: row.get("pairs", row.get("users")) for name, row in first.items()}
+    return {
+        "metrics": list(dict.fromkeys([*order, *metrics])),
+        "sizes": sizes,
+        "unit": "pairs" if any("pairs" in row for row in first.values()) else "users",
+        "rows": cut,
+        "few": [name for name, size in sizes.items() if is_known(size) and 0 < size < FEW],
+        "empty": [name for name, size in sizes.items() if size == 0],
+    }
+
+
+def _ends(figure: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Value, low and high; NaN for what is not known."""
+    value, low, high = (
+        float(figure[end]) if is_known(figure.get(end)) else math.nan for end in ("value", "low", "high")
+    )
+    return value, low, high
+
+
+def _row(results: Results, arm: Arm, figure: Mapping[str, Any] | None) -> Row:
+    """The arm as a row of a plot: the reference and the control arms have colours of their own."""
+    tone = "accent" if arm["name"] == results["reference"] else "control" if arm["control_of"] else "plain"
+    return Row(arm["label"], *_ends(figure or {}), tone, bool(arm["content"]))
+
+
+def _plots(results: Results, arms: Sequence[Arm], tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Name -> picture; a picture whose figures are absent is absent."""
+    from markupsafe import Markup
+
+    name = metric_name(results["primary"])
+    rows = {arm["name"]: _row(results, arm, best_figure(results, arm)) for arm in arms}
+    out: dict[str, str | None] = {}
+    if arms:
+        out["primary"] = forest(f"{name} of each arm", [Panel("", list(rows.values()))], axis=name)
+    against = [_row(results, arm, difference_between(results, arm["name"], results["reference"])) for arm in arms]
+    against = [row for row in against if math.isfinite(row.value)]
+    if against:
+        title = f"{name} minus that of {results['reference']}"
+        out["against"] = forest(title, [Panel("", against)], axis=title, zero=True)
+    for key, across, path, log in (
+        ("fit", "seconds to fit (log)", ("seconds", "fit"), True),
+        ("speed", "users per second when recommending (log)", ("users_per_second",), True),
+        ("coverage", "share of the catalogue recommended to someone", ("beyond", _first(arms, "coverage")), False),
+        ("novelty", "novelty of what is recommended", ("beyond", _first(arms, "novelty")), False),
+    ):
+        points = [
+            Point(float(x), rows[arm["name"]])
+            for arm in arms
+            if is_known(x := value_at(arm, *path)) and (x > 0 or not log)
+        ]
+        if points:
+            out[key] = scatter(f"{name} against {across}", points, across=across, up=name, log=log)
+    for kind, found in tables.items():
+        if found is not None:
+            out[kind] = _cut_plot(results, arms, kind, found)
+    out["tuning"] = _tuning_plot(results, arms)
+    out["training"] = _training_plot(results, arms)
+    plots: dict[str, Any] = {key: Markup(svg) for key, svg in out.items() if svg}
+    plots["guard"] = [Markup(_guard_plot(results, each)) for each in results["guard"]]
+    return plots
+
+
+def _first(arms: Sequence[Arm], base: str) -> str:
+    """The metric of that name at the first list length given."""
+    return next((key for arm in arms for key in arm["beyond"] if key.startswith(base)), base)
+
+
+def _cut_plot(results: Results, arms: Sequence[Arm], kind: str, found: Mapping[str, Any]) -> str | None:
+    metric = found["metrics"][0]
+    panels = []
+    for bucket, size in found["sizes"].items():
+        if size == 0:
+            continue
+        rows = [_row(results, arm, found["rows"][arm["name"]].get(bucket, {}).get(metric)) for arm in arms]
+        panels.append(Panel(bucket, rows, f"n = {count(size)}" + ", few" * (bucket in found["few"])))
+    name = metric_name(metric)
+    return forest(f"{name} by {kind}", panels, axis=name, columns=2) if panels else None
+
+
+def _guard_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Lines of the guard's table: the arms as wholes, then the buckets with the trust kept in each."""
+    wholes = (
+        ("all, validation", "overall"),
+        ("all, test", "test"),
+        ("best use, validation", "gained"),
+        ("guarded, test", "guarded_test"),
+    )
+    rows = [{"label": label, "pairs": None, **found[key]} for label, key in wholes if found.get(key)]
+    trust = dict(zip(POPULARITY_BUCKET_NAMES, found.get("trust") or (), strict=False))
+    parts = found.get("buckets") or ()
+    rows += [{"label": part["name"], **part, "trust": trust.get(part["name"])} for part in parts]
+    for row in rows:
+        row["side"] = "" if not is_known(row["low"]) else "good" if row["low"] > 0 else "bad" if row["high"] < 0 else ""
+    return rows
+
+
+def _guard_plot(results: Results, found: Mapping[str, Any]) -> str:
+    rows = []
+    for row in _guard_rows(found):
+        label = row["label"] if row["pairs"] is None else f"{row['label']} · {count(row['pairs'])} pairs"
+        rows.append(Row(label, *_ends(row), row["side"] or "plain"))
+    axis = f"{metric_name(results['primary'])} with content minus without"
+    return forest(f"{axis}: {found['arm']}", [Panel("", rows)], axis=axis, zero=True)
+
+
+def _tuning_plot(results: Results, arms: Sequence[Arm]) -> str | None:
+    lines = []
+    for arm in arms:
+        tried = [(trial["number"], trial["value"]) for trial in arm["trials"] if is_known(trial["value"])]
+        if len(tried) > 1:
+            numbers, values = zip(*tried, strict=True)
+            best = [max(values[: n + 1]) for n in range(len(values))]
+            lines.append(Line(arm["label"], numbers, values, best, _row(results, arm, None).tone))
+    axis = "number of the trial; upright: validation"
+    return small_lines("Tuning of each arm", lines, columns=2, axis=axis) if lines else None
+
+
+def _training_plot(results: Results, arms: Sequence[Arm]) -> str | None:
+    lines = []
+    for arm in arms:
+        for key, what in (("loss", "loss"), ("ndcg", "NDCG on validation")):
+            steps = [(step["epoch"], step[key]) for step in arm["curve"] or () if is_known(step.get(key))]
+            if len(steps) > 1:
+                epochs, values = zip(*steps, strict=True)
+                lines.append(Line(arm["label"], epochs, values, values, _row(results, arm, None).tone, what))
+    return small_lines("Training of each arm", lines, columns=2, axis="epoch", whole=False) if lines else None
+
+
+_EXPLAINED = {
+    "ndcg": "Hits count less the lower they stand (log2 discount), relative to the best possible list; 1 is perfect. "
+    "Järvelin and Kekäläinen, 2002.",
+    "recall": "Share of a user's held-out items among the first k; with one held-out item it is the hit rate.",
+    "precision": "Share of the first k that are held-out items.",
+    "hit_rate": "Share of users with at least one held-out item among the first k.",
+    "mrr": "One over the rank of the first held-out item within k, else 0.",
+    "map": "Precision at the rank of each hit within k, summed, over the hits there could be.",
+    "auc": "Chance that a held-out item stands above one that is not.",
+    "coverage": "Share of the catalogue that is in at least one user's list.",
+    "gini": "How unevenly the lists use the catalogue: 0 all items alike, 1 always the same.",
+    "novelty": "Mean of −log2(share of training users who have the item), in bits: rarer is more.",
+    "average_popularity": "Mean number of training users of the items listed.",
+    "diversity": "One minus the mean cosine of all pairs of a list: 0 all alike.",
+    "serendipity": "Share of the k places with a held-out item that the list of the most popular does not hold.",
+    "calibration": "How far a list's mix of categories is from the user's history (KL): 0 the same. Steck, 2018.",
+}
+
+
+def _explained(results: Results, beyond: Mapping[str, None]) -> dict[str, str]:
+    """Metric as written -> what it is, for those that occur."""
+    bases = dict.fromkeys(name.partition("@")[0] for name in [*metric_names(results), *beyond])
+    return {metric_name(base): _EXPLAINED[base] for base in bases if base in _EXPLAINED}

@@ -1,0 +1,244 @@
+"""One variant, run in a process of its own: tuned, fitted, measured, saved."""
+
+from __future__ import annotations
+
+import copy
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recotransfer.data import Embeddings, Interactions, Items
+from recotransfer.diagnostics import guard
+from recotransfer.encoders import encoder_from_spec
+from recotransfer.evaluation import metrics
+from recotransfer.evaluation.split import Split
+from recotransfer.experiments.benchmark.measure import measure, plain, questions
+from recotransfer.experiments.benchmark.variants import Arm, guarded
+from recotransfer.experiments.tuning import lists_for, tune
+from recotransfer.io.artifacts import atomic_file, read_json, write_json
+from recotransfer.recommenders import Recommender
+from recotransfer.task import TransferTask
+from recotransfer.transfer import Transfer
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every arm's process is given."""
+
+    out: Path
+    ks: tuple[int, ...]
+    trials: int
+    refit: bool
+    rng: int
+    items: Items
+    split: Split
+    parts: Sequence[Embeddings]
+    specs: Sequence[Mapping[str, Any]]
+    weights: Mapping[str, float] | None
+    transfers: Sequence[Transfer] = ()
+
+    def folder(self, arm: Arm) -> Path:
+        """Where an arm's model, trials and figures are."""
+        return self.out / "arms" / arm.folder
+
+    def task(self, recommender: Recommender, content: bool, weights: Mapping[str, float] | None) -> TransferTask:
+        """A task with the encoders and the transfers, not fitted yet, as far as the arm is given content."""
+        if not content:
+            return TransferTask(recommender, encoders=[], progress=False)
+        encoders = [encoder_from_spec(spec) for spec in self.specs]
+        transfers = [copy.copy(transfer) for transfer in self.transfers]
+        return TransferTask(recommender, encoders=encoders, weights=weights, transfers=transfers, progress=False)
+
+    def parts_for(self, content: bool) -> Sequence[Embeddings]:
+        """The embeddings as far as the arm is given content."""
+        return self.parts if content else []
+
+
+def run_arm(work: Work, arm: Arm, control: Arm | None = None) -> None:
+    """Tune, fit, ask and measure one arm; everything goes into its folder, `arm.json` last.
+
+    With its control arm, both of them done, the arm is guarded instead.
+    """
+    at = arm if control is None else guarded(arm)
+    folder = work.folder(at)
+    if done(folder):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "traceback.txt").unlink(missing_ok=True)
+    try:
+        facts = _measured_arm(work, arm, folder) if control is None else _guarded_arm(work, arm, control, folder)
+    except Exception as cause:  # one arm must not take hours of the others with it; the report and a trace say why
+        with atomic_file(folder / "traceback.txt") as file:
+            file.write(traceback.format_exc().encode())
+        write_failed(folder, at, f"{type(cause).__name__}: {cause}")
+    else:
+        write_json(folder / "arm.json", plain({**_facts(at), **facts}))
+
+
+def done(folder: Path) -> bool:
+    """Whether an arm's folder holds its figures."""
+    path = folder / "arm.json"
+    return path.exists() and read_json(path)["failed"] is None
+
+
+def write_failed(folder: Path, arm: Arm, why: str) -> None:
+    """Note in the arm's folder why it has no figures."""
+    write_json(folder / "arm.json", {**_facts(arm), "failed": " ".join(why.split())})
+
+
+def died(status: int) -> str:
+    """What is known of an arm whose process ended with this exit status and left nothing."""
+    if status == -signal.SIGKILL:
+        return (
+            "its process was killed, as happens when memory runs out; give it more, or run fewer workers side by side"
+        )
+    how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+    return f"its process {how} before it was done; stderr says more"
+
+
+def _facts(arm: Arm) -> dict[str, Any]:
+    return {
+        "name": arm.name,
+        "class": type(arm.recommender).__name__,
+        "start": plain(arm.recommender.params()),
+        "content": arm.content,
+        "control_of": arm.control_of,
+        "tuned": arm.tuned,
+    }
+
+
+def _measured_arm(work: Work, arm: Arm, folder: Path) -> dict[str, Any]:
+    split = work.split
+    params, weights, trials, seconds = arm.recommender.params(), work.weights, [], {}
+    start = time.perf_counter()
+    if arm.tuned:
+        kept = folder / "trials.json"
+        resumed = kept.exists()
+        tuned = tune(
+            work.task(arm.recommender, arm.content, weights),
+            work.items,
+            split.train,
+            valid=split.valid,
+            histories=split.valid_history,
+            allow=None if split.valid_items is None else split.valid_items.ids,
+            trials=work.trials,
+            k=work.ks[0],
+            rng=work.rng,
+            parts=work.parts_for(arm.content),
+            journal=kept,
+        )
+        params, weights = dict(tuned.params), tuned.weights
+        trials = [_trial(number, row) for number, row in enumerate(tuned.trials.to_dict("records"))]
+        seconds["tune"] = None if resumed else time.perf_counter() - start
+    task, seconds["fit"] = _fitted(work, arm, params, weights, split.train)
+    task.save(folder / ("model-train" if work.refit else "model"))
+    valid = _valid_score(work, task.recommender)
+    curve = getattr(task.recommender, "curve_", None)
+    if work.refit:
+        task, seconds["fit"] = _fitted(work, arm, params, weights, split.known_before_test())
+        task.save(folder / "model")
+    facts = _asked(work, task, folder)
+    return {
+        "settings": params,
+        "weights": None if weights is None or not arm.content else dict(weights),
+        "trials": trials,
+        "curve": curve,
+        "valid": valid,
+        **facts,
+        "seconds": {**seconds, **facts["seconds"]},
+    }
+
+
+def _trial(number: int, row: Mapping[Any, Any]) -> dict[str, Any]:
+    settings = {str(name): value for name, value in row.items() if name not in ("ndcg", "recall")}
+    return {"number": number, "value": row["ndcg"], "recall": row["recall"], "settings": settings}
+
+
+def _fitted(
+    work: Work, arm: Arm, params: Mapping[str, Any], weights: Mapping[str, float] | None, events: Interactions
+) -> tuple[TransferTask, float]:
+    task = work.task(type(arm.recommender)(**params), arm.content, weights)
+    start = time.perf_counter()
+    task.fit(work.items, events, parts=work.parts_for(arm.content))
+    return task, time.perf_counter() - start
+
+
+def _valid_score(work: Work, model: Recommender) -> float:
+    split, k = work.split, work.ks[0]
+    allow = None if split.valid_items is None else split.valid_items.ids
+    found = lists_for(model, split.valid, k, histories=split.valid_history, allow=allow)
+    return float(metrics.ndcg(metrics.hits(found, split.valid), k).mean())
+
+
+def _asked(work: Work, task: TransferTask, folder: Path) -> dict[str, Any]:
+    """The test, once: lists for every question, measured; per-user figures go to `users.parquet`."""
+    split, model = work.split, task.recommender
+    lists, seconds = {}, {}
+    for name, question in questions(split).items():
+        allow = None if question.allow is None else question.allow.ids
+        start = time.perf_counter()
+        lists[name] = lists_for(model, question.truth, max(work.ks), histories=split.test_history, allow=allow)
+        seconds[name] = time.perf_counter() - start
+    vectors = work.parts[0] if work.parts else None
+    measured = measure(lists, split, work.ks, items=work.items, vectors=vectors)
+    with atomic_file(folder / "users.parquet") as file:
+        measured.per_user.to_parquet(file, index=False)
+    with atomic_file(folder / "test-lists.parquet") as file:
+        lists["all"].to_frame().to_parquet(file, index=False)
+    return {
+        **measured.tables,
+        "seconds": {"recommend": seconds["all"]},
+        "users_per_second": len(lists["all"]) / seconds["all"],
+        "memory_mib": peak_memory_mib(),
+        "failed": None,
+    }
+
+
+def _guarded_arm(work: Work, arm: Arm, control: Arm, folder: Path) -> dict[str, Any]:
+    """Weigh an arm against its control on validation, and test what the guard lets through."""
+    split = work.split
+    at = [work.folder(one) for one in (arm, control)]
+    rows = [read_json(folder / "arm.json") for folder in at]
+    tasks = [TransferTask.load(one / ("model-train" if work.refit else "model")) for one in at]
+    start = time.perf_counter()
+    found = guard(
+        tasks[0].recommender,
+        tasks[1].recommender,
+        split.valid,
+        histories=split.valid_history,
+        allow=split.valid_items,
+        k=work.ks[0],
+        rng=work.rng,
+    )
+    seconds = time.perf_counter() - start
+    valid, recommender = _valid_score(work, found.recommender), found.recommender
+    if work.refit:
+        tasks = [TransferTask.load(one / "model") for one in at]
+        recommender = found.refitted(tasks[0].recommender, tasks[1].recommender)
+    task, row = (tasks[0], rows[0]) if found.verdict.kept else (tasks[1], rows[1])
+    task.recommender = recommender
+    task.save(folder / "model")
+    facts = _asked(work, task, folder)
+    carried = ("content", "settings", "weights", "curve")
+    return {
+        **{name: row[name] for name in carried}, "guard_of": arm.name, "trials": [], "valid": valid, **facts,
+        "seconds": {**facts["seconds"], "guard": seconds, "fit": row["seconds"]["fit"]},
+        "guard": {"arm": arm.name, "control": control.name, **found.verdict.to_dict()},
+    }  # fmt: skip
+
+
+def peak_memory_mib() -> float:
+    """Largest resident size of this process so far, MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says begins at the size of the process that started this one
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)

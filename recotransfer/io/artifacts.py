@@ -1,0 +1,363 @@
+"""A saved thing is a folder of checksummed parts, written atomically and loaded without executing anything.
+
+`manifest.json` holds {"format": 1, "class": ..., "package": ..., "parts": {file: {"sha256": ..., "bytes": ...}}}. Parts
+are `NAME.npy` (memory-mapped on load), `NAME.json`, `NAME.parquet` and the files of folders `NAME/`, which hold models.
+There is no pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+from uuid import UUID
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from recotransfer.data import Interactions
+from recotransfer.errors import ArtifactError, InputError
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+_MODEL_FILES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".md"}  # text and tensors: none of it can run
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears under `path` whole or not at all, flushed to disk first."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `path` when all is written, flushed to disk; else it is gone again.
+
+    A folder that is at `path` already is replaced: check first that nothing in it is to be kept.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield folder
+        for part in _files(folder):
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        os.chmod(folder, 0o777 & ~_umask())
+        _swap_in(folder, path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to a file beside other results, atomically; equal values give equal bytes."""
+    with atomic_file(path) as file:
+        file.write((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file that `write_json` wrote; refuses a damaged one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged; give another folder, or remove this one and begin again")
+    return value
+
+
+def digest_of_events(events: Interactions) -> str:
+    """Fingerprint of a log: its ids and events."""
+    arrays = (events.users.ids, events.items.ids, events.user, events.item, events.weight, events.time)
+    return digest(*(a for a in arrays if a is not None))
+
+
+def digest(*arrays: Any) -> str:
+    """Fingerprint of arrays of any type; 1 and "1" differ."""
+    out = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        out.update(f"{len(array)}{array.dtype.kind}\0".encode())
+        if array.dtype.kind in "iufb":
+            out.update(np.ascontiguousarray(array).tobytes())
+        else:
+            for value in array.tolist():
+                out.update(f"{type(value).__name__}:{value!r}\0".encode("utf-8", "surrogatepass"))
+    return out.hexdigest()
+
+
+class ArtifactWriter:
+    """Collects the parts of one folder; use through `write_artifact`."""
+
+    def __init__(self, folder: Path, prefix: str = "") -> None:
+        self.folder, self.prefix = folder, prefix
+
+    def within(self, name: str) -> ArtifactWriter:
+        """A writer into the same folder whose part names begin with `name.`."""
+        return ArtifactWriter(self.folder, f"{self.prefix}{name}.")
+
+    def _path(self, file: str) -> Path:
+        path = self.folder / (self.prefix + file)
+        if path.exists():
+            raise ValueError(f"part {path.name} is written twice")
+        return path
+
+    def array(self, name: str, values: NDArray[Any]) -> None:
+        """Store a numeric or boolean array."""
+        if values.dtype == object:
+            raise TypeError(f"array {name} has dtype object; store ids with .ids and tables with .table")
+        np.save(self._path(f"{name}.npy"), np.ascontiguousarray(values), allow_pickle=False)
+
+    def matrix(self, name: str, values: sparse.csr_array | NDArray[Any]) -> None:
+        """Store a sparse matrix as three arrays and its shape, a dense one as an array."""
+        if isinstance(values, np.ndarray):
+            self.array(name, values)
+            return
+        self.array(f"{name}.data", values.data)
+        self.array(f"{name}.indices", values.indices)
+        self.array(f"{name}.indptr", values.indptr)
+        self.array(f"{name}.shape", np.asarray(values.shape, np.int64))
+
+    def json(self, name: str, value: Any) -> None:
+        """Store plain JSON data."""
+        self._path(f"{name}.json").write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
+
+    def table(self, name: str, frame: pd.DataFrame) -> None:
+        """Store a frame as Parquet."""
+        frame.to_parquet(self._path(f"{name}.parquet"), index=False)
+
+    def ids(self, name: str, ids: NDArray[Any]) -> None:
+        """Store ids so that each comes back with its own type."""
+        self.table(name, _ids_to_frame(ids))
+
+    def folder_of_model(self, name: str, path: str | Path) -> None:
+        """Store the folder of a model's text and tensor files under its own last name; anything else is refused."""
+        source = Path(path)
+        files = _files(source)
+        if bad := next((f for f in files if f.suffix not in _MODEL_FILES), None):
+            raise InputError(f"{bad} is neither text nor safetensors, so it is not stored with a model; remove it")
+        for file in files:
+            target = self._path(f"{name}/{source.absolute().name}/{file.relative_to(source).as_posix()}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+
+
+class Artifact:
+    """An opened folder; parts are checked against the manifest and read when asked for."""
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], prefix: str = "") -> None:
+        self.folder, self.manifest, self.prefix = folder, manifest, prefix
+
+    def within(self, name: str) -> Artifact:
+        """The parts whose names begin with `name.`, as `ArtifactWriter.within` wrote them."""
+        return Artifact(self.folder, self.manifest, f"{self.prefix}{name}.")
+
+    @property
+    def class_name(self) -> str:
+        """The class that wrote the folder."""
+        return str(self.manifest["class"])
+
+    def _part(self, file: str) -> Path:
+        if file not in self:
+            raise ArtifactError(f"{self.folder}: part {self.prefix}{file} is not in {_MANIFEST}; save the model again")
+        return self.folder / (self.prefix + file)
+
+    def __contains__(self, file: str) -> bool:
+        return self.prefix + file in self.manifest["parts"]
+
+    def array(self, name: str) -> NDArray[Any]:
+        """The array, memory-mapped and read-only."""
+        values: NDArray[Any] = np.load(self._part(f"{name}.npy"), mmap_mode="r", allow_pickle=False)
+        return values
+
+    def matrix(self, name: str) -> Any:
+        """The matrix, sparse or dense as it was stored, over memory-mapped arrays."""
+        if f"{name}.npy" in self:
+            return self.array(name)
+        rows, columns = (int(n) for n in self.array(f"{name}.shape"))
+        parts = (self.array(f"{name}.data"), self.array(f"{name}.indices"), self.array(f"{name}.indptr"))
+        return sparse.csr_array(parts, shape=(rows, columns), copy=False)
+
+    def json(self, name: str) -> Any:
+        """The JSON value."""
+        return json.loads(self._part(f"{name}.json").read_text(encoding="utf-8"))
+
+    def table(self, name: str) -> pd.DataFrame:
+        """The frame."""
+        return pd.read_parquet(self._part(f"{name}.parquet"))
+
+    def ids(self, name: str) -> NDArray[Any]:
+        """The ids, each of its own type."""
+        return _frame_to_ids(self.table(name))
+
+    def has_folder(self, name: str) -> bool:
+        """True where `ArtifactWriter.folder_of_model` stored a folder of that name."""
+        return any(part.startswith(f"{self.prefix}{name}/") for part in self.manifest["parts"])
+
+    def folder_of_model(self, name: str) -> Path:
+        """The folder that `ArtifactWriter.folder_of_model` stored; its files were checked like every part."""
+        start = f"{self.prefix}{name}/"
+        names = {part.removeprefix(start).split("/")[0] for part in self.manifest["parts"] if part.startswith(start)}
+        held = [
+            f for f in _files(self.folder / start) if f.relative_to(self.folder).as_posix() in self.manifest["parts"]
+        ]
+        if len(names) != 1 or len(held) != len(_files(self.folder / start)):
+            raise ArtifactError(f"{self.folder}: {start} is not as it was saved; restore it or save the model again")
+        if bad := next((f for f in held if f.suffix not in _MODEL_FILES), None):
+            raise ArtifactError(f"{bad} is neither text nor safetensors; restore the folder or save the model again")
+        return Path(self.folder, start, names.pop())
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise `InputError` where writing an artefact to `path` would fail or lose files that are none of ours."""
+    if not path.exists():
+        parent = next(p for p in path.absolute().parents if p.exists())
+        if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+            raise InputError(f"{path} cannot be made, for {parent} is no folder that can be written to; choose another")
+    elif Path.cwd().is_relative_to(path.resolve()):
+        raise InputError(f"{path} is the working folder or holds it; give a folder of its own")
+    elif not path.is_dir():
+        raise InputError(f"{path} is a file; give a new folder, or that of an earlier model")
+    elif held := {p.name for p in path.iterdir()}:
+        try:
+            parts = set(json.loads((path / _MANIFEST).read_text(encoding="utf-8"))["parts"])
+        except (OSError, ValueError, LookupError, TypeError):
+            raise InputError(f"{path} holds other files; give a new folder, or that of an earlier model") from None
+        if more := sorted(held - {_MANIFEST} - {part.split("/")[0] for part in parts}):
+            raise InputError(f"{path} holds {more[0]!r} beside a model, which would be lost; move it away")
+
+
+def write_artifact(path: str | Path, class_name: str, fill: Callable[[ArtifactWriter], None]) -> None:
+    """Write a folder through `fill`, then put it in place of `path` in one step.
+
+    An existing artefact at `path` is replaced; anything else is refused, see `check_replaceable`.
+    """
+    from recotransfer._version import __version__
+
+    path = Path(path)
+    check_replaceable(path)
+    with atomic_folder(path) as folder:
+        fill(ArtifactWriter(folder))
+        parts = {
+            p.relative_to(folder).as_posix(): {"sha256": sha256(p), "bytes": p.stat().st_size} for p in _files(folder)
+        }
+        manifest = {"format": FORMAT, "class": class_name, "package": __version__, "parts": parts}
+        (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def _swap_in(folder: Path, path: Path) -> None:
+    if not path.exists():
+        os.rename(folder, path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    os.rename(path, old / "was")
+    try:
+        os.rename(folder, path)
+    except BaseException:
+        os.rename(old / "was", path)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def open_artifact(path: str | Path) -> Artifact:
+    """An opened folder whose format, sizes and checksums were checked; `ArtifactError` names the bad part."""
+    folder = Path(path)
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        if (version := manifest["format"]) != FORMAT:
+            raise ArtifactError(
+                f"{folder} has format {version}, this version reads {FORMAT}; install the version that wrote it"
+            )
+        parts = [(name, part["bytes"], part["sha256"]) for name, part in manifest["parts"].items()]
+        _ = manifest["class"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(f"{folder} holds no {_MANIFEST}; give the folder that `save` wrote") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
+        raise ArtifactError(f"{folder / _MANIFEST} is damaged ({cause}); save the model again") from None
+    for name, size, digest in parts:
+        part = folder / name
+        if not {"", ".", ".."}.isdisjoint(name.split("/")) or "\\" in name or not part.is_file():
+            raise ArtifactError(f"{folder}: part {name} is missing; restore the folder or save the model again")
+        if part.stat().st_size != size or sha256(part) != digest:
+            raise ArtifactError(f"{folder}: part {name} was truncated or edited; restore it or save the model again")
+    return Artifact(folder, manifest)
+
+
+def _parts_to_text(value: tuple[Any, ...]) -> str:
+    parts = [v.item() if isinstance(v, np.generic) else v for v in value]
+    return json.dumps([[kind := _KINDS[type(part)], _TO_TEXT[kind](part)] for part in parts])
+
+
+def _parts_from_text(text: str) -> tuple[Any, ...]:
+    return tuple(_FROM_TEXT[kind](part) for kind, part in json.loads(text))
+
+
+_TO_TEXT: dict[str, Callable[[Any], str]] = {
+    "int": str, "float": float.hex, "str": str, "bytes": bytes.hex, "bool": str, "uuid": str, "tuple": _parts_to_text,
+}  # fmt: skip
+_FROM_TEXT: dict[str, Callable[[str], Any]] = {
+    "int": int, "float": float.fromhex, "str": str, "bytes": bytes.fromhex, "bool": "True".__eq__, "uuid": UUID,
+    "tuple": _parts_from_text,
+}  # fmt: skip
+_KINDS = {bool: "bool", int: "int", float: "float", str: "str", bytes: "bytes", UUID: "uuid", tuple: "tuple"}
+
+
+def _ids_to_frame(ids: NDArray[Any]) -> pd.DataFrame:
+    if ids.dtype != object:
+        return pd.DataFrame({"id": ids})
+    ids = np.fromiter((v.item() if isinstance(v, np.generic) else v for v in ids), dtype=object, count=len(ids))
+    kinds = [_KINDS.get(type(v), "") for v in ids]
+    if set(kinds) <= {"str"}:
+        return pd.DataFrame({"id": pd.Series(ids, dtype="str")})
+    text = []
+    for kind, value in zip(kinds, ids, strict=True):
+        try:
+            text.append(_TO_TEXT[kind](value))
+        except KeyError:
+            what = f"id {value!r} of type {type(value).__name__}"
+            raise InputError(f"{what} cannot be saved; use str, int, float, bytes, UUID or tuples of them") from None
+    return pd.DataFrame({"kind": kinds, "text": text})
+
+
+def _frame_to_ids(frame: pd.DataFrame) -> NDArray[Any]:
+    if "id" in frame:
+        return np.asarray(frame["id"])
+    values = (_FROM_TEXT[kind](text) for kind, text in zip(frame["kind"], frame["text"], strict=True))
+    return np.fromiter(values, dtype=object, count=len(frame))  # an array of tuples would be a table

@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: histories, ridge solves, sparse matrices and exact top-k."""

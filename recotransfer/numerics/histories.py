@@ -1,0 +1,102 @@
+"""Events as weighted histories: one sparse row per user."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from recotransfer.data import IdMap, Interactions
+from recotransfer.numerics.vectors import Float
+
+
+def histories(events: Interactions, decay: float = 1.0) -> sparse.csr_array:
+    """(users, items) float32: strength of each pair times `decay` ** age.
+
+    Age counts distinct items from the user's newest (age 0) backwards. Strength is log2(1 + summed weight) of the pair,
+    the logarithmic confidence of Hu, Koren and Volinsky (2008): one event of weight 1 counts 1. Pairs whose strength is
+    nothing, by a weight of 0 or less or by great age, are not stored.
+    """
+    item, strength, age, start = sequences(events)
+    user = np.repeat(np.arange(len(events.users)), np.diff(start))
+    data = strength * (decay**age).astype(np.float32)
+    out = sparse.coo_array((data, (user, item)), shape=(len(events.users), len(events.items))).tocsr()
+    out.eliminate_zeros()
+    return out
+
+
+def sequences(events: Interactions) -> tuple[NDArray[np.int64], Float, NDArray[np.int64], NDArray[np.int64]]:
+    """Each user's distinct items, oldest first: item, strength and age of each, and where each user's begin.
+
+    Strength and age are those of `histories`; the items of user u stand at start[u] : start[u + 1].
+    """
+    last, total, start = _last_events(events)
+    size = np.diff(start)
+    age = np.repeat(start[1:], size) - 1 - np.arange(len(last))
+    return events.item[last], np.log2(1 + np.maximum(total, 0)).astype(np.float32), age, start
+
+
+def _last_events(events: Interactions) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """Rows of each pair's last event in user and time order, the pair's summed weight, and each user's offset."""
+    order = events.order
+    pair = events.user[order] * max(len(events.items), 1) + events.item[order]
+    unique, first_from_end, inverse = np.unique(pair[::-1], return_index=True, return_inverse=True)
+    total = np.bincount(inverse, weights=events.weight[order][::-1], minlength=len(unique)).astype(np.float64)
+    place = len(order) - 1 - first_from_end
+    by_time = np.argsort(place)
+    rows: NDArray[np.int64] = order[place[by_time]]
+    start = np.searchsorted(events.user[rows], np.arange(len(events.users) + 1)).astype(np.int64)
+    return rows, total[by_time], start
+
+
+def changed_users(before: Interactions, events: Interactions) -> NDArray[np.int64]:
+    """Users who have more events than before; both are sorted by user, over the same users."""
+    return np.flatnonzero(np.diff(events.offsets) > np.diff(before.offsets))
+
+
+def seen_items(events: Interactions) -> sparse.csr_array:
+    """(users, items) with a mark where the user has the item, to leave out."""
+    shape = (len(events.users), len(events.items))
+    return sparse.coo_array((np.ones(len(events), np.float32), (events.user, events.item)), shape=shape).tocsr()
+
+
+def subset(events: Interactions, users: NDArray[np.int64]) -> Interactions:
+    """The events of some distinct users, numbered in the order asked; `events` are sorted by user."""
+    start = events.offsets
+    sizes = start[users + 1] - start[users]
+    offsets = np.repeat(start[users] - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes)
+    rows = np.arange(int(sizes.sum())) + offsets
+    return Interactions(
+        IdMap(events.users.take(users)),
+        events.items,
+        np.repeat(np.arange(len(users)), sizes),
+        events.item[rows],
+        events.weight[rows],
+        None if events.time is None else events.time[rows],
+    )
+
+
+def transitions(
+    events: Interactions, past: float, future: float, horizon: int = 50
+) -> tuple[sparse.csr_array, sparse.csr_array]:
+    """Pasts and futures, both (splits, items): every user's sequence cut before each of its events but the first.
+
+    The past weighs `past` ** age, the future `future` ** gap; both reach at most `horizon` events far. This is the
+    directed item-item regression of sessions: Choi et al., "Session-aware linear item-item models" (SLIST, 2021).
+    """
+    last, _, start = _last_events(events)
+    item, length = events.item[last], np.diff(start)
+    cuts = np.maximum(length - 1, 0)
+    owner = np.repeat(np.arange(len(length)), cuts)
+    cut = np.arange(len(owner)) - np.repeat(np.cumsum(cuts) - cuts, cuts) + 1
+    back = np.minimum(cut, horizon)
+    ahead = np.minimum(length[owner] - cut, horizon)
+    shape = (len(owner), len(events.items))
+
+    def side(width: NDArray[np.int64], step: int, first: NDArray[np.int64], decay: float) -> sparse.csr_array:
+        indptr = np.concatenate([[0], np.cumsum(width)])
+        gap = np.arange(indptr[-1]) - np.repeat(indptr[:-1], width)
+        at = np.repeat(start[owner] + first, width) + step * gap
+        return sparse.csr_array(((decay**gap).astype(np.float32), item[at], indptr), shape=shape)
+
+    return side(back, -1, cut - 1, past), side(ahead, 1, cut, future)

@@ -1,0 +1,160 @@
+"""Closed-form ridge solves: EASE, sparse local ridge, ALS half-steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg, sparse
+
+from recotransfer.errors import InputError
+from recotransfer.numerics.sparse import by_line, columns_to_csr
+from recotransfer.numerics.vectors import Float
+
+_BLOCK = 1024  # users multiplied with a dense matrix at a time
+
+
+def ease(gram: Float, reg: float) -> Float:
+    """(n, n) weights of EASE: argmin |X - XB|^2 + reg |B|^2 with zero diagonal, from gram = X'X.
+
+    Steck, "Embarrassingly shallow autoencoders for sparse data" (2019).
+    """
+    system = _regularised(gram, reg)
+    potrf, potri = linalg.get_lapack_funcs(("potrf", "potri"), (system,))
+    factor, fault = potrf(system, lower=True, overwrite_a=True, clean=True)
+    if fault:
+        raise _not_definite(reg)
+    lower, _ = potri(factor, lower=True, overwrite_c=True)
+    inverse = np.tril(lower) + np.tril(lower, -1).T
+    out = inverse / -np.diag(inverse)
+    np.fill_diagonal(out, 0)
+    return np.asarray(out, np.float32)
+
+
+def ease_updated(weights: Float, before: sparse.csr_array, after: sparse.csr_array, reg: float) -> Float:
+    """(n, n) weights of EASE on the histories `after` (users, n) from those on `before` (users, n), by changed users.
+
+    `weights` (m, m) know the first m items; the others have no cell in `before`. The diagonal of the inverse of
+    X'X + reg I, and with it the inverse, is had back from the weights: its product with the system has a diagonal of
+    ones. The matrix inversion lemma changes it by 2 rows for each changed user, in n^2 per row instead of n^3.
+    """
+    n, m = after.shape[1], len(weights)
+    old = sparse.csr_array(before[:, :m])
+    power, explained = old.power(2).sum(axis=0), np.zeros(m)
+    for first in range(0, old.shape[0], _BLOCK):
+        block = old[first : first + _BLOCK]
+        explained += np.asarray(block.multiply(block @ weights).sum(axis=0))
+    inverse = np.zeros((n, n), _precision(n), order="F")
+    inverse[:m, :m] = weights
+    inverse[:m, :m] /= explained - power - reg
+    inverse[np.arange(n), np.arange(n)] = 1 / reg
+    inverse[np.arange(m), np.arange(m)] = 1 / (power + reg - explained)
+    rows = np.flatnonzero(np.diff(_nonzero(after - before).indptr))
+    changed = sparse.csr_array(sparse.vstack([after[rows], before[rows]]), dtype=inverse.dtype)
+    sign = np.repeat([1.0, -1.0], len(rows))[np.diff(changed.indptr) > 0]
+    changed = changed[np.diff(changed.indptr) > 0]
+    through = np.asarray(changed @ inverse)
+    system = np.asarray(changed @ through.T, np.float64) + np.diag(sign)
+    inverse -= through.T @ np.linalg.solve(system, through).astype(inverse.dtype)
+    out = np.divide(inverse, -np.diag(inverse), out=inverse)
+    np.fill_diagonal(out, 0)
+    return np.asarray(out, np.float32)
+
+
+def _nonzero(matrix: Any) -> sparse.csr_array:
+    out = sparse.csr_array(matrix)
+    out.eliminate_zeros()
+    return out
+
+
+def ridge(gram: Float, target: Float, reg: float) -> Float:
+    """(n, m) weights W with (gram + reg I) W = target."""
+    system = _regularised(gram, reg)
+    try:
+        factor = linalg.cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
+    except linalg.LinAlgError:
+        raise _not_definite(reg) from None
+    return np.asarray(linalg.cho_solve(factor, target.astype(system.dtype), check_finite=False), np.float32)
+
+
+def _regularised(gram: Float, reg: float) -> NDArray[Any]:
+    """A Fortran-ordered copy of gram + reg I; double precision where that is cheap."""
+    _check_reg(reg)
+    system: NDArray[Any] = np.array(gram, dtype=_precision(len(gram)), order="F")
+    system[np.diag_indices_from(system)] += reg
+    return system
+
+
+def _precision(n: int) -> type[np.floating[Any]]:
+    return np.float64 if n <= 4096 else np.float32
+
+
+def _check_reg(reg: float) -> None:
+    if not reg > 0:
+        raise InputError(f"reg must be positive, got {reg}")
+
+
+def _not_definite(reg: float) -> InputError:
+    return InputError(f"the item-item matrix is not positive definite at reg {reg}; take a larger reg")
+
+
+def unobserved_metric(factors: Float, reg: float, unobserved: float) -> Float:
+    """(dim, dim) inverse of unobserved * F'F + reg I: what a user who did nothing is measured with in `half_step`."""
+    _check_reg(reg)
+    gram = unobserved * (factors.T @ factors).astype(np.float64) + reg * np.eye(factors.shape[1])
+    return np.asarray(np.linalg.inv(gram), np.float32)
+
+
+def half_step(history: sparse.csr_array, factors: Float, metric: Float) -> sparse.csr_array:
+    """(users, n) weights W, sparse like `history`, such that the user vectors are W @ factors @ metric.
+
+    Each user's vector x minimises unobserved * |F x|^2 + sum over own items i of s_i (1 - f_i.x)^2 + reg |x|^2: the
+    user half-step of implicit ALS (Hu, Koren and Volinsky, 2008) with the item factors held. The matrix inversion lemma
+    solves it in the space of the user's own items, one small system each, so that every weight belongs to one of them.
+    `metric` comes from `unobserved_metric`.
+    """
+    dim = factors.shape[1]
+    root = np.linalg.cholesky(metric.astype(np.float64)).astype(np.float32)
+    out = sparse.csr_array(history, dtype=np.float32, copy=True)
+    sizes = np.diff(history.indptr)
+    for size in np.unique(sizes[sizes > 0]):
+        rows = np.flatnonzero(sizes == size)
+        step = max(1, int(2e7 // (size * (size + dim))))
+        for s in range(0, len(rows), step):
+            at = history.indptr[rows[s : s + step], None] + np.arange(size)
+            strength = history.data[at].astype(np.float64)
+            mapped = factors[history.indices[at]] @ root
+            system = (mapped @ mapped.transpose(0, 2, 1)).astype(np.float64)
+            system[:, np.arange(size), np.arange(size)] += 1 / strength
+            out.data[at] = np.linalg.solve(system, np.ones((len(at), size, 1)))[..., 0]
+    return out
+
+
+def local_ridge(
+    gram: sparse.csr_array, target: sparse.csr_array, reg: float, neighbours: int, exclude_self: bool = True
+) -> sparse.csr_array:
+    """(n, n) sparse weights whose column j solves the ridge system on the `neighbours` rows most telling of j.
+
+    Rows are picked by their own drop in squared error, target_ij^2 / (gram_ii + reg). With exclude_self the diagonal
+    stays zero. With gram = target = X'X and all rows this is EASE; with few it is SLIM with feature selection (Ning and
+    Karypis, 2011) in closed form: n systems of `neighbours` unknowns instead of one of n, so memory grows with n.
+    """
+    _check_reg(reg)
+    if neighbours < 1:
+        raise InputError(f"neighbours must be at least 1, got {neighbours}")
+    gram, columns = sparse.csr_array(gram), sparse.csc_array(target)
+    from numba import get_num_threads
+
+    from recotransfer.numerics._item_loops import local_ridge_columns
+
+    rows, values = local_ridge_columns(
+        *by_line(gram),
+        *by_line(columns),
+        gram.diagonal().astype(np.float32),
+        neighbours,
+        reg,
+        exclude_self,
+        get_num_threads(),
+    )
+    return columns_to_csr(rows, values, height=gram.shape[0])

@@ -1,0 +1,119 @@
+"""Operations on sparse matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from recotransfer.numerics.vectors import Float
+
+
+def columns_to_csr(rows: NDArray[np.int32], values: Float, *, height: int) -> sparse.csr_array:
+    """(height, n) CSR from up to m entries per column: rows (n, m) with -1 past the end, values (n, m)."""
+    used = (rows >= 0) & (values != 0)
+    indptr = np.concatenate([[0], np.cumsum(used.sum(axis=1))])
+    out = sparse.csc_array((values[used], rows[used], indptr), shape=(height, len(rows)))
+    return out.tocsr()
+
+
+def keep_largest(matrix: sparse.csr_array, count: int) -> sparse.csr_array:
+    """The matrix with only the `count` largest magnitudes of each column; ties go to the lower row."""
+    from numba import get_num_threads
+
+    from recotransfer.numerics._item_loops import largest_of_columns
+
+    columns = sparse.csc_array(matrix)
+    columns.sort_indices()
+    found = largest_of_columns(*by_line(columns), count, get_num_threads())
+    return columns_to_csr(*found, height=matrix.shape[0])
+
+
+def product_top_k(
+    history: sparse.csr_array,
+    weights: sparse.csr_array,
+    k: int,
+    exclude: sparse.csr_array | None,
+    mask: NDArray[np.bool_] | None,
+) -> tuple[NDArray[np.int64], Float]:
+    """Positions and scores (users, k) of the k greatest positive cells of `history @ weights`.
+
+    Rows with fewer end in -1 and -inf. The product is never held: memory is users x k. Ties go to the lower position.
+    """
+    from numba import get_num_threads
+
+    from recotransfer.numerics import _item_loops as kernels
+
+    barred = by_line(sparse.csr_array((0, 0)) if exclude is None else exclude)[:2]
+    allowed = np.empty(0, np.bool_) if mask is None else mask
+    positions, scores = kernels.product_top_k(by_line(history), by_line(weights), barred, allowed, k, get_num_threads())
+    return positions, scores
+
+
+def smoothed(
+    behaviour: sparse.csr_array,
+    stand_in: sparse.csr_array,
+    own_column: Float,
+    lookalikes: sparse.csr_array,
+    own: Float,
+    content: sparse.csr_array,
+    keep: int,
+) -> sparse.csr_array:
+    """(n, m) columns of S B S' + content, the `keep` largest of each, for m items; see `HybridItems`.
+
+    behaviour B (n, n); stand_in (n, m) and own_column (m,) of the m items; lookalikes W (n, n) and own (n,) of all;
+    content (n, m). A column with own_column > 0 must stand at its own place in behaviour.
+    """
+    from numba import get_num_threads
+
+    from recotransfer.numerics._item_loops import smoothed_columns
+
+    found = smoothed_columns(
+        by_line(sparse.csc_array(behaviour)),
+        by_line(sparse.csc_array(stand_in)),
+        by_line(lookalikes),
+        by_line(sparse.csc_array(content)),
+        own_column,
+        own,
+        keep,
+        get_num_threads(),
+    )
+    return columns_to_csr(*found, height=len(own))
+
+
+def by_line(matrix: sparse.csr_array | sparse.csc_array) -> tuple[NDArray[np.int32], NDArray[np.int64], Float]:
+    """(indices, indptr, values) of a compressed matrix, all read-only and of one type each.
+
+    The compiled loops are compiled anew for every combination of types, and memory-mapped arrays are read-only.
+    """
+    out = []
+    for array, kind in ((matrix.indices, np.int32), (matrix.indptr, np.int64), (matrix.data, np.float32)):
+        view = array.astype(kind, copy=False).view()
+        view.flags.writeable = False
+        out.append(view)
+    return out[0], out[1], out[2]
+
+
+def scaled(matrix: sparse.csr_array, rows: NDArray[Any] | None, columns: NDArray[Any] | None) -> sparse.csr_array:
+    """The matrix with row i times rows[i] and column j times columns[j]."""
+    out = matrix
+    if rows is not None:
+        out = sparse.diags_array(np.asarray(rows, np.float32)).tocsr() @ out
+    if columns is not None:
+        out = out @ sparse.diags_array(np.asarray(columns, np.float32)).tocsr()
+    return sparse.csr_array(out)
+
+
+def without_diagonal(matrix: Any) -> Any:
+    """The square matrix, dense or sparse, with a zero diagonal; it is changed in place.
+
+    An item does not speak for itself.
+    """
+    if isinstance(matrix, np.ndarray):
+        np.fill_diagonal(matrix, 0)
+        return matrix
+    matrix.setdiag(0)
+    matrix.eliminate_zeros()
+    return matrix

@@ -1,0 +1,101 @@
+"""Recommenders whose score is a product of user and item vectors."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+
+from recotransfer.data import Filter, Interactions, Recommendations
+from recotransfer.errors import InputError
+from recotransfer.io.artifacts import Artifact, ArtifactWriter
+from recotransfer.numerics.histories import subset
+from recotransfer.numerics.topk import TopK, top_k
+from recotransfer.numerics.vectors import Float, unit_rows
+from recotransfer.recommenders.base import Recommender
+from recotransfer.retrieval import ExactIndex, Index, choose_index, load_index
+
+
+class FactorModel(Recommender):
+    """Recommenders whose score is `user vector . item vector`; an index finds the best items.
+
+    Attributes:
+        index_: holds the item vectors and searches them; exact until `choose_index` finds something quicker.
+        index_report_: which index that is, why, and its recall.
+    """
+
+    source_of_scores: ClassVar[str] = "behaviour"
+
+    index_: Index
+    index_report_: str
+
+    @abstractmethod
+    def _queries(self, events: Interactions) -> Float:
+        """(users of `events`, dim) user vectors; zero where nothing is known of the user."""
+
+    @property
+    def factors_(self) -> Float:
+        """(items, dim) item vectors."""
+        return self.index_.vectors
+
+    def _set_factors(self, factors: Float) -> None:
+        self.index_, self.index_report_ = ExactIndex().build(factors), "exact"
+
+    def choose_index(self, target_recall: float = 0.95, *, users: int = 200, rng: int = 0) -> Self:
+        """Take the quickest index, measured on known users' queries, that finds `target_recall` of the exact top 10.
+
+        Single requests over large catalogues gain; `for_batch` goes back to exact search. Returns self.
+        """
+        self._check_fitted()
+        known = self.events_
+        drawn = np.sort(np.random.default_rng(rng).permutation(len(known.users))[:users])
+        queries = self._queries(subset(known, drawn))
+        chosen = choose_index(self.factors_, target_recall=target_recall, sample_queries=queries)
+        self.index_, self.index_report_ = chosen.index, chosen.reason
+        return self
+
+    def for_batch(self) -> Self:
+        """A copy that searches exactly, which for many users at once is also the quickest."""
+        out = copy.copy(self)
+        out._set_factors(self.factors_)
+        return out
+
+    def _scores(self, events: Interactions) -> Float:
+        return self._queries(events) @ self.factors_.T
+
+    def _rank(
+        self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
+    ) -> TopK:
+        queries = self._queries(events)
+        top = self.index_.search(queries, k, exclude=exclude, mask=mask)
+        unknown = ~queries.any(axis=1)
+        top.positions[unknown], top.scores[unknown] = -1, -np.inf
+        return top
+
+    def similar_items(
+        self, items: ArrayLike, k: int = 10, *, filter: Filter | None = None, reason: bool = False
+    ) -> Recommendations:
+        """The k items with the greatest cosine to each of `items`."""
+        self._check_fitted()
+        if reason:
+            raise InputError(f"{type(self).__name__} compares factors, which give no reasons; leave reason out")
+        positions = self.catalogue_.positions(items)
+        mask = None if filter is None else filter.mask(self.catalogue_, self.item_columns)
+        rows = np.arange(len(positions))
+        shape = (len(rows), len(self.catalogue_))
+        own = sparse.coo_array((np.ones(len(rows), np.float32), (rows, positions)), shape=shape).tocsr()
+        unit = unit_rows(self.factors_)
+        top = top_k(unit[positions], unit, min(k, len(self.catalogue_)), exclude=own, mask=mask)
+        return Recommendations(self.catalogue_.take(positions), self.catalogue_, top.positions, top.scores)
+
+    def _write(self, writer: ArtifactWriter) -> None:
+        self.index_.save(writer, "index")
+        writer.json("index_report", self.index_report_)
+
+    def _read(self, artifact: Artifact) -> None:
+        self.index_ = load_index(artifact, "index")
+        self.index_report_ = artifact.json("index_report")

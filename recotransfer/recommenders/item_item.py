@@ -1,0 +1,57 @@
+"""Recommenders whose score is a product of the history and an item-item matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from recotransfer.data import Interactions
+from recotransfer.io.artifacts import Artifact, ArtifactWriter
+from recotransfer.numerics.sparse import product_top_k
+from recotransfer.numerics.topk import TopK
+from recotransfer.numerics.vectors import Float
+from recotransfer.recommenders.base import Matrix, Recommender
+
+
+class ItemItem(Recommender):
+    """Recommenders whose score is `history @ weights`: users are what they did, and only positive evidence counts.
+
+    Attributes:
+        history_decay: weight of each own item per step of age; 1 forgets nothing. Untimed logs forget nothing.
+        weights_: (items, items), row = item held, column = item spoken for; sparse, or dense for small catalogues.
+    """
+
+    history_decay: float
+    weights_: Matrix
+
+    def _scores(self, events: Interactions) -> sparse.csr_array:
+        scores = sparse.csr_array(self._strengths(events) @ self.weights_)
+        scores.data[scores.data < 0] = 0
+        scores.eliminate_zeros()
+        return scores
+
+    def _rank(
+        self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
+    ) -> TopK:
+        if isinstance(self.weights_, np.ndarray):
+            return super()._rank(events, k, exclude, mask)
+        return TopK(*product_top_k(self._strengths(events), self.weights_, k, exclude, mask))
+
+    def _evidence(self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]) -> Mapping[str, Float]:
+        return {"behaviour": strength[:, None] * cells(self.weights_, history, items)}
+
+    def _write(self, writer: ArtifactWriter) -> None:
+        writer.matrix("weights", self.weights_)
+
+    def _read(self, artifact: Artifact) -> None:
+        self.weights_ = artifact.matrix("weights")
+
+
+def cells(weights: Matrix, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Float:
+    """(len(rows), len(columns)) dense excerpt of a dense or sparse matrix."""
+    if isinstance(weights, np.ndarray):
+        return weights[np.ix_(rows, columns)]
+    return np.asarray(weights[rows][:, columns].toarray(), np.float32)

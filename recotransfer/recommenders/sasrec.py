@@ -1,0 +1,292 @@
+"""A causal transformer over each user's items: SASRec, with the items' content where it is given."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from recotransfer.data import Embeddings, Interactions
+from recotransfer.errors import InputError
+from recotransfer.io.artifacts import Artifact, ArtifactWriter
+from recotransfer.numerics.histories import changed_users
+from recotransfer.numerics.topk import TopK, top_k
+from recotransfer.numerics.vectors import Float, unit_rows
+from recotransfer.recommenders._sasrec_network import (
+    SPREAD,
+    Int,
+    Network,
+    Sequences,
+    ranges,
+    read_users,
+    training_sequences,
+)
+from recotransfer.recommenders.factor_model import FactorModel
+
+_K = 10
+_MAP_STEP = 0.02  # of the learning rate: one entry of the map moves every item, a vector's entry only its own
+_FEWER = 3  # users visited by a fit to those by an update, at most
+
+
+class SASRec(FactorModel):
+    """The next item from the order of the user's items, by a causal transformer (Kang and McAuley, 2018).
+
+    Trained as Klenitskiy and Vasilev, "Turning dross into gold loss" (2023), found best: cross-entropy of the true next
+    item against sampled ones, here the same for a whole batch. A user is what the network makes of the last `length`
+    distinct items, so new users need no refit; the order of an untimed log is its time.
+
+    Fitted with embeddings, an item's vector is a map of its content plus a vector of its own. The map begins as the
+    main components of the content, drawn together in size, and learns slowly; the own vectors begin at zero. Items that
+    no sequence holds keep zero, so they are ranked on content, beside all others; new ones enter through `extend`.
+    Without embeddings they follow by popularity. A seed gives one result for a machine and number of threads.
+
+    Args:
+        dim: width of the item vectors and of the network.
+        blocks: attention layers.
+        dropout: share of values zeroed while training, below 1.
+        length: newest items of a history that are read.
+        negatives: items drawn for each batch; all of them where there are no more.
+        learning_rate: step of Adam.
+        batch_size: users per step.
+        epochs: sweeps at most.
+        patience: sweeps without a better NDCG@10 on held-out items until training stops; the best weights are kept.
+        rng: seed.
+
+    Attributes:
+        curve_: one row per sweep: epoch, loss, ndcg (None where no user could be held out), seconds.
+    """
+
+    scores_new_items: ClassVar[bool] = True
+    search_space: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "dim": (32, 128),
+        "dropout": (0.1, 0.7),
+        "learning_rate": (0.0005, 0.005),
+        "negatives": (128, 1024),
+    }
+
+    curve_: list[dict[str, Any]]
+
+    def __init__(
+        self,
+        *,
+        dim: int = 64,
+        blocks: int = 1,
+        dropout: float = 0.5,
+        length: int = 50,
+        negatives: int = 512,
+        learning_rate: float = 0.002,
+        batch_size: int = 128,
+        epochs: int = 100,
+        patience: int = 5,
+        rng: int = 0,
+    ) -> None:
+        self.dim, self.blocks, self.dropout, self.length = dim, blocks, dropout, length
+        self.negatives, self.learning_rate, self.batch_size = negatives, learning_rate, batch_size
+        self.epochs, self.patience, self.rng = epochs, patience, rng
+
+    # -- fit -----------------------------------------------------------------------------------------------------------
+
+    def _fit(self, events: Interactions, items: Embeddings | None) -> None:
+        import torch
+
+        if self.dropout >= 1:
+            raise InputError(f"SASRec: dropout must be below 1, got {self.dropout}")
+        rng = np.random.default_rng(self.rng)
+        sequences = training_sequences(events, np.ones(len(events.items), bool))
+        held = sequences.hold_out(rng)
+        learned = sequences.items_in_order()
+        if not len(learned):
+            raise InputError("SASRec learns what follows what, but no user has two different items; use another model")
+        content = None if items is None else unit_rows(items.vectors)
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(self.rng)
+            network = Network.new(len(events.items), self.dim, self.length, self.blocks, content)
+            self._train(network, sequences, held, learned, rng, self.epochs)
+        known = np.zeros(len(events.items), bool)
+        known[learned] = True
+        network.weights["own"][torch.from_numpy(~known).to(network.device)] = 0  # never trained: noise from the start
+        self._set_factors(network.all_vectors())
+        self.known_ = known if items is None else known | items.has_content
+        arrays = network.to_numpy()
+        del arrays["own"]
+        self.map_, self.network_ = arrays.pop("map", None), arrays
+
+    def _width(self) -> int | None:
+        return None if self.map_ is None else len(self.map_)
+
+    def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
+        """Vectors go on from where they are, those of new items from their mapped content; the map itself stays."""
+        import torch
+
+        rng = np.random.default_rng(self.rng)
+        sequences, changed = training_sequences(events, np.ones(len(events.items), bool)), changed_users(before, events)
+        held, learned = sequences.hold_out(rng, changed), sequences.items_in_order()
+        known, own = np.zeros(len(events.items), bool), np.zeros((len(events.items), self.dim), np.float32)
+        known[: len(self.known_)], own[: len(self.known_)] = self.known_, self.factors_
+        if self.map_ is not None and fresh is not None:
+            known[len(self.known_) :] = fresh.has_content
+            own[len(self.known_) :] = unit_rows(fresh.vectors) @ self.map_
+        without = learned[~known[learned]]
+        own[without] = SPREAD * rng.normal(size=(len(without), self.dim))
+        known[without] = True
+        long = sequences.end - sequences.start >= 2
+        visited = min(2 * int(long[changed].sum()), int(long.sum()))
+        sweeps = min(self.epochs, max(1, self.epochs * int(long.sum()) // (_FEWER * max(visited, 1))))
+        if visited:
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                torch.manual_seed(self.rng)
+                network = Network.of({**self.network_, "own": own})
+                network.learn()
+                self._train(network, sequences, held, learned, rng, sweeps, changed)
+            self.network_ = network.to_numpy()
+            own = self.network_.pop("own")
+        self._set_factors(own)
+        self.known_ = known
+        done = f"{len(self.curve_)} sweeps from the present weights" if visited else "weights as they were"
+        return f"{done}, over {visited} changed users and others"
+
+    def _train(
+        self,
+        network: Network,
+        sequences: Sequences,
+        held: Int,
+        learned: Int,
+        rng: np.random.Generator,
+        epochs: int,
+        changed: Int | None = None,
+    ) -> None:
+        """Sweeps over the sequences until nothing is gained; `network` ends with the best weights.
+
+        Of all users, or of those `changed` and as many others, drawn for each sweep.
+        """
+        import torch
+        from tqdm import tqdm
+
+        steps = [
+            {"params": [weight], "lr": self.learning_rate * (_MAP_STEP if name == "map" else 1)}
+            for name, weight in network.weights.items()
+        ]
+        optimiser = torch.optim.Adam(steps, fused=True)
+        best, best_epoch, kept = -1.0, 0, None
+        self.curve_ = []
+        long = np.flatnonzero(sequences.end - sequences.start >= 2)
+        others = long[:0] if changed is None else np.setdiff1d(long, changed)
+        users = long if changed is None else np.intersect1d(long, changed)
+        for epoch in tqdm(range(1, epochs + 1), desc="SASRec", unit="epoch", disable=None, delay=10):
+            start = time.perf_counter()
+            replayed = rng.permutation(others)[: len(users)]
+            order = rng.permutation(np.concatenate([users, replayed]))
+            loss = self._sweep(network, optimiser, sequences, order, learned, rng)
+            ndcg = self._validate(network, sequences, held, learned) if len(held) else None
+            if not np.isfinite([loss, ndcg or 0]).all():
+                raise InputError(f"SASRec: training diverged; learning_rate {self.learning_rate} is too great")
+            seconds = round(time.perf_counter() - start, 3)
+            self.curve_.append({"epoch": epoch, "loss": loss, "ndcg": ndcg, "seconds": seconds})
+            if ndcg is None:
+                continue
+            if ndcg >= best:  # of equals the later, which has learned more
+                kept = {name: weight.detach().clone() for name, weight in network.weights.items()}
+            if ndcg > best:
+                best, best_epoch = ndcg, epoch
+            elif epoch - best_epoch >= self.patience:
+                break
+        if kept is not None:
+            network.weights = kept
+        network.freeze()
+
+    def _sweep(
+        self,
+        network: Network,
+        optimiser: Any,
+        sequences: Sequences,
+        users: Int,
+        learned: Int,
+        rng: np.random.Generator,
+    ) -> float:
+        """One pass over `users` in their order; the mean loss."""
+        import torch
+        from torch.nn import functional
+
+        total, count = 0.0, 0
+        for first in range(0, len(users), self.batch_size):
+            packed = sequences.packed(users[first : first + self.batch_size], self.length, ahead=1)
+            negatives = learned
+            if len(learned) > self.negatives:
+                negatives = learned[rng.integers(0, len(learned), self.negatives)]
+            past, future = sequences.item[packed.rows], sequences.item[packed.rows + 1]
+            items, place = np.unique(np.concatenate([past, future, negatives]), return_inverse=True)
+            vectors = network.vectors(items)
+            past, future, negatives = (
+                torch.from_numpy(part).to(network.device) for part in np.split(place, [len(past), 2 * len(past)])
+            )
+            states = network.states(functional.embedding(past, vectors), packed, self.dropout)
+            true = (states * functional.embedding(future, vectors)).sum(dim=1, keepdim=True)
+            others = states @ functional.embedding(negatives, vectors).T
+            others = others.masked_fill(future[:, None] == negatives, -torch.inf)
+            loss = (torch.logsumexp(torch.cat([true, others], dim=1), dim=1) - true[:, 0]).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            total, count = total + loss.item() * len(states), count + len(states)
+        return total / count
+
+    def _validate(self, network: Network, sequences: Sequences, held: Int, learned: Int) -> float:
+        """NDCG@10 of the held-out items among all that were trained on, items in the history left out."""
+        factors = network.all_vectors()
+        queries = read_users(network, factors, sequences, held, self.length)
+        if not np.isfinite(queries).all():
+            return np.nan
+        size = sequences.end[held] - sequences.start[held]
+        own = sequences.item[ranges(sequences.start[held], size)]
+        pairs = (np.ones(len(own), np.float32), (np.repeat(np.arange(len(held)), size), own))
+        seen = sparse.coo_array(pairs, shape=(len(held), len(factors))).tocsr()
+        mask = np.isin(np.arange(len(factors)), learned)
+        found = top_k(queries, factors, min(_K, len(factors)), exclude=seen, mask=mask).positions
+        hit = found == sequences.item[sequences.end[held]][:, None]
+        return float((hit / np.log2(np.arange(2, found.shape[1] + 2))).sum(axis=1).mean())
+
+    # -- results -------------------------------------------------------------------------------------------------------
+
+    def _queries(self, events: Interactions) -> Float:
+        sequences = training_sequences(events, self.known_)
+        return read_users(
+            Network.of(self.network_), self.factors_, sequences, np.arange(len(events.users)), self.length
+        )
+
+    def _rank(
+        self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
+    ) -> TopK:
+        if not self.known_.all():  # the zeros of an item that nothing is known of would outrank dislike
+            mask = self.known_ if mask is None else mask & self.known_
+        return super()._rank(events, k, exclude, mask)
+
+    def _extend(self, items: Embeddings) -> None:
+        if self.map_ is None:
+            raise InputError("this SASRec was fitted without embeddings, so new items mean nothing to it")
+        if items.dim != len(self.map_):
+            raise InputError(f"new items have {items.dim} dimensions, the model was fitted with {len(self.map_)}")
+        self.known_ = np.concatenate([self.known_, items.has_content])
+        self.index_ = self.index_.extended(unit_rows(items.vectors) @ self.map_)
+
+    # -- persistence ---------------------------------------------------------------------------------------------------
+
+    def _write(self, writer: ArtifactWriter) -> None:
+        super()._write(writer)
+        writer.json("network", sorted(self.network_))
+        for name, values in self.network_.items():
+            writer.array(f"network.{name}", values)
+        if self.map_ is not None:
+            writer.array("map", self.map_)
+        writer.array("known", self.known_)
+        writer.json("curve", self.curve_)
+
+    def _read(self, artifact: Artifact) -> None:
+        super()._read(artifact)
+        self.network_ = {name: artifact.array(f"network.{name}") for name in artifact.json("network")}
+        self.map_ = artifact.array("map") if "map.npy" in artifact else None
+        self.known_ = artifact.array("known")
+        self.curve_ = artifact.json("curve")

@@ -1,0 +1,168 @@
+"""Names of classes: a short name for the package's own, `package.module:Class` for anyone's.
+
+Names come from Python, from the command line and from saved folders. A file never chooses what is imported: a
+class from elsewhere that a saved folder names must have been imported before the folder is loaded.
+
+>>> from recotransfer.registry import recommenders
+>>> recommenders.find("EASE").__name__
+'EASE'
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from recotransfer.errors import ArtifactError, InputError
+
+
+class Registry:
+    """The classes of one kind, found by name and imported when first asked for.
+
+    Args:
+        kind: what the classes are, for messages: "recommender".
+        contract: "module:Class" that each of them derives from, or whose public methods each of them has.
+        homes: short name -> module of the package's own classes.
+    """
+
+    def __init__(self, kind: str, contract: str, homes: Mapping[str, str]) -> None:
+        self.kind = kind
+        self.contract = contract
+        self.homes = dict(homes)
+
+    @property
+    def names(self) -> list[str]:
+        """Short names of the package's own classes."""
+        return sorted(self.homes)
+
+    def find(self, name: str) -> type[Any]:
+        """The class called `name`: one of the package's, or anyone's as "package.module:Class", which is imported.
+
+        Raises:
+            InputError: no class has that name, its module cannot be imported, or it does not meet the contract.
+        """
+        return self._class(name, self._module(name))
+
+    def find_saved(self, name: str) -> type[Any]:
+        """As `find`, for a name that stands in a file: a module that is not the package's is not imported.
+
+        Raises:
+            ArtifactError: as for `find`, or the module of the class has not been imported yet.
+        """
+        module = name.rpartition(":")[0] if isinstance(name, str) else ""
+        if module and module not in sys.modules:
+            raise ArtifactError(f"the {self.kind} was saved as {name!r}; import {module} first, then load again")
+        try:
+            return self.find(name)
+        except InputError as cause:
+            raise ArtifactError(f"{cause} (named in a saved folder)") from None
+
+    def name_of(self, found: type[Any]) -> str:
+        """The name by which `find` gets the class."""
+        ours = self.homes.get(found.__name__) == found.__module__
+        return found.__name__ if ours else f"{found.__module__}:{found.__qualname__}"
+
+    def _module(self, name: str) -> Any:
+        if not isinstance(name, str):
+            raise InputError(f"the name of a {self.kind} must be text, got {name!r}")
+        module = name.rpartition(":")[0] or self.homes.get(name)
+        if module is None:
+            near = difflib.get_close_matches(name, self.homes, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise InputError(
+                f"no {self.kind} is called {name!r}; {hint}known are {', '.join(self.names)}, "
+                "and any class of yours as package.module:Class"
+            )
+        try:
+            return importlib.import_module(module)
+        except Exception as cause:  # anyone's module can raise anything
+            why = str(cause) if isinstance(cause, ImportError) else f"{type(cause).__name__}: {cause}"
+            raise InputError(
+                f"{name!r} cannot be imported ({why}); give package.module:Class, the package on PYTHONPATH"
+            ) from cause
+
+    def _class(self, name: str, module: Any) -> type[Any]:
+        found: Any = module
+        for part in name.rpartition(":")[2].split("."):
+            found = getattr(found, part, None)
+        if not self.accepts(found):
+            raise InputError(f"{name!r} is not a class that meets the contract of a {self.kind}, {self.contract}")
+        return found  # type: ignore[no-any-return]
+
+    def accepts(self, found: object) -> bool:
+        """True for a class that can be built and meets the contract."""
+        module, _, name = self.contract.partition(":")
+        contract = getattr(importlib.import_module(module), name)
+        if not inspect.isclass(found) or inspect.isabstract(found) or getattr(found, "_is_protocol", False):
+            return False
+        if not getattr(contract, "_is_protocol", False):
+            return issubclass(found, contract)
+        methods = [name for name, member in vars(contract).items() if name[0] != "_" and inspect.isfunction(member)]
+        return all(callable(getattr(found, name, None)) for name in methods)
+
+
+def _homes(**modules: str) -> dict[str, str]:
+    """Short name -> module, from module -> short names."""
+    return {
+        name: f"recotransfer.{module.replace('__', '.')}" for module, names in modules.items() for name in names.split()
+    }
+
+
+recommenders = Registry(
+    "recommender",
+    "recotransfer.recommenders.base:Recommender",
+    _homes(
+        recommenders__content="ContentProfiles RidgeProfiles",
+        recommenders__ease="EASE",
+        recommenders__factors="ALS BPR",
+        recommenders__fusion="RankFusion",
+        recommenders__hybrid="HybridItems",
+        recommenders__item_knn="ItemKNN",
+        recommenders__learned_fusion="AdaptiveFusion StackedFusion WeightedFusion",
+        recommenders__popularity="Popularity",
+        recommenders__probe="Probe",
+        recommenders__ranker="HybridRanker",
+        recommenders__sasrec="SASRec",
+    ),
+)
+encoders = Registry(
+    "encoder",
+    "recotransfer.encoders.base:Encoder",
+    _homes(
+        encoders__audio="LogMelAudio PretrainedAudio",
+        encoders__image="PretrainedImage",
+        encoders__image_grid="ImageGrid",
+        encoders__sequence="KmerSequence",
+        encoders__static="StaticText",
+        encoders__tabular="StandardTable TabularAttributes",
+        encoders__text="HashingText SentenceText",
+    ),
+)
+transfers = Registry(
+    "transfer",
+    "recotransfer.transfer.base:Transfer",
+    _homes(
+        transfer__contrastive="ContrastiveHead",
+        transfer__domain_adaptation="Adversarial Coral MMDMap",
+        transfer__linear="LearnedMetric RidgeMap SoftThreshold Whitening",
+        transfer__multitask="MultiTask",
+    ),
+)
+tuners = Registry(
+    "tuner",
+    "recotransfer.transfer.base:Tuner",
+    _homes(
+        transfer__distillation="Distil",
+        transfer__finetuning="FineTune",
+        transfer__static_distillation="DistilStatic",
+    ),
+)
+indexes = Registry(
+    "index",
+    "recotransfer.retrieval.base:Index",
+    _homes(retrieval__exact="ExactIndex", retrieval__faiss="FaissIndex"),
+)

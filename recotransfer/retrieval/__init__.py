@@ -1,0 +1,18 @@
+"""Indexes over item vectors: exact, FAISS, and the choice between them by measurement."""
+
+from __future__ import annotations
+
+from recotransfer.retrieval.base import Index
+from recotransfer.retrieval.choice import Chosen, choose_index, load_index, nearest
+from recotransfer.retrieval.exact import ExactIndex
+from recotransfer.retrieval.faiss import FaissIndex
+
+__all__ = [
+    "Chosen",
+    "ExactIndex",
+    "FaissIndex",
+    "Index",
+    "choose_index",
+    "load_index",
+    "nearest",
+]

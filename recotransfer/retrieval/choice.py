@@ -1,0 +1,144 @@
+"""Which index to use, by measurement; nearest neighbours within one set."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recotransfer.errors import InputError, require
+from recotransfer.io.artifacts import Artifact
+from recotransfer.numerics.topk import TopK
+from recotransfer.registry import indexes
+from recotransfer.retrieval.base import Index, checked_vectors
+from recotransfer.retrieval.exact import ExactIndex
+from recotransfer.retrieval.faiss import FaissIndex, Kind
+
+EXACT_UP_TO = 50_000  # items that `choose_index` searches exactly without measuring
+_NEAREST_EXACT = 1e13  # products of vectors, queries and dimensions up to which neighbourhoods are found exactly
+
+
+def load_index(artifact: Artifact, prefix: str) -> Index:
+    """The index stored under `prefix`, of whichever class wrote it."""
+    return cast(Index, indexes.find_saved(artifact.json(prefix)["class"]).load(artifact, prefix))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An index, its measured recall, median seconds for one query, and the choice in words."""
+
+    index: Index
+    recall: float
+    seconds_per_query: float
+    reason: str
+
+
+def choose_index(
+    vectors: NDArray[np.float32],
+    *,
+    target_recall: float = 0.95,
+    k: int = 10,
+    sample_queries: NDArray[np.float32] | None = None,
+    max_seconds: float | None = None,
+) -> Chosen:
+    """The quickest index of `vectors` (n, d) that finds `target_recall` of the true top k, by measurement.
+
+    Up to 50,000 items, or where the exact index answers within `max_seconds`, it is the exact one. Otherwise HNSW and
+    IVF-PQ are built, their effort is raised until the target is met, and the quickest that meets it is returned.
+
+    Args:
+        vectors: (n, d) float32.
+        target_recall: share of the exact top k to be found, above 0 and at most 1.
+        k: results per query.
+        sample_queries: (b, d) queries like those to come. None draws 200 of the vectors, which suits item-to-item
+            search only: users' queries are harder to serve.
+        max_seconds: a time for one query that is quick enough.
+    """
+    if not 0 < target_recall <= 1:
+        raise InputError(f"target_recall is {target_recall}; it must lie above 0 and be at most 1")
+    vectors = (exact := ExactIndex().build(vectors)).vectors
+    if not len(vectors):
+        return Chosen(exact, 1.0, 0.0, "exact: there are no items yet")
+    if sample_queries is None:
+        sample_queries = vectors[np.random.default_rng(0).permutation(len(vectors))[:200]]
+    sample_queries = checked_vectors(sample_queries, vectors.shape[1])
+    truth, seconds = exact.search(sample_queries, k), _seconds(exact, sample_queries, k)
+    size = f"{len(vectors):,} items, {1e3 * seconds:.2f} ms a query"
+    if len(vectors) <= EXACT_UP_TO:
+        return Chosen(exact, 1.0, seconds, f"exact: {size}; up to {EXACT_UP_TO:,} items nothing else is tried")
+    if max_seconds is not None and seconds <= max_seconds:
+        return Chosen(exact, 1.0, seconds, f"exact: {size}, within the {1e3 * max_seconds:.2f} ms asked for")
+    best = Chosen(exact, 1.0, seconds, f"exact: {size}; nothing quicker finds {target_recall:.0%} of its top {k}")
+    for kind, setting, efforts in _TRIALS:
+        index = FaissIndex(kind).build(vectors)
+        for effort in efforts:
+            setattr(index, setting, effort)
+            recall = _recall(index.search(sample_queries, k), truth)
+            if recall >= target_recall:
+                if (taken := _seconds(index, sample_queries, k)) < best.seconds_per_query:
+                    reason = (
+                        f"{kind}, {setting} {effort}: finds {recall:.1%} of the exact top {k} of {len(truth.scores)} "
+                    )
+                    reason += f"queries in {1e3 * taken:.2f} ms a query; exact: {size}"
+                    best = Chosen(index, recall, taken, reason)
+                break
+    return best
+
+
+_TRIALS: tuple[tuple[Kind, str, tuple[int, ...]], ...] = (
+    ("hnsw", "search_effort", (32, 64, 128, 256, 512, 1024)),
+    ("ivfpq", "probes", (8, 16, 32, 64, 128)),
+)
+
+
+def _recall(found: TopK, truth: TopK) -> float:
+    """Share of the true results that were found, a score equal to the k-th true one counting as found."""
+    least = np.where(truth.positions >= 0, truth.scores, np.inf).min(axis=1, keepdims=True)
+    hits = np.count_nonzero((found.positions >= 0) & (found.scores >= least))
+    return float(hits) / max(1, int(np.count_nonzero(truth.positions >= 0)))
+
+
+def _seconds(index: Index, queries: NDArray[np.float32], k: int) -> float:
+    """Median time of one query alone, after a first one that does not count."""
+    taken = []
+    for i in range(min(len(queries), 50)):
+        start = time.perf_counter()
+        index.search(queries[i : i + 1], k)
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken[1:] or taken))
+
+
+def nearest(
+    vectors: NDArray[np.float32], queries: NDArray[np.float32], k: int, *, mask: NDArray[np.bool_] | None = None
+) -> TopK:
+    """The k vectors (n, d) of greatest inner product with each of many queries (b, d), for building neighbourhoods.
+
+    Exact while that takes minutes at most (n * b * d up to 1e13); beyond, the best of the 32 nearest of about
+    4 sqrt(n) lists (FAISS IVF), which misses a few. Scores are exact either way.
+    """
+    blocks = [queries[s : s + 8192] for s in range(0, max(len(queries), 1), 8192)]
+    if len(vectors) * len(queries) * vectors.shape[1] <= _NEAREST_EXACT:
+        index = ExactIndex().build(vectors)
+        parts = [index.search(block, k, mask=mask) for block in blocks]
+    else:
+        faiss = require("faiss", extra="cpu")
+        rows = np.arange(len(vectors)) if mask is None else np.flatnonzero(mask)
+        lists = int(4 * len(rows) ** 0.5)
+        found = faiss.IndexIVFFlat(
+            faiss.IndexFlatIP(vectors.shape[1]), vectors.shape[1], lists, faiss.METRIC_INNER_PRODUCT
+        )
+        drawn = np.random.default_rng(0).permutation(rows)[: 50 * lists]
+        found.train(np.ascontiguousarray(vectors[np.sort(drawn)]))
+        for s in range(0, len(rows), 100_000):
+            found.add(np.ascontiguousarray(vectors[rows[s : s + 100_000]]))
+        found.nprobe = 32
+        parts = []
+        for block in blocks:
+            scores, places = found.search(np.ascontiguousarray(block), k)
+            parts.append(
+                TopK(np.where(places < 0, -1, rows[np.maximum(places, 0)]), np.where(places < 0, -np.inf, scores))
+            )
+    return TopK(np.concatenate([p.positions for p in parts]), np.concatenate([p.scores for p in parts]))

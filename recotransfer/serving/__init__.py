@@ -1,0 +1,1 @@
+"""Models at work: resumable batch jobs."""

@@ -1,0 +1,197 @@
+"""Recommendations for everyone as Parquet shards: memory by the shard, atomic writes, resumable to the same bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
+
+from recotransfer._version import __version__
+from recotransfer.data import Filter, IdMap, Interactions, Recommendations
+from recotransfer.errors import InputError
+from recotransfer.io.artifacts import atomic_file, digest, digest_of_events, read_json, sha256, write_json
+from recotransfer.recommenders import Recommender
+
+_JOB, _MANIFEST = "_job.json", "_manifest.json"  # readers of Parquet folders pass over names with an underscore
+_LEFT_BY_A_KILL = (".part-*.parquet.*", f".{_JOB}.*", f".{_MANIFEST}.*")
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """One batch of recommendations into a folder of `part-00000.parquet`, `part-00001.parquet`, ...
+
+    `_job.json` is written first and says what is being made; `_manifest.json` is written last and lists every shard
+    with its checksum, so its presence means that the job is done. Shards hold columns user, item, rank, score and, when
+    asked for, reason. Ids keep their type; ids of mixed types, and UUIDs, are written as text.
+
+    Attributes:
+        out: the folder; empty or new, unless `run` resumes.
+        k: list length.
+        exclude_seen: leave out the items of a user's own history.
+        filter: which items may be recommended.
+        reason: also write why.
+        shard: users per file; memory depends on it, not on the number of users.
+        progress: show a bar with rate and time left on a terminal.
+    """
+
+    out: Path
+    k: int = 10
+    exclude_seen: bool = True
+    filter: Filter | None = None
+    reason: bool = False
+    shard: int = 20_000
+    progress: bool = True
+
+    def run(
+        self,
+        recommender: Recommender,
+        *,
+        model: str,
+        users: ArrayLike | None = None,
+        histories: Interactions | None = None,
+        resume: bool = False,
+    ) -> dict[str, Any]:
+        """Write all shards and return the manifest.
+
+        Args:
+            recommender: what recommends; an approximate index is left aside for exact search.
+            model: fingerprint of the recommender, such as the checksum of its saved manifest; a resumed job must have
+                the same.
+            users: ids; by default everyone in `histories`, or everyone the model knows.
+            histories: what is known of each user now, see `Recommender.recommend`.
+            resume: go on with an interrupted job of the same description; whole shards are kept,
+                damaged ones written again.
+        """
+        if self.shard < 1:
+            raise InputError(f"shard must be at least 1 user, got {self.shard}")
+        known = recommender.events_.users if histories is None else histories.users
+        asked = known.ids if users is None else known.take(known.positions(users))
+        recommender = recommender.for_batch()
+        if self.filter is not None and not self.filter.mask(recommender.catalogue_, recommender.item_columns).any():
+            where = f" {self.filter.where!r}" if self.filter.where else ""
+            raise InputError(f"no item passes the filter{where}, with its allowed and denied items; loosen it")
+        # One user first: whatever the model refuses (a filter, k, histories) must not leave a folder behind.
+        self._found(recommender, asked[:1], histories)
+        schema = _schema(known, recommender.catalogue_, self.reason)
+        job = self._describe(model, asked, histories)
+        earlier = self._begin(job, resume)
+        shards = []
+        with tqdm(total=len(asked), unit=" users", disable=None if self.progress else True, desc="recommending") as bar:
+            for number, first in enumerate(range(0, max(len(asked), 1), self.shard)):
+                path = self.out / f"part-{number:05d}.parquet"
+                batch = asked[first : first + self.shard]
+                if not _is_whole(path, batch, schema, earlier.get(path.name)):
+                    write_parquet(path, self._found(recommender, batch, histories), schema)
+                rows = pq.read_metadata(path).num_rows
+                shards.append({"file": path.name, "users": len(batch), "rows": rows, "sha256": sha256(path)})
+                bar.update(len(batch))
+        manifest = {"job": job, "users": len(asked), "shards": shards}
+        if earlier != {s["file"]: s["sha256"] for s in shards}:
+            write_json(self.out / _MANIFEST, manifest)
+        return manifest
+
+    def _found(self, recommender: Recommender, batch: NDArray[Any], histories: Interactions | None) -> Recommendations:
+        if histories is not None:  # only this shard's: the model sorts what it is given
+            mine = np.zeros(len(histories.users), bool)
+            mine[histories.users.positions(batch)] = True
+            histories = histories.select(mine[histories.user])
+        return recommender.recommend(
+            batch,
+            min(self.k, len(recommender.catalogue_)),
+            exclude_seen=self.exclude_seen,
+            filter=self.filter,
+            histories=histories,
+            reason=self.reason,
+        )
+
+    def _describe(self, model: str, asked: NDArray[Any], histories: Interactions | None) -> dict[str, Any]:
+        filter = self.filter or Filter()
+        return {
+            "package": __version__,
+            "model": model,
+            "k": self.k,
+            "exclude_seen": self.exclude_seen,
+            "reason": self.reason,
+            "shard": self.shard,
+            "where": filter.where,
+            "allow": None if filter.allow is None else digest(filter.allow),
+            "deny": digest(filter.deny) if len(filter.deny) else None,
+            "users": digest(asked),
+            "histories": None if histories is None else digest_of_events(histories),
+        }
+
+    def _begin(self, job: dict[str, Any], resume: bool) -> dict[str, str]:
+        """Claim the folder; file -> checksum of the shards that a finished job listed there."""
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(f"{self.out} is a file; give a new or empty folder for the recommendations")
+        self.out.mkdir(parents=True, exist_ok=True)
+        if not (self.out / _JOB).exists():
+            if any(p for p in self.out.iterdir() if not p.name.startswith(".")):
+                raise InputError(f"{self.out} holds other files; give a new or empty folder for the recommendations")
+            write_json(self.out / _JOB, job)
+            return {}
+        if not resume:
+            raise InputError(f"{self.out} holds an earlier job; go on with it by --resume, or give another folder")
+        earlier = read_json(self.out / _JOB)
+        if changed := sorted(name for name in job if earlier.get(name) != job[name]):
+            raise InputError(
+                f"{self.out} holds another job: {', '.join(changed)} changed; give another folder, or the same settings"
+            )
+        for pattern in _LEFT_BY_A_KILL:
+            for path in self.out.glob(pattern):
+                path.unlink(missing_ok=True)
+        if not (self.out / _MANIFEST).exists():
+            return {}
+        shards = read_json(self.out / _MANIFEST).get("shards", [])
+        return {str(shard["file"]): str(shard["sha256"]) for shard in shards}
+
+
+def write_parquet(path: Path, found: Recommendations, schema: pa.Schema) -> None:
+    """Write one table of recommendations atomically; rows without an item are left out."""
+    frame = found.to_frame()
+    columns = [_column(frame[field.name].to_numpy(), field.type) for field in schema]
+    with atomic_file(path) as file:
+        pq.write_table(pa.Table.from_arrays(columns, schema=schema), file, compression="zstd", write_page_checksum=True)
+
+
+def _schema(users: IdMap, items: IdMap, reason: bool) -> pa.Schema:
+    """One schema for all shards of a job, whatever happens to stand in each."""
+    fields = [
+        ("user", _type_of(users.ids)),
+        ("item", _type_of(items.ids)),
+        ("rank", pa.int32()),
+        ("score", pa.float32()),
+    ]
+    return pa.schema([*fields, ("reason", pa.string())] if reason else fields)
+
+
+def _type_of(ids: NDArray[Any]) -> pa.DataType:
+    if ids.dtype != object:
+        return pa.from_numpy_dtype(ids.dtype)
+    return pa.binary() if len(ids) and {type(v) for v in ids} == {bytes} else pa.string()
+
+
+def _column(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    return pa.array([str(v) for v in values] if kind == pa.string() else values, kind)
+
+
+def _is_whole(path: Path, batch: NDArray[Any], schema: pa.Schema, recorded: str | None) -> bool:
+    """Whether a shard stands and is what was written: by its checksum if a manifest has one, else by its pages'."""
+    if not path.exists():
+        return False
+    if recorded is not None:
+        return sha256(path) == recorded
+    try:
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+    except (pa.ArrowException, OSError):
+        return False
+    if table.schema != schema:
+        return False
+    asked = set(_column(batch, schema.field("user").type).to_pylist())
+    return asked.issuperset(table["user"].unique().to_pylist())

@@ -1,0 +1,199 @@
+"""The decoder of `Translator`: its vocabulary, network states and training run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recotransfer.encoders.text import computes_in_bfloat16
+from recotransfer.transfer.training import Resumable
+
+_SPECIAL = ("[PAD]", "[BEGIN]", "[END]", "[UNKNOWN]")
+PAD, BEGIN, END, _ = range(4)
+LONGEST = 128  # tokens of a target that are learned from, and of one that is written
+_WEIGHT_DECAY = 0.01
+_ROWS = 128  # rows of logits held at once: few enough to stay in the processor's cache
+SENTENCES = 64  # translated at a time
+
+
+class Pairs(NamedTuple):
+    """Texts and what should be written from each, in the same order."""
+
+    sources: Sequence[str]
+    targets: Sequence[str]
+
+
+class Tokens(NamedTuple):
+    """Token ids of sources and targets; targets end with the end token."""
+
+    sources: list[NDArray[np.int64]]
+    targets: list[NDArray[np.int64]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(pairs, 2) lengths of target and source."""
+        return np.array([(len(t), len(s)) for s, t in zip(self.sources, self.targets, strict=True)], np.int64)
+
+
+class EncodedSources(NamedTuple):
+    """Token states of a frozen encoder, all sources end to end.
+
+    Attributes:
+        states: (tokens, width) in 2 bytes.
+        begin: (sources + 1,) where each source's tokens begin.
+    """
+
+    states: Any
+    begin: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, encoder: Any, told: Tokens) -> EncodedSources:
+        """What the encoder gives for the sources."""
+        import torch
+
+        lengths = np.array([len(s) for s in told.sources])
+        begin = np.concatenate([[0], np.cumsum(lengths)])
+        kind = torch.bfloat16 if computes_in_bfloat16() == "bfloat16" else torch.float16
+        out = torch.empty((int(begin[-1]), encoder.config.hidden_size), dtype=kind)
+        encoder.eval()
+        order = np.argsort(lengths, kind="stable")
+        with torch.no_grad(), torch.autocast(encoder.device.type, torch.bfloat16, enabled=kind is torch.bfloat16):
+            for first in range(0, len(order), SENTENCES):
+                rows = order[first : first + SENTENCES]
+                ids, mask = (torch.from_numpy(a).to(encoder.device) for a in padded([told.sources[i] for i in rows]))
+                found = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+                at = np.concatenate([np.arange(begin[i], begin[i + 1]) for i in rows])
+                out[torch.from_numpy(at)] = found[mask.bool()].to(kind).cpu()
+        return cls(out.to(encoder.device), begin)
+
+    def batch(self, rows: NDArray[np.int64]) -> tuple[Any, Any]:
+        """(rows, longest, width) states and (rows, longest) 1 where a state is real."""
+        import torch
+
+        lengths = self.begin[rows + 1] - self.begin[rows]
+        places = np.arange(lengths.max())
+        real = places < lengths[:, None]
+        at = np.where(real, self.begin[rows][:, None] + places, 0)
+        device = self.states.device
+        return self.states[torch.from_numpy(at).to(device)], torch.from_numpy(real.astype(np.int64)).to(device)
+
+
+class DecoderRun(Resumable):
+    """One training, by the loss on the validation pairs; the best weights are in the model that it leaves."""
+
+    sign = -1
+
+    def __init__(
+        self, network: Any, save: Callable[[Path], None], folder: Path, settings: dict[str, Any], *, train_encoder: bool
+    ) -> None:
+        import torch
+
+        super().__init__(folder, settings)
+        self.module = network
+        self.save_model = save
+        groups: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        for name, value in self.module.named_parameters():
+            groups[name.startswith("encoder.")][name] = value
+        self.weights = groups[0] | (groups[1] if train_encoder else {})
+        self.optimizer = torch.optim.AdamW(
+            [{"params": list(group.values())} for group in groups],
+            lr=0.0, betas=(0.9, 0.98), weight_decay=_WEIGHT_DECAY, fused=True,
+        )  # fmt: skip
+
+    def keep(self) -> None:
+        """Write the model as it is."""
+        self.save_model(self.folder / "model")
+
+    def set_pace(self, rates: tuple[float, float]) -> None:
+        """Step sizes of decoder and encoder."""
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+def default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def learned_vocabulary(texts: Sequence[str], size: int) -> Any:
+    """A byte-pair tokenizer with at most `size` tokens, learned from the texts."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    out = Tokenizer(models.BPE(unk_token=_SPECIAL[-1]))
+    # Marks of their own words, as they stand apart from the word before: "Mann." and "Mann" share a token.
+    out.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+    out.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=list(_SPECIAL), show_progress=False)
+    out.train_from_iterator(texts, trainer)
+    return out
+
+
+def batches_of(
+    lengths: NDArray[np.int64], size: int, rng: np.random.Generator | None = None
+) -> list[NDArray[np.int64]]:
+    """Rows of like target and source lengths, at most `size` target tokens with padding; ties fall by lot."""
+    lot = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    order = np.lexsort((lot, lengths[:, 1], lengths[:, 0]))
+    out, first = [], 0
+    longest = lengths[order, 0]
+    for at in range(len(order)):
+        if (at + 1 - first) * longest[at] > size and at > first:
+            out.append(order[first:at])
+            first = at
+    return [*out, order[first:]]
+
+
+def padded(ids: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(rows, longest) ids, 0 past the end, and 1 where there is an id."""
+    lengths = np.array([len(row) for row in ids])
+    real = np.arange(lengths.max()) < lengths[:, None]
+    out = np.zeros(real.shape, np.int64)
+    out[real] = np.concatenate(ids)
+    return out, real.astype(np.int64)
+
+
+@cache
+def loss_of_rows() -> Callable[..., Any]:
+    """Summed cross-entropy of hidden rows with a linear map on top, without ever holding all logits.
+
+    Logits of a few rows at a time are made, and turned into their gradient, while they are in the processor's cache;
+    on a CPU that halves the time of a step with a small decoder.
+    """
+    import torch
+
+    class Loss(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
+        @staticmethod
+        def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, target: Any, smoothing: float) -> Any:
+            kind = hidden.dtype
+            inner, size = weight.to(kind), len(weight)
+            total = hidden.new_zeros((), dtype=torch.float32)
+            to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+            to_bias = torch.zeros_like(bias)
+            for first in range(0, len(hidden), _ROWS):
+                rows, wanted = hidden[first : first + _ROWS], target[first : first + _ROWS, None]
+                logits = (rows @ inner.T).float() + bias
+                norm = logits.logsumexp(dim=1, keepdim=True)
+                total += (
+                    norm - (1 - smoothing) * logits.gather(1, wanted) - smoothing * logits.mean(1, keepdim=True)
+                ).sum()
+                slope = logits.sub_(norm).exp_().sub_(smoothing / size)
+                slope.scatter_add_(1, wanted, slope.new_full(wanted.shape, smoothing - 1))
+                to_bias += slope.sum(0)
+                slope = slope.to(kind)
+                to_hidden[first : first + _ROWS] = slope @ inner
+                to_weight += slope.T @ rows
+            ctx.save_for_backward(to_hidden, to_weight, to_bias)
+            return total
+
+        @staticmethod
+        def backward(ctx: Any, *slopes: Any) -> Any:
+            hidden, weight, bias = ctx.saved_tensors
+            return hidden * slopes[0], weight * slopes[0], bias * slopes[0], None, None
+
+    return cast(Callable[..., Any], Loss.apply)

@@ -1,0 +1,38 @@
+"""A small network on vectors, trained contrastively."""
+
+from __future__ import annotations
+
+from recotransfer.transfer.networks import Trained
+
+
+class ContrastiveHead(Trained):
+    """A small residual network whose cosines tell items taken together from others; rows come out of length 1.
+
+    Trained by a softmax over in-batch and as many sampled negatives with the logQ correction (Yi et al., 2019), which
+    labels turn into one over classes; see `Task` and `Trained` in `base.py`.
+
+    Args:
+        dim: width of what comes out; None is that of the vectors.
+        hidden: width of the hidden layer; 0 makes the map linear.
+        temperature: of the softmax over cosines.
+        batch_size: pairs per step.
+        learning_rate: of Adam.
+        epochs: sweeps over the relations, at most.
+        patience: sweeps without gain on held-out items after which training ends.
+        rng: seed.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int | None = None,
+        hidden: int = 256,
+        temperature: float = 0.1,
+        batch_size: int = 512,
+        learning_rate: float = 0.0003,
+        epochs: int = 10,
+        patience: int = 2,
+        rng: int = 0,
+    ) -> None:
+        self.dim, self.hidden, self.temperature, self.batch_size = dim, hidden, temperature, batch_size
+        self.learning_rate, self.epochs, self.patience, self.rng = learning_rate, epochs, patience, rng

@@ -1,0 +1,140 @@
+"""Labels from elsewhere: mapped, or predicted and believed where the model is sure."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from recotransfer.data import Embeddings, IdMap, Interactions, Recommendations
+from recotransfer.errors import InputError
+from recotransfer.numerics.vectors import reciprocal, unit_rows
+
+
+def pseudo_labels(
+    predicted: Recommendations,
+    *,
+    threshold: float = 0.95,
+    adapt: bool = True,
+    most: int | None = None,
+) -> Interactions:
+    """What `Recommender.label` is sure of, as relations to learn from: self-training.
+
+    An item is related to its best label where the probability passes the label's threshold, and the weight is that
+    probability. FixMatch (Sohn et al., 2020) has one threshold for all. With `adapt` a label that few predictions pass
+    has a lower one, so that labels hard to learn are not starved: as in FlexMatch (Zhang et al., 2021) it follows
+    c / (2 - c), c the label's confident predictions over those of the label with most, but falls to half at most.
+
+    Args:
+        predicted: from `label`, or any lists whose users are items, whose catalogue are labels and whose scores are
+            probabilities.
+        threshold: of the easiest label.
+        adapt: let harder labels have lower ones.
+        most: of each label at most so many items, the surest first.
+
+    Raises:
+        InputError: scores that are no probabilities, or a threshold that is none.
+    """
+    if not 0 <= threshold <= 1 or (most is not None and most < 1):
+        raise InputError(f"threshold must lie in 0..1 and most be 1 at least, got {threshold} and {most}")
+    items = np.flatnonzero(predicted.positions[:, 0] >= 0) if predicted.positions.shape[1] else np.empty(0, np.int64)
+    label, score = predicted.positions[items, 0], predicted.scores[items, 0]
+    if len(score) and not (score.min() >= 0 and score.max() <= 1 + 1e-6):
+        raise InputError(f"scores must be probabilities, got {score.min():.3g} to {score.max():.3g}; take a Probe")
+    sure = np.bincount(label[score >= threshold], minlength=len(predicted.catalogue)).astype(float)
+    share = sure / max(sure.max(initial=0), 1)
+    bar = threshold * (1 + share / (2 - share)) / 2 if adapt and sure.any() else np.full(len(sure), threshold)
+    kept = np.flatnonzero(score >= bar[label])
+    if most is not None:
+        order = kept[np.lexsort((-score[kept], label[kept]))]
+        first = np.searchsorted(label[order], label[order])
+        kept = np.sort(order[np.arange(len(order)) - first < most])
+    return Interactions(predicted.catalogue, IdMap(predicted.users), label[kept], items[kept], score[kept])
+
+
+class LabelMap(NamedTuple):
+    """Labels of one set under the names of another.
+
+    Attributes:
+        table: one row per source label: source, target (None where nothing is near enough), likeness.
+        relations: the source relations with the target's labels as users; those of labels without a target are gone.
+    """
+
+    table: pd.DataFrame
+    relations: Interactions
+
+
+def map_labels(
+    source: Interactions,
+    target: Interactions | IdMap,
+    *,
+    names: Embeddings | None = None,
+    matching: Literal["nearest", "one-to-one"] = "one-to-one",
+    least: float = 0.0,
+) -> LabelMap:
+    """The source's relations under the target's labels, each label renamed to the one it is most like.
+
+    Likeness is the cosine of the embedded label names where `names` are given, else that of the two labels' items: both
+    sets must then have labelled some of the same items. "one-to-one" has the greatest sum of likenesses with no target
+    taken twice (Hungarian method; Kuhn, 1955); "nearest" lets several labels become one.
+
+    Args:
+        source: relations whose users are labels.
+        target: relations whose users are the labels wanted, or those labels.
+        names: vectors of the labels of both sets, by label id.
+        matching: whether a target may stand for several labels.
+        least: likeness at or below which a label has no target.
+
+    Raises:
+        InputError: another `matching`, or neither names nor a target with relations.
+    """
+    if matching not in ("nearest", "one-to-one"):
+        raise InputError(f'matching must be "nearest" or "one-to-one", got {matching!r}')
+    wanted = target if isinstance(target, IdMap) else target.users
+    if names is not None:
+        sides = [unit_rows(names.align(ids).vectors) for ids in (source.users, wanted)]
+        likeness = np.asarray(sides[0] @ sides[1].T, np.float64)
+    elif isinstance(target, IdMap):
+        raise InputError("labels are compared by their names or by their items; give names, or target relations")
+    else:
+        likeness = _togetherness(source, target)
+    best = _matched(likeness, matching)
+    value = np.where(best >= 0, likeness[np.arange(len(best)), best], 0.0) if likeness.size else np.zeros(len(best))
+    best = np.where(value > least, best, -1)
+    table = pd.DataFrame(
+        {"source": source.users.ids, "target": pd.Series(wanted.take(best), dtype=object), "likeness": value}
+    )
+    kept = source.select(best[source.user] >= 0)
+    renamed = Interactions(
+        wanted, kept.items, best[kept.user], kept.item, kept.weight, kept.time, kept.kind, kept.kinds
+    )
+    return LabelMap(table, renamed)
+
+
+def _matched(likeness: NDArray[np.float64], matching: str) -> NDArray[np.int64]:
+    """(sources,) the target of each, -1 where targets are out."""
+    out = np.full(len(likeness), -1, np.int64)
+    if not likeness.size:
+        return out
+    if matching == "nearest":
+        return np.asarray(likeness.argmax(axis=1), np.int64)
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(likeness, maximize=True)
+    out[rows] = columns
+    return out
+
+
+def _togetherness(source: Interactions, target: Interactions) -> NDArray[np.float64]:
+    """(sources, targets) cosine of the labels' items, n_ij / sqrt(n_i n_j), over the items that both sets label."""
+    both = source.items.union(target.items)
+    sides = [log.with_items(both).taken() for log in (source, target)]
+    shared = np.logical_and(*(np.asarray(side.sum(axis=0)) > 0 for side in sides)).astype(np.float32)
+    scaled = []
+    for side in sides:
+        side = sparse.csr_array(side * shared[None])
+        scaled.append(sparse.diags_array(np.sqrt(reciprocal(side.sum(axis=1)))) @ side)
+    return np.asarray((scaled[0] @ scaled[1].T).toarray(), np.float64)

@@ -1,0 +1,239 @@
+"""Linear maps on vectors, learned in closed form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg, sparse
+
+from recotransfer.data import Interactions
+from recotransfer.errors import InputError
+from recotransfer.numerics.ridge import ridge
+from recotransfer.numerics.sparse import scaled
+from recotransfer.numerics.vectors import reciprocal
+from recotransfer.transfer.base import Array, Transfer
+from recotransfer.transfer.networks import check_apart
+
+Double = NDArray[np.float64]
+
+
+class _Linear(Transfer):
+    """x -> (x - mean) @ weights."""
+
+    def _apply(self, vectors: Array) -> Array:
+        return np.asarray((vectors - self.state_["mean"]) @ self.state_["weights"], np.float32)
+
+
+class Whitening(_Linear):
+    """Centred vectors whose directions all vary alike; needs no relations, so a shop without events can use it.
+
+    Sentence vectors share a few strong directions (language, length, style) that drown what tells items apart. Su et
+    al., "Whitening sentence representations for better semantics and faster retrieval" (2021); the covariance is
+    shrunk towards a multiple of the identity, so that directions of mere noise are not blown up.
+
+    Vectors of two domains are laid over each other when each is whitened by itself: one `Whitening` per domain.
+
+    Args:
+        dim: leading directions kept; None keeps all.
+        shrink: share of the mean variance added to each direction.
+        power: 1 whitens; 0 only centres and turns to the principal directions; between, half-way.
+    """
+
+    def __init__(self, *, dim: int | None = None, shrink: float = 0.1, power: float = 1.0) -> None:
+        self.dim, self.shrink, self.power = dim, shrink, power
+
+    def _learn(self, vectors: Array, relations: Interactions) -> dict[str, NDArray[Any]]:
+        mean = vectors.mean(axis=0, dtype=np.float64)
+        centred = (vectors - mean).astype(np.float64)
+        spread, turn = np.linalg.eigh(centred.T @ centred / len(centred))
+        spread, turn = np.maximum(spread[::-1], 0), turn[:, ::-1]
+        scale = reciprocal((spread + self.shrink * spread.mean()) ** (self.power / 2))
+        weights = (turn * scale)[:, : self.dim]
+        return {"mean": mean.astype(np.float32), "weights": weights.astype(np.float32)}
+
+
+class RidgeMap(_Linear):
+    """Vectors moved towards what behaviour knows of the items: collaborative factors foretold by ridge regression.
+
+    Factors are the leading singular vectors of the user-item matrix, each pair divided by the roots of the user's and
+    the item's counts. With labels for users they are the centred classes, and the map is a discriminant analysis. The
+    mapping of content to factors is that of Gantner et al., "Learning attribute-to-feature mappings for cold-start
+    recommendations" (2010).
+
+    Args:
+        dim: number of factors, at most.
+        reg: ridge, as a share of the vectors' mean variance.
+        keep: share of the original (centred) vectors in the cosines that come out; 0 is the factors alone. Regions
+            that the relations do not reach would fall together without it.
+    """
+
+    def __init__(self, *, dim: int = 128, reg: float = 0.1, keep: float = 0.5) -> None:
+        self.dim, self.reg, self.keep = dim, reg, keep
+
+    def _learn(self, vectors: Array, relations: Interactions) -> dict[str, NDArray[Any]]:
+        taken = relations.taken()
+        check_apart(*taken.nonzero())
+        of_user, of_item = (np.asarray(taken.sum(axis=axis)).ravel() for axis in (1, 0))
+        users, items = np.flatnonzero(of_user), np.flatnonzero(of_item)
+        roots = np.sqrt(of_user[users].astype(np.float64)), np.sqrt(of_item[items].astype(np.float64))
+        held = scaled(taken[users][:, items], 1 / roots[0], 1 / roots[1]).astype(np.float64)
+        factors = _right_factors(sparse.csr_array(held), roots, self.dim)
+        mean = vectors[items].mean(axis=0, dtype=np.float64)
+        x = vectors[items] - mean
+        gram = x.T @ x
+        if not (penalty := self.reg * np.trace(gram) / len(gram)) > 0:
+            raise _no_spread(self.reg)
+        weights = ridge(gram, x.T @ (factors - factors.mean(axis=0)), penalty)
+        return {"mean": mean.astype(np.float32), "weights": _beside(np.asarray(weights), gram, self.keep)}
+
+
+class LearnedMetric(_Linear):
+    """Vectors whose dot products are the least-squares forecast of which items are taken together.
+
+    The metric M minimises the squared error of x_i' M x_j over all pairs of items, against how often users take the
+    two together (each user weighs in by the number of their items); it has a closed form in the generalised
+    eigenvectors of the covariance of items taken together against that of all items. With labels for users these are
+    the directions of linear discriminant analysis (Fisher, 1936; Rao, 1948).
+
+    Args:
+        dim: rank of the metric; None keeps every direction in which items taken together are alike.
+        reg: ridge on the covariance, as a share of the vectors' mean variance.
+        power: 1 is the least-squares metric; 0 gives every kept direction the same say.
+        keep: share of the original (centred) vectors in the cosines that come out, which pulls M to the identity.
+    """
+
+    def __init__(self, *, dim: int | None = None, reg: float = 0.1, power: float = 0.5, keep: float = 0.0) -> None:
+        self.dim, self.reg, self.power, self.keep = dim, reg, power, keep
+
+    def _learn(self, vectors: Array, relations: Interactions) -> dict[str, NDArray[Any]]:
+        mean, together, gram = _moments(vectors, relations, self.reg)
+        strength, turn = _leading(together, gram, self.reg)
+        weights = (turn * strength ** (self.power / 2))[:, : self.dim]
+        return {"mean": mean.astype(np.float32), "weights": _beside(weights, gram, self.keep)}
+
+
+class SoftThreshold(_Linear):
+    """A linear map fitted elsewhere, changed only as far as the target's own relations insist.
+
+    The source's metric M0 = s W W' (s fits its scale) becomes M0 + D, where D minimises the loss of `LearnedMetric` on
+    the target plus threshold * |D|_1. The L1 norm on the difference is Trans-Lasso's: Li, Cai and Li, "Transfer
+    learning for high-dimensional linear regression" (2020). D is expressed between the principal directions of the
+    target's vectors, each scaled to unit variance: the loss is then round, and one proximal step ends at the minimum.
+    Vectors are centred on the target's mean, whatever the threshold.
+
+    Args:
+        source: a fitted linear map: `LearnedMetric`, `RidgeMap`, `Whitening`. Only `fit` needs it; it is not saved.
+        threshold: 0 fits the target alone; large values leave the source's map as it is. In units of correlation of
+            items taken together: values from 0 to 1 matter.
+        reg: ridge on the covariance, as a share of the vectors' mean variance.
+    """
+
+    def __init__(self, *, source: Transfer | None = None, threshold: float = 0.01, reg: float = 0.1) -> None:
+        self.source, self.threshold, self.reg = source, threshold, reg
+
+    def params(self) -> dict[str, Any]:
+        """Settings that a file can hold: all but the source, whose part in the result is in the weights."""
+        return {"threshold": self.threshold, "reg": self.reg}
+
+    def _learn(self, vectors: Array, relations: Interactions) -> dict[str, NDArray[Any]]:
+        if not isinstance(self.source, _Linear) or not hasattr(self.source, "state_"):
+            raise InputError(f"SoftThreshold needs a fitted linear map as source, got {self.source!r}; fit one first")
+        old = np.asarray(self.source.state_["weights"], np.float64)
+        if len(old) != vectors.shape[1]:
+            raise InputError(f"the source map takes {len(old)} dimensions, the vectors have {vectors.shape[1]}")
+        mean, together, gram = _moments(vectors, relations, self.reg)
+        spread, turn = np.linalg.eigh(gram)
+        if not spread[0] > 0:
+            raise _no_spread(self.reg)
+        there, back = turn / np.sqrt(spread), turn * np.sqrt(spread)  # in these coordinates the covariance is I
+        wanted = there.T @ together @ there  # the least-squares metric of the target alone
+        prior = back.T @ old @ old.T @ back
+        prior *= np.sum(prior * wanted) / max(float(np.sum(prior * prior)), 1e-300)
+        change = _soft(wanted - prior, self.threshold)
+        if not change.any():
+            return {"mean": mean.astype(np.float32), "weights": old.astype(np.float32)}
+        strength, own = _leading(prior + change, np.eye(len(prior)), self.reg)
+        return {"mean": mean.astype(np.float32), "weights": (there @ (own * np.sqrt(strength))).astype(np.float32)}
+
+
+def _leading(together: Double, gram: Double, reg: float) -> tuple[Double, Double]:
+    """Positive generalised eigenvalues, greatest first, and their directions (dim, values)."""
+    try:
+        strength, turn = linalg.eigh(together, gram)
+    except linalg.LinAlgError:
+        raise _no_spread(reg) from None
+    if not strength[-1] > 0:
+        raise InputError("items taken together are no more alike in any direction than others; use no learned map here")
+    kept = strength[::-1] > 0
+    return strength[::-1][kept], turn[:, ::-1][:, kept]
+
+
+def _no_spread(reg: float) -> InputError:
+    return InputError(
+        f"at reg {reg} the covariance of the items' vectors is not positive definite; take a larger reg, or more items "
+        "whose vectors differ"
+    )
+
+
+def _soft(values: Double, threshold: float) -> Double:
+    """The proximal map of threshold * |.|_1: every value moved towards 0 by the threshold, and not past it."""
+    return np.asarray(np.sign(values) * np.maximum(np.abs(values) - threshold, 0))
+
+
+def _moments(vectors: Array, relations: Interactions, reg: float) -> tuple[Double, Double, Double]:
+    """Mean, covariance of two items taken together and of all items, ridge added, by how often they are taken.
+
+    A user with n items has n (n - 1) ordered pairs, each of weight 1 / (n - 1).
+    """
+    taken = relations.taken()
+    size = np.asarray(taken.sum(axis=1)).ravel()
+    taken = sparse.csr_array(taken[np.flatnonzero(size >= 2)]).astype(np.float64)
+    if not taken.nnz:
+        raise InputError("no user has two items with content, so there is nothing to learn; give more relations")
+    check_apart(*taken.nonzero())
+    size = np.asarray(taken.sum(axis=1)).ravel()
+    often = np.asarray(taken.sum(axis=0)).ravel()  # the pairs of an item weigh 1 per user who took it
+    itself = np.asarray((sparse.diags_array(1 / (size - 1)) @ taken).sum(axis=0)).ravel()
+    mean = often @ vectors / often.sum()
+    x = vectors - mean
+    sums = (taken @ x) / np.sqrt(size - 1)[:, None]
+    together = (sums.T @ sums - (x.T * itself) @ x) / often.sum()
+    gram = (x.T * often) @ x / often.sum()
+    gram[np.diag_indices_from(gram)] += reg * np.trace(gram) / len(gram)
+    return mean, (together + together.T) / 2, gram
+
+
+def _right_factors(matrix: sparse.csr_array, trivial: tuple[Double, Double], dim: int) -> Double:
+    """(items, at most dim) right singular vectors times roots of singular values, without the trivial pair of 1.
+
+    The trivial pair is the roots of the counts. It must be taken off, not skipped: labels make all values 1.
+    """
+    from scipy.sparse.linalg import LinearOperator, svds
+
+    left, right = (side / np.linalg.norm(side) for side in trivial)
+    least = min(matrix.shape)
+    if dim < least:
+        rest = LinearOperator(
+            matrix.shape,
+            matvec=lambda x: matrix @ x.ravel() - left * (right @ x.ravel()),
+            rmatvec=lambda y: matrix.T @ y.ravel() - right * (left @ y.ravel()),
+            dtype=np.float64,
+        )
+        start = np.random.default_rng(0).normal(size=least)
+        _, size, found = svds(rest, k=dim, v0=start, return_singular_vectors="vh")
+    else:
+        _, size, found = np.linalg.svd(matrix.toarray() - np.outer(left, right), full_matrices=False)
+    order = np.argsort(-size)
+    return np.asarray(found[order].T * np.sqrt(np.maximum(size[order], 0)))
+
+
+def _beside(weights: Double, gram: Double, keep: float) -> Array:
+    """Weights whose dot products are `keep` parts the original's and the rest the map's, both of mean square 1."""
+    power = max(float(np.trace(weights.T @ gram @ weights)), 1e-300)
+    if keep == 0:
+        return np.asarray(weights / np.sqrt(power), np.float32)
+    metric = keep / np.trace(gram) * np.eye(len(gram)) + (1 - keep) / power * weights @ weights.T
+    strength, turn = np.linalg.eigh(metric)
+    return np.asarray((turn * np.sqrt(np.maximum(strength, 0))) @ turn.T, np.float32)

@@ -1,0 +1,192 @@
+"""A training run in a folder: it resumes, keeps its best epoch and reports its curve."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from recotransfer.data import Items
+from recotransfer.encoders import Encoder
+from recotransfer.encoders.base import content_bytes
+from recotransfer.errors import InputError
+from recotransfer.io.artifacts import atomic_file, digest, read_json, write_json
+from recotransfer.transfer.base import Ints
+
+_STATE, _REPORT = "checkpoint.safetensors", "report.json"
+
+
+class Resumable:
+    """A training in a folder: its curve, the weights of its best epoch, and a checkpoint to go on from.
+
+    Attributes:
+        settings: plain JSON of what decides the outcome; a folder with others is refused.
+        module: what is trained.
+        weights: name -> parameter that learns; `kept`: name -> its value at the best epoch.
+        optimizer: of the weights, an Adam.
+        standing: names of attributes, plain JSON, that say how far the run is.
+        sign: 1, or -1 where the smaller score is the better one.
+        worse: epochs since the best one.
+        spent: seconds.
+    """
+
+    standing: ClassVar[tuple[str, ...]] = ("epoch", "step", "worse", "best", "curve", "spent")
+    sign: ClassVar[int] = 1
+    module: Any
+    weights: dict[str, Any]
+    optimizer: Any
+
+    def __init__(self, folder: str | Path, settings: dict[str, Any]) -> None:
+        self.folder, self.settings = Path(folder), settings
+        self.epoch = self.step = self.worse = self.best = 0
+        self.curve: list[dict[str, Any]] = []
+        self.spent = 0.0
+        self.kept: dict[str, Any] = {}
+
+    def finish_epoch(self, loss: float | None, score: float | None) -> None:
+        """Add an epoch to the curve, and keep its weights if no other had a better score, or none has one.
+
+        A score that is no number is never better, and is None in the curve.
+        """
+        before = [self.sign * point["valid"] for point in self.curve if point["valid"] is not None]
+        known = score is not None and bool(np.isfinite(score))
+        better = score is None or not self.curve or (known and self.sign * score > max(before, default=-np.inf))
+        point = {"epoch": self.epoch, "step": self.step, "loss": loss, "valid": score if known else None}
+        self.curve.append({**point, "seconds": round(self.spent, 1)})
+        self.worse = 0 if better else self.worse + 1
+        if better:
+            self.best = self.epoch
+            self.keep()
+
+    def keep(self) -> None:
+        """Take the weights as they are for the best."""
+        self.kept = {name: on_file(value) for name, value in self.weights.items()}
+
+    def best_module(self) -> Any:
+        """The module with the best weights, on the CPU."""
+        import torch
+
+        with torch.no_grad():
+            for name, value in self.weights.items():
+                value.copy_(self.kept[name])
+        return self.module.eval().cpu()
+
+    def report(self, **more: Any) -> dict[str, Any]:
+        """Settings, the curve, the epoch whose weights were kept, the seconds and `more`, as plain JSON."""
+        own = {"curve": self.curve, "best": self.best, "seconds": round(self.spent, 1)}
+        return {"settings": self.settings, **more, **own}
+
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """Leave the report where `ended` finds it, in place of the checkpoint; what was made is there already."""
+        write_json(self.folder / _REPORT, report)
+        (self.folder / _STATE).unlink(missing_ok=True)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        tensors = {f"best/{name}": value for name, value in self.kept.items()}
+        for name, value in self.weights.items():
+            tensors[f"now/{name}"] = value
+            for key, part in self.optimizer.state.get(value, {}).items():
+                tensors[f"optimizer/{key}/{name}"] = part
+        facts = {name: getattr(self, name) for name in self.standing}
+        write_checkpoint(self.folder / _STATE, {**facts, "settings": self.settings}, tensors)
+
+    def resume(self) -> bool:
+        """Take up the checkpoint; False where there is none."""
+        if not (self.folder / _STATE).is_file():
+            return False
+        facts, tensors = read_checkpoint(self.folder / _STATE)
+        check_same(facts.get("settings", {}), self.settings, self.folder)
+        for name in self.standing:
+            setattr(self, name, facts[name])
+        self.kept = {name.removeprefix("best/"): part for name, part in tensors.items() if name.startswith("best/")}
+        for name, value in self.weights.items():
+            value.data.copy_(tensors[f"now/{name}"])
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if (part := tensors.get(f"optimizer/{key}/{name}")) is not None:  # a weight may be without a gradient
+                    self.optimizer.state[value][key] = part.to(value.device)
+        return True
+
+
+def ended(folder: Path, made: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The report of a run that ended in `folder` and made `made`, None where none did.
+
+    Raises:
+        InputError: a run with other settings ended there.
+    """
+    if not ((folder / _REPORT).is_file() and made.is_dir()):
+        return None
+    report = read_json(folder / _REPORT)
+    check_same(report["settings"], settings, folder)
+    return report
+
+
+def write_checkpoint(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+    """Write tensors and plain JSON facts to one file, whole or not at all."""
+    from safetensors.torch import save
+
+    plain = {name: on_file(value) for name, value in tensors.items()}
+    with atomic_file(path) as file:
+        file.write(save(plain, {"state": json.dumps(facts)}))
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The facts and tensors of `write_checkpoint`; `InputError` where the file is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, ValueError, LookupError, TypeError):
+        raise InputError(f"{path} is damaged; remove it and begin again") from None
+    return facts, tensors
+
+
+def on_file(tensor: Any) -> Any:
+    """A copy of a tensor that safetensors takes: on the CPU, in the plain layout."""
+    import torch
+
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to go on with a run of other settings."""
+    if differing := [name for name in now if before.get(name) != now[name]]:
+        raise InputError(f"{folder} holds a run with another {', '.join(differing)}; give a new folder")
+
+
+def model_of(encoder: Encoder) -> str:
+    """The name of the encoder's model, without revision."""
+    return re.split(r"[/@]", encoder.name.partition("/")[2] or encoder.name)[0]
+
+
+def digest_of_content(items: Items, *encoders: Encoder) -> str:
+    """Fingerprint of the items' ids and of what each encoder reads of them; unreadable files are as missing."""
+    return digest(items.ids.ids, *([_content(value) for value in encoder.values(items)] for encoder in encoders))
+
+
+def _content(value: Any) -> str:
+    try:
+        return "" if value is None else hashlib.blake2b(content_bytes(value), digest_size=16).hexdigest()
+    except OSError:
+        return ""
+
+
+def lengths(values: Sequence[Any]) -> Ints | None:
+    """(n,) of texts, which in batches of like lengths need less padding; None of other values."""
+    return np.array([len(value) for value in values]) if isinstance(values[0], str) else None
+
+
+def in_batches(rows: Ints, size: int, among: int, kin: Ints | None, rng: np.random.Generator) -> list[Ints]:
+    """All `rows` at random, `size` at a time; among so many batches those of near `kin`, numbers, come together."""
+    order = rng.permutation(rows)
+    if kin is not None:
+        order = order[np.lexsort((kin[order], np.arange(len(order)) // (among * size)))]
+    found = [order[at : at + size] for at in range(0, len(order), size)]
+    return [found[at] for at in rng.permutation(len(found))]

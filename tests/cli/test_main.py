@@ -1,0 +1,487 @@
+"""The command line from outside: what goes to stdout, what ends in one sentence and status 2, flags from TOML."""
+
+import io
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import REPO
+
+from recotransfer import encoders, task
+from recotransfer.cli import main as cli
+from recotransfer.cli.main import main
+from recotransfer.cli.options import settings
+from recotransfer.encoders import HashingText
+from recotransfer.errors import InputError
+from recotransfer.recommenders import EASE, HybridItems
+
+SHOP = REPO / "sample_data"
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Runs a command line in this process; gives status, out and err."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["recotransfer", *map(str, words)])
+        capfd.readouterr()
+        status = 0
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code
+        found = capfd.readouterr()
+        return SimpleNamespace(status=status, out=found.out, err=found.err)
+
+    return call
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """Hashed words in place of the transformer, where what the text means does not matter."""
+    monkeypatch.setattr(encoders, "SentenceText", lambda model=None, column="title": HashingText(column=column))
+
+
+def tiny_tables(users=30, items=40):
+    rng = np.random.default_rng(0)
+    colour = rng.integers(4, size=items)
+    catalogue = pd.DataFrame(
+        {
+            "item_id": np.arange(100, 100 + items),
+            "title": [f"{['red', 'blue', 'green', 'grey'][c]} mug number {i}" for i, c in enumerate(colour)],
+            "category": [f"kind {c}" for c in colour],
+            "price": np.round(rng.uniform(1, 50, items), 2),
+            "in_stock": rng.random(items) < 0.8,
+        }
+    )
+    own = [np.flatnonzero(colour == u % 4) for u in range(users)]
+    rows = [(u, 100 + i, 1e9 + 60 * t) for u in range(users) for t, i in enumerate(rng.permutation(own[u])[:5])]
+    log = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
+    return catalogue, log
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A folder with a tiny shop as CSV and a model of its behaviour alone."""
+    folder = tmp_path_factory.mktemp("tiny")
+    catalogue, log = tiny_tables()
+    catalogue.to_csv(folder / "items.csv", index=False)
+    log.to_csv(folder / "events.csv", index=False)
+    words = ["fit", "--items", "items.csv", "--events", "events.csv", "--out", "model", "--no-content"]
+    subprocess.run([sys.executable, "-m", "recotransfer", *words], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def place(tiny, tmp_path, monkeypatch):
+    """A fresh working folder that holds the tiny shop and its model."""
+    shutil.copytree(tiny, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+FIT = ("fit", "--items", "items.csv", "--events", "events.csv", "--out")
+BENCH = ("benchmark", "--items", "items.csv", "--events", "events.csv", "--no-content", "--out")
+
+
+def refused(ran, *words):
+    """One sentence on stderr that holds `words`, status 2, nothing on stdout, no traceback."""
+    assert ran.status == 2, ran.err
+    assert not ran.out
+    last = ran.err.strip().splitlines()[-1]
+    assert last.startswith("recotransfer: "), ran.err
+    assert "Traceback" not in ran.err
+    for word in words:
+        assert word in last, last
+    return last
+
+
+# -- the sample shop, start to end -------------------------------------------------------------------------------------
+
+
+def examples(command=None):
+    """The command lines shown by --help."""
+    words = [sys.executable, "-m", "recotransfer", *([command] if command else []), "--help"]
+    text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    return [line.split("#  ")[0] for line in re.findall(r"^ +(recotransfer .*)", text, re.MULTILINE)]
+
+
+@pytest.fixture
+def small_shop(tmp_path, monkeypatch):
+    """A working folder with part of the sample shop, as files and as a database."""
+    folder = tmp_path / "there"
+    (folder / "sample_data").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    with sqlite3.connect("shop.db") as base:
+        for name, rows in (("items", 600), ("events", 5000)):
+            table = pd.read_csv(SHOP / f"{name}.csv", nrows=rows)
+            table.to_sql(name, base, index=False)
+            for path in (f"sample_data/{name}.csv", f"{name}.csv"):
+                table.to_csv(path, index=False)
+    table.head(300).assign(user_id="new").to_csv("new_users.csv", index=False)
+
+
+def test_examples_in_help_run(small_shop, run, hashed):
+    shown = [line for command in ("fit", "recommend", "similar", "inspect", "demo") for line in examples(command)]
+    assert len(shown) >= 7
+    for line in shown:
+        quoted = re.findall(r"'([^']*)'|\"([^\"]*)\"|(\S+)", line.replace("--trials 20", "--trials 2"))
+        ran = run(*["".join(word) for word in quoted][1:])
+        assert ran.status == 0, (line, ran.err)
+        assert ran.out, line
+    assert set(pd.read_parquet("recs-new")["user"]) == {"new"}
+
+
+def test_examples_of_the_first_help_page_run(small_shop, run, hashed):
+    for line in examples():
+        ran = run(*line.split("#")[0].split()[1:])
+        assert ran.status == 0, (line, ran.err)
+    assert pd.read_parquet("recs").groupby("user").size().eq(10).all()
+
+
+def test_stdout_is_for_machines_and_stderr_for_people(place, run):
+    ran = run(*FIT, "m", "--no-content")
+    assert (ran.status, ran.out) == (0, "m\n")
+    assert "40 rows read, 40 kept" in ran.err
+    assert "fitted HybridItems on 150 events of 30 users and 40 items" in ran.err
+    ran = run("recommend", "m", "--out", "r", "--k", 3)
+    assert (ran.status, ran.out) == (0, "r\n")
+    assert "90 rows for 30 users" in ran.err
+    ran = run("similar", "m", 100, 101, "--k", 2)
+    table = pd.read_csv(io.StringIO(ran.out))
+    assert list(table) == ["item", "similar", "rank", "score", "title"]
+    assert table["item"].tolist() == [100, 100, 101, 101]
+    facts = json.loads(run("inspect", "m").out)
+    assert facts["recommender"] == "HybridItems"
+    assert facts["items"] == 40
+    assert not facts["encoders"]
+
+
+def test_the_demo_tells_its_story(tmp_path, run, hashed):
+    ran = run("demo", "--data", SHOP, "--out", tmp_path / "demo")
+    assert ran.status == 0
+    for word in (
+        "A warm user",
+        "A brand-new user with two clicks",
+        "A brand-new item nobody has touched",
+        "because of",
+    ):
+        assert word in ran.out
+    table = pd.read_parquet(tmp_path / "demo" / "recommendations")
+    assert table.groupby("user").size().eq(10).all()
+    assert table["user"].nunique() == 1500
+    assert run("demo", "--data", SHOP, "--out", tmp_path / "demo").status == 0
+    assert len(pd.read_parquet(tmp_path / "demo" / "recommendations")) == len(table)
+    refused(run("demo", "--data", tmp_path / "nothing"), "holds no items.csv")
+
+
+@pytest.mark.parametrize("name", ["EASE", "ItemKNN", "ALS", "BPR", "Popularity", "RidgeProfiles", "ContentProfiles"])
+def test_every_recommender_fits_and_recommends(place, run, hashed, name):
+    ran = run(*FIT, "m", "--recommender", name, *(["--set", "dim=4"] if name in ("ALS", "BPR") else []))
+    assert (ran.status, ran.out) == (0, "m\n"), ran.err
+    assert run("recommend", "m", "--out", "r", "--k", 4).status == 0
+    table = pd.read_parquet("r")
+    assert table["user"].nunique() == 30
+    assert table["rank"].max() == 4
+    assert json.loads(run("inspect", "m").out)["recommender"] == name
+
+
+# -- in and out --------------------------------------------------------------------------------------------------------
+
+
+def test_a_database_gives_the_same_recommendations_as_csv(place, run, hashed):
+    catalogue, log = tiny_tables()
+    with sqlite3.connect("shop.db") as base:
+        catalogue.to_sql("items", base, index=False)
+        log.to_sql("events", base, index=False)
+    assert run(*FIT, "from-csv").status == 0
+    ran = run("fit", "--items", "sqlite:///shop.db#items", "--events",
+              "sqlite:///shop.db#SELECT * FROM events ORDER BY rowid", "--out", "from-sql")  # fmt: skip
+    assert ran.status == 0, ran.err
+    for name in ("from-csv", "from-sql"):
+        assert run("recommend", name, "--out", f"{name}-recs", "--reasons").status == 0
+    of_csv, of_sql = pd.read_parquet("from-csv-recs"), pd.read_parquet("from-sql-recs")
+    of_csv[["user", "item"]] = of_csv[["user", "item"]].astype(np.int64)
+    pd.testing.assert_frame_equal(of_csv, of_sql)
+
+
+def test_integer_ids_of_parquet_stay_integers_and_text_keeps_its_zeros(place, run):
+    catalogue, log = tiny_tables()
+    catalogue.to_parquet("items.parquet")
+    log.to_parquet("events.parquet")
+    run("fit", "--items", "items.parquet", "--events", "events.parquet", "--out", "ints", "--no-content")
+    pd.DataFrame({"user_id": ["3", "7"]}).to_csv("some.csv", index=False)
+    assert run("recommend", "ints", "--out", "r", "--users", "some.csv").status == 0
+    table = pd.read_parquet("r")
+    assert table["user"].dtype == table["item"].dtype == np.int64
+    assert set(table["user"]) == {3, 7}
+    catalogue["item_id"], log["item_id"] = (t["item_id"].map("{:05d}".format) for t in (catalogue, log))
+    catalogue.to_csv("items.csv", index=False)
+    log.assign(user_id=log["user_id"].map("{:03d}".format)).to_csv("events.csv", index=False)
+    assert run(*FIT, "zeros", "--no-content").status == 0
+    assert run("recommend", "zeros", "--out", "r2").status == 0
+    table = pd.read_parquet("r2")
+    assert "007" in set(table["user"])
+    assert table["item"].str.len().eq(5).all()
+    assert run("similar", "zeros", "00100").out.startswith("item,similar")
+
+
+def test_histories_of_new_users_drop_and_report_unknown_items(place, run):
+    Path("h.csv").write_text("user_id,item_id\nnew,100\nnew,999\nother,888\nlast,104\n")
+    ran = run("recommend", "model", "--histories", "h.csv", "--out", "r", "--k", 3)
+    assert ran.status == 0
+    assert "2 rows dropped: unknown item (column 'item_id', lines 3, 4" in ran.err
+    assert set(pd.read_parquet("r")["user"]) == {"new", "last"}
+
+
+def test_histories_take_the_event_flags_of_the_fit(place, run):
+    Path("h.csv").write_text("who,item_id,event\nnew,100,wishlist\nnew,104,view\n")
+    ran = run("recommend", "model", "--histories", "h.csv", "--out", "r", "--event-column", "user=who")
+    refused(ran, "unknown kinds of event: 'wishlist'")
+    ran = run("recommend", "model", "--histories", "h.csv", "--out", "r", "--event-column", "user=who",
+              "--event-weight", "wishlist=2")  # fmt: skip
+    assert ran.status == 0, ran.err
+
+
+def test_filters_and_lists_of_ids_from_files(place, run):
+    Path("allow.txt").write_text("item\n100\n101\n102\n103\n104\n105\n")
+    Path("deny.csv").write_text("item_id,why\n100,recalled\n")
+    ran = run("recommend", "model", "--out", "r", "--allow", "allow.txt", "--deny", "deny.csv", "--where", "price < 40",
+              "--include-seen")  # fmt: skip
+    assert ran.status == 0, ran.err
+    catalogue = pd.read_csv("items.csv").set_index("item_id")
+    found = set(pd.read_parquet("r")["item"].astype(int))
+    assert found
+    assert found <= {101, 102, 103, 104, 105}
+    assert (catalogue.loc[list(found), "price"] < 40).all()
+
+
+def test_tuning_reports_and_keeps_every_trial(place, run, hashed):
+    ran = run(*FIT, "m", "--trials", 3, "--seed", 1)
+    assert (ran.status, ran.out) == (0, "m\n"), ran.err
+    assert "3 trials: NDCG@10 on held-out events" in ran.err
+    trials = pd.read_csv("m.trials.csv")
+    assert len(trials) == 3
+    assert trials.loc[0, "reg"] == HybridItems().reg
+    assert {"weight.text", "weight.attributes"} <= set(trials)
+    assert ran.err.count("items, ") == 2, "each encoder reports once, for its vectors are not made twice"
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_benchmark_tells_what_was_asked_and_what_came_out(place, run):
+    words = [*BENCH, "bench", "--split", "leave-last", "--model", "EASE(reg=50)", "--model", "<b>x</b>=Popularity"]
+    ran = run(*words, "--k", 5, "--k", 10, "--k", 5, "--workers", 2)
+    assert (ran.status, ran.out) == (0, f"{Path('bench/results.json')}\n")
+    assert "leave-last: 90 train, 30 valid, 30 test events" in ran.err
+    assert re.search(r"EASE\(reg=50\) +no +0\.\d{4} +\[", ran.err)
+    assert "Warning" not in ran.err
+    results = json.loads(Path("bench/results.json").read_text(), parse_constant=pytest.fail)
+    assert results["protocol"]["k"] == [5, 10]
+    assert [arm["name"] for arm in results["arms"]] == ["EASE(reg=50)", "<b>x</b>"]
+    assert "<b>x</b>" not in Path("bench/report.html").read_text()
+    refused(run(*words), "bench holds an earlier benchmark; go on with it by --resume")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["nosuch"], ["No such command 'nosuch'", "recotransfer --help"]),
+        (["fit"], ["Missing option '--items'", "recotransfer fit --help"]),
+        ([*FIT, "m", "--colour", "red"], ["No such option", "--colour"]),
+        (["fit", "--items", "no.csv", "--events", "events.csv", "--out", "m"], ["no.csv does not exist"]),
+        ([*FIT, "m", "--recommender", "Oracle"], ["no recommender is called 'Oracle'", "known are ALS"]),
+        ([*FIT, "m", "--set", "rge=3"], ["HybridItems has no setting 'rge'", "it has reg, "]),
+        ([*FIT, "m", "--set", "reg=abc"], ["--set reg=abc: reg must be a number"]),
+        ([*FIT, "m", "--set", "reg=NaN"], ["--set reg=NaN: reg must be a number"]),
+        ([*FIT, "m", "--set", "reg=true"], ["--set reg=true: reg must be a number"]),
+        ([*FIT, "m", "--set", "neighbours=2.5"], ["neighbours must be a whole number"]),
+        ([*FIT, "m", "--set", "form=round"], ["form must be sparse or dense"]),
+        ([*FIT, "m", "--set", "reg"], ["--set 'reg': write NAME=VALUE"]),
+        ([*FIT, "m", "--no-content", "--set", "reg=-1"], ["reg must be at least 0, got -1"]),
+        ([*FIT, "m", "--weight", "text=heavy"], ["--weight text=heavy: 'heavy' is not a number"]),
+        ([*FIT, "m", "--weight", "txt=1"], ["'txt'", "text, attributes"]),
+        ([*FIT, "m", "--only", "colour"], ["no column 'colour' to encode"]),
+        ([*FIT, "m", "--kind", "title=words"], ["kinds must be text, image, category, number"]),
+        ([*FIT, "m", "--image-encoder", "clip"], ["no column of items.csv holds images"]),
+        ([*FIT, "m", "--k", "0"], ["'--k': 0 is not in the range"]),
+        ([*FIT, "m", "--index-recall", "0.9"], ["HybridItems has no index to choose"]),
+        ([*FIT, "m", "--recommender", "RidgeProfiles", "--no-content"], ["RidgeProfiles ranks by content alone"]),
+        ([*FIT, "m", "--trials", "2", "--recommender", "Popularity"], ["Popularity has nothing to tune"]),
+        ([*FIT, "items.csv"], ["items.csv is a file"]),
+        ([*FIT, "items.csv/m"], ["items.csv is no folder that can be written to"]),
+        ([*FIT, "."], ["working folder"]),
+        ([*FIT, "m", "--cache", "m/cache"], ["keep the cache outside"]),
+        ([*BENCH, "m", "--model", "EAZE"], ["no recommender is called 'EAZE'", "known are ALS"]),
+        ([*BENCH, "m", "--model", "EASE(rge=1)"], ["EASE has no setting 'rge'; it has reg, "]),
+        ([*BENCH, "m", "--model", "no_such:Mine"], ["'no_such:Mine' cannot be imported", "on PYTHONPATH"]),
+        ([*BENCH, "m", "--model", "broken:Mine"], ["'broken:Mine' cannot be imported (ValueError: of mine)"]),
+        ([*BENCH, "m", "--split", "tiem"], ["'tiem' is not one of 'time', 'leave-last'"]),
+        ([*BENCH, "m", "--valid", "events.csv"], ["--valid and --test go together"]),
+        ([*BENCH, "m", "--history", "events.csv"], ["give --valid and --test too"]),
+        ([*BENCH, "."], ["holds other files; give a new or empty folder"]),
+        ([*BENCH, "items.csv"], ["items.csv is a file"]),
+        (["recommend", "nowhere", "--out", "r"], ["nowhere", "manifest.json"]),
+        (["recommend", "model", "--out", "r", "--k", "0"], ["'--k': 0 is not in the range"]),
+        (["recommend", "model", "--out", "r", "--k", "ten"], ["'ten' is not a valid integer"]),
+        (["recommend", "model", "--out", "r", "--where", "cost < 3"], ["no column 'cost'", "'price'"]),
+        (["recommend", "model", "--out", "r", "--where", "price <"], ["filter 'price <' is no expression"]),
+        (["recommend", "model", "--out", "r", "--where", "print(1)"], ["Call is not allowed"]),
+        (["recommend", "model", "--out", "r", "--where", "price < 0"], ["no item passes the filter", "price < 0"]),
+        (["recommend", "model", "--out", "r", "--users", "no.csv"], ["no.csv does not exist"]),
+        (["recommend", "model", "--out", "items.csv"], ["items.csv is a file"]),
+        (["recommend", "model", "--out", "."], ["holds other files"]),
+        (["similar", "model"], ["Missing argument 'ITEMS...'"]),
+        (["similar", "model", "nothing"], ["unknown ids: 'nothing'", "known ids look like '100'"]),
+        (["inspect", "items.csv"], ["items.csv"]),
+        (["recommend", "model", "--out", "r", "--config", "no.toml"], ["no.toml does not exist"]),
+    ],
+    ids=lambda value: " ".join(value)[-50:],
+)  # fmt: skip
+def test_bad_words_end_in_one_sentence(place, run, hashed, monkeypatch, words, parts):
+    Path("broken.py").write_text("raise ValueError('of mine')")
+    monkeypatch.syspath_prepend(place)
+    refused(run(*words), *parts)
+    assert not Path("r").exists(), "a refused job leaves no folder behind"
+    assert not Path("m").exists()
+
+
+def test_no_words_show_the_help(run):
+    ran = run()
+    assert ran.status == 2
+    assert "Commands:" in ran.err
+    assert run("--version").out.startswith("recotransfer, version")
+
+
+def test_bad_files_of_ids_are_named(place, run):
+    Path("u.csv").write_text("user_id\n3\nnobody\n")
+    Path("i.csv").write_text("item_id\n100\nnothing\n")
+    Path("empty.csv").write_text("user_id,item_id\n")
+    Path("strange.csv").write_text("user_id,item_id\nx,nothing\n")
+    go = ("recommend", "model", "--out", "r")
+    refused(run(*go, "--users", "u.csv"), "u.csv: unknown ids: 'nobody'")
+    refused(run(*go, "--allow", "i.csv"), "i.csv: unknown ids: 'nothing'")
+    refused(run(*go, "--deny", "i.csv"), "i.csv: unknown ids: 'nothing'")
+    refused(run(*go, "--histories", "empty.csv"), "empty.csv: has a header but no rows")
+    refused(run(*go, "--histories", "strange.csv"), "strange.csv", "none of its 1 ids is known")
+    assert not Path("r").exists()
+
+
+def test_damaged_models_are_refused(place, run):
+    part = max(Path("model").iterdir(), key=lambda p: p.stat().st_size)
+    part.write_bytes(part.read_bytes()[:-10])
+    refused(run("recommend", "model", "--out", "r"), part.name, "truncated or edited")
+    refused(run("inspect", "model"), part.name)
+    Path("model/manifest.json").write_text("{")
+    refused(run("similar", "model", "100"), "manifest.json is damaged")
+
+
+def test_folders_with_other_files_are_never_overwritten(place, run, monkeypatch):
+    monkeypatch.setattr(cli, "_recommender", lambda o: pytest.fail("the folder must be checked before any work"))
+    Path("app").mkdir()
+    Path("app/manifest.json").write_text('{"name": "a web app"}')
+    refused(run(*FIT, "app"), "app holds other files")
+    assert Path("app/manifest.json").exists()
+    Path("app2").mkdir()
+    Path("app2/notes.txt").write_text("mine")
+    refused(run(*FIT, "app2"), "app2 holds other files")
+    Path("model/notes.txt").write_text("mine")
+    refused(run(*FIT, "model"), "'notes.txt'", "would be lost")
+    assert Path("model/notes.txt").read_text() == "mine"
+
+
+def test_an_earlier_model_may_be_replaced(place, run):
+    before = Path("model/manifest.json").read_bytes()
+    assert run(*FIT, "model", "--no-content").status == 0
+    assert Path("model/manifest.json").read_bytes() == before
+    assert run(*FIT, "model", "--no-content", "--set", "reg=7").status == 0
+    assert Path("model/manifest.json").read_bytes() != before
+    next(Path("model").glob("*.npy")).write_bytes(b"damaged")
+    assert run(*FIT, "model", "--no-content").status == 0, "what the error of a damaged model advises"
+    assert Path("model/manifest.json").read_bytes() == before
+
+
+def test_interrupts_full_disks_and_no_memory_end_in_a_sentence(place, run, monkeypatch):
+    def failing(error):
+        def load(*_, **__):
+            raise error
+
+        monkeypatch.setattr(task.TransferTask, "load", load)
+        return run("similar", "model", "100")
+
+    ran = failing(KeyboardInterrupt())
+    assert ran.status == 130
+    assert ran.err.strip().endswith("are kept")
+    assert "recotransfer: interrupted" in ran.err
+    refused(failing(OSError(28, "No space left on device", "r/part")), "r/part: No space left on device")
+    refused(failing(MemoryError("8 TiB")), "out of memory (8 TiB)")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of this system")
+def test_a_closed_pipe_is_no_error(place):
+    words = [sys.executable, "-m", "recotransfer", "similar", "model", *map(str, range(100, 140)), "--k", "30"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert b"Traceback" not in process.stderr.read()
+    process.stderr.close()
+    process.wait()
+
+
+# -- settings and TOML -------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_read_as_their_types():
+    assert settings(EASE, ["reg=3", "neighbours=null"]) == {"reg": 3, "neighbours": None}
+    assert settings(HybridItems, ["form=dense", "neighbours=5"]) == {"form": "dense", "neighbours": 5}
+    with pytest.raises(InputError, match="neighbours must be a whole number or null"):
+        settings(EASE, ["neighbours=many"])
+
+
+def test_flags_come_from_a_file_and_the_command_line_wins(place, run):
+    Path("shop.toml").write_text(
+        'items = "items.csv"\nevents = "events.csv"\nno-content = true\n'
+        '[fit]\nout = "m"\n[fit.set]\nreg = 33\nform = "dense"\n'
+        '[recommend]\nmodel = "m"\nout = "r"\nk = 3\nwhere = "price < 45"\nreasons = true\n'
+    )
+    assert run("fit", "--config", "shop.toml").status == 0
+    held = json.loads(run("inspect", "m").out)["settings"]
+    assert (held["reg"], held["form"]) == (33, "dense")
+    assert run("recommend", "--config", "shop.toml").status == 0
+    table = pd.read_parquet("r")
+    assert table["rank"].max() == 3
+    assert "reason" in table
+    assert run("recommend", "--config=shop.toml", "--k", 5, "--out", "r5").status == 0
+    assert pd.read_parquet("r5")["rank"].max() == 5
+    assert run("fit", "--config", "shop.toml", "--set", "reg=44", "--out", "m2").status == 0
+    assert json.loads(run("inspect", "m2").out)["settings"]["reg"] == 44
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("k = ", ["c.toml is not TOML"]),
+        ("kk = 3", ["recommend has no flag 'kk'", "include-seen"]),
+        ("[recommend]\nitems = 3", ["recommend has no flag 'items'"]),
+        ("[reccomend]\nk = 3", ["no flag 'reccomend'"]),
+        ("recommend = 3", ["recommend must be a table"]),
+        ('[recommend]\nk = "ten"', ["'--k'", "'ten' is not a valid integer"]),
+        ("[recommend]\nk = 2.5", ["'--k'", "'2.5' is not a valid integer"]),
+        ("[recommend]\nk = true", ["'--k'", "'true' is not a valid integer"]),
+        ("[recommend]\nk = [1, 2]", ["k takes one value, and is [1, 2]"]),
+        ('[recommend]\nreasons = "yes"', ["reasons must be true or false, and is 'yes'"]),
+        ('[recommend]\nevent-weight = "view"', ["--event-weight 'view': write NAME=VALUE"]),
+    ],
+)
+def test_bad_files_of_flags_are_named(place, run, text, parts):
+    Path("c.toml").write_text(text)
+    refused(run("recommend", "model", "--out", "r", "--histories", "events.csv", "--config", "c.toml"), *parts)
