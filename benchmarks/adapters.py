@@ -4,10 +4,10 @@
 
 DATA_DIR holds the public sets; a row whose files are missing is skipped with a line that says so. Rows that are done
 are kept in OUT/ROW.json and not run again while the code stays the same; `results/adapters.json` gathers them, each
-with its own commit and command. Every row compares its arms in one run and reports the test once, with 95% intervals
-of each arm and of its gain over the floor. Settings are chosen on validation, or on folds of what is not in the test;
-arms with "settings": {} had none to choose. "reached" is of the best arm's figure, not of its interval, and null where
-the goal is no figure.
+with its own commit and command. Every row compares its variants in one run and reports the test once, with 95%
+intervals of each variant and of its gain over the floor. Settings are chosen on validation, or on folds of what is not
+in the test; variants with "settings": {} had none to choose. "reached" is of the best variant's figure, not of its
+interval, and null where the goal is no figure.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ Row = Callable[[Path, Path], dict[str, Any]]
 
 
 def told(outcomes: Sequence[Outcome], metrics: Mapping[str, Metric], floor: str, **facts: Any) -> dict[str, Any]:
-    """A row: every arm's figures with intervals, and its gain over the arm called `floor` in the first metric."""
+    """A row: every variant's figures with intervals, and its gain over the variant `floor` in the first metric."""
     lead, metric = next(iter(metrics.items()))
-    control = next(outcome for outcome in outcomes if outcome.name == floor)
-    arms = []
+    ablation = next(outcome for outcome in outcomes if outcome.name == floor)
+    variants = []
     for outcome in outcomes:
-        arm: dict[str, Any] = {"arm": outcome.name}
-        arm |= {name: [round(x, 4) for x in estimate] for name, estimate in outcome.metrics.items()}
-        if outcome is not control:
-            arm["gain over floor"] = [round(x, 4) for x in gain(outcome, control, metric)]
+        variant: dict[str, Any] = {"variant": outcome.name}
+        variant |= {name: [round(x, 4) for x in estimate] for name, estimate in outcome.metrics.items()}
+        if outcome is not ablation:
+            variant["gain over floor"] = [round(x, 4) for x in gain(outcome, ablation, metric)]
         settings = {name: _short(value) for name, value in outcome.settings.items()}
         valid = None if np.isnan(outcome.valid) else round(outcome.valid, 4)  # None: nothing was chosen
-        arm |= {"valid": valid, "settings": settings, "seconds": round(outcome.seconds, 1)}
-        arms.append(arm)
-    return {"metric": lead, "floor": floor, "units": len(control.answers.units), **facts, "arms": arms}
+        variant |= {"valid": valid, "settings": settings, "seconds": round(outcome.seconds, 1)}
+        variants.append(variant)
+    return {"metric": lead, "floor": floor, "queries": len(ablation.predictions.queries), **facts, "variants": variants}
 
 
 def _short(value: Any) -> Any:
@@ -99,7 +99,7 @@ def main() -> None:
             continue
         start, cpu = time.perf_counter(), time.process_time()
         result = {"row": name, **row(a.data, a.out / name)}
-        if not result["arms"]:
+        if not result["variants"]:
             print(f"{name}: skipped, {result['skipped']}", flush=True)
             continue
         spent = {"minutes": time.perf_counter() - start, "cpu_minutes": time.process_time() - cpu}
@@ -111,8 +111,8 @@ def main() -> None:
         gathered(facts, [kept[name] for name in known if name in kept])
     gathered(facts, [kept[name] for name in known if name in kept])
     for name in kept:
-        for arm in kept[name]["arms"]:
-            print(f"{name:24s} {kept[name]['metric']:18s} {arm['arm']:36s} {arm[kept[name]['metric']]}")
+        for variant in kept[name]["variants"]:
+            print(f"{name:24s} {kept[name]['metric']:18s} {variant['variant']:36s} {variant[kept[name]['metric']]}")
 
 
 if __name__ == "__main__":

@@ -130,14 +130,14 @@ def stream(name: str, make: Callable[[], Recommender], periods: list[Interaction
         if not stale.scores_new_users:  # asked of the same users
             some = np.isin(truth.user, np.flatnonzero(stale.events_.users.positions(truth.users.ids, "negative") >= 0))
             truth = truth.select(some)
-        for arm, model in (("stale", stale), ("partial_fit", updated), ("refit", refit)):
-            found[arm].append(quality(model, truth, known))
-    whole = {arm: np.concatenate(values) for arm, values in found.items()}
+        for variant, model in (("stale", stale), ("partial_fit", updated), ("refit", refit)):
+            found[variant].append(quality(model, truth, known))
+    whole = {variant: np.concatenate(values) for variant, values in found.items()}
     row: dict[str, Any] = {"model": name, "how": updated.update_["how"], "users": len(whole["refit"])}
-    row |= {arm: interval(values)._asdict() for arm, values in whole.items()}
+    row |= {variant: interval(values)._asdict() for variant, values in whole.items()}
     row["partial_fit - refit"] = paired(whole["partial_fit"], whole["refit"])._asdict()
     row["partial_fit - stale"] = paired(whole["partial_fit"], whole["stale"])._asdict()
-    row["seconds"] = {arm: [round(s, 3) for s in values] for arm, values in seconds.items()}
+    row["seconds"] = {variant: [round(s, 3) for s in values] for variant, values in seconds.items()}
     row["time ratio"] = round(sum(seconds["partial_fit"]) / sum(seconds["refit"]), 3)
     return row
 
@@ -150,18 +150,18 @@ def forgotten(name: str, periods: list[Interactions], make: Callable[[], Recomme
     old, old_truth = without_last(joined(periods[:-1]))
     new, new_truth = without_last(periods[-1])
     before, histories = make().fit(old), old.joined(new)
-    arms = {"new alone": new}
+    variants = {"new alone": new}
     for share in (0.05, 0.2):
-        arms[f"new and replay of {share:.0%}"] = Replay(int(share * len(old)))(old, new)
-    arms["all"] = histories
+        variants[f"new and replay of {share:.0%}"] = Replay(int(share * len(old)))(old, new)
+    variants["all"] = histories
     rows = []
-    for arm, log in arms.items():
+    for variant, log in variants.items():
         after, spent = timed(lambda log=log: make().fit(log))
         lost = forgetting(before, after, old_truth, new_truth, histories=histories, k=K)
         row = {side: change._asdict() for side, change in lost._asdict().items()}
-        rows.append({"arm": arm, "events": len(log), "seconds": round(spent, 2), **row})
+        rows.append({"variant": variant, "events": len(log), "seconds": round(spent, 2), **row})
         told = "  ".join(f"{side} {c.value:+.4f} [{c.low:+.4f}, {c.high:+.4f}]" for side, c in lost._asdict().items())
-        print(f"  {name:8s} learned from {arm:22s} {told}", flush=True)
+        print(f"  {name:8s} learned from {variant:22s} {told}", flush=True)
     return rows
 
 

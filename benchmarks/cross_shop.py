@@ -5,9 +5,9 @@
 A user of the target shop has done n = 1, 2 or 3 things (the first n of their log); the next one is to be found among
 all the shop's items, by `ContentProfiles` on mapped MiniLM vectors. The maps have seen the source shop's events alone.
 Settings, the decay of histories included, are chosen on the source shop: half of its regions (clusters of vectors) play
-the target, and the map is learned on the others. The target is asked once. Every arm is compared with the vectors as
-they came, with their own decay, and with the target's vectors whitened by themselves, which needs no events at all:
-what an arm has over that is what the source's events taught.
+the target, and the map is learned on the others. The target is asked once. Every variant is compared with the vectors
+as they came, with their own decay, and with the target's vectors whitened by themselves, which needs no events at all:
+what a variant has over that is what the source's events taught.
 
 The second table adds a few users of the target to learn from, and asks the others. `--citeulike` measures each map
 within one domain: articles nobody has saved yet. `--tiny` runs on the sample shop and writes nothing.
@@ -61,7 +61,7 @@ class Shop(NamedTuple):
     events: Interactions
 
 
-Arm = Callable[..., Embeddings]  # (source, target, **settings) -> the target's vectors
+Variant = Callable[..., Embeddings]  # (source, target, **settings) -> the target's vectors
 
 
 def read(name: str, a: argparse.Namespace) -> Shop:
@@ -129,7 +129,7 @@ def mean_ndcg(found: Mapping[int, dict[str, Any]]) -> float:
     return float(np.mean([values[f"ndcg@{K}"].mean() for values in found.values()]))
 
 
-# -- arms --------------------------------------------------------------------------------------------------------------
+# -- variants ----------------------------------------------------------------------------------------------------------
 
 
 def own(items: Embeddings, **settings: float) -> Embeddings:
@@ -138,20 +138,20 @@ def own(items: Embeddings, **settings: float) -> Embeddings:
     return Whitening(**settings).fit(items, nothing).transform(items)
 
 
-def on(base: Callable[[Embeddings], Embeddings], kind: type[Transfer]) -> Arm:
+def on(base: Callable[[Embeddings], Embeddings], kind: type[Transfer]) -> Variant:
     """A map learned on the source, each shop's vectors having gone through `base` by themselves."""
     return lambda source, target, **s: kind(**s).fit(base(source.items), source.events).transform(base(target.items))
 
 
-def together(kind: type[Transfer]) -> Arm:
+def together(kind: type[Transfer]) -> Variant:
     """A map that also sees the target's whitened vectors, without events."""
 
-    def arm(source: Shop, target: Shop, **settings: Any) -> Embeddings:
+    def variant(source: Shop, target: Shop, **settings: Any) -> Embeddings:
         here, there = own(source.items), own(target.items)
         both = here.joined(there)
         return kind(**settings).fit(both, source.events.with_items(both.ids)).transform(there)
 
-    return arm
+    return variant
 
 
 def recoloured(source: Shop, target: Shop, **settings: Any) -> Embeddings:
@@ -166,7 +166,7 @@ def centred(items: Embeddings) -> Embeddings:
 
 
 TRAINED = {"hidden": (0, 256), "learning_rate": (0.0001,), "epochs": (3,)}
-ARMS: dict[str, tuple[Arm, dict[str, tuple[Any, ...]]]] = {
+VARIANTS: dict[str, tuple[Variant, dict[str, tuple[Any, ...]]]] = {
     "raw": (lambda source, target: target.items, {}),
     "centred": (lambda source, target: centred(target.items), {}),
     "whitened": (lambda source, target, **s: own(target.items, **s), {"shrink": (0.03, 0.1, 0.3)}),
@@ -184,12 +184,12 @@ def grid(space: Mapping[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
 
 
-def chosen(arm: Arm, space: Mapping[str, tuple[Any, ...]], source: Shop, users: int | None) -> dict[str, Any]:
+def chosen(variant: Variant, space: Mapping[str, tuple[Any, ...]], source: Shop, users: int | None) -> dict[str, Any]:
     """The settings, decay among them, that serve one half of the source shop best when learned on the other."""
     inner, outer = halves(source)
     tried = []
     for settings in grid(space):
-        vectors = arm(inner, outer, **settings)
+        vectors = variant(inner, outer, **settings)
         tried += [(mean_ndcg(measured(vectors, outer.events, decay, users)), settings, decay) for decay in DECAYS]
     best = max(tried, key=lambda found: found[0])
     return {"valid": round(best[0], 4), "settings": best[1], "history_decay": best[2]}
@@ -198,11 +198,11 @@ def chosen(arm: Arm, space: Mapping[str, tuple[Any, ...]], source: Shop, users: 
 def compared(
     found: Mapping[str, dict[int, dict[str, Any]]], against: tuple[str, ...]
 ) -> dict[str, list[dict[str, Any]]]:
-    """By arm, one row per length of history: means, and differences to the controls, with intervals."""
+    """By variant, one row per length of history: means, and differences to the ablations, with intervals."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for name, steps in found.items():
         for step, values in steps.items():
-            row: dict[str, Any] = {"arm": name, "history": step, "users": len(values[f"ndcg@{K}"])}
+            row: dict[str, Any] = {"variant": name, "history": step, "users": len(values[f"ndcg@{K}"])}
             for metric, mine in values.items():
                 row[metric] = [round(x, 4) for x in interval(mine)]
                 for other in against:
@@ -214,11 +214,11 @@ def compared(
 
 def zero_shot(source: Shop, target: Shop, a: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     found, facts = {}, {}
-    for name, (arm, space) in ARMS.items():
-        if a.arms and name not in a.arms:
+    for name, (variant, space) in VARIANTS.items():
+        if a.variants and name not in a.variants:
             continue
-        facts[name] = chosen(arm, space, source, a.valid_users)
-        vectors = arm(source, target, **facts[name]["settings"])
+        facts[name] = chosen(variant, space, source, a.valid_users)
+        vectors = variant(source, target, **facts[name]["settings"])
         found[name] = measured(vectors, target.events, facts[name]["history_decay"], a.users)
         shown = " ".join(f"{found[name][step][f'ndcg@{K}'].mean():.4f}" for step in STEPS)
         print(f"{name:24s}{shown}  {facts[name]}", flush=True)
@@ -252,8 +252,8 @@ def few_events(source: Shop, target: Shop, a: argparse.Namespace, decay: float) 
     target = _shuffled(target)
     for sample in a.samples:
         rest = _after(outer, sample)
-        arms = adapted(inner, outer, sample, (0.003, 0.01, 0.03, 0.1))
-        tried = {n: mean_ndcg(measured(v, rest, decay, a.valid_users)) for n, v in arms.items() if "soft" in n}
+        variants = adapted(inner, outer, sample, (0.003, 0.01, 0.03, 0.1))
+        tried = {n: mean_ndcg(measured(v, rest, decay, a.valid_users)) for n, v in variants.items() if "soft" in n}
         threshold = float(max(tried, key=lambda name: tried[name]).split()[-1])
         vectors, rest = adapted(source, target, sample, (0.0, threshold)), _after(target, max(a.samples))
         found = {name: measured(items, rest, decay, a.users) for name, items in vectors.items()}
@@ -308,7 +308,13 @@ def citeulike(a: argparse.Namespace) -> list[dict[str, Any]]:
         for label in ("ContentProfiles", "RidgeProfiles"):
             best = max((t for t in tried if type(t[2]).__name__ == label), key=lambda t: t[0])
             found[name, label] = _cold(best[2], cut["cold_test"])
-            row = {"set": "citeulike_a", "arm": name, "model": label, "settings": best[1], "valid": round(best[0], 4)}
+            row = {
+                "set": "citeulike_a",
+                "variant": name,
+                "model": label,
+                "settings": best[1],
+                "valid": round(best[0], 4),
+            }
             for metric, values in found[name, label].items():
                 row[metric] = [round(x, 4) for x in interval(values)]
                 row[f"{metric} over raw"] = [round(x, 5) for x in paired(values, found["raw", label][metric])]
@@ -335,7 +341,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("out/cross_shop"), help="cached vectors")
     parser.add_argument("--pairs", nargs="*", default=["toys:beauty", "beauty:toys"], help="SOURCE:TARGET")
-    parser.add_argument("--arms", nargs="*", choices=list(ARMS), help="these alone")
+    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), help="these alone")
     parser.add_argument("--citeulike", action="store_true")
     parser.add_argument("--users", type=int, help="users of the target who are asked; default all")
     parser.add_argument("--valid-users", type=int, default=2000)
@@ -346,7 +352,7 @@ def main() -> None:
         parser.error("name the data folder by --data, or give --tiny")
     facts = header()
     if a.tiny:
-        a.arms, a.users, a.valid_users, a.samples = ["raw", "whitened", "whitened, metric"], 100, 100, [20]
+        a.variants, a.users, a.valid_users, a.samples = ["raw", "whitened", "whitened, metric"], 100, 100, [20]
         source, target = halves(sample_shop())
         zero_shot(source, target, a)
         return

@@ -3,11 +3,11 @@
     OMP_WAIT_POLICY=PASSIVE python benchmarks/distill.py --data DATA_DIR --referee referee.py
 
 DATA_DIR holds `citeulike_a`. The referee writes the items, the events and the truth, and scores the lists again: its
-figures are the ones that count. Students learn from the titles of items that somebody has taken ("warm"); one arm sees
-the titles of the whole catalogue. Quality is NDCG@20 and recall@20 over the items nobody has taken, by the cosine to a
-user's mean (ContentProfiles) and by HybridItems, whose settings validation chooses for each arm anew, with as many
-trials for each. A ratio is that of the means, its interval a bootstrap over users. Rates are on one thread, arms
-interleaved. Controls: hashed words, and word vectors that learned nothing from the texts (Model2Vec).
+figures are the ones that count. Students learn from the titles of items that somebody has taken ("warm"); one variant
+sees the titles of the whole catalogue. Quality is NDCG@20 and recall@20 over the items nobody has taken, by the cosine
+to a user's mean (ContentProfiles) and by HybridItems, whose settings validation chooses for each variant anew, with as
+many trials for each. A ratio is that of the means, its interval a bootstrap over users. Rates are on one thread,
+variants interleaved. Controls: hashed words, and word vectors that learned nothing from the texts (Model2Vec).
 """
 
 from __future__ import annotations
@@ -97,13 +97,13 @@ def by_frequency(entries: Sequence[str], student: StaticText, items: Items) -> l
 
 
 def students(teacher: SentenceText, fold: Fold, a: argparse.Namespace) -> tuple[dict[str, Encoder], dict[str, Any]]:
-    """The arms, and what learning them cost."""
+    """The variants, and what learning them cost."""
     warm, costs = related(fold.items, fold.train), {}
-    arms: dict[str, Encoder] = {TEACHER: teacher, "hashed words (control)": HashingText()}
+    variants: dict[str, Encoder] = {TEACHER: teacher, "hashed words (ablation)": HashingText()}
 
     def learn(name: str, tuner: Any, encoder: Encoder, items: Items) -> Any:
         start = time.perf_counter()
-        arms[name] = tuner.tune(encoder, items, fold.train)
+        variants[name] = tuner.tune(encoder, items, fold.train)
         report = tuner.report_
         costs[name] = {
             "seconds to learn": round(time.perf_counter() - start, 1),
@@ -112,29 +112,29 @@ def students(teacher: SentenceText, fold: Fold, a: argparse.Namespace) -> tuple[
             "held-out curve": [None if p["valid"] is None else round(p["valid"], 4) for p in report["curve"]],
         }
         print(name, json.dumps(costs[name]), flush=True)
-        return arms[name]
+        return variants[name]
 
     static = learn("StaticText, warm titles", DistilStatic(folder=a.out / "static-warm"), teacher, warm)
     words = by_frequency(static.vocabulary.entries, static, warm)
-    arms["Model2Vec, warm titles (control)"] = model2vec(teacher, words, a.out / "model2vec")
+    variants["Model2Vec, warm titles (ablation)"] = model2vec(teacher, words, a.out / "model2vec")
     if "all" not in a.skip:
         learn("StaticText, all titles", DistilStatic(folder=a.out / "static-all"), teacher, fold.items)
     if "layers" not in a.skip:
         tuner = Distil(folder=a.out / "layers", layers=3, epochs=a.epochs)
         learn("MiniLM, 3 of 6 layers, warm titles", tuner, teacher, warm)
-    return arms, costs
+    return variants, costs
 
 
 # -- measures ----------------------------------------------------------------------------------------------------------
 
 
-def rates(arms: dict[str, Encoder], texts: list[str], count: int, runs: int) -> dict[str, list[float]]:
-    """Titles per second of each arm in each run; slow arms take `count` titles, the fast ones all of them."""
-    found: dict[str, list[float]] = {name: [] for name in arms}
-    for encoder in arms.values():
+def rates(variants: dict[str, Encoder], texts: list[str], count: int, runs: int) -> dict[str, list[float]]:
+    """Titles per second of each variant in each run; slow variants take `count` titles, the fast ones all of them."""
+    found: dict[str, list[float]] = {name: [] for name in variants}
+    for encoder in variants.values():
         encoder.encode(texts[:64])
     for _ in range(runs):
-        for name, encoder in arms.items():
+        for name, encoder in variants.items():
             part = texts if isinstance(encoder, StaticText) else texts[:count]
             start = time.perf_counter()
             encoder.encode(part)
@@ -174,10 +174,10 @@ def share(mine: Any, theirs: Any) -> list[float]:
     return [round(float(x), 4) for x in (mine.mean() / theirs.mean(), low, high)]
 
 
-def compared(arms: dict[str, Encoder], valid: Fold, test: Fold, a: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    out: dict[str, dict[str, Any]] = {name: {} for name in arms}
+def compared(variants: dict[str, Encoder], valid: Fold, test: Fold, a: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    out: dict[str, dict[str, Any]] = {name: {} for name in variants}
     bases: dict[str, dict[str, Any]] = {}
-    for name, encoder in arms.items():
+    for name, encoder in variants.items():
         vectors = encode_items(test.items, encoder, cache=a.out / "cache", progress=False).embeddings
         journal = a.out / f"trials-{vectors.source.replace('/', '-')}.json"
         settled = hybrid(vectors, valid, a.trials, journal)
@@ -211,9 +211,9 @@ def generated() -> Items:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    print(f"\n{'arm':44s}{'titles/s':>10s}{'ratio':>8s}")
+    print(f"\n{'variant':44s}{'titles/s':>10s}{'ratio':>8s}")
     for row in rows:
-        print(f"{row['arm']:44s}{row['titles_per_s']:10.0f}{row['rate / teacher']:8.1f}")
+        print(f"{row['variant']:44s}{row['titles_per_s']:10.0f}{row['rate / teacher']:8.1f}")
 
 
 def main() -> None:
@@ -221,10 +221,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--referee", type=Path)
     parser.add_argument("--out", type=Path, default=Path("out/distill"))
-    parser.add_argument("--count", type=int, default=1024, help="titles per run of the slow arms")
+    parser.add_argument("--count", type=int, default=1024, help="titles per run of the slow variants")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=6, help="of the student with fewer layers")
-    parser.add_argument("--trials", type=int, default=8, help="of HybridItems' settings, for each arm")
+    parser.add_argument("--trials", type=int, default=8, help="of HybridItems' settings, for each variant")
     parser.add_argument("--skip", nargs="*", choices=["all", "layers"], default=[], help="students to leave out")
     parser.add_argument("--tiny", action="store_true", help="rates on generated titles; nothing written to results/")
     a = parser.parse_args()
@@ -236,28 +236,28 @@ def main() -> None:
         items = generated()
         with tempfile.TemporaryDirectory() as folder:
             tuner = DistilStatic(folder=folder, dim=32, width=8, hidden=16, made_up=200, epochs=2, batch_size=64)
-            arms: dict[str, Encoder] = {TEACHER: HashingText(), "StaticText": tuner.tune(HashingText(), items)}
-            report(arms, rates(arms, items.columns["title"].tolist(), len(items), 1), {}, {})
+            variants: dict[str, Encoder] = {TEACHER: HashingText(), "StaticText": tuner.tune(HashingText(), items)}
+            report(variants, rates(variants, items.columns["title"].tolist(), len(items), 1), {}, {})
         return
     if a.data is None or a.referee is None:
         parser.error("give --data and --referee, or --tiny")
     valid, test = prepared(a, "valid"), prepared(a, "test")
-    arms, costs = students(SentenceText(), test, a)
+    variants, costs = students(SentenceText(), test, a)
     texts = test.items.columns["title"].dropna().tolist()
-    speed = rates(arms, texts, a.count, a.runs)
-    rows = report(arms, speed, compared(arms, valid, test, a), costs)
+    speed = rates(variants, texts, a.count, a.runs)
+    rows = report(variants, speed, compared(variants, valid, test, a), costs)
     write_results("distill", {**facts, "goals": {"rate": GOAL_RATE, "quality": GOAL_QUALITY}}, rows)
 
 
 def report(
-    arms: dict[str, Encoder], speed: dict[str, list[float]], found: dict[str, Any], costs: dict[str, Any]
+    variants: dict[str, Encoder], speed: dict[str, list[float]], found: dict[str, Any], costs: dict[str, Any]
 ) -> list[dict[str, Any]]:
     base = np.array(speed[TEACHER])
     rows = []
-    for name, encoder in arms.items():
+    for name, encoder in variants.items():
         ratio = np.array(speed[name]) / base
         row = {
-            "arm": name,
+            "variant": name,
             "titles_per_s": round(float(np.median(speed[name])), 1),
             "rate / teacher": round(float(np.median(ratio)), 1),
             "ratio_of_each_run": [round(float(x), 1) for x in ratio],

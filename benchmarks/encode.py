@@ -38,7 +38,7 @@ def timed(encode: Callable[[list[str]], NDArray[np.float32]], titles: list[str])
     return len(titles) / (time.perf_counter() - start), vectors
 
 
-def arms(precisions: list[str]) -> dict[str, Callable[[list[str]], NDArray[np.float32]]]:
+def variants(precisions: list[str]) -> dict[str, Callable[[list[str]], NDArray[np.float32]]]:
     from sentence_transformers import SentenceTransformer
 
     library = SentenceTransformer(str(SentenceText().folder), device="cpu")
@@ -68,7 +68,7 @@ def main() -> None:
     print(f"titles    {facts['titles']}; auto is {automatic.resolved_precision}")
     runs: dict[str, list[float]] = {}
     vectors: dict[str, NDArray[np.float32]] = {}
-    compared = arms(sorted({"float32", automatic.resolved_precision}))
+    compared = variants(sorted({"float32", automatic.resolved_precision}))
     for encode in compared.values():
         encode(titles[:64])
     for _ in range(args.runs):
@@ -77,12 +77,12 @@ def main() -> None:
             runs.setdefault(name, []).append(rate)
     base = next(iter(compared))
     rows: list[dict[str, Any]] = []
-    print(f"\n{'arm':34s}{'titles/s':>10s}{'ratio':>8s}{'goal':>6s}{'min cosine':>12s}{'mean cosine':>13s}")
+    print(f"\n{'variant':34s}{'titles/s':>10s}{'ratio':>8s}{'goal':>6s}{'min cosine':>12s}{'mean cosine':>13s}")
     for name, rates in runs.items():
         ratio = float(np.median(np.array(rates) / np.array(runs[base])))
         near = np.einsum("nd,nd->n", vectors[name], vectors[base])
         near /= np.linalg.norm(vectors[name], axis=1) * np.linalg.norm(vectors[base], axis=1)
-        row = {"arm": name, "titles_per_s": round(float(np.median(rates)), 1), "ratio": round(ratio, 2)}
+        row = {"variant": name, "titles_per_s": round(float(np.median(rates)), 1), "ratio": round(ratio, 2)}
         row |= {"goal": GOAL, "min_cosine": round(float(near.min()), 6), "mean_cosine": round(float(near.mean()), 6)}
         row["ratio_of_each_run"] = [round(a / b, 2) for a, b in zip(rates, runs[base], strict=True)]
         rows.append(row)
@@ -91,7 +91,7 @@ def main() -> None:
             f"{row['min_cosine']:12.6f}{row['mean_cosine']:13.6f}"
         )
     if rows[-1]["min_cosine"] < AGREEMENT:
-        print(f"the least cosine is below {AGREEMENT}: the arms do not agree")
+        print(f"the least cosine is below {AGREEMENT}: the variants do not agree")
     if not args.tiny:
         write_results("encode", facts, rows)
 

@@ -7,7 +7,7 @@ validation asks for the last but one, the test for the last, with the validation
 `citeulike_a/` (titles only; only the items that nobody has touched are ranked). MiniLM is tuned on the training events
 by `FineTune`; its report, with the validation by epoch on items held out from those events, goes into the results.
 
-Arms are HybridItems on frozen vectors, on tuned ones, and on both side by side; each has the same few settings to
+Variants are HybridItems on frozen vectors, on tuned ones, and on both side by side; each has the same few settings to
 choose from on validation. The test is asked once; differences to frozen are paired over users. A tuning that was killed
 goes on from its checkpoint below OUT. `--tiny` runs on generated titles and writes no results.
 """
@@ -35,7 +35,7 @@ from recotransfer.evaluation.uncertainty import interval, paired
 from recotransfer.recommenders import HybridItems
 from recotransfer.transfer import FineTune
 
-SHARPNESS = (4.0, 5.0, 6.5)  # the settings that every arm chooses from
+SHARPNESS = (4.0, 5.0, 6.5)  # the settings that every variant chooses from
 
 
 def beauty(folder: Path) -> tuple[Items, Split, int]:
@@ -97,8 +97,8 @@ def asked(split: Split, part: str, model: HybridItems, k: int) -> tuple[np.ndarr
     return ndcg(found, k), recall(found, k)
 
 
-def arm(name: str, vectors: Embeddings, split: Split, k: int) -> dict[str, Any]:
-    """The arm's best setting on validation and its test, per user."""
+def variant(name: str, vectors: Embeddings, split: Split, k: int) -> dict[str, Any]:
+    """The variant's best setting on validation and its test, per user."""
     start, tried = time.perf_counter(), {}
     for sharpness in SHARPNESS:
         model = HybridItems(sharpness=sharpness).fit(split.train, vectors)
@@ -106,7 +106,7 @@ def arm(name: str, vectors: Embeddings, split: Split, k: int) -> dict[str, Any]:
     best = max(tried, key=lambda s: tried[s][0])
     gain, share = asked(split, "test", tried[best][1], k)
     return {
-        "arm": name,
+        "variant": name,
         "sharpness": best,
         "trials": {str(s): round(value, 4) for s, (value, _) in tried.items()},
         "ndcg": gain,
@@ -116,18 +116,18 @@ def arm(name: str, vectors: Embeddings, split: Split, k: int) -> dict[str, Any]:
 
 
 def rows_of(name: str, found: list[dict[str, Any]], split: Split, k: int) -> list[dict[str, Any]]:
-    """One row per arm, against the first, over all users and by how often the item they look for was taken."""
+    """One row per variant, against the first, over all users and by how often the item they look for was taken."""
     counts = popularity_counts(split.train)
     user, first = np.unique(split.test.user, return_index=True)
     bucket = popularity_bucket(counts[split.test.item[first]])
     single = len(user) == len(split.test)
     out = []
     for one in found:
-        row = {"set": name, **{key: one[key] for key in ("arm", "sharpness", "trials", "seconds")}}
+        row = {"set": name, **{key: one[key] for key in ("variant", "sharpness", "trials", "seconds")}}
         for metric in ("ndcg", "recall"):
             row[f"{metric}@{k}"] = rounded(interval(one[metric]))
             if one is not found[0]:
-                row[f"{metric}@{k} less {found[0]['arm']}"] = rounded(paired(one[metric], found[0][metric]))
+                row[f"{metric}@{k} less {found[0]['variant']}"] = rounded(paired(one[metric], found[0][metric]))
         for b, (least, most) in enumerate(POPULARITY_BUCKETS if single else ()):
             here = bucket == b
             if here.sum() > 1:
@@ -153,8 +153,8 @@ def one_set(name: str, a: argparse.Namespace, out: Path) -> list[dict[str, Any]]
     report["settings"] = {**settings, "trainable_layers": a.layers, "layer_decay": a.layer_decay}
     print(json.dumps({"set": name, "tuning": report}), flush=True)
     before, after = (encode_items(items, e, cache=out / "cache").embeddings for e in (frozen, tuned))
-    arms = {"frozen": [before], "tuned": [after], "both": [before, after]}
-    found = [arm(label, fused(parts), split, k) for label, parts in arms.items()]
+    variants = {"frozen": [before], "tuned": [after], "both": [before, after]}
+    found = [variant(label, fused(parts), split, k) for label, parts in variants.items()]
     return [{"set": name, "tuning": report}, *rows_of(name, found, split, k)]
 
 

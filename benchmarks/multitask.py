@@ -5,8 +5,8 @@
 DATA_DIR holds `amazon_beauty`. The events of a tenth of the items are held out as validation and of another tenth as
 test; maps of frozen MiniLM vectors of titles learn from the other items: which were taken together ("purchase") and
 which bear the same brand or category ("attribute"). New items are then ranked for those who took them by the cosine to
-what else they took (ContentProfiles). Every arm chooses its learning rate from the same `RATES` on validation; the test
-is asked once; differences are paired over users. `--tiny` runs on generated titles and writes no results.
+what else they took (ContentProfiles). Every variant chooses its learning rate from the same `RATES` on validation; the
+test is asked once; differences are paired over users. `--tiny` runs on generated titles and writes no results.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from recotransfer.recommenders import ContentProfiles
 from recotransfer.transfer import MultiTask
 
 K = 20
-RATES = (3e-4,)  # given one, no arm chooses; a fit of Beauty takes a minute
+RATES = (3e-4,)  # given one, no variant chooses; a fit of Beauty takes a minute
 
 
 def attributes(folder: Path, items: Items) -> Interactions:
@@ -83,10 +83,10 @@ def asked(split: Split, vectors: Embeddings, part: str) -> tuple[np.ndarray, np.
     return ndcg(found, K), recall(found, K)
 
 
-def arm(
+def variant(
     name: str, vectors: Embeddings, relations: Interactions | None, split: Split, epochs: int, **settings: Any
 ) -> dict[str, Any]:
-    """The arm's best learning rate on validation, and its test per user."""
+    """The variant's best learning rate on validation, and its test per user."""
     start, tried = time.perf_counter(), []
     for rate in RATES if relations is not None else (None,):
         moved, report = vectors, None
@@ -97,7 +97,7 @@ def arm(
     _, rate, moved, report = max(tried, key=lambda one: one[0])
     gain, share = asked(split, moved, "test")
     return {
-        "arm": name,
+        "variant": name,
         "learning_rate": rate,
         "trials": [round(one[0], 4) for one in tried],
         "weights": None if report is None else {k: round(float(v), 3) for k, v in report["weights"].items()},
@@ -110,23 +110,26 @@ def arm(
 def measured(
     items: Items, log: Interactions, labels: Interactions, vectors: Embeddings, epochs: int
 ) -> list[dict[str, Any]]:
-    split = cold_items(log, rng=0)
+    split = cold_items(log, seed=0)
     both = together(warm(log, split), warm(labels, split))
     alone = {kind: both.select(both.kind == both.kinds.index(kind)) for kind in both.kinds}
     found = [
-        arm("frozen vectors", vectors, None, split, epochs),
-        arm("purchase alone", vectors, alone["purchase"], split, epochs),
-        arm("attribute alone", vectors, alone["attribute"], split, epochs),
-        *(arm(f"both, {w}", vectors, both, split, epochs, weighting=w) for w in ("equal", "uncertainty", "gradnorm")),
+        variant("frozen vectors", vectors, None, split, epochs),
+        variant("purchase alone", vectors, alone["purchase"], split, epochs),
+        variant("attribute alone", vectors, alone["attribute"], split, epochs),
+        *(
+            variant(f"both, {w}", vectors, both, split, epochs, weighting=w)
+            for w in ("equal", "uncertainty", "gradnorm")
+        ),
     ]
     rows = []
     for one in found:
-        row = {key: one[key] for key in ("arm", "learning_rate", "trials", "weights", "seconds")}
+        row = {key: one[key] for key in ("variant", "learning_rate", "trials", "weights", "seconds")}
         for metric in ("ndcg", "recall"):
             row[f"{metric}@{K}"] = rounded(interval(one[metric]))
             for other in found[:2]:
                 if one is not other:
-                    row[f"{metric}@{K} less {other['arm']}"] = rounded(paired(one[metric], other[metric]))
+                    row[f"{metric}@{K} less {other['variant']}"] = rounded(paired(one[metric], other[metric]))
         rows.append(row)
     return rows
 

@@ -1,10 +1,10 @@
-r"""Other libraries' recommenders as arms of `recotransfer benchmark`, beside the package's own in one environment.
+r"""Other libraries' recommenders as variants of `recotransfer benchmark`, beside the package's own in one environment.
 
     PYTHONPATH=benchmarks recotransfer benchmark --items items.csv --events events.csv --out bench \
         --split leave-last --model EASE --model lightfm=peers:LightFM --model rectools=peers:RecToolsSASRec
 
-They are tuned, tested and reported as every other arm is. Each needs its library, installed after the package (tried
-with Python 3.11, NumPy 2.4 and PyTorch 2.13 on CPU):
+They are tuned, tested and reported as every other variant is. Each needs its library, installed after the package
+(tried with Python 3.11, NumPy 2.4 and PyTorch 2.13 on CPU):
 
     LightFM 1.17     pip install "setuptools>=77,<82" wheel "cython<3"
                      pip install --no-build-isolation --no-use-pep517 lightfm==1.17
@@ -60,7 +60,7 @@ class LightFM(FactorModel):
         reg: L2 penalty on users' and items' factors.
         max_sampled: items drawn at most until one is found that ranks too high.
         epochs: sweeps.
-        rng: seed.
+        seed: random seed.
     """
 
     library: ClassVar[tuple[str, str]] = ("lightfm", "--no-build-isolation --no-use-pep517 lightfm==1.17")
@@ -81,10 +81,10 @@ class LightFM(FactorModel):
         reg: float = 1e-6,
         max_sampled: int = 10,
         epochs: int = 30,
-        rng: int = 0,
+        seed: int = 0,
     ) -> None:
         self.dim, self.learning_rate, self.reg = dim, learning_rate, reg
-        self.max_sampled, self.epochs, self.rng = max_sampled, epochs, rng
+        self.max_sampled, self.epochs, self.seed = max_sampled, epochs, seed
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
         model = _library(type(self)).LightFM(
@@ -94,7 +94,7 @@ class LightFM(FactorModel):
             item_alpha=self.reg,
             user_alpha=self.reg,
             max_sampled=self.max_sampled,
-            random_state=self.rng,
+            random_state=self.seed,
         )
         held = _distinct(events)
         pairs = (held.user.astype(np.int32), held.item.astype(np.int32))  # LightFM reads no other integers
@@ -131,7 +131,7 @@ class RecToolsSASRec(FactorModel):
         learning_rate: step of Adam.
         batch_size: users per step.
         epochs: sweeps.
-        rng: seed.
+        seed: random seed.
     """
 
     library: ClassVar[tuple[str, str]] = ("rectools.models", "--no-deps rectools==0.19.0")
@@ -152,16 +152,16 @@ class RecToolsSASRec(FactorModel):
         learning_rate: float = 0.003,
         batch_size: int = 128,
         epochs: int = 30,
-        rng: int = 0,
+        seed: int = 0,
     ) -> None:
         self.dim, self.heads, self.blocks, self.dropout, self.length = dim, heads, blocks, dropout, length
-        self.learning_rate, self.batch_size, self.epochs, self.rng = learning_rate, batch_size, epochs, rng
+        self.learning_rate, self.batch_size, self.epochs, self.seed = learning_rate, batch_size, epochs, seed
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
         import torch
 
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _quiet():
-            torch.manual_seed(self.rng)
+            torch.manual_seed(self.seed)
             model = self._new().fit(_dataset(events))
         self._take(model)
         factors = np.zeros((len(events.items), self.dim), np.float32)
@@ -267,17 +267,18 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-ARMS = (LightFM, RecToolsSASRec)
+VARIANTS = (LightFM, RecToolsSASRec)
 
 
-def _library(arm: type[LightFM] | type[RecToolsSASRec]) -> ModuleType:
-    """The library of an arm, or an error with the pip line that installs it."""
-    module, line = arm.library
+def _library(variant: type[LightFM] | type[RecToolsSASRec]) -> ModuleType:
+    """The library of a variant, or an error with the pip line that installs it."""
+    module, line = variant.library
     try:
         return importlib.import_module(module)
     except ImportError as cause:
         raise MissingExtraError(
-            f"{arm.__name__} needs {module}, which cannot be imported ({cause}); install it with: pip install {line} "
+            f"{variant.__name__} needs {module}, which cannot be imported ({cause}); "
+            f"install it with: pip install {line} "
             "(what it needs besides: python benchmarks/peers.py --help)"
         ) from cause
 
@@ -286,13 +287,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     words = []
-    for arm in ARMS:
+    for variant in VARIANTS:
         try:
-            _library(arm)
-            print(f"{arm.__name__:15s} found")
-            words.append(f"--model peers:{arm.__name__}")
+            _library(variant)
+            print(f"{variant.__name__:15s} found")
+            words.append(f"--model peers:{variant.__name__}")
         except MissingExtraError as cause:
-            print(f"{arm.__name__:15s} missing: {cause}")
+            print(f"{variant.__name__:15s} missing: {cause}")
     if words:
         print("PYTHONPATH=benchmarks recotransfer benchmark --items ITEMS --events EVENTS --out OUT", *words)
 

@@ -12,10 +12,10 @@ DATA_DIR holds one folder per set. Sets and their protocols:
     amazon_beauty_noise           amazon_beauty with its titles dealt out anew at random: transfer that can only hurt
 
 The referee writes items, events and truth of the first three and scores their lists again: its figures are the ones
-that count. Settings are chosen on validation, with the same number of trials for every arm but those in brackets.
-Where items without events are ranked too, the flagship is also tested, on warm items alone, against every arm that
+that count. Settings are chosen on validation, with the same number of trials for every variant but those in brackets.
+Where items without events are ranked too, the flagship is also tested, on warm items alone, against every variant that
 knows interactions only: it is not to pay for the cold ones there.
-`results/protocols.json` keeps one row per set and arm; `OUT/SET/benchmark/report.html` is for reading.
+`results/protocols.json` keeps one row per set and variant; `OUT/SET/benchmark/report.html` is for reading.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from common import RESULTS, header, write_results
 
 from recotransfer.evaluation.uncertainty import paired
 
-FLAGSHIP = "HybridRanker"  # tested on warm items against every arm that knows interactions only
+FLAGSHIP = "HybridRanker"  # tested on warm items against every variant that knows interactions only
 
 BASELINES = ["EASE", "ItemKNN", "ALS", "RidgeProfiles", "ContentProfiles", "Popularity"]
 MODELS = {
@@ -117,7 +117,7 @@ def mixed(folder: Path, work: Path) -> list[object]:
 
 
 def refereed(name: str, a: argparse.Namespace, work: Path, folder: Path) -> dict[str, Any]:
-    """The referee's figures for one arm's lists; nothing where it knows no such protocol."""
+    """The referee's figures for one variant's lists; nothing where it knows no such protocol."""
     protocol = PROTOCOLS[name]
     if protocol in ("time", "mixed"):
         return {}
@@ -128,13 +128,15 @@ def refereed(name: str, a: argparse.Namespace, work: Path, folder: Path) -> dict
     return {f"referee {metric}": [round(x, 4) for x in v] for metric, v in found.items() if isinstance(v, list)}
 
 
-def warm_differences(arms: list[dict[str, Any]], folders: dict[str, Path], metric: str) -> dict[str, dict[str, Any]]:
-    """Arm -> the flagship minus this arm on warm items, paired over users, for arms that know interactions only."""
+def warm_differences(
+    variants: list[dict[str, Any]], folders: dict[str, Path], metric: str
+) -> dict[str, dict[str, Any]]:
+    """Variant without content -> the flagship minus this variant on warm items, paired over users."""
     figures = {}
-    for arm in arms:
-        if "warm" in arm["rankings"] and (arm["name"] == FLAGSHIP or not arm["content"]):
-            users = pd.read_parquet(folders[arm["name"]] / "users.parquet")
-            figures[arm["name"]] = users.loc[users["ranking"] == "warm", metric].to_numpy()
+    for variant in variants:
+        if "warm" in variant["rankings"] and (variant["name"] == FLAGSHIP or not variant["content"]):
+            users = pd.read_parquet(folders[variant["name"]] / "users.parquet")
+            figures[variant["name"]] = users.loc[users["ranking"] == "warm", metric].to_numpy()
     if (ours := figures.pop(FLAGSHIP, None)) is None:
         return {}
     found = {name: paired(ours, theirs) for name, theirs in figures.items()}
@@ -150,17 +152,17 @@ def one_set(name: str, a: argparse.Namespace) -> list[dict[str, Any]]:
     command += ["--title", f"{name}: {PROTOCOLS[name]}", "--resume"]
     run(*command)
     results = json.loads((out / "results.json").read_text())
-    folders = {json.loads(path.read_text())["name"]: path.parent for path in (out / "arms").glob("*/arm.json")}
-    ran = [arm for arm in results["arms"] if arm["failed"] is None]
+    folders = {json.loads(path.read_text())["name"]: path.parent for path in (out / "variants").glob("*/variant.json")}
+    ran = [variant for variant in results["variants"] if variant["failed"] is None]
     warm = warm_differences(ran, folders, results["primary"])
     rows = []
-    for arm in results["arms"]:
-        if arm["failed"] is not None:
-            rows.append({"set": name, "arm": arm["name"], "failed": arm["failed"]})
+    for variant in results["variants"]:
+        if variant["failed"] is not None:
+            rows.append({"set": name, "variant": variant["name"], "failed": variant["failed"]})
             continue
         rankings = {
             f"{ranking} {metric}": [round(value[part], 4) for part in ("value", "low", "high")]
-            for ranking, found in arm["rankings"].items()
+            for ranking, found in variant["rankings"].items()
             for metric, value in found["metrics"].items()
             if metric.partition("@")[0] in ("ndcg", "recall")
         }
@@ -169,12 +171,17 @@ def one_set(name: str, a: argparse.Namespace) -> list[dict[str, Any]]:
                 round(found[part], 4) for part in ("value", "low", "high", "p_holm")
             ]
             for found in results["comparisons"]
-            if found["arm"] == arm["name"]
+            if found["variant"] == variant["name"]
         }
-        facts = {"settings": arm["settings"], "trials": len(arm["trials"]), "valid": round(arm["valid"], 4)}
-        cost = {"seconds": arm["seconds"], "memory_mib": round(arm["memory_mib"])}
-        told = {**refereed(name, a, work, folders[arm["name"]]), **rankings, **against, **warm.get(arm["name"], {})}
-        rows.append({"set": name, "arm": arm["name"], **told, **facts, **cost})
+        facts = {"settings": variant["settings"], "trials": len(variant["trials"]), "valid": round(variant["valid"], 4)}
+        cost = {"seconds": variant["seconds"], "memory_mib": round(variant["memory_mib"])}
+        told = {
+            **refereed(name, a, work, folders[variant["name"]]),
+            **rankings,
+            **against,
+            **warm.get(variant["name"], {}),
+        }
+        rows.append({"set": name, "variant": variant["name"], **told, **facts, **cost})
     rows += [{"set": name, "verdict": verdict["words"], "test": verdict["test"]} for verdict in results["guard"]]
     return rows
 
@@ -187,7 +194,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/protocols"))
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--model", action="append", help="arms instead of the usual ones")
+    parser.add_argument("--model", action="append", help="variants instead of the usual ones")
     a = parser.parse_args()
     facts = header()
     kept = json.loads((RESULTS / "protocols.json").read_text())["rows"] if (RESULTS / "protocols.json").exists() else []

@@ -1,6 +1,6 @@
 """Exact top-k for all users against the product alone, implicit and others; then the latency of one query.
 
-Arms take turns within one run, so that a busy machine is unkind to all alike; the table gives medians and ratios.
+Variants take turns within one run, so that a busy machine is unkind to all alike; the table gives medians and ratios.
 Set OPENBLAS_NUM_THREADS=1 to see implicit without its warning: its own threads call BLAS.
 """
 
@@ -22,7 +22,7 @@ from recotransfer.errors import require
 from recotransfer.numerics.topk import TopK, pack_items, top_k
 from recotransfer.retrieval import ExactIndex, FaissIndex, Index
 
-Arm = Callable[[], Any]
+Variant = Callable[[], Any]
 
 
 def factors(users: int, items: int, dim: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], ...]:
@@ -47,11 +47,11 @@ def seen_items(users: int, items: int, rng: np.random.Generator) -> sparse.csr_a
     return sparse.csr_array((data, (rows, rng.integers(0, items, rows.size))), shape=(users, items))
 
 
-def product_arms(queries: NDArray[np.float32], items: NDArray[np.float32]) -> dict[str, Arm]:
+def product_variants(queries: NDArray[np.float32], items: NDArray[np.float32]) -> dict[str, Variant]:
     """The float32 product alone, in blocks written over one another, by NumPy and by torch."""
     import torch
 
-    arms: dict[str, Arm] = {}
+    variants: dict[str, Variant] = {}
     q, i = torch.from_numpy(queries), torch.from_numpy(items).T
     for block in (512, 1024):
         ours = np.empty((block, len(items)), np.float32)
@@ -67,14 +67,14 @@ def product_arms(queries: NDArray[np.float32], items: NDArray[np.float32]) -> di
                 part = q[start : start + block]
                 torch.matmul(part, i, out=out[: len(part)])
 
-        arms[f"product alone, numpy, blocks of {block}"] = numpy_product
-        arms[f"product alone, torch, blocks of {block}"] = torch_product
-    return arms
+        variants[f"product alone, numpy, blocks of {block}"] = numpy_product
+        variants[f"product alone, torch, blocks of {block}"] = torch_product
+    return variants
 
 
-def other_arms(
+def other_variants(
     queries: NDArray[np.float32], items: NDArray[np.float32], seen: sparse.csr_array, k: int
-) -> dict[str, Arm]:
+) -> dict[str, Variant]:
     """`implicit` with seen items excluded; FAISS flat and torch's topk without."""
     import torch
     from implicit.cpu.als import AlternatingLeastSquares
@@ -99,13 +99,13 @@ def other_arms(
     }
 
 
-def medians(arms: dict[str, Arm], runs: int) -> dict[str, float]:
-    """Median seconds of each arm; a first round does not count, and each round runs them all in turn."""
-    taken: dict[str, list[float]] = {name: [] for name in arms}
+def medians(variants: dict[str, Variant], runs: int) -> dict[str, float]:
+    """Median seconds of each variant; a first round does not count, and each round runs them all in turn."""
+    taken: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(runs + 1):
-        for name, arm in arms.items():
+        for name, variant in variants.items():
             start = time.perf_counter()
-            arm()
+            variant()
             taken[name].append(time.perf_counter() - start)
     return {name: float(np.median(times[1:])) for name, times in taken.items()}
 
@@ -134,23 +134,29 @@ def throughput(users: int, n: int, dim: int, k: int, runs: int) -> list[dict[str
     rng = np.random.default_rng(0)
     queries, items = factors(users, n, dim, rng)
     seen, mask = seen_items(users, n, rng), rng.random(n) < 0.7
-    ours: dict[str, Arm] = {
+    ours: dict[str, Variant] = {
         "top_k, seen excluded": lambda: top_k(queries, items, k, exclude=seen),
         "top_k, seen excluded, 70% allowed": lambda: top_k(queries, items, k, exclude=seen, mask=mask),
     }
     checked = {
-        name: wrong_rows(arm(), queries, items, seen, mask if "%" in name else None) for name, arm in ours.items()
+        name: wrong_rows(variant(), queries, items, seen, mask if "%" in name else None)
+        for name, variant in ours.items()
     }
-    arms = product_arms(queries, items) | other_arms(queries, items, seen, k) | ours
-    times = medians(arms, runs)
+    variants = product_variants(queries, items) | other_variants(queries, items, seen, k) | ours
+    times = medians(variants, runs)
     product = min(seconds for name, seconds in times.items() if name.startswith("product"))
     implicit = times["implicit.recommend, seen excluded"]
     print(f"\n{users:,} users x {n:,} items x {dim} dims, k = {k}, medians of {runs} rounds")
-    print(f"{'arm':42s} {'seconds':>8s} {'of product':>11s} {'x implicit':>11s}")
+    print(f"{'variant':42s} {'seconds':>8s} {'of product':>11s} {'x implicit':>11s}")
     rows = []
     for name, seconds in times.items():
         print(f"{name:42s} {seconds:8.3f} {seconds / product:11.2f} {implicit / seconds:11.2f}")
-        row = {"arm": name, "seconds": seconds, "of_product": seconds / product, "times_implicit": implicit / seconds}
+        row = {
+            "variant": name,
+            "seconds": seconds,
+            "of_product": seconds / product,
+            "times_implicit": implicit / seconds,
+        }
         rows.append(row | ({"wrong_rows_of_500": checked[name]} if name in checked else {}))
     print(f"{'goals: first, then':42s} {'':8s} {'1.00, 0.50':>11s} {'2.0, 4.0':>11s}")
     print(f"exactness against float64: {sum(checked.values())} wrong rows in samples of {min(users, 500)}")

@@ -18,9 +18,9 @@ for label, slope in {"rising": 600, "falling": -600, "steady": 0}.items():
         clips.append((tone + draw.normal(scale=0.5, size=len(time))).astype(np.float32))
         labels.append(label)
 part = np.array(["train", "train", "valid", "test"])[np.arange(120) % 4]
-(case,) = audio.classification([{"array": c, "rate": RATE} for c in clips], labels, part=part)
+(problem,) = audio.classification([{"array": c, "rate": RATE} for c in clips], labels, part=part)
 print(
-    experiments.table([experiments.run(case, TransferTask(Probe()), name="log-mel")], case.metrics)
+    experiments.table([experiments.run(problem, TransferTask(Probe()), name="log-mel")], problem.metrics)
     .round(3)
     .to_string(index=False)
 )

@@ -24,5 +24,5 @@ outcomes = [
     experiments.run(nlp.few(full, 4, about=ABOUT), TransferTask(ContentProfiles()), name="and 4 examples"),
     experiments.run(full, TransferTask(Probe()), name="all examples"),
 ]
-columns = ["arm", "accuracy", "accuracy low", "accuracy high", "gain", "gain low", "gain high"]
-print(experiments.table(outcomes, full.metrics, control="description alone")[columns].round(3).to_string(index=False))
+columns = ["variant", "accuracy", "accuracy low", "accuracy high", "gain", "gain low", "gain high"]
+print(experiments.table(outcomes, full.metrics, ablation="description alone")[columns].round(3).to_string(index=False))

@@ -20,7 +20,7 @@ profiles = pd.DataFrame(minutes, columns=["minutes", "posts"], index=[f"u{u}" fo
 
 outcomes = []
 for name, known in {"popularity": None, "groups of learners": profiles}.items():
-    case = learning.courses(log, courses, profiles=known, groups=3, ask="new learners", encoders=[])
-    outcomes.append(experiments.run(case, TransferTask(EASE(), encoders=[]), name=name, settings=[{}], draws=200))
-columns = ["arm", "found at 10", "found at 10 low", "found at 10 high", "gain", "gain low", "gain high"]
-print(experiments.table(outcomes, case.metrics, control="popularity")[columns].round(3).to_string(index=False))
+    problem = learning.courses(log, courses, profiles=known, groups=3, ask="new learners", encoders=[])
+    outcomes.append(experiments.run(problem, TransferTask(EASE(), encoders=[]), name=name, settings=[{}], draws=200))
+columns = ["variant", "found at 10", "found at 10 low", "found at 10 high", "gain", "gain low", "gain high"]
+print(experiments.table(outcomes, problem.metrics, ablation="popularity")[columns].round(3).to_string(index=False))

@@ -21,9 +21,9 @@ for name, encoder in {
     "letters alone": KmerSequence(k=(1,), placed=(), dim=64),
     "words and places": KmerSequence(k=(3, 4), placed=((2, 2), (3, 4)), dim=1024),
 }.items():
-    (case,) = medical.dna(sequences, labels, positive="promoter", encoders=[encoder], part=part)
-    outcomes.append(experiments.run(case, TransferTask(Probe()), name=name, calibrate=True, draws=200))
-columns = ["arm", "AUC", "AUC low", "AUC high", "calibration error", "gain", "gain low", "gain high"]
-print(experiments.table(outcomes, case.metrics, control="letters alone")[columns].round(3).to_string(index=False))
+    (problem,) = medical.dna(sequences, labels, positive="promoter", encoders=[encoder], part=part)
+    outcomes.append(experiments.run(problem, TransferTask(Probe()), name=name, calibrate=True, draws=200))
+columns = ["variant", "AUC", "AUC low", "AUC high", "calibration error", "gain", "gain low", "gain high"]
+print(experiments.table(outcomes, problem.metrics, ablation="letters alone")[columns].round(3).to_string(index=False))
 print("\nmutations that matter most:")
 print(medical.point_mutations(outcomes[-1].task, sequences[0], "promoter").head(5).to_string(index=False))

@@ -15,12 +15,12 @@ events = read_interactions(folder / "events.csv", items=items.ids).data
 split = splits.cold_items(events)
 metrics = {"MAP": experiments.mean_average_precision, "MRR": experiments.mean_reciprocal_rank}
 text = SentenceText(column=items.of_kind("text"))
-case = experiments.Case("new items", items, split, metrics, encoders=[text], asks="items")
-arms = {"vectors as they come": [], "whitened": [Whitening(dim=64)], "ridge map": [RidgeMap(dim=64)],
+problem = experiments.Problem("new items", items, split, metrics, encoders=[text], asks="items")
+variants = {"vectors as they come": [], "whitened": [Whitening(dim=64)], "ridge map": [RidgeMap(dim=64)],
         "learned metric": [LearnedMetric(dim=64)]}  # fmt: skip
 outcomes = [
-    experiments.run(case, TransferTask(RidgeProfiles(), transfers=maps), name=name, settings=[{}], draws=200)
-    for name, maps in arms.items()
+    experiments.run(problem, TransferTask(RidgeProfiles(), transfers=maps), name=name, settings=[{}], draws=200)
+    for name, maps in variants.items()
 ]
-columns = ["arm", "MAP", "MAP low", "MAP high", "gain", "gain low", "gain high"]
-print(experiments.table(outcomes, metrics, control="vectors as they come")[columns].round(4).to_string(index=False))
+columns = ["variant", "MAP", "MAP low", "MAP high", "gain", "gain low", "gain high"]
+print(experiments.table(outcomes, metrics, ablation="vectors as they come")[columns].round(4).to_string(index=False))

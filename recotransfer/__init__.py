@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from recotransfer.diagnostics import guard
     from recotransfer.evaluation import splits
     from recotransfer.experiments import tune
-    from recotransfer.experiments.benchmark import Benchmark, arms_of
+    from recotransfer.experiments.benchmark import Benchmark, variants_of
     from recotransfer.io.readers import read_interactions, read_items
     from recotransfer.io.schema import EventWeights
     from recotransfer.recommenders import (
@@ -71,19 +71,19 @@ __all__ = [
     "TransferTask",
     "WeightedFusion",
     "__version__",
-    "arms_of",
     "guard",
     "read_interactions",
     "read_items",
     "splits",
     "tune",
+    "variants_of",
 ]
 
 _HOMES = {
     "data": ("Embeddings", "Filter", "IdMap", "Interactions", "Items", "Recommendations"),
     "diagnostics": ("guard",),
     "experiments": ("tune",),
-    "experiments.benchmark": ("Benchmark", "arms_of"),
+    "experiments.benchmark": ("Benchmark", "variants_of"),
     "io.readers": ("read_interactions", "read_items"),
     "io.schema": ("EventWeights",),
     "recommenders": (
@@ -98,9 +98,11 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name == "splits":
         return importlib.import_module(f"{__name__}.evaluation.splits")
+
     for home, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -56,6 +56,7 @@ class Registry:
         module = name.rpartition(":")[0] if isinstance(name, str) else ""
         if module and module not in sys.modules:
             raise ArtifactError(f"the {self.kind} was saved as {name!r}; import {module} first, then load again")
+
         try:
             return self.find(name)
         except InputError as cause:
@@ -69,6 +70,7 @@ class Registry:
     def _module(self, name: str) -> Any:
         if not isinstance(name, str):
             raise InputError(f"the name of a {self.kind} must be text, got {name!r}")
+
         module = name.rpartition(":")[0] or self.homes.get(name)
         if module is None:
             near = difflib.get_close_matches(name, self.homes, n=1)
@@ -77,6 +79,7 @@ class Registry:
                 f"no {self.kind} is called {name!r}; {hint}known are {', '.join(self.names)}, "
                 "and any class of yours as package.module:Class"
             )
+
         try:
             return importlib.import_module(module)
         except Exception as cause:  # anyone's module can raise anything
@@ -89,8 +92,10 @@ class Registry:
         found: Any = module
         for part in name.rpartition(":")[2].split("."):
             found = getattr(found, part, None)
+
         if not self.accepts(found):
             raise InputError(f"{name!r} is not a class that meets the contract of a {self.kind}, {self.contract}")
+
         return found  # type: ignore[no-any-return]
 
     def accepts(self, found: object) -> bool:
@@ -101,7 +106,9 @@ class Registry:
             return False
         if not getattr(contract, "_is_protocol", False):
             return issubclass(found, contract)
+
         methods = [name for name, member in vars(contract).items() if name[0] != "_" and inspect.isfunction(member)]
+
         return all(callable(getattr(found, name, None)) for name in methods)
 
 

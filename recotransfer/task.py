@@ -41,7 +41,7 @@ class TransferTask:
     Args:
         recommender: what ranks; `HybridItems()` by default.
         encoders: what reads the items' content; by default chosen from the kinds of their columns. An empty sequence is
-            the control arm: behaviour only.
+            the ablation: behaviour only.
         weights: modality ("text", "image", "attributes") -> weight; modalities not named weigh 1.
         transfers: maps that the fused vectors go through, in order; each is fitted on what the one before gives.
         tuners: modality -> what changes the weights of its encoder before the items are encoded.
@@ -66,8 +66,12 @@ class TransferTask:
         notice: str | None = None,
     ) -> None:
         self.recommender = HybridItems() if recommender is None else recommender
-        self.encoders, self.weights, self.progress, self.notice = encoders, weights, progress, notice
-        self.transfers, self.tuners = list(transfers), dict(tuners or {})
+        self.encoders = encoders
+        self.weights = weights
+        self.progress = progress
+        self.notice = notice
+        self.transfers = list(transfers)
+        self.tuners = dict(tuners or {})
         self.cache = None if cache is None else Path(cache)
 
     # -- fit -----------------------------------------------------------------------------------------------------------
@@ -90,23 +94,29 @@ class TransferTask:
                 self.encoders_ = self._tuned(items, interactions)
             else:
                 self.encoders_ = self._encoders_for(items)
+
             parts = self._encode(items)
         elif self.tuners:
             raise InputError(f"vectors are given, but {_BEFORE_TUNING}")
         else:
             if self.encoders is not None or not hasattr(self, "encoders_"):  # else `encode` has chosen them
                 self.encoders_ = self._encoders_for(items, given=True)
+
             self.reports_ = []
+
         self.fusion_ = Fusion(weights=self.modality_weights()).fit(parts) if parts else None
         if self.transfers and not parts:
             raise InputError("transfers map vectors, and there are none without content; give encoders")
+
         embeddings = self.fusion_.transform(parts) if self.fusion_ is not None else None
         for transfer in self.transfers:
             assert embeddings is not None
             embeddings = transfer.fit(embeddings, interactions).transform(embeddings)
-        catalogue = items.ids.union(interactions.items)  # with or without content, so that arms rank the same items
+
+        catalogue = items.ids.union(interactions.items)  # with or without content, so that variants rank the same items
         self.recommender.fit(interactions.with_items(catalogue), embeddings)
         self._attach(items)
+
         return self
 
     def encode(self, items: Items) -> list[Embeddings]:
@@ -114,7 +124,9 @@ class TransferTask:
         if not hasattr(self, "fusion_") or (self.encoders is not None and not self.tuners):
             if self.tuners:
                 raise InputError(f"the items are to be encoded, but {_BEFORE_TUNING}")
+
             self.encoders_ = self._encoders_for(items)
+
         return self._encode(items)
 
     def _encode(self, items: Items) -> list[Embeddings]:
@@ -132,18 +144,20 @@ class TransferTask:
     def _tuned(self, items: Items, interactions: Interactions) -> list[Encoder]:
         """The encoders, those of a modality with a tuner changed by it."""
         before = self._encoders_for(items)
-        if unknown := set(self.tuners) - {encoder.block for encoder in before}:
-            read = ", ".join(sorted({encoder.block for encoder in before})) or "none"
+        if unknown := set(self.tuners) - {encoder.modality for encoder in before}:
+            read = ", ".join(sorted({encoder.modality for encoder in before})) or "none"
             raise InputError(f"tuners name {sorted(unknown)[0]!r}; the modalities read are {read}")
+
         out: list[Encoder] = []
         for encoder in before:
-            tuner = self.tuners.get(encoder.block)
+            tuner = self.tuners.get(encoder.modality)
             if tuner is None:
                 out.append(encoder)
             elif not hasattr(encoder, "module"):
                 raise InputError(f"{type(encoder).__name__} has no weights to tune; leave its tuner out")
             else:
                 out.append(tuner.tune(cast(TrainableEncoder, encoder), items, interactions))
+
         return out
 
     def _encoded(self, items: Items, progress: bool) -> tuple[list[Embeddings], list[EncodeReport]]:
@@ -156,18 +170,24 @@ class TransferTask:
             return []
         if self.encoders is not None and not len(self.encoders) and model.needs_items and not given:
             raise InputError(f"{type(model).__name__} ranks by content alone; give encoders, or take HybridItems")
+
         return default_encoders(items) if self.encoders is None else list(self.encoders)
 
     def modality_weights(self) -> dict[str, float] | None:
         """Weight of every modality that the encoders in use read; None where all weigh the same."""
         if self.weights is None:
             return None
+
         names: list[str] = []
         for encoder in self.encoders_:
-            again = sum(name == encoder.block or name.startswith(f"{encoder.block} ") for name in names)
-            names.append(f"{encoder.block} {again + 1}" if again else encoder.block)  # as `Fusion` tells them apart
+            again = sum(name == encoder.modality or name.startswith(f"{encoder.modality} ") for name in names)
+            names.append(
+                f"{encoder.modality} {again + 1}" if again else encoder.modality
+            )  # as `Fusion` tells them apart
+
         if unknown := [name for name in self.weights if name not in names]:
             raise InputError(f"weights name {unknown[0]!r}; the modalities read are {', '.join(names) or 'none'}")
+
         return {name: float(self.weights.get(name, 1.0)) for name in names}
 
     def _attach(self, items: Items) -> None:
@@ -189,12 +209,15 @@ class TransferTask:
         if self.fusion_ is None or (parts is None and not self.encoders_):
             name = type(self.recommender).__name__
             raise InputError(f"this {name} was fitted without encoders, so new items mean nothing to it; fit with some")
+
         reports: list[EncodeReport] = []
         if parts is None:
             parts, reports = self._encoded(items, progress=False)
+
         out = self.fusion_.transform(parts)
         for transfer in self.transfers:
             out = transfer.transform(out)
+
         return out, reports
 
     def label(
@@ -226,6 +249,7 @@ class TransferTask:
             assert old is not None  # fit and load attach them
             new = pd.DataFrame({c: _alike(fresh.columns.get(c), old[c]) for c in old}, index=range(len(fresh)))
             out.recommender.item_columns = pd.concat([old, new], ignore_index=True)
+
         return out
 
     def partial_fit(
@@ -245,11 +269,13 @@ class TransferTask:
         if len(fresh) and self.fusion_ is not None:
             given = None if parts is None else [part.align(fresh.ids) for part in parts]
             vectors, self.reports_ = self._embedded(fresh, given)
+
         model.partial_fit(interactions.with_items(fresh.ids.union(interactions.items)), vectors)
         assert old is not None  # fit and load attach them
         new = pd.DataFrame({c: _alike(fresh.columns.get(c), old[c]) for c in old}, index=range(len(fresh)))
         columns = pd.concat([old, new], ignore_index=True)
         model.item_columns = columns.reindex(range(len(model.catalogue_)))  # items that only the log knows are empty
+
         return self
 
     def _check_fitted(self) -> None:
@@ -287,12 +313,14 @@ class TransferTask:
         self._check_fitted()
         if k < 1:
             raise InputError(f"k must be at least 1, got {k}")
+
         model, users = self.recommender, self.recommender.events_.users
         wanted = pd.unique(model.catalogue_.positions(items))
         place = np.full(len(model.catalogue_), -1)
         place[wanted] = np.arange(len(wanted))
         best = pd.DataFrame({"place": [], "user": [], "score": []}).astype({"place": int, "user": int})
         only = Filter(allow=model.catalogue_.take(wanted))
+
         for first in range(0, len(users) if len(wanted) else 0, _AUDIENCE_BLOCK):
             found = model.recommend(users.ids[first : first + _AUDIENCE_BLOCK], len(wanted), filter=only)
             row, column = np.nonzero(found.positions >= 0)
@@ -301,6 +329,7 @@ class TransferTask:
             best = pd.concat([best, block]) if len(best) else block
             best = best.sort_values(["place", "score", "user"], ascending=[True, False, True])
             best = best[best.groupby("place").cumcount() < k]
+
         return pd.DataFrame(
             {
                 "item": model.catalogue_.take(wanted[best["place"].to_numpy()]),
@@ -329,8 +358,10 @@ class TransferTask:
         writer.json("task", facts)
         for at, transfer in enumerate(self.transfers):
             transfer.write(writer.within(f"transfer {at}"))
+
         if self.fusion_ is not None:
             self.fusion_.save(writer)
+
         self.recommender.write(writer.within("model"))
 
     @classmethod
@@ -341,6 +372,7 @@ class TransferTask:
             raise ArtifactError(
                 f"{path} holds a {artifact.class_name}, not a {cls.__name__}; load it with {artifact.class_name}.load"
             )
+
         return cls._read(artifact, cache)
 
     @classmethod
@@ -359,6 +391,7 @@ class TransferTask:
         task.fusion_ = Fusion.load(artifact) if "fusion.json" in artifact else None
         if recommender.item_columns is None or not len(recommender.item_columns.columns):
             recommender.item_columns = pd.DataFrame(index=range(len(recommender.catalogue_)))  # no file holds that
+
         return task
 
 
@@ -370,8 +403,10 @@ def _for_filters(columns: pd.DataFrame) -> pd.DataFrame:
         kinds = set(map(type, values.dropna())) if values.dtype == object else set()
         if not kinds <= _PLAIN:
             continue
+
         numbers = kinds <= {int, float}
         out[name] = values if len(kinds) < 2 or numbers else values.map(str, na_action="ignore")
+
     return pd.DataFrame(out, index=columns.index)
 
 
@@ -379,9 +414,11 @@ def _alike(new: pd.Series | None, old: pd.Series) -> pd.Series | None:
     """The cells of new items in the type of the column they join; None where the items lack the column."""
     if new is None:
         return None
+
     example = next(iter(old.dropna().head(1)), None)
     if isinstance(example, str):
         return new.map(str, na_action="ignore")
     if pd.api.types.is_numeric_dtype(old) and not pd.api.types.is_bool_dtype(old):
         return pd.to_numeric(new, errors="coerce")
+
     return new

@@ -30,11 +30,11 @@ def answer():
     return (users % 2 + 2 * (users // 2 % (ITEMS // 2))).astype(np.int64)
 
 
-def colours(ids=None, rng=0):
+def colours(ids=None, seed=0):
     """Vectors that tell even items from odd ones, with a little noise."""
     ids = IdMap([f"i{i}" for i in range(ITEMS)]) if ids is None else ids
     parity = np.array([int(str(i)[1:]) % 2 for i in ids.ids])
-    noise = 0.05 * np.random.default_rng(rng).normal(size=(len(ids), 6))
+    noise = 0.05 * np.random.default_rng(seed).normal(size=(len(ids), 6))
     vectors = np.concatenate([np.stack([1 - parity, parity], axis=1) - 0.5, noise], axis=1)
     return Embeddings(ids, vectors.astype(np.float32), blocks=(("text", 2), ("image", 6)))
 

@@ -6,9 +6,9 @@ from recotransfer.data import Embeddings, IdMap, Interactions
 from recotransfer.numerics.vectors import unit_rows
 
 
-def planted(items=240, topics=6, users=150, dim=20, rng=0, noise=3.0):
+def planted(items=240, topics=6, users=150, dim=20, seed=0, noise=3.0):
     """Vectors with a topic drowned in louder directions, a log in which users keep to a topic, and the topics."""
-    draw = np.random.default_rng(rng)
+    draw = np.random.default_rng(seed)
     topic = draw.permutation(np.arange(items) % topics)
     told = np.random.default_rng(99).normal(size=(topics, 6))[topic] + 0.4 * draw.normal(size=(items, 6))
     vectors = np.hstack([told, noise * draw.normal(size=(items, dim - 6))]).astype(np.float32)

@@ -36,8 +36,8 @@ from recotransfer.recommenders import (
 PACKAGE = REPO / "recotransfer"
 # From the ground up: a file imports from lower wings only.
 WINGS = [
-    "_version", "errors", "registry", "data", "io", "numerics", "retrieval", "encoders", "evaluation", "recommenders",
-    "diagnostics", "transfer", "task", "experiments", "serving", "adapters", "cli", "testing",
+    "_version", "errors", "settings", "registry", "data", "io", "numerics", "retrieval", "encoders", "evaluation",
+    "recommenders", "diagnostics", "transfer", "task", "experiments", "serving", "adapters", "cli", "testing",
 ]  # fmt: skip
 # Inside a wing: the files that every other file of it may import.
 SHARED = {
@@ -89,14 +89,14 @@ RECOMMENDERS = [
     RankFusion, WeightedFusion, StackedFusion, AdaptiveFusion, Probe,
 ]  # fmt: skip
 SETTINGS = {
-    "reg", "dim", "epochs", "learning_rate", "rng", "alpha", "neighbours", "shrink", "half_life", "history_decay",
+    "reg", "dim", "epochs", "learning_rate", "seed", "alpha", "neighbours", "shrink", "half_life", "history_decay",
     "unobserved", "sequence_weight", "sequence_reg", "content_weight", "sharpness", "prior_events", "form", "trust",
     "blocks", "dropout", "length", "negatives", "batch_size", "patience",
     "members", "depth", "base", "cold_odds", "hidden", "temperature",
 }  # fmt: skip
 OTHER_WORDS_FOR_THEM = {
     "factors", "embedding_dim", "n_factors", "lambda_", "l2", "regularization", "iterations", "n_epochs", "num_epochs",
-    "lr", "seed", "random_state", "n_neighbors", "neighbors", "topk", "top_k", "size", "verbose", "num_threads",
+    "lr", "rng", "random_state", "n_neighbors", "neighbors", "topk", "top_k", "size", "verbose", "num_threads",
 }  # fmt: skip
 
 

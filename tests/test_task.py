@@ -173,13 +173,13 @@ def test_bad_audiences(fitted):
         TransferTask().audience(["a"])
 
 
-def test_the_control_arm_is_behaviour_alone_over_the_same_items(tables):
+def test_the_ablation_variant_is_behaviour_alone_over_the_same_items(tables):
     items, events = tables
-    control = TransferTask(encoders=[]).fit(items, events)
-    assert control.recommender.catalogue_ == items.ids
-    same(control.recommend(k=5), HybridItems().fit(events).recommend(k=5))
+    ablation = TransferTask(encoders=[]).fit(items, events)
+    assert ablation.recommender.catalogue_ == items.ids
+    same(ablation.recommend(k=5), HybridItems().fit(events).recommend(k=5))
     with pytest.raises(InputError, match="HybridItems was fitted without encoders"):
-        control.extend(Items(IdMap(["new"]), items.columns.head(1)))
+        ablation.extend(Items(IdMap(["new"]), items.columns.head(1)))
     bought = Interactions.from_frame(pd.DataFrame({"user": ["a", "b", "a"], "item": ["i1", "i1", "i2"]}))
     assert len(quick(EASE()).fit(little()[0], bought).recommender.catalogue_) == 5
 
@@ -282,7 +282,7 @@ def test_pictures_that_cannot_be_read_are_reported(tmp_path):
     class Shape:
         """An encoder of bytes that fails on one of them."""
 
-        name, column, dim, block = "Shape/1", "picture", 2, "image"
+        name, column, dim, modality = "Shape/1", "picture", 2, "image"
 
         def values(self, items):
             return items.columns["picture"].tolist()
@@ -290,7 +290,7 @@ def test_pictures_that_cannot_be_read_are_reported(tmp_path):
         def encode(self, values):
             return np.array([[np.nan] * 2 if v == b"bad" else [len(v), 1.0] for v in values], np.float32)
 
-        def why(self, value):
+        def explain_failure(self, value):
             return "no picture"
 
     catalogue, log = little(picture=[b"a", b"bb", b"bad", None, b"c"])

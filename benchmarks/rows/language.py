@@ -19,10 +19,10 @@ from recotransfer.encoders import SentenceText, TabularAttributes
 from recotransfer.encoders.models import quiet_loading
 from recotransfer.evaluation.metrics import bleu, bleu_gain
 from recotransfer.evaluation.uncertainty import Difference
-from recotransfer.experiments import Answers, Case, Outcome
+from recotransfer.experiments import Outcome, Predictions, Problem
 from recotransfer.transfer import FineTune, Translator, pseudo_labels
 
-EPOCHS, CONTROL_EPOCHS = 6, 2  # a pass that trains the encoder as well takes three times as long
+EPOCHS, ABLATION_EPOCHS = 6, 2  # a pass that trains the encoder as well takes three times as long
 RIDGES = [{"reg": reg} for reg in (1.0, 3.0, 10.0, 30.0)]
 REGS = [{"reg": reg} for reg in (1.0, 10.0, 100.0, 1000.0)]
 
@@ -33,7 +33,7 @@ def words(gain: Difference, what: str) -> str:
     return f"{what} {said} ({gain.value:+.3f}, {gain.low:+.3f} to {gain.high:+.3f})"
 
 
-def classic(case: Case, name: str = "TF-IDF", draws: int = 1000) -> Outcome:
+def classic(problem: Problem, name: str = "TF-IDF", draws: int = 1000) -> Outcome:
     """The floor: a linear model of words and pairs of words, which and with what setting chosen on validation.
 
     Logistic regression or complement naive Bayes (Rennie et al., 2003); without validation the first, C = 10.
@@ -42,37 +42,37 @@ def classic(case: Case, name: str = "TF-IDF", draws: int = 1000) -> Outcome:
     from sklearn.linear_model import LogisticRegression
     from sklearn.naive_bayes import ComplementNB
 
-    begin, split = time.perf_counter(), case.split
-    columns = case.items.of_kind("text")
-    text = case.items.columns[columns].fillna("").agg(" ".join, axis=1).to_numpy(object)
-    metric = next(iter(case.metrics.values()))
+    begin, split = time.perf_counter(), problem.split
+    columns = problem.items.of_kind("text")
+    text = problem.items.columns[columns].fillna("").agg(" ".join, axis=1).to_numpy(object)
+    metric = next(iter(problem.metrics.values()))
     models: dict[str, Any] = {
         f"logistic, C {c:g}": LogisticRegression(C=c, max_iter=100, tol=1e-3) for c in (10, 1, 100)
     }
     models |= {f"naive Bayes, alpha {alpha:g}": ComplementNB(alpha=alpha) for alpha in (0.1, 0.3, 1.0)}
 
-    def learned(events: Any, asked: Any, model: Any) -> Answers:
-        rows = case.items.ids.positions(events.items.ids)[events.item]
-        units = asked.items.take(np.unique(asked.item))
-        at = case.items.ids.positions(units)
+    def learned(events: Any, asked: Any, model: Any) -> Predictions:
+        rows = problem.items.ids.positions(events.items.ids)[events.item]
+        queries = asked.items.take(np.unique(asked.item))
+        at = problem.items.ids.positions(queries)
         least = 2 if len(rows) > 1000 else 1  # words seen once would be most of all columns
         reader = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=least, token_pattern=r"(?u)\b\w+\b|[!?]")
         model.fit(reader.fit_transform(text[rows]), events.user)
-        scores = np.zeros((len(units), len(events.users)), np.float32)
+        scores = np.zeros((len(queries), len(events.users)), np.float32)
         scores[:, model.classes_] = model.predict_proba(reader.transform(text[at]))
-        truth = (asked.matrix().T.tocsr()[asked.items.positions(units)] > 0).toarray()
-        groups = units if case.groups is None else np.asarray(case.groups)[asked.items.positions(units)]
-        return Answers(units, asked.users, truth, scores, groups)
+        truth = (asked.matrix().T.tocsr()[asked.items.positions(queries)] > 0).toarray()
+        groups = queries if problem.groups is None else np.asarray(problem.groups)[asked.items.positions(queries)]
+        return Predictions(queries, asked.users, truth, scores, groups)
 
     best, valid = next(iter(models)), float("nan")
     if len(split.valid):
         tried = {name: metric(learned(split.train, split.valid, model)) for name, model in models.items()}
         best, valid = max(tried, key=tried.__getitem__), max(tried.values())
     known = split.known_before_test() if len(split.valid) else split.train
-    answers = learned(known, split.test, models[best])
+    predictions = learned(known, split.test, models[best])
     seconds = time.perf_counter() - begin
-    found = Outcome(name, TransferTask(Probe()), answers, {}, {"model": best}, valid, seconds)
-    return replace(experiments.joined([found], case.metrics, draws=draws), name=name)
+    found = Outcome(name, TransferTask(Probe()), predictions, {}, {"model": best}, valid, seconds)
+    return replace(experiments.joined([found], problem.metrics, draws=draws), name=name)
 
 
 def sst2(data: Path, work: Path) -> dict[str, Any]:
@@ -85,10 +85,10 @@ def sst2(data: Path, work: Path) -> dict[str, Any]:
         [table["split"] == "dev", table["split"] == "test", lot < 0.03], ["test", "left out", "valid"], "train"
     )
     labels = table["label"].map({0: "bad", 1: "good"}).tolist()
-    case = nlp.classification(table["text"].tolist(), labels, part, name="SST-2")
+    problem = nlp.classification(table["text"].tolist(), labels, part, name="SST-2")
     cache = work / "vectors"
-    floor = classic(case)
-    frozen = experiments.run(case, TransferTask(Probe(), cache=cache), name="frozen MiniLM + Probe", settings=REGS)
+    floor = classic(problem)
+    frozen = experiments.run(problem, TransferTask(Probe(), cache=cache), name="frozen MiniLM + Probe", settings=REGS)
     tuner = FineTune(
         folder=work / "tuned",
         objective="labels",
@@ -98,13 +98,13 @@ def sst2(data: Path, work: Path) -> dict[str, Any]:
         trainable_layers=6,
     )
     task = TransferTask(Probe(), tuners={"text": tuner}, cache=cache)
-    tuned = experiments.run(case, task, name="fine-tuned MiniLM + Probe", settings=REGS[-2:])
+    tuned = experiments.run(problem, task, name="fine-tuned MiniLM + Probe", settings=REGS[-2:])
     note = "; ".join(
-        words(experiments.gain(arm, floor, experiments.accuracy), f"{arm.name} against {floor.name}:")
-        for arm in (frozen, tuned)
+        words(experiments.gain(variant, floor, experiments.accuracy), f"{variant.name} against {floor.name}:")
+        for variant in (frozen, tuned)
     )
     return told(
-        [floor, frozen, tuned], case.metrics, floor.name,
+        [floor, frozen, tuned], problem.metrics, floor.name,
         protocol="train -> dev accuracy; 3% of train chooses settings", goal="accuracy .92",
         reached=bool(tuned.metrics["accuracy"].value >= 0.92), note=note, tuning=tuner.report_["curve"],
     )  # fmt: skip
@@ -152,27 +152,27 @@ def clues(table: pd.DataFrame, likeness: Any = None) -> pd.DataFrame:
     return pd.DataFrame({name: column.astype(str) for name, column in out.items()})
 
 
-def told_apart(case: Case) -> Case:
-    """The case with its columns that are no text called categories."""
-    kinds = {name: case.items.kinds.get(name, "category") for name in case.items.columns}
-    return replace(case, items=Items(case.items.ids, case.items.columns, kinds))
+def told_apart(problem: Problem) -> Problem:
+    """The problem with its columns that are no text called categories."""
+    kinds = {name: problem.items.kinds.get(name, "category") for name in problem.items.columns}
+    return replace(problem, items=Items(problem.items.ids, problem.items.columns, kinds))
 
 
-def blended(outcomes: tuple[Outcome, Outcome], case: Case, name: str) -> Outcome:
-    """The log odds of two arms with the weight that validation likes best."""
-    metric = next(iter(case.metrics.values()))
+def blended(outcomes: tuple[Outcome, Outcome], problem: Problem, name: str) -> Outcome:
+    """The log odds of two variants with the weight that validation likes best."""
+    metric = next(iter(problem.metrics.values()))
 
-    def mixed(share: float, answers: tuple[Answers, Answers]) -> Answers:
+    def mixed(share: float, answers: tuple[Predictions, Predictions]) -> Predictions:
         logits = [np.log(np.clip(a.scores, 1e-6, 1) / np.clip(1 - a.scores, 1e-6, 1)) for a in answers]
         return replace(answers[0], scores=((1 - share) * logits[0] + share * logits[1]).astype(np.float32))
 
     held = tuple(outcome.validation for outcome in outcomes)
     tried = {share: metric(mixed(share, held)) for share in np.linspace(0, 1, 11).round(1)}
     share = max(tried, key=tried.__getitem__)
-    answers = mixed(share, tuple(outcome.answers for outcome in outcomes))
+    predictions = mixed(share, tuple(outcome.predictions for outcome in outcomes))
     seconds = sum(outcome.seconds for outcome in outcomes)
-    out = Outcome(name, outcomes[0].task, answers, {}, {"share": float(share)}, tried[share], seconds)
-    return replace(experiments.joined([out], case.metrics), name=name)
+    out = Outcome(name, outcomes[0].task, predictions, {}, {"share": float(share)}, tried[share], seconds)
+    return replace(experiments.joined([out], problem.metrics), name=name)
 
 
 def wikiqa(data: Path, work: Path) -> dict[str, Any]:
@@ -204,13 +204,17 @@ def wikiqa(data: Path, work: Path) -> dict[str, Any]:
     task = TransferTask(Probe(), tuners={"text": tuner}, cache=cache)
     crossed = experiments.run(crossed, task, name="fine-tuned on pairs + Probe", settings=grid, refit=False, draws=10)
     both = blended((frozen, crossed), pairs, "frozen and fine-tuned together")
-    arms = [zero, *(replace(nlp.by_question(arm), name=arm.name) for arm in (floor, frozen, crossed, both))]
+    variants = [
+        zero,
+        *(replace(nlp.by_question(variant), name=variant.name) for variant in (floor, frozen, crossed, both)),
+    ]
     return told(
-        arms, asked.metrics, floor.name,
+        variants, asked.metrics, floor.name,
         protocol="test MAP over the 243 questions with an answer; dev chooses settings", goal="MAP .80",
-        reached=bool(arms[-1].metrics["MAP"].value >= 0.8), tuning=tuner.report_["curve"],
+        reached=bool(variants[-1].metrics["MAP"].value >= 0.8), tuning=tuner.report_["curve"],
         note=words(
-            experiments.gain(arms[-1], zero, experiments.mean_average_precision), f"{both.name} against {zero.name}:"
+            experiments.gain(variants[-1], zero, experiments.mean_average_precision),
+            f"{both.name} against {zero.name}:",
         ),
     )  # fmt: skip
 
@@ -239,40 +243,40 @@ ABOUT = {
 }
 
 
-def self_trained(case: Case, first: TransferTask, then: TransferTask, most: Sequence[int], name: str) -> Outcome:
+def self_trained(problem: Problem, first: TransferTask, then: TransferTask, most: Sequence[int], name: str) -> Outcome:
     """A task fitted again and again on the surest labels so far of the unlabelled texts, ever more of them."""
-    assert case.unlabelled is not None
-    pool = case.items.take(case.items.ids.positions(case.unlabelled.ids))
-    now = experiments.run(case, first, name=name, settings=[{}], draws=10)
+    assert problem.unlabelled is not None
+    pool = problem.items.take(problem.items.ids.positions(problem.unlabelled.ids))
+    now = experiments.run(problem, first, name=name, settings=[{}], draws=10)
     seconds = now.seconds
     for number in most:
         said = now.task.label(pool, len(TOPICS))
         if said.scores.min() < 0:  # cosines
             said = replace(said, scores=softmax(8 * said.scores, axis=1))
         sure = pseudo_labels(said, threshold=0.0, adapt=False, most=number)
-        train = case.split.train
+        train = problem.split.train
         fresh = ~np.isin(train.items.positions(sure.items.ids)[sure.item], train.item)
         more = train.joined(sure.select(fresh))
-        known = case.split.test_history.joined(sure.select(fresh))
-        split = replace(case.split, train=more, valid_history=known, test_history=known)
-        now = experiments.run(replace(case, split=split), then, name=name, settings=[{}], draws=10)
+        known = problem.split.test_history.joined(sure.select(fresh))
+        split = replace(problem.split, train=more, valid_history=known, test_history=known)
+        now = experiments.run(replace(problem, split=split), then, name=name, settings=[{}], draws=10)
         seconds += now.seconds
     return replace(now, seconds=seconds)
 
 
-def word_topics(case: Case, dim: int = 300) -> Embeddings:
+def word_topics(problem: Problem, dim: int = 300) -> Embeddings:
     """Latent semantic analysis (Deerwester et al., 1990) of the texts that may be looked at, for all texts."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    text = case.items.columns[case.items.of_kind("text")].fillna("").agg(" ".join, axis=1)
+    text = problem.items.columns[problem.items.of_kind("text")].fillna("").agg(" ".join, axis=1)
     seen = np.ones(len(text), bool)
-    seen[case.items.ids.positions(case.split.test_items.ids)] = False
+    seen[problem.items.ids.positions(problem.split.test_items.ids)] = False
     reader = TfidfVectorizer(sublinear_tf=True, min_df=2)
     reader.fit(text[seen])
     counts = reader.transform(text)
     vectors = TruncatedSVD(dim, n_iter=2, random_state=0).fit(counts[seen]).transform(counts)
-    return Embeddings(case.items.ids, vectors.astype(np.float32), "LSA", np.linalg.norm(vectors, axis=1) > 0)
+    return Embeddings(problem.items.ids, vectors.astype(np.float32), "LSA", np.linalg.norm(vectors, axis=1) > 0)
 
 
 def agnews(data: Path, work: Path) -> dict[str, Any]:
@@ -282,36 +286,36 @@ def agnews(data: Path, work: Path) -> dict[str, Any]:
     table = pd.read_csv(data / "nlp/agnews_test.csv.gz")
     labels = table["label"].map(TOPICS).tolist()
     cache = work / "vectors"
-    arms: dict[str, list[Outcome]] = {}
-    for fold, case in enumerate(nlp.folds(table[["title", "description"]], labels, name="AG News")):
+    variants: dict[str, list[Outcome]] = {}
+    for fold, problem in enumerate(nlp.folds(table[["title", "description"]], labels, name="AG News")):
         frozen = TransferTask(Probe(), cache=cache)
         ridge = TransferTask(RidgeProfiles(unobserved=1.0))
-        vectors = TransferTask(encoders=case.encoders, cache=cache).encode(case.items)
-        both = replace(case, parts=[*vectors, word_topics(case)])
-        few, about = nlp.few(case, 8, rng=fold), nlp.few(case, 8, about=ABOUT, weight=10.0, rng=fold)
+        vectors = TransferTask(encoders=problem.encoders, cache=cache).encode(problem.items)
+        both = replace(problem, parts=[*vectors, word_topics(problem)])
+        few, about = nlp.few(problem, 8, seed=fold), nlp.few(problem, 8, about=ABOUT, weight=10.0, seed=fold)
         content, weak = TransferTask(ContentProfiles(), cache=cache), TransferTask(Probe(reg=400.0), cache=cache)
         fixed: dict[str, Any] = {"settings": [{}], "draws": 10}
         for outcome in (
-            classic(case, draws=10),
-            experiments.run(case, frozen, name="frozen MiniLM + Probe", settings=REGS, draws=10),
+            classic(problem, draws=10),
+            experiments.run(problem, frozen, name="frozen MiniLM + Probe", settings=REGS, draws=10),
             experiments.run(both, ridge, name="MiniLM and LSA + ridge", settings=RIDGES, draws=10),
             classic(few, "8 per class: TF-IDF", draws=10),
             experiments.run(few, weak, name="8 per class: MiniLM + Probe", **fixed),
-            experiments.run(nlp.few(case, 0, about=ABOUT), content, name="0 per class: descriptions", **fixed),
+            experiments.run(nlp.few(problem, 0, about=ABOUT), content, name="0 per class: descriptions", **fixed),
             experiments.run(about, content, name="8 per class: with descriptions", **fixed),
             self_trained(about, content, weak, (50, 100, 200, 400, 800, 1200), "8 per class: self-trained"),
         ):
-            arms.setdefault(outcome.name, []).append(outcome)
-    whole = {name: experiments.joined(found, case.metrics) for name, found in arms.items()}
-    reached = {name: arm.metrics["accuracy"].value for name, arm in whole.items()}
+            variants.setdefault(outcome.name, []).append(outcome)
+    whole = {name: experiments.joined(found, problem.metrics) for name, found in variants.items()}
+    reached = {name: variant.metrics["accuracy"].value for name, variant in whole.items()}
     of_folds = {
-        name: [round(experiments.accuracy(one.answers), 4) for one in found]
-        for name, found in arms.items()
+        name: [round(experiments.accuracy(one.predictions), 4) for one in found]
+        for name, found in variants.items()
         if "per" in name
     }
     few_goal = experiments.gain(whole["8 per class: self-trained"], whole["8 per class: TF-IDF"], experiments.accuracy)
     return told(
-        list(whole.values()), case.metrics, "TF-IDF",
+        list(whole.values()), problem.metrics, "TF-IDF",
         protocol="5 folds of the 7,600; 8 labels of each topic are drawn anew in each fold, and the rest of its train "
         "part is looked at unlabelled", goal="accuracy .90, with 8 per class .85",
         reached=bool(reached["MiniLM and LSA + ridge"] >= 0.9 and reached["8 per class: self-trained"] >= 0.85),
@@ -324,7 +328,7 @@ def agnews(data: Path, work: Path) -> dict[str, Any]:
 
 
 def unlearned(folder: Path) -> SentenceText:
-    """The default encoder's network and tokenizer with random weights, kept in a folder: the control arm's."""
+    """The default encoder's network and tokenizer with random weights, kept in a folder: the ablation's."""
     import torch
 
     if not (folder / "modules.json").is_file():
@@ -339,31 +343,31 @@ def unlearned(folder: Path) -> SentenceText:
 
 
 def multi30k(data: Path, work: Path) -> dict[str, Any]:
-    """English to German, by a decoder on the frozen encoder; the control learns the same network from nothing."""
+    """English to German, by a decoder on the frozen encoder; the ablation learns the same network from nothing."""
     table = pd.read_csv(data / "nlp/multi30k_en_de.csv.gz")
-    case = nlp.translation(table, source="en", target="de", name="Multi30k")
-    train, valid, test = (nlp.pairs(case, part) for part in ("train", "valid", "test"))
-    control = Translator(epochs=CONTROL_EPOCHS, encoder_epochs=CONTROL_EPOCHS, encoder_learning_rate=1e-3)
-    written, arms = {}, []
+    problem = nlp.translation(table, source="en", target="de", name="Multi30k")
+    train, valid, test = (nlp.pairs(problem, part) for part in ("train", "valid", "test"))
+    ablation = Translator(epochs=ABLATION_EPOCHS, encoder_epochs=ABLATION_EPOCHS, encoder_learning_rate=1e-3)
+    written, variants = {}, []
     for name, model, encoder in (
-        ("encoder from nothing, as many minutes", control, unlearned(work / "random encoder")),
+        ("encoder from nothing, as many minutes", ablation, unlearned(work / "random encoder")),
         ("pretrained encoder", Translator(epochs=EPOCHS), SentenceText()),
     ):
         begin = time.perf_counter()
         model.fit(encoder, train, valid, folder=work / name)
         written[name] = model.translate(test.sources)
         curve = model.report_["curve"]
-        arm = {"arm": name, "BLEU": [round(x, 2) for x in bleu(written[name], test.targets)]}
-        arm |= {"valid": -curve[model.report_["best"] - 1]["valid"], "settings": model.params(), "curve": curve}
-        arms.append({**arm, "seconds": round(time.perf_counter() - begin, 1)})
+        variant = {"variant": name, "BLEU": [round(x, 2) for x in bleu(written[name], test.targets)]}
+        variant |= {"valid": -curve[model.report_["best"] - 1]["valid"], "settings": model.params(), "curve": curve}
+        variants.append({**variant, "seconds": round(time.perf_counter() - begin, 1)})
     floor, best = written
     found = bleu_gain(written[best], written[floor], test.targets)
-    arms[1]["gain over floor"] = [round(x, 4) for x in found]
+    variants[1]["gain over floor"] = [round(x, 4) for x in found]
     return {
-        "metric": "BLEU", "floor": floor, "units": len(test.targets),
+        "metric": "BLEU", "floor": floor, "queries": len(test.targets),
         "protocol": "test 2016, sacrebleu defaults, 4 beams; the best epoch on the val part",
         "goal": None, "reached": None, "reference": "transformers trained to the end reach 35-39",
-        "note": words(found, "the pretrained encoder"), "arms": arms,
+        "note": words(found, "the pretrained encoder"), "variants": variants,
         "example": [test.sources[0], written[best][0], test.targets[0]],
     }  # fmt: skip
 

@@ -25,24 +25,28 @@ FOLDS = [{"reg": reg} for reg in (10.0, 100.0, 1000.0)]
 
 
 def given(vectors: NDArray[Any], source: str) -> list[Embeddings]:
-    """Vectors of items 0, 1, ... as the parts of a case."""
+    """Vectors of items 0, 1, ... as the parts of a problem."""
     return [Embeddings(IdMap(np.arange(len(vectors))), np.asarray(vectors, np.float32), source)]
 
 
 def folds_of(
-    arms: dict[str, Callable[[int], experiments.Outcome]], folds: list[experiments.Case]
+    variants: dict[str, Callable[[int], experiments.Outcome]], folds: list[experiments.Problem]
 ) -> tuple[list[experiments.Outcome], dict[str, experiments.Metric]]:
-    """The outcomes of each arm over all folds as one, and metrics, whose AUC is the mean of the folds' AUC."""
-    fold_of = {unit: at for at, case in enumerate(folds) for unit in case.split.test.items.take(case.split.test.item)}
+    """The outcomes of each variant over all folds as one, and metrics, whose AUC is the mean of the folds' AUC."""
+    fold_of = {
+        unit: at for at, problem in enumerate(folds) for unit in problem.split.test.items.take(problem.split.test.item)
+    }
     metrics = {**folds[0].metrics, "AUC": mean_of_folds(experiments.area_under_curve, fold_of)}
-    return [experiments.joined([run(fold) for fold in range(len(folds))], metrics) for run in arms.values()], metrics
+    return [
+        experiments.joined([run(fold) for fold in range(len(folds))], metrics) for run in variants.values()
+    ], metrics
 
 
 def mean_of_folds(metric: experiments.Metric, fold_of: dict[Any, int]) -> experiments.Metric:
-    """The mean of a metric over the folds that units were answered in."""
+    """The mean of a metric over the folds that queries were answered in."""
 
-    def mean(a: experiments.Answers) -> float:
-        fold = np.array([fold_of[unit] for unit in a.units.tolist()])
+    def mean(a: experiments.Predictions) -> float:
+        fold = np.array([fold_of[unit] for unit in a.queries.tolist()])
         return float(np.mean([metric(a.take(np.flatnonzero(fold == at))) for at in np.unique(fold)]))
 
     return mean
@@ -63,22 +67,22 @@ def pneumonia(data: Path, work: Path) -> dict[str, Any]:
     part[_repeated(images, part)] = ""
     network = data / NETWORK
 
-    def case(encoders: Sequence[Any] = (), parts: Any = None) -> experiments.Case:
+    def problem(encoders: Sequence[Any] = (), parts: Any = None) -> experiments.Problem:
         diagnoses = np.where(labels == 1, "pneumonia", "normal").tolist()
         (one,) = medical.image_diagnosis(images, diagnoses, positive="pneumonia", encoders=encoders, part=part)
         return replace(one, parts=parts)
 
     pixels = given(images.reshape(len(images), -1) / 255, "pixels")
-    arms: list[tuple[str, Any, Any]] = [
+    variants: list[tuple[str, Any, Any]] = [
         ("pixels", [], pixels),
         ("last layer, whole picture", [ImageGrid(model=network, cells=1)], None),
         ("middle layer, 4 x 4 cells", [ImageGrid(model=network, layer=9)], None),
     ]
-    outcomes, metrics = [], case().metrics
-    for name, encoders, parts in arms:
+    outcomes, metrics = [], problem().metrics
+    for name, encoders, parts in variants:
         task = TransferTask(Probe(), cache=work, progress=False)
-        # Without a refit the threshold of the validation is that of the model that answers the test.
-        outcome = experiments.run(case(encoders, parts), task, name=name, calibrate=True, refit=False)
+        # Without a refit the threshold of the validation is that of the model that predictions the test.
+        outcome = experiments.run(problem(encoders, parts), task, name=name, calibrate=True, refit=False)
         assert outcome.validation is not None  # the file has a validation part
         above = medical.accuracy_at(medical.threshold(outcome.validation, "pneumonia"), "pneumonia")
         outcomes.append(experiments.joined([outcome], {**metrics, ACCURACY: above}))
@@ -87,7 +91,7 @@ def pneumonia(data: Path, work: Path) -> dict[str, Any]:
     return told(
         outcomes, metrics, "pixels", protocol="parts of the file", goal="AUC .97, accuracy .90",
         reached=bool(reached), best=best.name,
-        note=f"validation chose the arm; {int((part == '').sum())} training pictures stand in another part too and are "
+        note=f"validation chose the variant; {int((part == '').sum())} training pictures are in another part too and "
         f"left out; the file names no patients, so intervals draw pictures. {NOTICE}",
     )  # fmt: skip
 
@@ -112,19 +116,19 @@ def heart(data: Path, work: Path) -> dict[str, Any]:
     numbers = columns.fillna(columns.median())
     raw = given((numbers - numbers.mean()) / numbers.std(), "numbers")
 
-    def arm(name: str, **changes: Any) -> Callable[[int], experiments.Outcome]:
+    def variant(name: str, **changes: Any) -> Callable[[int], experiments.Outcome]:
         def run(fold: int) -> experiments.Outcome:
-            case, task = replace(found[fold], **changes), TransferTask(Probe(), progress=False)
-            return experiments.run(case, task, name=name, settings=SMALL, folds=5, calibrate=True, draws=1)
+            problem, task = replace(found[fold], **changes), TransferTask(Probe(), progress=False)
+            return experiments.run(problem, task, name=name, settings=SMALL, folds=5, calibrate=True, draws=1)
 
         return run
 
-    arms = {
-        "numbers as they are": arm("numbers as they are", parts=raw),
-        "hashed bins": arm("hashed bins", encoders=[TabularAttributes()]),
-        "standard table": arm("standard table"),
+    variants = {
+        "numbers as they are": variant("numbers as they are", parts=raw),
+        "hashed bins": variant("hashed bins", encoders=[TabularAttributes()]),
+        "standard table": variant("standard table"),
     }
-    outcomes, metrics = folds_of(arms, found)
+    outcomes, metrics = folds_of(variants, found)
     return told(
         outcomes, metrics, "numbers as they are",
         protocol="5 folds, stratified, mean of their AUC; each chooses settings and temperature on 5 folds of the rest",
@@ -146,8 +150,10 @@ def promoters(organism: str) -> Callable[[Path, Path], dict[str, Any]]:
         plain = KmerSequence(placed=(), dim=4096)
         families = medical.overlapping(sequences)
 
-        def arms(folds: list[experiments.Case]) -> tuple[list[experiments.Outcome], dict[str, experiments.Metric]]:
-            def arm(name: str, encoder: KmerSequence) -> Callable[[int], experiments.Outcome]:
+        def variants(
+            folds: list[experiments.Problem],
+        ) -> tuple[list[experiments.Outcome], dict[str, experiments.Metric]]:
+            def variant(name: str, encoder: KmerSequence) -> Callable[[int], experiments.Outcome]:
                 def run(fold: int) -> experiments.Outcome:
                     task = TransferTask(Probe(), cache=work, progress=False)
                     return experiments.run(
@@ -157,10 +163,10 @@ def promoters(organism: str) -> Callable[[Path, Path], dict[str, Any]]:
                 return run
 
             both = {"4-6-mers": plain, "4-6-mers and places": KmerSequence()}
-            return folds_of({name: arm(name, encoder) for name, encoder in both.items()}, folds)
+            return folds_of({name: variant(name, encoder) for name, encoder in both.items()}, folds)
 
-        apart, metrics = arms(medical.dna(sequences, labels, positive="promoter", families=families))
-        torn, _ = arms(medical.dna(sequences, labels, positive="promoter"))
+        apart, metrics = variants(medical.dna(sequences, labels, positive="promoter", families=families))
+        torn, _ = variants(medical.dna(sequences, labels, positive="promoter"))
         return told(
             apart, metrics, "4-6-mers",
             protocol="5 folds, stratified, mean of their AUC; sequences that share 25 letters stay in one fold",
@@ -183,17 +189,17 @@ def promoters_across(data: Path, work: Path) -> dict[str, Any]:
     families = medical.overlapping(sequences)
     common = np.isin(families, families[part == "test"]) & (part == "train")
     part = np.where(common, "", part)
-    (case,) = medical.dna(sequences, labels, positive="promoter", part=part, families=families)
+    (problem,) = medical.dna(sequences, labels, positive="promoter", part=part, families=families)
     unlabelled = IdMap(np.flatnonzero(part == "test"))
     short = KmerSequence(dim=1024)  # as many directions as the organism's 1,373 sequences can tell of
 
     def run(name: str, encoder: KmerSequence, transfers: Sequence[Any] = (), **changes: Any) -> experiments.Outcome:
-        changed = replace(case, encoders=[encoder], unlabelled=unlabelled, **changes)
+        changed = replace(problem, encoders=[encoder], unlabelled=unlabelled, **changes)
         task = TransferTask(Probe(), transfers=transfers, cache=work, progress=False)
         return experiments.run(changed, task, name=name, settings=FOLDS, folds=3)
 
     places = run("4-6-mers and places", KmerSequence())
-    sure = pseudo_labels(places.task.label(case.items.take(np.flatnonzero(part == "test")), 2), threshold=0.95)
+    sure = pseudo_labels(places.task.label(problem.items.take(np.flatnonzero(part == "test")), 2), threshold=0.95)
     taught = np.full(len(there[0]), None, dtype=object)
     taught[sure.items.take(sure.item).astype(int) - len(here[0])] = sure.users.take(sure.user)
     # As copies: what is learned of a sequence must not pass for the answer to it.
@@ -207,12 +213,13 @@ def promoters_across(data: Path, work: Path) -> dict[str, Any]:
         places,
         run("places, 1,024 wide", short),
         run("places, 1,024 wide, Coral", short, [Coral()]),
-        run("places, own sure answers as labels", KmerSequence(), **own),
+        run("places, own sure predictions as labels", KmerSequence(), **own),
     ]
     return told(
-        outcomes, case.metrics, "4-6-mers",
+        outcomes, problem.metrics, "4-6-mers",
         protocol="train on E. coli, whose folds choose settings; test on Bacillus, whose sequences may be looked at "
-        "unlabelled by Coral and by the last arm", goal=None, reached=None, labels_from_answers=len(sure), note=NOTICE,
+        "unlabelled by Coral and by the last variant", goal=None, reached=None, labels_from_predictions=len(sure),
+        note=NOTICE,
     )  # fmt: skip
 
 

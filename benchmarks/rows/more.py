@@ -40,10 +40,10 @@ SENTENCES = (
 )
 
 
-def spoken(folder: Path, rng: int = 0) -> pd.DataFrame:
+def spoken(folder: Path, seed: int = 0) -> pd.DataFrame:
     """Clips that espeak-ng speaks into `folder`: columns path, manner, voice. Synthetic: no person, no emotion."""
     folder.mkdir(parents=True, exist_ok=True)
-    draw, rows = np.random.default_rng(rng), []
+    draw, rows = np.random.default_rng(seed), []
     for voice in VOICES:
         for manner, centre in MANNERS.items():
             for number, sentence in enumerate(SENTENCES):
@@ -61,7 +61,7 @@ def manners(data: Path, work: Path) -> dict[str, Any]:
     from adapters import told
 
     if shutil.which("espeak-ng") is None:
-        return {"skipped": "for espeak-ng, which speaks the clips, is not installed", "arms": []}
+        return {"skipped": "for espeak-ng, which speaks the clips, is not installed", "variants": []}
     clips = spoken(work / "clips")
     found = audio.classification(clips["path"], clips["manner"], speakers=clips["voice"])
     waves = [waveform(path, 16_000) for path in clips["path"]]
@@ -69,15 +69,17 @@ def manners(data: Path, work: Path) -> dict[str, Any]:
     loudness = [Embeddings(IdMap(np.arange(len(clips))), _scaled(simple), "length and loudness")]
     bands = LogMelAudio().encode(list(clips["path"]))[:, :40]
     means = [Embeddings(IdMap(np.arange(len(clips))), _scaled(bands), "mean spectrum")]
-    arms = {
+    variants = {
         "length and loudness": {"parts": loudness},
         "mean log-mel spectrum": {"parts": means},
         "log-mel, pitch and their courses": {},
     }
     outcomes = []
-    for name, changes in arms.items():
+    for name, changes in variants.items():
         task = TransferTask(Probe(), cache=work / "cache", progress=False)
-        runs = [experiments.run(replace(case, **changes), task, name=name, calibrate=True, draws=10) for case in found]
+        runs = [
+            experiments.run(replace(problem, **changes), task, name=name, calibrate=True, draws=10) for problem in found
+        ]
         outcomes.append(experiments.joined(runs, found[0].metrics))
     return told(
         outcomes, found[0].metrics, "length and loudness", protocol="5 folds of voices; intervals draw voices",
@@ -121,9 +123,9 @@ class Platform(NamedTuple):
     profiles: pd.DataFrame
 
 
-def platform(learners: int = 800, courses: int = 120, rng: int = 0) -> Platform:
+def platform(learners: int = 800, courses: int = 120, seed: int = 0) -> Platform:
     """Learners of six habits take courses of topics they like, at a level and in a form that their habit prefers."""
-    draw = np.random.default_rng(rng)
+    draw = np.random.default_rng(seed)
     topic = draw.integers(len(TOPICS), size=courses)
     level, form = draw.integers(len(LEVELS), size=courses), draw.integers(len(FORMS), size=courses)
     words = [draw.choice(text.split(), 2, replace=False) for text in np.array(list(TOPICS.values()))[topic]]
@@ -165,18 +167,18 @@ def course_row(ask: Any) -> Any:
         plain = learning.courses(made.enrolments, made.courses, ask=ask, encoders=encoders)
         grouped = learning.courses(made.enrolments, made.courses, profiles=made.profiles, ask=ask, encoders=encoders)
 
-        def arm(name: str, case: experiments.Case, task: TransferTask) -> experiments.Outcome:
-            return experiments.run(case, task, name=name, settings=[{}])
+        def variant(name: str, problem: experiments.Problem, task: TransferTask) -> experiments.Outcome:
+            return experiments.run(problem, task, name=name, settings=[{}])
 
         def hybrid(read: list[Any] | None) -> TransferTask:
             return TransferTask(HybridItems(), encoders=read, cache=work / "cache", progress=False)
 
         outcomes = [
-            arm("popularity", plain, TransferTask(Popularity(), encoders=[])),
-            arm("own courses", plain, hybrid([])),
-            arm("own courses, content", plain, hybrid(None)),
-            arm("own courses, groups", grouped, hybrid([])),
-            arm("own courses, groups, content", grouped, hybrid(None)),
+            variant("popularity", plain, TransferTask(Popularity(), encoders=[])),
+            variant("own courses", plain, hybrid([])),
+            variant("own courses, content", plain, hybrid(None)),
+            variant("own courses, groups", grouped, hybrid([])),
+            variant("own courses, groups, content", grouped, hybrid(None)),
         ]
         return told(
             outcomes, plain.metrics, "own courses", protocol=grouped.split.name, goal=None, reached=None,

@@ -60,38 +60,40 @@ def fashion(data: Path, work: Path) -> dict[str, Any]:
     frame = pd.DataFrame({"image": table["jpeg"], "title": table["productDisplayName"]})
     network = data / NETWORK
     seen, read = PretrainedImage(model=network), SentenceText(column="title")
-    case = vision.classification(frame, table["articleType"], part, encoders=[seen], name="fashion")
-    ids, jpeg = case.items.ids, frame["image"].tolist()
+    problem = vision.classification(frame, table["articleType"], part, encoders=[seen], name="fashion")
+    ids, jpeg = problem.items.ids, frame["image"].tolist()
     shrunk = Embeddings(ids, pixels(jpeg), "8x8 pixels")
     cache = work / "cache"
-    frozen = TransferTask(RidgeProfiles(), encoders=[seen], cache=cache).encode(case.items)[0]
+    frozen = TransferTask(RidgeProfiles(), encoders=[seen], cache=cache).encode(problem.items)[0]
     small = PretrainedImage(model=at_size(network, 128, work))
     tuner = FineTune(
         folder=work / "tuned", epochs=3, learning_rate=5e-4, batch_size=64, trainable_layers=6, augment=NOISE
     )
     ridges = [{"reg": reg, "unobserved": 0.1} for reg in (0.03, 0.1, 0.3, 1.0)]
 
-    def arm(name: str, over: experiments.Case, recommender: Any = None, settings: Any = REGS) -> experiments.Outcome:
+    def variant(
+        name: str, over: experiments.Problem, recommender: Any = None, settings: Any = REGS
+    ) -> experiments.Outcome:
         return experiments.run(over, TransferTask(recommender or Probe(), cache=cache), name=name, settings=settings)
 
     outcomes = [
-        arm("8x8 pixels", replace(case, parts=[shrunk])),
-        arm("frozen MobileNetV2, ridge", replace(case, parts=[frozen]), RidgeProfiles(), ridges),
-        arm("frozen MobileNetV2", replace(case, parts=[frozen])),
-        arm("title", replace(case, encoders=[read])),
-        arm("frozen, image and title", replace(case, encoders=[seen, read])),
+        variant("8x8 pixels", replace(problem, parts=[shrunk])),
+        variant("frozen MobileNetV2, ridge", replace(problem, parts=[frozen]), RidgeProfiles(), ridges),
+        variant("frozen MobileNetV2", replace(problem, parts=[frozen])),
+        variant("title", replace(problem, encoders=[read])),
+        variant("frozen, image and title", replace(problem, encoders=[seen, read])),
     ]
     task = TransferTask(Probe(), tuners={"image": tuner}, cache=cache)
     outcomes.append(
-        experiments.run(replace(case, encoders=[small]), task, name="fine-tuned MobileNetV2", settings=REGS)
+        experiments.run(replace(problem, encoders=[small]), task, name="fine-tuned MobileNetV2", settings=REGS)
     )
     return told(
         outcomes,
-        case.metrics,
+        problem.metrics,
         "8x8 pixels",
         protocol="20 commonest types, 65% train, 10% valid, 25% test",
         goal="accuracy 0.92 by picture, 0.97 with the title",
-        note="titles mostly name the article type, so the title alone all but answers the question",
+        note="titles mostly name the article type, so the title alone all but predictions the question",
         reached=outcomes[-1].metrics["accuracy"].value >= 0.92 and outcomes[-2].metrics["accuracy"].value >= 0.97,
     )
 
@@ -111,7 +113,7 @@ def bccd(data: Path, work: Path) -> dict[str, Any]:
     outcomes = []
     for name, dense in seen.items():
         problem = detection.Detection(pictures, boxes, part, dense)
-        outcome = experiments.run(problem.case, TransferTask(Probe(reg=300.0)), name=name, settings=[{}], draws=10)
+        outcome = experiments.run(problem.problem, TransferTask(Probe(reg=300.0)), name=name, settings=[{}], draws=10)
         outcomes.append(timed(problem.judged, outcome))
     return told(
         outcomes,
@@ -150,14 +152,14 @@ def membranes(data: Path, work: Path) -> dict[str, Any]:
     filters = DenseImage(sigmas=(1.0, 2.0, 4.0))
     network = Remembered(model=data / NETWORK, strides=(2, 4, 8, 16), scale=2.0)
     net = Probe(hidden=64, reg=1.0)
-    arms = {
+    variants = {
         "filters": (filters, Probe(), False),
         "filters, hidden layer": (filters, net, False),
         "frozen MobileNetV2": (network, net, False),
         "frozen MobileNetV2, in context": (network, net, True),
     }
     outcomes = []
-    for name, (seen, recommender, in_context) in arms.items():
+    for name, (seen, recommender, in_context) in variants.items():
         folds = []
         for at in range(5):
             start = time.perf_counter()
@@ -167,7 +169,7 @@ def membranes(data: Path, work: Path) -> dict[str, Any]:
             if in_context:
                 problem = problem.in_context(TransferTask(recommender))
             task = TransferTask(recommender)
-            outcome = experiments.run(problem.case, task, name=name, settings=[{}], refit=False, draws=1)
+            outcome = experiments.run(problem.problem, task, name=name, settings=[{}], refit=False, draws=1)
             judged = problem.judged(outcome, "membrane")  # cut where validation says
             folds.append(replace(judged, seconds=time.perf_counter() - start))
         outcomes.append(experiments.joined(folds, segmentation.MASK_METRICS))

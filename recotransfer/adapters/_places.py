@@ -1,4 +1,4 @@
-"""What masks and boxes share: sampled places of pictures as items of a case."""
+"""What masks and boxes share: sampled places of pictures as items of a problem."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from recotransfer import experiments
 from recotransfer.data import Embeddings, IdMap, Interactions, Items
 from recotransfer.errors import InputError
-from recotransfer.experiments import Answers, Case, Outcome
+from recotransfer.experiments import Outcome, Predictions, Problem
 from recotransfer.task import TransferTask
 
 _BLOCK = 1 << 16  # places asked about at a time
@@ -32,6 +32,7 @@ def scores_of_places(
     known = task.recommender.events_.users
     asked = known if users is None else IdMap(users)
     out = []
+
     for start in range(0, len(vectors), _BLOCK):
         rows = vectors[start : start + _BLOCK]
         ids = IdMap(np.arange(len(rows)))
@@ -41,11 +42,14 @@ def scores_of_places(
         at = asked.positions(known.ids, missing="negative")[found.positions]
         np.put_along_axis(table, at, found.scores, axis=1)
         out.append(table)
+
     return np.concatenate(out)
 
 
-def problem_of_places(name: str, sampled: Sequence[tuple[Any, str, NDArray[Any], list[Any], Any]], source: str) -> Case:
-    """A case of places: per picture its id, part, places (n, 2), labels (n,) and vectors (n, width)."""
+def problem_of_places(
+    name: str, sampled: Sequence[tuple[Any, str, NDArray[Any], list[Any], Any]], source: str
+) -> Problem:
+    """A problem of places: per picture its id, part, places (n, 2), labels (n,) and vectors (n, width)."""
     ids = IdMap([(picture, *place) for picture, _, where, _, _ in sampled for place in where.tolist()])
     owner = np.repeat(np.arange(len(sampled)), [len(where) for _, _, where, _, _ in sampled])
     labels = [label for _, _, _, some, _ in sampled for label in some]
@@ -54,7 +58,8 @@ def problem_of_places(name: str, sampled: Sequence[tuple[Any, str, NDArray[Any],
     split = experiments.split_items(relations, parts[owner])
     vectors = Embeddings(ids, np.concatenate([v for _, _, _, _, v in sampled]), source)
     metrics = {"accuracy": experiments.accuracy, "macro F1": experiments.macro_f1}
-    return Case(name, Items(ids, pd.DataFrame(index=range(len(ids)))), split, metrics, parts=[vectors], groups=owner)
+
+    return Problem(name, Items(ids, pd.DataFrame(index=range(len(ids)))), split, metrics, parts=[vectors], groups=owner)
 
 
 def parts_of_pictures(part: Mapping[Any, str]) -> dict[Any, str]:
@@ -72,12 +77,12 @@ def check_every_picture_in(part: Mapping[Any, str], **tables: Mapping[Any, Any])
 
 
 def outcome_by_picture(
-    outcome: Outcome, pictures: Sequence[Any], options: IdMap, truth: Any, scores: Any, metrics: Mapping[str, Any]
+    outcome: Outcome, pictures: Sequence[Any], candidates: IdMap, truth: Any, scores: Any, metrics: Mapping[str, Any]
 ) -> Outcome:
-    """The outcome with pictures as its units."""
-    units = IdMap(pictures).ids
-    answers = Answers(units, options, np.asarray(truth, bool), np.asarray(scores, np.float32), units)
-    return experiments.joined([replace(outcome, answers=answers)], metrics)
+    """The outcome with pictures as its queries."""
+    queries = IdMap(pictures).ids
+    predictions = Predictions(queries, candidates, np.asarray(truth, bool), np.asarray(scores, np.float32), queries)
+    return experiments.joined([replace(outcome, predictions=predictions)], metrics)
 
 
 def in_blocks(where: NDArray[Any]) -> Iterator[NDArray[Any]]:

@@ -1,4 +1,4 @@
-"""Sound: clips with labels, such as words, speakers or emotions, as cases of the core."""
+"""Sound: clips with labels, such as words, speakers or emotions, as problems of the core."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from recotransfer import experiments
 from recotransfer.data import IdMap, Interactions, Items
 from recotransfer.encoders import Encoder, LogMelAudio
-from recotransfer.experiments import Case
+from recotransfer.experiments import Problem
 
 
 def classification(
@@ -22,8 +22,8 @@ def classification(
     part: ArrayLike | None = None,
     speakers: Sequence[Any] | None = None,
     folds: int = 5,
-) -> list[Case]:
-    """Which label each clip bears, one case for each fold, or one alone where `part` deals the clips out.
+) -> list[Problem]:
+    """Which label each clip bears, one problem for each fold, or one alone where `part` deals the clips out.
 
     Clips of one speaker, or of one recording, sound alike whatever their label; with `speakers` none stands on two
     sides of a split, and intervals draw whole speakers.
@@ -34,7 +34,7 @@ def classification(
         encoders: what reads the column "audio"; `LogMelAudio()` by default, `PretrainedAudio` for a pretrained model.
         part: "train", "valid" or "test" of each.
         speakers: of each clip; None lets clips stand alone.
-        folds: number of cases where `part` is None.
+        folds: number of problems where `part` is None.
     """
     items = Items(IdMap(np.arange(len(clips))), experiments.column(clips, "audio"))
     relations, groups = (
@@ -45,7 +45,9 @@ def classification(
         splits = [experiments.split_items(relations, part, groups=speakers)]
     else:
         splits = list(experiments.fold_items(relations, folds=folds, groups=speakers))
+
     encoders = encoders or [LogMelAudio()]
+
     return [
-        Case("clips", items, split, experiments.LABEL_METRICS, encoders=encoders, groups=groups) for split in splits
+        Problem("clips", items, split, experiments.LABEL_METRICS, encoders=encoders, groups=groups) for split in splits
     ]

@@ -25,21 +25,24 @@ from recotransfer.data import IdMap
 from recotransfer.encoders.image_map import DenseImage, places
 from recotransfer.errors import InputError
 from recotransfer.evaluation.metrics import EDGES, Matches, box_matches, box_precision
-from recotransfer.experiments import Answers, Case, Outcome
+from recotransfer.experiments import Outcome, Predictions, Problem
 from recotransfer.task import TransferTask
 
 _CENTRE, _AROUND, _NEAR, _NEAR_COUNTS = 0.12, 0.25, 0.7, 3.0  # distances from a box's centre, in its sizes
 
 
-def precision_of_boxes(a: Answers) -> float:
+def precision_of_boxes(a: Predictions) -> float:
     """Mean over labels of the average precision of boxes, of an outcome that `Detection.judged` gave."""
-    label = np.array([option[0] for option in a.options.ids.tolist()], dtype=object)
+    label = np.array([option[0] for option in a.candidates.ids.tolist()], dtype=object)
     each = []
+
     for one in dict.fromkeys(label.tolist()):
         truth, scores = a.truth[:, label == one], a.scores[:, label == one]
         up = np.isfinite(scores)
         each.append(box_precision(scores[up], truth[up], int(truth.sum())))
+
     known = [value for value in each if not np.isnan(value)]
+
     return float(np.mean(known)) if known else float("nan")
 
 
@@ -63,7 +66,7 @@ class Detection:
         negatives: background places of each picture that become items, drawn by lot.
         overlap: of two boxes of a label that overlap more, the better one is told.
         least: score of a box that is worth telling.
-        rng: seed.
+        seed: random seed.
     """
 
     pictures: Mapping[Any, Any]
@@ -75,7 +78,7 @@ class Detection:
     negatives: int = 150
     overlap: float = 0.4
     least: float = 0.02
-    rng: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         check_every_picture_in(parts_of_pictures(self.part), pictures=self.pictures)
@@ -98,30 +101,37 @@ class Detection:
         shape = size * self.shapes[1] + _bins(known["height"] / known["width"], [known["label"], size], self.shapes[1])
         means = known.groupby([known["label"], shape.rename("shape")])[["height", "width"]].mean()
         users = []
+
         for label, height, width in zip(b["label"], b["height"], b["width"], strict=True):
             if label not in means.index:
                 raise InputError(f"the label {label!r} has no box in training; leave its boxes out")
+
             mine = means.loc[label]
             miss = np.abs(np.log(mine["height"] / height)) + np.abs(np.log(mine["width"] / width))
             users.append((label, int(miss.idxmin())))
+
         column = np.empty(len(b), dtype=object)
         column[:] = users
+
         return b.assign(user=column), means
 
     @cached_property
-    def case(self) -> Case:
+    def problem(self) -> Problem:
         """Which box's centre each place is, or background."""
-        draw = np.random.default_rng(self.rng)
+        draw = np.random.default_rng(self.seed)
         boxes, _ = self._binned
         by_picture = dict(tuple(boxes.groupby("picture")))
         sampled = []
+
         for picture, part in parts_of_pictures(self.part).items():
             if part not in experiments.SIDES:
                 continue
+
             seen = self.features.read(self.pictures[picture])
             where = places(seen.shape, self.step)
             rows, users = _centres(where, by_picture.get(picture, boxes.iloc[:0]), self.negatives, draw)
             sampled.append((picture, part, where[rows], users, seen.at(where[rows])))
+
         return problem_of_places("detection", sampled, self.features.name)
 
     def found(self, task: TransferTask, picture: Any) -> pd.DataFrame:
@@ -134,6 +144,7 @@ class Detection:
             [scores_of_places(task, seen.at(some), self.features.name) for some in in_blocks(where)]
         )
         tables = []
+
         for label in dict.fromkeys(means.index.get_level_values(0)):
             mine = [at for at, user in enumerate(users) if user[0] == label]
             size = means.loc[[users[at] for at in mine]].to_numpy()
@@ -143,11 +154,13 @@ class Detection:
             edges = np.hstack([(where[up] - half)[:, ::-1], (where[up] + half)[:, ::-1]])
             edges = np.clip(edges, 0, [seen.shape[1], seen.shape[0]] * 2)
             tables.append(_merged(edges, total[up], self.overlap).assign(label=label))
+
         out = pd.concat(tables, ignore_index=True)[["label", *EDGES, "score"]]
+
         return out.sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
 
     def judged(self, outcome: Outcome) -> Outcome:
-        """The outcome with whole test pictures as its units: mAP at an overlap of one half.
+        """The outcome with whole test pictures as its queries: mAP at an overlap of one half.
 
         An answer is a slot of a label: a box found, true if it hits, or a true box that no box found hits.
         """
@@ -157,6 +170,7 @@ class Detection:
         found = pd.concat(tables).assign(picture=[test[at] for at in owner])
         labels = sorted(set(self.boxes["label"]))
         matches = box_matches(found, self.boxes, test, labels)
+
         return outcome_by_picture(outcome, test, *_slots(matches, labels), BOX_METRICS)
 
 
@@ -173,16 +187,19 @@ def _centres(
     """Which places to learn from, and the user of each: the box whose centre it is, else background."""
     user = np.full(len(where), -1)
     away = np.full(len(where), np.inf)
+
     for at, (y, x, height, width) in enumerate(boxes[["y", "x", "height", "width"]].to_numpy()):
         far = np.hypot((where[:, 0] - y) / height, (where[:, 1] - x) / width)  # in sizes of the box
         mine = (far <= max(_CENTRE, far.min())) & (far < away)
         user[mine] = at
         away = np.minimum(away, far)
+
     rest = np.flatnonzero((away > _AROUND) & (user < 0))
     weight = np.where(away[rest] < _NEAR, _NEAR_COUNTS, 1.0)
     lot = draw.choice(rest, min(negatives, len(rest)), replace=False, p=weight / weight.sum()) if len(rest) else rest
     rows = np.sort(np.concatenate([np.flatnonzero(user >= 0), lot]))
     users = boxes["user"].tolist()
+
     return rows, [users[at] if at >= 0 else BACKGROUND for at in user[rows]]
 
 
@@ -206,6 +223,7 @@ def _merged(edges: NDArray[np.float64], scores: NDArray[np.float32], overlap: fl
     votes = np.where(share > 0.5, scores, 0)
     votes[np.arange(len(best)), best] = np.maximum(scores[best], 1e-9)
     voted = (votes[:, :, None] * edges).sum(axis=1) / votes.sum(axis=1, keepdims=True)
+
     return pd.DataFrame(voted, columns=EDGES).assign(score=scores[best])
 
 
@@ -213,6 +231,7 @@ def _slots(matches: Sequence[Sequence[Matches]], labels: Sequence[Any]) -> tuple
     """Slots (label, n), and (pictures, slots) whether a true box is in each, and the score of the box found."""
     names: list[Any] = []
     truth, scores = [], []
+
     for label, column in zip(labels, zip(*matches, strict=True), strict=True):
         width = max(len(m.scores) + m.truths - int(m.hit.sum()) for m in column)
         names += [(label, at) for at in range(width)]
@@ -221,6 +240,8 @@ def _slots(matches: Sequence[Sequence[Matches]], labels: Sequence[Any]) -> tuple
             count = len(m.scores)
             score[row, :count], true[row, :count] = m.scores, m.hit
             true[row, count : count + m.truths - int(m.hit.sum())] = True
+
         truth.append(true)
         scores.append(score)
+
     return IdMap(names), np.hstack(truth), np.hstack(scores)

@@ -21,7 +21,7 @@ from recotransfer.encoders.features import clusters as clustered
 from recotransfer.errors import InputError
 from recotransfer.evaluation import splits
 from recotransfer.evaluation.split import Split
-from recotransfer.experiments import Answers, Case, Metric
+from recotransfer.experiments import Metric, Predictions, Problem
 
 
 def courses(
@@ -32,8 +32,8 @@ def courses(
     groups: int = 8,
     ask: Literal["next", "cold courses", "new learners"] = "next",
     encoders: Sequence[Encoder] | None = None,
-    rng: int = 0,
-) -> Case:
+    seed: int = 0,
+) -> Problem:
     """Which course each learner takes next, of those known, or of courses that nobody has taken yet.
 
     Args:
@@ -41,36 +41,39 @@ def courses(
         catalogue: the courses, those without a learner too.
         profiles: one row per learner, indexed by learner: numbers on how they learn, such as minutes per session.
             Learners with a row are put into groups by them (`features.clusters`); None leaves groups out, as the
-            control arm does.
+            ablation does.
         groups: number of groups.
         ask: "next" holds out each learner's last course, "cold courses" all learners of a tenth of the courses, "new
             learners" all courses of a tenth of the learners, of whom only the profile is known.
         encoders: what reads the courses; by default what `default_encoders` finds.
-        rng: seed of the groups and of what is held out.
+        seed: random seed of the groups and of what is held out.
     """
     enrolments = enrolments.with_items(catalogue.ids.union(enrolments.items))
-    split = _split(enrolments, ask, rng)
+    split = _split(enrolments, ask, seed)
     items = _every(catalogue, split.train.items)
     if profiles is not None:
-        labels = clustered(profiles, groups, rng=rng)
+        labels = clustered(profiles, groups, seed=seed)
         items, split = _with_groups(items, split, dict(zip(profiles.index, labels.tolist(), strict=True)))
-    return Case(f"courses, {ask}", items, split, _JUDGED, encoders=encoders, asks="items")
+
+    return Problem(f"courses, {ask}", items, split, _JUDGED, encoders=encoders, asks="items")
 
 
-def _split(enrolments: Interactions, ask: str, rng: int) -> Split:
+def _split(enrolments: Interactions, ask: str, seed: int) -> Split:
     if ask == "next":
         return splits.leave_last(enrolments)
     if ask == "cold courses":
-        return splits.cold_items(enrolments, rng=rng)
+        return splits.cold_items(enrolments, seed=seed)
     if ask != "new learners":
         raise InputError(f'ask must be "next", "cold courses" or "new learners", got {ask!r}')
     if (count := len(enrolments.users)) < 3:
         raise InputError(f"new learners take three learners at least, one for each part; there are {count}, add some")
-    lot = np.random.default_rng(rng).permutation(len(enrolments.users))
+
+    lot = np.random.default_rng(seed).permutation(len(enrolments.users))
     tenth = max(1, len(lot) // 10)
     part = np.repeat(["test", "valid", "train"], [tenth, tenth, len(lot) - 2 * tenth])[np.argsort(lot)]
     rows = {name: enrolments.select(np.flatnonzero(part[enrolments.user] == name)) for name in np.unique(part)}
     none = enrolments.select(np.empty(0, np.int64))
+
     return Split(rows["train"], rows["valid"], rows["test"], none, none, name="new learners")
 
 
@@ -88,10 +91,12 @@ def _with_groups(items: Items, split: Split, group_of: Mapping[Any, int]) -> tup
             f"no learner has a profile: learners look like {learners.ids[:3].tolist()}, the index of the profiles like "
             f"{list(group_of)[:3]}; index the profiles by learner"
         )
+
     what = ids.positions(names.ids)[np.searchsorted([number for _, number in names.ids.tolist()], held[who])]
     wide = split.with_items(ids)
     train, valid, test = (_known(log, who, what) for log in (wide.train, wide.valid_history, wide.test_history))
     ranked = split.valid_items or items.ids, split.test_items or items.ids
+
     return both, replace(
         wide, train=train, valid_history=valid, test_history=test, valid_items=ranked[0], test_items=ranked[1]
     )
@@ -116,7 +121,7 @@ def found_at(k: int) -> Metric:
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")
 
-    def found(a: Answers) -> float:
+    def found(a: Predictions) -> float:
         first = np.argsort(-a.scores, axis=1, kind="stable")[:, :k]
         hits = np.take_along_axis(a.truth, first, axis=1).sum(axis=1)
         total = a.truth.sum(axis=1)

@@ -1,4 +1,4 @@
-"""Language: texts with labels, questions with answers, passages with spans and translations, as cases of the core.
+"""Language: texts with labels, questions with answers, passages with spans and translations, as problems of the core.
 
 Nothing here learns: records become items and relations, and answers become text again.
 """
@@ -19,7 +19,7 @@ from recotransfer.data import Embeddings, IdMap, Interactions, Items
 from recotransfer.encoders import Encoder, SentenceText
 from recotransfer.errors import InputError
 from recotransfer.evaluation.split import Split
-from recotransfer.experiments import Answers, Case, Outcome
+from recotransfer.experiments import Outcome, Predictions, Problem
 from recotransfer.transfer import Pairs
 
 _FOUND = {"MAP": experiments.mean_average_precision, "MRR": experiments.mean_reciprocal_rank}
@@ -33,7 +33,7 @@ def classification(
     encoders: Sequence[Encoder] | None = None,
     groups: Sequence[Any] | None = None,
     name: str = "classification",
-) -> Case:
+) -> Problem:
     """Which label each text bears: texts are items, labels the users who hold them.
 
     Args:
@@ -42,12 +42,13 @@ def classification(
         part: "train", "valid" or "test" of each; rows of other parts are left out.
         encoders: what reads the columns; all-MiniLM-L6-v2 by default. A list is read as the column "text".
         groups: of each, such as its author: none may stand in two parts, and intervals draw whole ones.
-        name: of the case.
+        name: of the problem.
     """
     items, relations = _labelled(texts, labels)
     own = experiments.grouped(groups, len(items))
     split = experiments.split_items(relations, part, groups=groups)
-    return Case(name, items, split, experiments.LABEL_METRICS, encoders=_encoders(encoders, items), groups=own)
+
+    return Problem(name, items, split, experiments.LABEL_METRICS, encoders=_encoders(encoders, items), groups=own)
 
 
 def folds(
@@ -58,41 +59,42 @@ def folds(
     encoders: Sequence[Encoder] | None = None,
     groups: Sequence[Any] | None = None,
     name: str = "classification",
-    rng: int = 0,
-) -> Iterator[Case]:
-    """Cases as `classification` makes, in which each labelled text is in the test once; groups stay together.
+    seed: int = 0,
+) -> Iterator[Problem]:
+    """Problems as `classification` makes, in which each labelled text is in the test once; groups stay together.
 
     `experiments.joined` makes one outcome of theirs.
     """
     items, relations = _labelled(texts, labels)
     own = experiments.grouped(groups, len(items))
-    for split in experiments.fold_items(relations, folds=folds, groups=groups, rng=rng):
-        yield Case(name, items, split, experiments.LABEL_METRICS, encoders=_encoders(encoders, items), groups=own)
+    for split in experiments.fold_items(relations, folds=folds, groups=groups, seed=seed):
+        yield Problem(name, items, split, experiments.LABEL_METRICS, encoders=_encoders(encoders, items), groups=own)
 
 
 def few(
-    case: Case, examples: int, *, about: Mapping[Any, str] | None = None, weight: float = 1.0, rng: int = 0
-) -> Case:
+    problem: Problem, examples: int, *, about: Mapping[Any, str] | None = None, weight: float = 1.0, seed: int = 0
+) -> Problem:
     """The same question with few labelled texts to learn from; the other texts of train may be looked at unlabelled.
 
     Args:
-        case: one of `classification`.
+        problem: one of `classification`.
         examples: labelled texts kept of each label, drawn by lot; 0 is zero-shot.
         about: label -> a text that says what it means, as one more example.
         weight: how many examples such a text counts as, to recommenders that weigh them.
-        rng: seed.
+        seed: random seed.
     """
-    split = case.split
+    split = problem.split
     seen = IdMap(split.train.items.take(np.unique(split.train.item)))
-    items, known = case.items, None
+    items, known = problem.items, None
     if about is not None:
-        items, known = experiments.described(case.items, about, case.items.of_kind("text")[0])
+        items, known = experiments.described(problem.items, about, problem.items.of_kind("text")[0])
         known = replace(known, weight=weight * known.weight)
+
     return replace(
-        case,
-        name=f"{case.name}, {examples} per label",
+        problem,
+        name=f"{problem.name}, {examples} per label",
         items=items,
-        split=experiments.few_shot(split, examples, known=known, rng=rng),
+        split=experiments.few_shot(split, examples, known=known, seed=seed),
         unlabelled=seen,
     )
 
@@ -106,25 +108,26 @@ def answer_selection(
     part: str = "split",
     encoders: Sequence[Encoder] | None = None,
     name: str = "answer selection",
-) -> Case:
+) -> Problem:
     """Which of its candidate sentences answer a question: questions are users, sentences the items they hold.
 
     A question's own words are an item too, and all that is known of a question of validation or test. Learning from
-    co-consumption (`FineTune(objective="pairs")`) brings questions of train next to their answers. Only questions with
-    an answer among their candidates are asked.
+    co-consumption (`FineTune(objective="pairs")`) brings questions of train next to their predictions. Only questions
+    with an answer among their candidates are asked.
 
     Args:
         records: one row per question and candidate.
         question: column of text.
         sentence: column of text.
-        label: column that is 1 or True where the sentence answers.
+        label: column that is 1 or True where the sentence predictions.
         part: column of "train", "valid" (or "dev", "val") and "test".
         encoders: what reads the column "text"; all-MiniLM-L6-v2 by default.
-        name: of the case.
+        name: of the problem.
     """
     t = _columns(records, question=question, item=sentence, label=label, part=part)
-    case = _candidates(t, t["question"], t["item"], name)
-    return replace(case, encoders=_encoders(encoders, case.items))
+    problem = _candidates(t, t["question"], t["item"], name)
+
+    return replace(problem, encoders=_encoders(encoders, problem.items))
 
 
 def answer_pairs(
@@ -136,12 +139,12 @@ def answer_pairs(
     part: str = "split",
     encoders: Sequence[Encoder] | None = None,
     name: str = "answer pairs",
-) -> Case:
-    """The same question asked of each pair: an item is a question with one candidate, its label whether that answers.
+) -> Problem:
+    """The same task asked pair by pair: an item is a question with one candidate, its label whether that answers it.
 
     An encoder that is tuned on these reads both texts together (a cross-encoder). Other columns of the records stay
-    columns of the items, for encoders of attributes. Units of the answers are pairs; `by_question` turns them into
-    those of `answer_selection`.
+    columns of the items, for encoders of attributes. The queries of the predictions are pairs; `by_question` turns
+    them into those of `answer_selection`.
 
     Args: as `answer_selection`; encoders read the columns "question" and "sentence", together by default.
     """
@@ -155,7 +158,10 @@ def answer_pairs(
     right = np.where(t["label"].to_numpy(float) > 0, "answer", "other")
     split = experiments.split_items(Interactions.from_labels(right.tolist(), items.ids), t["part"])
     metrics = {"MAP": _pair_precision, "MRR": _pair_rank}
-    return Case(name, items, split, metrics, encoders=_encoders(encoders, items), groups=t["question"].to_numpy(object))
+
+    return Problem(
+        name, items, split, metrics, encoders=_encoders(encoders, items), groups=t["question"].to_numpy(object)
+    )
 
 
 def compared(parts: Sequence[Embeddings]) -> list[Embeddings]:
@@ -170,39 +176,41 @@ def compared(parts: Sequence[Embeddings]) -> list[Embeddings]:
     asked, told = parts
     both = asked.has_content & told.has_content
     product = Embeddings(asked.ids, asked.vectors * told.vectors, f"{told.source} x {asked.source}", both)
+
     return [asked, told, product]
 
 
 def by_question(outcome: Outcome) -> Outcome:
-    """The outcome of an `answer_pairs` case with questions as units, comparable with `answer_selection`'s."""
-    return experiments.joined([replace(outcome, answers=_grouped(outcome.answers))], _FOUND)
+    """The outcome of an `answer_pairs` problem with questions as queries, comparable with `answer_selection`'s."""
+    return experiments.joined([replace(outcome, predictions=_grouped(outcome.predictions))], _FOUND)
 
 
-def _pair_precision(a: Answers) -> float:
+def _pair_precision(a: Predictions) -> float:
     """Mean average precision over the questions of pairs."""
     return experiments.mean_average_precision(_grouped(a))
 
 
-def _pair_rank(a: Answers) -> float:
+def _pair_rank(a: Predictions) -> float:
     """Mean reciprocal rank over the questions of pairs."""
     return experiments.mean_reciprocal_rank(_grouped(a))
 
 
-def _grouped(a: Answers) -> Answers:
-    """One row per group with a true pair, in order of appearance; its options are the places of its pairs.
+def _grouped(a: Predictions) -> Predictions:
+    """One row per group with a true pair, in order of appearance; its candidates are the places of its pairs.
 
     In a draw of the bootstrap a group may come several times; each time is a row.
     """
-    answer = int(a.options.positions(["answer"])[0])
-    group, time = pd.factorize(a.groups)[0], _count(pd.factorize(a.units)[0])
+    answer = int(a.candidates.positions(["answer"])[0])
+    group, time = pd.factorize(a.groups)[0], _count(pd.factorize(a.queries)[0])
     row, first = pd.factorize(group + (1 + group.max()) * time)
     place = _count(row)
     scores = np.full((len(first), place.max() + 1), -np.inf, np.float32)
     truth = np.zeros(scores.shape, bool)
     scores[row, place], truth[row, place] = a.scores[:, answer], a.truth[:, answer]
-    units = np.asarray(a.groups)[np.unique(row, return_index=True)[1]]
+    queries = np.asarray(a.groups)[np.unique(row, return_index=True)[1]]
     kept = np.flatnonzero(truth.any(axis=1))
-    return Answers(units[kept], IdMap(np.arange(scores.shape[1])), truth[kept], scores[kept], units[kept])
+
+    return Predictions(queries[kept], IdMap(np.arange(scores.shape[1])), truth[kept], scores[kept], queries[kept])
 
 
 def _count(values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -214,14 +222,14 @@ def _count(values: NDArray[np.int64]) -> NDArray[np.int64]:
     return out
 
 
-def _candidates(t: pd.DataFrame, words: pd.Series, texts: pd.Series, name: str) -> Case:
-    """A case of questions that hold the right ones of their candidates.
+def _candidates(t: pd.DataFrame, words: pd.Series, texts: pd.Series, name: str) -> Problem:
+    """A problem of questions that hold the right ones of their candidates.
 
     Args:
         t: columns question, item, label and part.
         words: of the questions, row by row.
         texts: of the items, row by row.
-        name: of the case.
+        name: of the problem.
     """
     own = ~t["item"].duplicated().to_numpy()
     ids = IdMap(t["item"][own])
@@ -230,17 +238,20 @@ def _candidates(t: pd.DataFrame, words: pd.Series, texts: pd.Series, name: str) 
     pairs = Interactions.from_frame(t, user="question", item="item", users=known.users, items=items.ids)
     part, right = experiments.named_parts(t["part"]), t["label"].to_numpy(float) > 0
     rows = {key: pairs.select(np.flatnonzero(right & (part == key))) for key in experiments.SIDES}
+
     for key in ("valid", "test"):
         if len(both := np.intersect1d(pairs.user[part == "train"], pairs.user[part == key])):
             raise InputError(
                 f"{known.users.take(both[:1])[0]!r} is asked in train and in {key}; give each question to one part"
             )
+
     of_train = np.zeros(len(known.users), bool)
     of_train[rows["train"].user] = True
     train = known.select(of_train[known.user]).joined(rows["train"])  # other questions are known when they are asked
     valid, test = (IdMap(items.ids.take(np.unique(pairs.item[part == key]))) for key in ("valid", "test"))
     split = Split(train, rows["valid"], rows["test"], known, known, valid, test, name)
-    return Case(name, items, split, _FOUND, asks="items", candidates=pairs)
+
+    return Problem(name, items, split, _FOUND, asks="items", candidates=pairs)
 
 
 def windows(passage: str, *, longest: int = 8) -> list[tuple[int, int]]:
@@ -264,7 +275,7 @@ def span_answers(
     part: str = "split",
     encoder: SentenceText | None = None,
     name: str = "span answers",
-) -> Case:
+) -> Problem:
     """Which piece of its passage answers a question: `answer_selection` with pieces of passages as items.
 
     A piece is read within its passage: its vector is the mean of its token states there. Pieces past the encoder's
@@ -276,21 +287,22 @@ def span_answers(
         passage: column of text.
         begin: column with the character of its passage at which the piece begins.
         end: column with the character after its last.
-        label: column that is 1 or True where the piece answers.
+        label: column that is 1 or True where the piece predictions.
         part: column of "train", "valid" (or "dev", "val") and "test".
         encoder: what reads passages and questions; all-MiniLM-L6-v2 by default.
-        name: of the case.
+        name: of the problem.
     """
     t = _columns(records, question=question, passage=passage, begin=begin, end=end, label=label, part=part)
     places = list(zip(t["passage"], t["begin"].astype(int), t["end"].astype(int), strict=True))
     t["item"] = places
-    case = _candidates(t, t["question"], pd.Series([text[first:last] for text, first, last in places]), name)
+    problem = _candidates(t, t["question"], pd.Series([text[first:last] for text, first, last in places]), name)
     encoder = SentenceText(column="text") if encoder is None else encoder
-    asked = [text for (kind, *_), text in zip(case.items.ids.ids, case.items.columns["text"], strict=True)]
-    spans = [id if len(id) == 3 else (asked[at], 0, len(asked[at])) for at, id in enumerate(case.items.ids.ids)]
+    asked = [text for (kind, *_), text in zip(problem.items.ids.ids, problem.items.columns["text"], strict=True)]
+    spans = [id if len(id) == 3 else (asked[at], 0, len(asked[at])) for at, id in enumerate(problem.items.ids.ids)]
     vectors = encoder.spans(spans)
     present = np.asarray(vectors.any(axis=1))
-    return replace(case, parts=[Embeddings(case.items.ids, vectors, f"{encoder.name}/spans", present)])
+
+    return replace(problem, parts=[Embeddings(problem.items.ids, vectors, f"{encoder.name}/spans", present)])
 
 
 def translation(
@@ -301,11 +313,11 @@ def translation(
     part: str = "split",
     encoders: Sequence[Encoder] | None = None,
     name: str = "translation",
-) -> Case:
+) -> Problem:
     """Which sentence says the same: source sentences are users who hold their translations.
 
-    The case asks for the translation among all targets of its part. To write one that nobody has written before, give
-    `pairs` of the case to `transfer.generation.Translator`.
+    The problem asks for the translation among all targets of its part. To write one that nobody has written before,
+    give `pairs` of the problem to `transfer.generation.Translator`.
 
     Args:
         records: one row per pair.
@@ -313,24 +325,26 @@ def translation(
         target: column of text.
         part: column of "train", "valid" (or "dev", "val") and "test".
         encoders: what reads the column "text"; all-MiniLM-L6-v2 by default.
-        name: of the case.
+        name: of the problem.
     """
     t = _columns(records, source=source, item=target, part=part).assign(label=1)
     t["question"] = np.arange(len(t))  # a sentence may be said in two ways
-    case = replace(_candidates(t, t["source"], t["item"], name), candidates=None)
-    return replace(case, encoders=_encoders(encoders, case.items))
+    problem = replace(_candidates(t, t["source"], t["item"], name), candidates=None)
+
+    return replace(problem, encoders=_encoders(encoders, problem.items))
 
 
-def pairs(case: Case, part: Literal["train", "valid", "test"]) -> Pairs:
-    """Sources and targets of a part of a `translation` case, in the order of its records."""
-    text = case.items.columns["text"].to_numpy(object)
-    own = case.split.test_history  # each source's own words
+def pairs(problem: Problem, part: Literal["train", "valid", "test"]) -> Pairs:
+    """Sources and targets of a part of a `translation` problem, in the order of its records."""
+    text = problem.items.columns["text"].to_numpy(object)
+    own = problem.split.test_history  # each source's own words
     said = np.empty(len(own.users), object)
-    said[own.user] = text[case.items.ids.positions(own.items.ids)[own.item]]
-    events: Interactions = getattr(case.split, part)
+    said[own.user] = text[problem.items.ids.positions(own.items.ids)[own.item]]
+    events: Interactions = getattr(problem.split, part)
     events = events.select(~np.isin(events.item, own.item))
-    at = case.items.ids.positions(events.items.ids)[events.item]
+    at = problem.items.ids.positions(events.items.ids)[events.item]
     order = np.argsort(events.user, kind="stable")
+
     return Pairs(said[events.user[order]].tolist(), text[at[order]].tolist())
 
 
@@ -348,4 +362,5 @@ def _columns(records: pd.DataFrame, **names: str) -> pd.DataFrame:
     """The named columns under their own names, rows in order."""
     if lost := [name for name in names.values() if name not in records.columns]:
         raise InputError(f"the records have no column {lost[0]!r}; they have {list(records.columns)}")
+
     return pd.DataFrame({own: records[name].to_numpy() for own, name in names.items()})

@@ -23,19 +23,19 @@ from recotransfer.data import IdMap
 from recotransfer.encoders.image_map import DenseImage, DensePicture, filtered, places
 from recotransfer.errors import InputError
 from recotransfer.evaluation.metrics import dice, intersection_over_union
-from recotransfer.experiments import Answers, Case, Outcome
+from recotransfer.experiments import Outcome, Predictions, Problem
 from recotransfer.task import TransferTask
 
-_CONTEXT = (1.0, 2.0, 4.0, 8.0)  # widths of the filters of answers
+_CONTEXT = (1.0, 2.0, 4.0, 8.0)  # widths of the filters of predictions
 _CUTS = np.arange(0.2, 0.65, 0.05)  # shares from which on a pixel may belong to a mask
 
 
-def dice_of_masks(a: Answers) -> float:
+def dice_of_masks(a: Predictions) -> float:
     """Mean Dice of pictures, of an outcome that `Segmentation.judged` gave."""
     return float(np.nanmean(a.scores[:, 0]))
 
 
-def overlap_of_masks(a: Answers) -> float:
+def overlap_of_masks(a: Predictions) -> float:
     """Mean intersection over union of pictures, of an outcome that `Segmentation.judged` gave."""
     return float(np.nanmean(a.scores[:, 1]))
 
@@ -53,8 +53,9 @@ class Segmentation:
         part: id -> "train", "valid" or "test"; other pictures are left out.
         features: what sees the pixels.
         samples: pixels of each picture that become items, drawn by lot.
-        before: fitted tasks whose answers are seen too, each with the pictures it has learned from; see `in_context`.
-        rng: seed.
+        before: fitted tasks whose predictions are seen too, each with the pictures it has learned from; see
+            `in_context`.
+        seed: random seed.
     """
 
     pictures: Mapping[Any, Any]
@@ -63,44 +64,50 @@ class Segmentation:
     features: DenseImage
     samples: int = 2000
     before: tuple[tuple[TransferTask, frozenset[Any]], ...] = ()
-    rng: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         check_every_picture_in(parts_of_pictures(self.part), pictures=self.pictures, masks=self.masks)
 
     @cached_property
-    def case(self) -> Case:
+    def problem(self) -> Problem:
         """Which label each pixel bears."""
-        draw = np.random.default_rng(self.rng)
+        draw = np.random.default_rng(self.seed)
         sampled = []
+
         for picture, part in parts_of_pictures(self.part).items():
             if part not in experiments.SIDES:
                 continue
+
             seen, mask = self._seen(self.pictures[picture], picture), np.asarray(self.masks[picture])
             if mask.shape != seen.shape:
                 raise InputError(f"the mask of {picture!r} is {mask.shape}, its picture {seen.shape}; they must agree")
+
             pixels = np.sort(draw.choice(mask.size, min(self.samples, mask.size), replace=False))
             where = places(seen.shape)[pixels]
             sampled.append((picture, part, where, mask.ravel()[pixels].tolist(), seen.at(where)))
+
         return problem_of_places("segmentation", sampled, self.features.name)
 
     def in_context(self, task: TransferTask) -> Segmentation:
         """The same problem, in which a pixel also sees what was answered around it: auto-context.
 
-        The task learns from one half of the training pictures and answers the other, and the other way round; other
-        pictures get the mean of both answers. Tu and Bai, "Auto-context and its application to high-level vision tasks
-        and 3D brain image segmentation" (2010).
+        The task learns from one half of the training pictures and predictions the other, and the other way round; other
+        pictures get the mean of both predictions. Tu and Bai, "Auto-context and its application to high-level vision
+        tasks and 3D brain image segmentation" (2010).
         """
         known = [picture for picture, part in parts_of_pictures(self.part).items() if part == "train"]
         before = []
+
         for half, rest in ((known[::2], known[1::2]), (known[1::2], known[::2])):
             part = {**dict.fromkeys(half, "train"), **dict.fromkeys(rest, "test")}
-            learned = experiments.run(replace(self, part=part, before=()).case, task, settings=[{}], draws=1).task
+            learned = experiments.run(replace(self, part=part, before=()).problem, task, settings=[{}], draws=1).task
             before.append((learned, frozenset(half)))
+
         return replace(self, before=tuple(before))
 
     def _seen(self, picture: Any, known: Any = None) -> DensePicture:
-        """What is seen in a picture, the answers of tasks before that have not learned from it among it."""
+        """What is seen in a picture, the predictions of tasks before that have not learned from it among it."""
         seen = self.features.read(picture)
         told = [self._shares(task, seen) for task, own in self.before if known is None or known not in own]
         context = [filtered(share[:, :, None], _CONTEXT) for share in np.mean(told, axis=0)[1:]] if told else []
@@ -115,7 +122,7 @@ class Segmentation:
         return self._shares(task, self._seen(picture))
 
     def judged(self, outcome: Outcome, label: Any) -> Outcome:
-        """The outcome with whole test pictures as its units: Dice and intersection over union of the label's mask.
+        """The outcome with whole test pictures as its queries: Dice and intersection over union of the label's mask.
 
         The share from which on a pixel belongs to the mask is the one with the best mean Dice on validation pictures,
         or one half without any; `settings` tells it as "cut".
@@ -128,12 +135,16 @@ class Segmentation:
             for p, part in parts_of_pictures(self.part).items()
             if part == "valid"
         ]
+
         for value in _CUTS if held else ():
             mean = float(np.nanmean([dice(truth, share >= value) for share, truth in held]))
             cut, best = (float(value), mean) if mean > best else (cut, best)
+
         figures = []
         for picture in test:
             found, truth = self.shares(outcome.task, self.pictures[picture])[at] >= cut, self.masks[picture] == label
             figures.append([dice(truth, found), intersection_over_union(truth, found)])
+
         told = replace(outcome, settings={**outcome.settings, "cut": cut}, valid=best if held else outcome.valid)
+
         return outcome_by_picture(told, test, IdMap(list(MASK_METRICS)), np.ones((len(test), 2)), figures, MASK_METRICS)

@@ -1,4 +1,4 @@
-"""Vision: pictures with labels, masks or boxes as cases of the core, and answers as masks, boxes and heatmaps again.
+"""Vision: pictures with labels as problems of the core, and what a model has learned as heatmaps.
 
 Pixels and places of pictures are items with vectors of `DenseImage`, classes are users, and learning is the core's.
 """
@@ -20,7 +20,7 @@ from recotransfer.encoders import Encoder
 from recotransfer.encoders.image import decode
 from recotransfer.encoders.image_map import DenseImage, places
 from recotransfer.errors import InputError
-from recotransfer.experiments import Case
+from recotransfer.experiments import Problem
 from recotransfer.task import TransferTask
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -34,7 +34,7 @@ def classification(
     encoders: Sequence[Encoder],
     groups: Sequence[Any] | None = None,
     name: str = "classification",
-) -> Case:
+) -> Problem:
     """Which label each picture bears: pictures are items, labels the users who hold them.
 
     Args:
@@ -43,13 +43,14 @@ def classification(
         part: "train", "valid" or "test" of each; rows of other parts are left out.
         encoders: what reads the columns; a list of pictures is the column "image".
         groups: of each, such as who took it: none may stand in two parts, and intervals draw whole ones.
-        name: of the case.
+        name: of the problem.
     """
     table = pictures if isinstance(pictures, pd.DataFrame) else experiments.column(pictures, "image")
     items = Items(IdMap(np.arange(len(table))), table.reset_index(drop=True))
     own = experiments.grouped(groups, len(items))
     split = experiments.split_items(Interactions.from_labels(labels, items.ids), part, groups=groups)
-    return Case(name, items, split, experiments.LABEL_METRICS, encoders=encoders, groups=own)
+
+    return Problem(name, items, split, experiments.LABEL_METRICS, encoders=encoders, groups=own)
 
 
 def folder(path: str | Path) -> tuple[list[Path], list[str]]:
@@ -57,6 +58,7 @@ def folder(path: str | Path) -> tuple[list[Path], list[str]]:
     found = [p for p in sorted(Path(path).glob("*/*")) if p.suffix.lower() in _SUFFIXES]
     if not found:
         raise InputError(f"{path} has no folders with pictures in them; give each label a folder of its own")
+
     return found, [p.parent.name for p in found]
 
 
@@ -87,14 +89,17 @@ def heatmap(
     if dense is not None:
         if len(task.encoders_) != 1:
             raise InputError(f"dense needs a task of one encoder, and this has {len(task.encoders_)}; leave dense out")
+
         seen = dense.read(picture)
         rows, columns = (-(-edge * cells // max(seen.shape)) for edge in seen.shape)
         where = places((rows, columns)) * np.divide(seen.shape, (rows, columns))
-        block = ((task.encoders_[0].block, seen.width),)
+        block = ((task.encoders_[0].modality, seen.width),)
         return scores_of_places(task, seen.at(where), dense.name, users=[label], blocks=block).reshape(rows, columns)
+
     image = np.asarray(decode(picture))
     edges = [np.linspace(0, edge, cells + 1).round().astype(int) for edge in image.shape[:2]]
     copies = [image]
+
     for row in range(cells):
         for at in range(cells):
             # A part and half of its neighbours: covering less, the network may not notice.
@@ -103,6 +108,8 @@ def heatmap(
             covered = image.copy()
             covered[top:bottom, left:right] = image.mean(axis=(0, 1)).astype(np.uint8)
             copies.append(covered)
+
     items = Items(IdMap(np.arange(len(copies))), experiments.column(copies, column))
     found = task.label(items, users=[label]).scores[:, 0]
+
     return np.asarray((found[0] - found[1:]).reshape(cells, cells))

@@ -17,7 +17,7 @@ from recotransfer.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from recotransfer.experiments import Case, Outcome
+    from recotransfer.experiments import Outcome, Problem
     from recotransfer.task import TransferTask
 
 
@@ -31,19 +31,20 @@ def _source(context: click.Context, parameter: click.Parameter, value: str) -> s
 
 def _learning_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--report", type=_PATH, help="JSON file for the figures of all arms."),
+        click.option("--report", type=_PATH, help="JSON file for the figures of all variants."),
         click.option("--cache", type=_PATH, help="Folder that keeps encoded content between runs."),
         click.option("--seed", type=int, default=0, show_default=True, help="Seed of the split and of training."),
         click.option("--epochs", type=click.IntRange(1), default=3, show_default=True,
                      help="Passes over the data at most, where the encoder is tuned."),
         click.option("--tune", is_flag=True,
-                     help="Also fine-tune the encoder; the arm that validation prefers is saved."),
+                     help="Also fine-tune the encoder; the variant that validation prefers is saved."),
         click.option("--group", help="Column whose rows stay on one side of the split: patients, authors, products."),
         click.option("--part", help="Column with train, valid or test; by default a fifth is the test, by lot."),
         click.option("--label", default="label", show_default=True, help="Column with the labels; empty: unlabelled."),
         click.option("--out", required=True, type=_PATH, help="Folder for the model."),
     ):  # fmt: skip
         command = option(command)
+
     return command
 
 
@@ -75,8 +76,8 @@ def vision(table: str | Path, **o: Any) -> None:
     frame = _pictures(table, o)
     encoders = [PretrainedImage(model=o["encoder"], column=o["column"], folder=_folder_of(table))]
     part, groups = _parts(frame, o), _groups(frame, o)
-    case = adapter.classification(_content(frame, o), _labels(frame, o), part, encoders=encoders, groups=groups)
-    _learn(case, "image", o)
+    problem = adapter.classification(_content(frame, o), _labels(frame, o), part, encoders=encoders, groups=groups)
+    _learn(problem, "image", o)
 
 
 @adapt.command()
@@ -129,14 +130,17 @@ def medical(table: str | Path, **o: Any) -> None:
     frame = _pictures(table, o) if o["kind"] == "image" else _frame(table, needed)
     if o["tune"] and o["kind"] != "image":
         raise InputError(f"--tune changes a pretrained encoder, and --of {o['kind']} has none; leave it out")
+
     labels = [None if label is None else str(label) for label in _labels(frame, o)]
     if o["positive"] not in labels:
         raise InputError(f"no row has the label {o['positive']!r}; labels are {sorted({v for v in labels if v})[:5]}")
+
     facts = {"positive": o["positive"], "part": _parts(frame, o)}
     facts["families" if o["kind"] == "dna" else "patients"] = _groups(frame, o)
     if o["kind"] == "image":
         if o["encoder"] is None:
             raise InputError("pictures need a pretrained model; give --encoder")
+
         encoders = [PretrainedImage(model=o["encoder"], column=o["column"], folder=_folder_of(table))]
         pictures = frame[o["column"]].tolist()
         found = adapter.image_diagnosis(pictures, labels, encoders=encoders, column=o["column"], **facts)
@@ -146,9 +150,10 @@ def medical(table: str | Path, **o: Any) -> None:
         kept = _numeric(frame.drop(columns=[c for c in (o["part"], o["group"]) if c]))
         kept[o["label"]] = labels
         found = adapter.disease_from_table(kept, o["label"], **facts)
+
     # The log score knows probabilities from mere orders, so that settings are chosen by it.
-    case = replace(found[0], metrics={"log score": adapter.log_score, **found[0].metrics})
-    _learn(case, "image", o, calibrate=True, folds=5 if o["kind"] == "table" else None)
+    problem = replace(found[0], metrics={"log score": adapter.log_score, **found[0].metrics})
+    _learn(problem, "image", o, calibrate=True, folds=5 if o["kind"] == "table" else None)
 
 
 @click.command()
@@ -175,6 +180,7 @@ def label(model: Path, table: str | Path, out: Path, k: int) -> None:
 
     if out.suffix not in (".csv", ".parquet"):
         raise InputError(f"--out {out}: end the name in .csv or .parquet")
+
     task = TransferTask.load(model)
     if _is_folder(table):
         files = [path for path in sorted(table.iterdir()) if path.is_file()]
@@ -185,21 +191,27 @@ def label(model: Path, table: str | Path, out: Path, k: int) -> None:
         for column in _columns_of_pictures(task):
             if column not in frame.columns:
                 raise InputError(f"{table} has no column {column!r} of pictures; it has {list(frame.columns)}")
+
             if (start := _folder_of(table)) is not None:
                 frame[column] = [_found_from(start, cell) for cell in frame[column]]
-        if any(encoder.block == "attributes" for encoder in task.encoders_):
+
+        if any(encoder.modality == "attributes" for encoder in task.encoders_):
             frame = _numeric(frame)
+
         ids = IdMap(range(1, len(frame) + 1))
+
     found = task.label(Items(ids, frame), k).to_frame("row", "label")
     with atomic_file(out) as file:
         if out.suffix == ".csv":
             file.write(found.to_csv(index=False).encode())
         else:
             found.to_parquet(file, index=False)
+
     unread = len(ids) - found["row"].nunique()
     click.echo(f"{len(ids):,} rows, {unread:,} without readable content", err=True)
     if task.notice:
         click.echo(task.notice, err=True)
+
     click.echo(out)
 
 
@@ -209,6 +221,7 @@ def _frame(table: str | Path, columns: Sequence[str]) -> pd.DataFrame:
     frame = read_table(table)
     if lost := [c for c in columns if c not in frame.columns]:
         raise InputError(f"{table} has no column {lost[0]!r}; it has {list(frame.columns)}")
+
     return frame
 
 
@@ -227,6 +240,7 @@ def _pictures(table: str | Path, o: Mapping[str, Any]) -> pd.DataFrame:
 
     if not _is_folder(table):
         return _frame(table, [o["column"], o["label"]])
+
     files, labels = adapter.folder(table)
     return pd.DataFrame({o["column"]: [str(file.absolute()) for file in files], o["label"]: labels})
 
@@ -246,6 +260,7 @@ def _found_from(folder: Path, cell: Any) -> Any:
 
     if isinstance(cell, Mapping):  # Hugging Face data sets hold {"bytes": ..., "path": ...}
         return {**cell, "path": _found_from(folder, cell.get("path"))}
+
     return cell if is_missing(cell) or not isinstance(cell, (str, Path)) else str(folder / cell)
 
 
@@ -267,17 +282,19 @@ def _parts(frame: pd.DataFrame, o: Mapping[str, Any]) -> Any:
     for flag in ("part", "group"):
         if o[flag] is not None and o[flag] not in frame.columns:
             raise InputError(f"--{flag} {o[flag]}: there is no such column; there are {list(frame.columns)}")
+
     if o["part"] is not None:
         return frame[o["part"]].to_numpy(object)
-    return dealt(_labels(frame, o), groups=_groups(frame, o), rng=o["seed"])
+
+    return dealt(_labels(frame, o), groups=_groups(frame, o), seed=o["seed"])
 
 
 def _groups(frame: pd.DataFrame, o: Mapping[str, Any]) -> list[Any] | None:
     return None if o["group"] is None else frame[o["group"]].tolist()
 
 
-def _learn(case: Case, modality: str, o: Mapping[str, Any], **choice: Any) -> None:
-    """Fit the arms on a case, say how they did, save the one that validation prefers."""
+def _learn(problem: Problem, modality: str, o: Mapping[str, Any], **choice: Any) -> None:
+    """Fit the variants on a problem, say how they did, save the one that validation prefers."""
     from recotransfer import experiments
     from recotransfer.io.artifacts import check_replaceable, write_json
     from recotransfer.recommenders import Probe
@@ -286,47 +303,53 @@ def _learn(case: Case, modality: str, o: Mapping[str, Any], **choice: Any) -> No
 
     check_replaceable(o["out"])
     work = o["out"].with_name(o["out"].name + ".tuning")
-    probe = Probe(rng=o["seed"])
-    arms = {"frozen encoder": TransferTask(probe, cache=o["cache"])}
+    probe = Probe(seed=o["seed"])
+    variants = {"frozen encoder": TransferTask(probe, cache=o["cache"])}
     if o["tune"]:
-        tuner = FineTune(folder=work, objective="labels", epochs=o["epochs"], rng=o["seed"])
-        arms["tuned encoder"] = TransferTask(probe, tuners={modality: tuner}, cache=o["cache"])
-    outcomes = [experiments.run(case, task, name=name, **choice) for name, task in arms.items()]
+        tuner = FineTune(folder=work, objective="labels", epochs=o["epochs"], seed=o["seed"])
+        variants["tuned encoder"] = TransferTask(probe, tuners={modality: tuner}, cache=o["cache"])
+
+    outcomes = [experiments.run(problem, task, name=name, **choice) for name, task in variants.items()]
     best = max(outcomes, key=lambda outcome: outcome.valid)
-    table = experiments.table(outcomes, case.metrics, control="frozen encoder")
+    table = experiments.table(outcomes, problem.metrics, ablation="frozen encoder")
     click.echo(table.to_csv(index=False, float_format="%.4f"), nl=False)
     best.task.notice = o.get("notice")
     best.task.save(o["out"])
     shutil.rmtree(work, ignore_errors=True)  # the saved model has its own copy
     if o["report"] is not None:
-        write_json(o["report"], _told(case, outcomes, best, json.loads(table.to_json(orient="records"))))
+        write_json(o["report"], _told(problem, outcomes, best, json.loads(table.to_json(orient="records"))))
+
     saved = f"saved the {best.name}, which validation preferred" if len(outcomes) > 1 else "saved"
-    unread = int(best.answers.unanswered.sum())
+    unread = int(best.predictions.unanswered.sum())
     wrong = f", {unread:,} of them without readable content, which count as wrong" if unread else ""
-    click.echo(f"{len(best.answers.units):,} in the test{wrong}; {saved}", err=True)
+    click.echo(f"{len(best.predictions.queries):,} in the test{wrong}; {saved}", err=True)
     if best.task.notice:
         click.echo(best.task.notice, err=True)
+
     click.echo(o["out"])
 
 
-def _told(case: Case, outcomes: Sequence[Outcome], best: Outcome, arms: list[dict[str, Any]]) -> dict[str, Any]:
+def _told(
+    problem: Problem, outcomes: Sequence[Outcome], best: Outcome, variants: list[dict[str, Any]]
+) -> dict[str, Any]:
     from recotransfer.experiments.benchmark.processes import environment
 
     reports = {outcome.name: dict(outcome.reports) for outcome in outcomes if outcome.reports}
     notice = {"notice": best.task.notice} if best.task.notice else {}
+
     return notice | {
         "environment": environment(),
-        "case": case.name,
-        "split": case.split.describe(),
+        "problem": problem.name,
+        "split": problem.split.describe(),
         "saved": best.name,
         "settings": dict(best.settings),
-        "arms": arms,
+        "variants": variants,
         "training": reports,
     }
 
 
 def _columns_of_pictures(task: TransferTask) -> list[str]:
-    columns = [encoder.column for encoder in task.encoders_ if encoder.block == "image"]
+    columns = [encoder.column for encoder in task.encoders_ if encoder.modality == "image"]
     return list(dict.fromkeys(name for c in columns for name in ([c] if isinstance(c, str) else c)))
 
 
@@ -335,4 +358,5 @@ def _column_of(task: TransferTask) -> str:
     columns = _columns_of_pictures(task)
     if len(columns) != 1:
         raise InputError("the model reads no pictures, so a folder means nothing to it; give a table")
+
     return columns[0]

@@ -58,7 +58,9 @@ from recotransfer.cli.inputs import encoders_of, read_catalogue, read_events
 @click.option("--no-content", is_flag=True, help="Compare recommenders of behaviour only.")
 @content_options
 @event_options
-@click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Models fitted to tune each arm.")
+@click.option(
+    "--trials", type=click.IntRange(1), default=20, show_default=True, help="Models fitted to tune each variant."
+)
 @click.option(
     "--k",
     "ks",
@@ -70,7 +72,7 @@ from recotransfer.cli.inputs import encoders_of, read_catalogue, read_events
 )
 @click.option("--refit", is_flag=True, help="Fit chosen settings again with the validation events before the test.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of splits, search and intervals.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Arms that run side by side.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Variants that run side by side.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of each; default: the cores divided by the workers.")
 @click.option("--title", default="Offline benchmark", help="Title of the report.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted benchmark.")
@@ -78,7 +80,7 @@ from recotransfer.cli.inputs import encoders_of, read_catalogue, read_events
 def benchmark(**o: Any) -> None:
     """Compare recommenders on your own data: tuned alike, tested once, with intervals and a report.
 
-    Every recommender that uses content gets its control arm without it, and the guard says whether transfer helped.
+    Every recommender that uses content gets its ablation without it, and the guard says whether transfer helped.
 
     \b
     Example:
@@ -86,28 +88,32 @@ def benchmark(**o: Any) -> None:
       recotransfer benchmark --items items.csv --events events.csv --out bench --split leave-last \\
           --model HybridItems --model 'EASE(reg=100)' --model mine=my_shop.models:Mine --trials 40
     """  # noqa: D301
-    from recotransfer.experiments.benchmark import Benchmark, arms_of, table
+    from recotransfer.experiments.benchmark import Benchmark, table, variants_of
     from recotransfer.task import TransferTask
 
     items = read_catalogue(o)
     split = _split_of(o, items)
     catalogue = split.train.items.union(items.ids)
-    arms = arms_of(o["models"], items=len(catalogue), content=not o["no_content"])
+    variants = variants_of(o["models"], items=len(catalogue), content=not o["no_content"])
     say(_told(split))
     weights = numbers(o["weights"], "weight") or None
     task = TransferTask(encoders=encoders_of(o, items), weights=weights, cache=o["cache"])
     threads = o["threads"] or max(1, (os.cpu_count() or 1) // o["workers"])
     run = Benchmark(o["out"], tuple(dict.fromkeys(o["ks"])), o["trials"], o["refit"], o["seed"], o["workers"], threads)
-    results = run.run(items, split, arms, task=task, title=o["title"], resume=o["resume"])
+    results = run.run(items, split, variants, task=task, title=o["title"], resume=o["resume"])
     say(table(results))
+
     for verdict in results["guard"]:
-        say(click.wrap_text(f"{verdict['arm']}: {verdict['words']}", 110, subsequent_indent="  "))
-    failed = [arm["name"] for arm in results["arms"] if arm["failed"] is not None]
+        say(click.wrap_text(f"{verdict['variant']}: {verdict['words']}", 110, subsequent_indent="  "))
+
+    failed = [variant["name"] for variant in results["variants"] if variant["failed"] is not None]
     if failed:
-        say(f"why arms failed: {o['out']}/arms/NAME/traceback.txt; --resume tries them again")
+        say(f"why variants failed: {o['out']}/variants/NAME/traceback.txt; --resume tries them again")
+
     say(f"report: {o['out'] / 'report.html'}")
-    if len(failed) == len(results["arms"]):
-        raise InputError(f"every arm failed, the first with {results['arms'][0]['failed']}")
+    if len(failed) == len(results["variants"]):
+        raise InputError(f"every variant failed, the first with {results['variants'][0]['failed']}")
+
     click.echo(o["out"] / "results.json")
 
 
@@ -120,6 +126,7 @@ def _told(split: Split) -> str:
     if split.name == "given":
         unknown = facts["users_without_history"]
         lines += [f"  {count_of(n, f'{name} user')} without any history" for name, n in unknown.items() if n]
+
     return "\n".join(lines)
 
 
@@ -130,6 +137,7 @@ def _split_of(o: Mapping[str, Any], items: Items) -> Split:
     events = read_events(o["events"], o, items.ids)
     if (o["valid"] is None) != (o["test"] is None):
         raise InputError("--valid and --test go together; give both, or neither for a --split of --events")
+
     if o["valid"] is not None:
         valid, test = (read_events(o[part], o, items.ids) for part in ("valid", "test"))
         history = None if o["history"] is None else read_events(o["history"], o, items.ids)
@@ -137,12 +145,16 @@ def _split_of(o: Mapping[str, Any], items: Items) -> Split:
             list(dict.fromkeys(p.items.take(p.item))) if o["held_out_items_only"] else None for p in (valid, test)
         ]
         return splits.given(events, valid, test, history=history, valid_items=ranked[0], test_items=ranked[1])
+
     if o["history"] is not None or o["held_out_items_only"]:
         raise InputError("--history and --held-out-items-only describe --test; give --valid and --test too")
+
     name, seed = o["split"], o["seed"]
     if name == "time":
         return splits.time_cut(events)
     if name == "leave-last":
         return splits.leave_last(events)
+
     draw = {"cold-items": splits.cold_items, "cold-users": splits.cold_users, "random": splits.random_per_user}[name]
-    return draw(events, rng=seed)
+
+    return draw(events, seed=seed)

@@ -23,6 +23,7 @@ def run(data: Path, out: Path, image_encoder: str | None = None) -> None:
     """Fit on the shop in `data`, print what it does for whom, write model and recommendations under `out`."""
     if not (data / "items.csv").is_file():
         raise InputError(f"{data} holds no items.csv; run from the repository, or name the sample folder by --data")
+
     began = time.perf_counter()
     items = read_items(data / "items.csv")
     events = read_interactions(data / "events.csv", items=items.data.ids)
@@ -50,6 +51,7 @@ def _fresh_folder(out: Path) -> Path:
     for path in recs.glob("*"):
         if path.name.startswith("part-") or path.name in ("_job.json", "_manifest.json"):
             path.unlink()
+
     return recs
 
 
@@ -57,7 +59,9 @@ class _Shop:
     """Prints what the fitted task does for users and items of the shop."""
 
     def __init__(self, task: TransferTask, items: Items, events: Interactions) -> None:
-        self.task, self.items, self.events = task, items, events
+        self.task = task
+        self.items = items
+        self.events = events
         self.titles = dict(zip(items.ids.ids.tolist(), items.columns["title"].tolist(), strict=True))
 
     def warm_user(self) -> None:
@@ -66,9 +70,11 @@ class _Shop:
         user = self.events.users.ids[int(np.argsort(counts)[int(len(counts) * 0.6)])]
         click.echo(f"A warm user, {user}. Latest events:")
         own = self.events.order[self.events.user[self.events.order] == self.events.users.positions([user])[0]]
+
         for event in own[::-1][:4]:
             kind = self.events.kinds[self.events.kind[event]] if self.events.kind is not None else "event"
             click.echo(f"    {kind:9s} {self.titles[self.events.items.ids[self.events.item[event]]]}")
+
         self._print(self.task.recommend([user], 5, filter=Filter(where="in_stock"), reason=True))
 
     def new_user(self) -> None:
@@ -79,6 +85,7 @@ class _Shop:
         click.echo("\nA brand-new user with two clicks:")
         for item in clicked:
             click.echo(f"    view      {self.titles[item]}")
+
         self._print(self.task.recommend(k=5, histories=history, filter=Filter(where="in_stock"), reason=True))
 
     def new_item(self) -> None:

@@ -43,6 +43,7 @@ def read_events(source: str, o: Mapping[str, Any], items: IdMap, users: IdMap | 
         source, columns=columns, events=weighing, items=items, users=users, time_format=o["time_format"]
     )
     say(read.report)
+
     return read.data
 
 
@@ -62,6 +63,7 @@ def filter_of(o: Mapping[str, Any], known: IdMap) -> Filter | None:
 
     if o["allow"] is None and o["deny"] is None and o["where"] is None:
         return None
+
     return Filter(
         None if o["allow"] is None else ids_of(o["allow"], "item", known),
         () if o["deny"] is None else ids_of(o["deny"], "item", known),
@@ -75,10 +77,13 @@ def encoders_of(o: Mapping[str, Any], items: Items) -> list[Encoder] | None:
 
     if o["no_content"]:
         return []
+
     for kind in ("text", "image"):
         if o[f"{kind}_encoder"] and not items.of_kind(kind):
             raise InputError(f"--{kind}-encoder: no column of {o['items']} holds {kind}s; name one by "
                              f"--kind COLUMN={kind}")  # fmt: skip
+
     if not (o["text_encoder"] or o["image_encoder"] or o["only"]):
         return None
+
     return default_encoders(items, text_model=o["text_encoder"], image_model=o["image_encoder"], only=o["only"] or None)

@@ -42,6 +42,7 @@ def _loaded(model: Path) -> TransferTask:
     task = TransferTask.load(model)
     if task.notice:
         say(task.notice)
+
     return task
 
 
@@ -64,7 +65,7 @@ def cli() -> None:
 @click.option("--recommender", default="HybridItems", show_default=True,
               help="Class of the recommender; your own as package.module:Class.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the recommender.")
-@click.option("--no-content", is_flag=True, help="Behaviour only: the control arm.")
+@click.option("--no-content", is_flag=True, help="Behaviour only: the ablation.")
 @content_options
 @event_options
 @click.option("--trials", type=click.IntRange(1), help="Choose settings on held-out events, fitting this many models.")
@@ -96,10 +97,13 @@ def fit(**o: Any) -> None:
     start = time.perf_counter()
     task = _tuned(task, items, events, o) if o["trials"] else task.fit(items, events)
     seconds = time.perf_counter() - start
+
     for report in task.reports_:
         say(report)
+
     if isinstance(task.recommender, FactorModel) and o["index_recall"]:
         say(task.recommender.choose_index(o["index_recall"]).index_report_)
+
     task.save(o["out"])
     users, catalogue = count_of(len(events.users), "user"), count_of(len(task.recommender.catalogue_), "item")
     spent = f"{seconds:.1f} s{', the choice of settings included' if o['trials'] else ''}"
@@ -114,6 +118,7 @@ def _check_outcome(out: Path, cache: Path | None) -> None:
 
     if cache is not None and cache.absolute().is_relative_to(out.absolute()):
         raise InputError(f"--cache {cache} lies within --out {out}; keep the cache outside the model's folder")
+
     check_replaceable(out)
 
 
@@ -124,6 +129,7 @@ def _recommender(o: Mapping[str, Any]) -> Recommender:
     kind: type[Recommender] = recommenders.find(o["recommender"])
     if o["index_recall"] and not issubclass(kind, FactorModel):
         raise InputError(f"{kind.__name__} has no index to choose; leave --index-recall out")
+
     return kind(**settings(kind, o["settings"]))
 
 
@@ -135,19 +141,22 @@ def _tuned(task: TransferTask, items: Items, events: Interactions, o: Mapping[st
 
     valid = None if o["valid"] is None else read_events(o["valid"], o, items.ids, events.users)
     allow = None if o["valid_allow"] is None else ids_of(o["valid_allow"], "item", items.ids)
-    tuned = tune(task, items, events, valid=valid, allow=allow, trials=o["trials"], k=o["k"], rng=o["seed"])
+    tuned = tune(task, items, events, valid=valid, allow=allow, trials=o["trials"], k=o["k"], seed=o["seed"])
     first, best = tuned.trials["ndcg"].iloc[0], tuned.trials["ndcg"].max()
     chosen = json.dumps({**tuned.params, **({"weights": tuned.weights} if tuned.weights else {})})
     trials = count_of(len(tuned.trials), "trial")
     say(f"{trials}: NDCG@{o['k']} on held-out events {first:.4f} as given, {best:.4f} with {chosen}")
     path = o["out"].with_name(o["out"].name + ".trials.csv")
+
     with atomic_file(path) as file:
         tuned.trials.to_csv(file, index_label="trial")
+
     say(f"every trial: {path}")
     model = type(task.recommender)(**tuned.params)
     best_task = TransferTask(model, encoders=task.encoders_, weights=tuned.weights, cache=task.cache)
     best_task.fit(items, events, parts=tuned.parts)
     best_task.reports_ = task.reports_
+
     return best_task
 
 
@@ -219,6 +228,7 @@ def similar(model: Path, items: tuple[str, ...], **o: Any) -> None:
     if title is not None:
         names = dict(zip(known.ids.tolist(), title, strict=True))
         frame["title"] = frame["similar"].map(names)
+
     click.echo(frame.to_csv(index=False, float_format="%.4f"), nl=False)
 
 
@@ -226,6 +236,7 @@ def _title_column(task: TransferTask) -> Any:
     columns = task.recommender.item_columns
     if columns is None:
         return None
+
     text = [c for c in columns.columns if task.kinds_.get(c) == "text"]
     return columns[text[0]].tolist() if text else None
 
@@ -264,6 +275,7 @@ def inspect(model: Path) -> None:
     }
     if isinstance(known, FactorModel):
         facts["index"] = known.index_report_
+
     click.echo(json.dumps(facts, indent=1, default=str))
 
 
@@ -310,7 +322,7 @@ def main() -> None:
         )
     except (click.Abort, KeyboardInterrupt):
         _stop(
-            "recotransfer: interrupted; finished shards, arms and trials (see --resume) and cached vectors "
+            "recotransfer: interrupted; finished shards, variants and trials (see --resume) and cached vectors "
             "(see --cache) are kept",
             130,
         )

@@ -23,7 +23,9 @@ def pairs(values: Sequence[str], flag: str) -> dict[str, str]:
         name, found, right = value.partition("=")
         if not found or not name or not right:
             raise InputError(f"--{flag} {value!r}: write NAME=VALUE")
+
         out[name] = right
+
     return out
 
 
@@ -35,6 +37,7 @@ def numbers(values: Sequence[str], flag: str) -> dict[str, float]:
             out[name] = float(value)
         except ValueError:
             raise InputError(f"--{flag} {name}={value}: {value!r} is not a number") from None
+
     return out
 
 
@@ -47,15 +50,19 @@ def settings(kind: type, values: Sequence[str]) -> dict[str, Any]:
     """
     hints = {name: p.annotation for name, p in inspect.signature(kind, eval_str=True).parameters.items()}
     out: dict[str, Any] = {}
+
     for name, text in pairs(values, "set").items():
         if name not in hints:
             raise InputError(f"--set {name}={text}: {kind.__name__} has no setting {name!r}; it has {', '.join(hints)}")
+
         try:
             out[name] = json.loads(text)
         except json.JSONDecodeError:
             out[name] = text
+
         if not _fits(out[name], hints[name]):
             raise InputError(f"--set {name}={text}: {name} must be {_in_words(hints[name])}")
+
     return out
 
 
@@ -66,6 +73,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in get_args(hint)
     if isinstance(value, bool) or hint not in (int, float):
         return isinstance(value, get_origin(hint) or hint)  # a JSON list or object, for Sequence[...] or Mapping[...]
+
     return isinstance(value, (int, hint)) and math.isfinite(value)
 
 
@@ -74,6 +82,7 @@ def _in_words(hint: Any) -> str:
         return " or ".join(map(_in_words, get_args(hint)))
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
+
     return {int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}.get(hint, "text")
 
 
@@ -103,17 +112,21 @@ def _read_config(path: Path, context: click.Context) -> dict[str, Any]:
         raise InputError(f"{path} does not exist; give a TOML file to --config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
         raise InputError(f"{path} is not TOML: {cause}") from None
+
     group = context.parent.command if context.parent is not None else None
     others = dict(group.commands) if isinstance(group, click.Group) else {name: command}
     own = table.get(name, {})
     if not isinstance(own, Mapping):
         raise InputError(f"{path}: {name} must be a table, [{name}], and is {own!r}")
+
     top = {key: value for key, value in table.items() if key not in others}
     everywhere = {flag for other in others.values() for flag in _flags(other)}
     flags = _flags(command)
     if lost := [key for key in top if key not in everywhere] + [key for key in own if key not in flags]:
         raise InputError(f"{path}: {name} has no flag {lost[0]!r}; it has {', '.join(flags)}")
+
     merged = {**{key: value for key, value in top.items() if key in flags}, **own}
+
     return {str(flags[key].name): _plain(path, key, value, flags[key]) for key, value in merged.items()}
 
 
@@ -127,13 +140,18 @@ def _plain(path: Path, key: str, value: Any, flag: click.Parameter) -> Any:
     if isinstance(flag, click.Option) and flag.is_flag:
         if not isinstance(value, bool):
             raise InputError(f"{path}: {key} must be true or false, and is {value!r}")
+
         return value
+
     if flag.multiple or flag.nargs != 1:
         if isinstance(value, Mapping):
             return [f"{name}={_text(right)}" for name, right in value.items()]
+
         return [_text(one) for one in (value if isinstance(value, list) else [value])]
+
     if isinstance(value, (Mapping, list)):
         raise InputError(f"{path}: {key} takes one value, and is {value!r}")
+
     return _text(value)
 
 
@@ -162,6 +180,7 @@ def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--allow", type=PATH, help="File with a column of item ids; only these are recommended."),
     ):
         command = option(command)
+
     return command
 
 
@@ -183,6 +202,7 @@ def content_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="sentence-transformers name or folder; default all-MiniLM-L6-v2, installed."),
     ):  # fmt: skip
         command = option(command)
+
     return command
 
 
@@ -198,6 +218,7 @@ def event_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="Column of a role: user, item, event, time, rating, weight."),
     ):  # fmt: skip
         command = option(command)
+
     return command
 
 

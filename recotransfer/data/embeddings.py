@@ -35,20 +35,26 @@ class Embeddings:
             raise InputError(f"vectors have shape {vectors.shape}, wanted ({len(self.ids)}, dim)")
         if vectors.dtype.kind not in "fiub":
             raise InputError(f"vectors must be numbers, got {vectors.dtype}")
+
         with np.errstate(over="ignore"):  # what passes the range is infinite, and refused below
             object.__setattr__(self, "vectors", vectors.astype(np.float32, copy=False))
+
         bad = [i for s in range(0, len(self.ids), 65536) for i in _not_finite(self.vectors[s : s + 65536], s)]
         if bad:
             raise InputError(f"vectors must be finite; these items have NaN or infinity: {preview(self.ids.ids[bad])}")
+
         mask = np.ones(len(self.ids), bool) if self.present is None else np.asarray(self.present, bool)
         if mask.shape != (len(self.ids),):
             raise InputError(f"present has shape {mask.shape}, wanted ({len(self.ids)},)")
+
         if self.vectors[~mask].any():
             object.__setattr__(self, "vectors", np.where(mask[:, None], self.vectors, np.float32(0)))
+
         object.__setattr__(self, "vectors", read_only(self.vectors))
         object.__setattr__(self, "present", read_only(mask))
         if not self.blocks:
             object.__setattr__(self, "blocks", (("content", self.dim),))
+
         if sum(width for _, width in self.blocks) != self.dim:
             raise InputError(f"blocks {self.blocks} do not add up to dim {self.dim}")
 
@@ -67,6 +73,7 @@ class Embeddings:
         """Rows for `ids` in their order; items without a vector are marked as not present."""
         if ids == self.ids:
             return self
+
         at = self.ids.positions(ids.ids, missing="negative")
         vectors = self.vectors[np.maximum(at, 0)] if len(self.ids) else np.zeros((len(ids), self.dim), np.float32)
         present = (at >= 0) & (self.has_content[np.maximum(at, 0)] if len(self.ids) else False)
@@ -77,6 +84,7 @@ class Embeddings:
         """These rows, then those of `other`, whose ids are new; source and blocks are those of these."""
         if other.dim != self.dim:
             raise InputError(f"new items have {other.dim} dimensions, those known {self.dim}; encode both alike")
+
         vectors = np.concatenate([self.vectors, other.vectors])
         present = np.concatenate([self.has_content, other.has_content])
         return Embeddings(self.ids.union(other.ids), vectors, self.source, present, self.blocks)

@@ -51,12 +51,16 @@ class Filter:
         if self.allow is not None:
             out[:] = False
             out[ids.positions(self.allow)] = True
+
         if len(self.deny):
             out[ids.positions(self.deny)] = False
+
         if self.where is not None:
             if columns is None:
                 raise InputError(f"filter {self.where!r} needs item columns; fit with the items table or attach it")
+
             out &= evaluate(self.where, columns)
+
         return out
 
 
@@ -69,6 +73,7 @@ def evaluate(expression: str, columns: pd.DataFrame) -> NDArray[np.bool_]:
         raise InputError(f"filter {shown!r} is no expression ({cause}); write for example: price < 20") from None
     except (RecursionError, MemoryError):
         raise InputError(f"filter {shown!r} is nested too deeply; write it in fewer steps") from None
+
     try:
         evaluator = _Evaluator(shown, columns)
         return evaluator.truth(evaluator.visit(tree.body))
@@ -84,18 +89,21 @@ class _Evaluator(ast.NodeVisitor):
     """Values are columns (Series), constants, and lists of constants on the right of `in`."""
 
     def __init__(self, expression: str, columns: pd.DataFrame) -> None:
-        self.expression, self.columns = expression, columns
+        self.expression = expression
+        self.columns = columns
 
     def truth(self, value: Any) -> NDArray[np.bool_]:
         """(n,) bool of a value that is true or false for each item; missing is false."""
         if isinstance(value, (bool, np.bool_)):
             return np.full(len(self.columns), bool(value))
+
         known = value.dropna() if isinstance(value, pd.Series) else None
         if known is None or not (known.dtype == bool or known.map(lambda v: isinstance(v, (bool, np.bool_))).all()):
             what = repr(value) if known is None else f"column {value.name!r}" if value.name else "arithmetic"
             raise InputError(
                 f"filter {self.expression!r} must give true or false for each item; {what} alone does not, compare it"
             )
+
         return np.asarray(value.fillna(False).astype(bool))
 
     def generic_visit(self, node: ast.AST) -> Any:
@@ -110,6 +118,7 @@ class _Evaluator(ast.NodeVisitor):
                 f"filter {self.expression!r}: no column {node.id!r}; the items have {list(self.columns)} "
                 '(text values need quotes, as in category == "mug")'
             )
+
         return _settled(self.columns[node.id])
 
     def visit_Constant(self, node: ast.Constant) -> Any:
@@ -118,12 +127,14 @@ class _Evaluator(ast.NodeVisitor):
                 f"filter {self.expression!r}: {node.value!r} cannot be compared; use text, numbers, True or False "
                 "(no comparison holds for a missing value)"
             )
+
         return node.value
 
     def visit_List(self, node: ast.List | ast.Tuple) -> list[Any]:
         values = [self.visit(element) for element in node.elts]
         if any(isinstance(value, (pd.Series, list)) for value in values):
             raise InputError(f"filter {self.expression!r}: a list may hold values only")
+
         return values
 
     visit_Tuple = visit_List
@@ -137,18 +148,21 @@ class _Evaluator(ast.NodeVisitor):
         value = self.visit(node.operand)
         if isinstance(node.op, ast.Not):
             return pd.Series(~self.truth(value), index=self.columns.index)
+
         return -self._number(value) if isinstance(node.op, ast.USub) else self.generic_visit(node.op)
 
     def visit_BinOp(self, node: ast.BinOp) -> Any:
         work = _ARITHMETIC.get(type(node.op))
         if work is None:
             return self.generic_visit(node.op)
+
         return work(self._number(self.visit(node.left)), self._number(self.visit(node.right)))
 
     def _number(self, value: Any) -> Any:
         """The value as floating point, which neither wraps around nor repeats text."""
         if _kind(value) != "numbers":
             raise InputError(f"filter {self.expression!r}: + - * / want numbers on both sides")
+
         return value.astype("float64") if isinstance(value, pd.Series) else float(value)
 
     def visit_Compare(self, node: ast.Compare) -> Any:
@@ -158,25 +172,31 @@ class _Evaluator(ast.NodeVisitor):
             right = self.visit(comparator)
             out &= self._compare(op, left, right)
             left = right
+
         return pd.Series(out, index=self.columns.index)
 
     def _compare(self, op: ast.cmpop, left: Any, right: Any) -> NDArray[np.bool_]:
         if isinstance(op, (ast.In, ast.NotIn)):
             if not isinstance(left, pd.Series) or not isinstance(right, list):
                 raise InputError(f'filter {self.expression!r}: write column in ("a", "b")')
+
             held = left.isin([self._alike(left, value)[1] for value in right])
             return np.asarray((held if isinstance(op, ast.In) else ~held) & left.notna(), bool)
+
         if isinstance(left, list) or isinstance(right, list):
             raise InputError(f"filter {self.expression!r}: a list stands on the right of in only")
+
         left, right = self._alike(left, right)
         work = _COMPARE.get(type(op))
         value = work(left, right) if work else self.generic_visit(op)
         if not isinstance(value, pd.Series):
             return np.full(len(self.columns), bool(value))
+
         present = np.ones(len(self.columns), bool)
         for side in (left, right):
             if isinstance(side, pd.Series):
                 present &= side.notna().to_numpy()
+
         return np.asarray(value.fillna(False).astype(bool)) & present
 
     def _alike(self, left: Any, right: Any) -> tuple[Any, Any]:
@@ -191,6 +211,7 @@ class _Evaluator(ast.NodeVisitor):
                 f"filter {self.expression!r} compares values of different types ({kinds[0]} with {kinds[1]}); text "
                 'needs quotes, numbers need none, dates are written "2025-08-31"'
             )
+
         return left, right
 
     def _date(self, text: str, column: pd.Series) -> pd.Timestamp:
@@ -201,8 +222,10 @@ class _Evaluator(ast.NodeVisitor):
             raise InputError(
                 f'filter {self.expression!r}: {text!r} is no date; write "2025-08-31" or "2025-08-31T18:00"'
             ) from None
+
         if moment.tz is None:
             return moment.tz_localize(zone)
+
         return moment if zone is not None else moment.tz_convert("UTC").tz_localize(None)
 
 
@@ -210,12 +233,14 @@ def _settled(column: pd.Series) -> pd.Series:
     """Categories as their values, and objects that are all dates or all numbers as such."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(object)
+
     if column.dtype == object:
         kind = infer_dtype(column, skipna=True)
         if kind in ("date", "datetime", "datetime64"):
             return pd.to_datetime(column)
         if kind in ("integer", "floating", "mixed-integer-float", "decimal"):
             return pd.to_numeric(column)
+
     return column
 
 
@@ -227,5 +252,7 @@ def _kind(value: Any) -> str:
         return "numbers"
     if is_datetime64_any_dtype(value.dtype):
         return "dates"
+
     kind = "string" if isinstance(value.dtype, pd.StringDtype) else infer_dtype(value, skipna=True)
+
     return {"string": "text", "boolean": "numbers"}.get(kind, "")

@@ -44,6 +44,7 @@ class IdMap:
             raise InputError(f"ids must not be missing; position {int(np.flatnonzero(index.isna())[0])} is")
         if not index.is_unique:
             raise InputError(f"ids must be unique; these occur twice: {preview(index[index.duplicated()].unique())}")
+
         self._index = index
 
     @property
@@ -60,6 +61,7 @@ class IdMap:
     def __eq__(self, other: object) -> bool:
         if self is other or not isinstance(other, IdMap):
             return self is other
+
         flags = [index.inferred_type == "boolean" for index in (self._index, other._index)]  # True is not 1
         return flags[0] == flags[1] and self._index.equals(other._index)
 
@@ -81,6 +83,7 @@ class IdMap:
             raise UnknownIdError(
                 f"unknown ids: {preview(np.asarray(wanted)[lost])}; known ids look like {preview(self.ids, 3)}"
             )
+
         return found
 
     def take(self, positions: NDArray[np.integer]) -> NDArray[Any]:
@@ -88,20 +91,24 @@ class IdMap:
         positions = np.asarray(positions)
         if not len(self):
             return np.full(positions.shape, None, dtype=object)
+
         # Through the index: `self.ids` would turn every id of a text column into a Python string.
         out = np.asarray(self._index.take(np.maximum(positions, 0).ravel())).reshape(positions.shape)
         if (positions < 0).any():
             out = out.astype(object)
             out[positions < 0] = None
+
         return out
 
     def union(self, other: IdMap) -> IdMap:
         """These ids in their order, then those of `other` that are new."""
         if self == other:
             return self
+
         new = other._index[_find(self._index, other._index) < 0]
         if not len(new):
             return self
+
         return IdMap(id_index([*self._index, *new]) if self._index.dtype != new.dtype else self._index.append(new))
 
 
@@ -109,24 +116,30 @@ def id_index(ids: Any) -> pd.Index:
     """An index that never turns one id into another: whatever is not all text or all numbers stays as objects."""
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
         raise InputError(f"ids must come as a list, got {ids!r}; put a single id in brackets")
+
     if isinstance(ids, pd.MultiIndex):
         ids = ids.to_flat_index()
+
     if isinstance(ids, np.ndarray) and ids.ndim != 1:
         raise InputError(f"ids must come as a flat list, got an array of shape {ids.shape}")
     if isinstance(ids, (pd.Index, pd.Series, np.ndarray)) and ids.dtype != object:
         return pd.Index(ids, dtype=object if ids.dtype.kind == "b" else None)
+
     values = list(ids)
     kinds = {type(v) for v in values}
     if len(kinds) == 1 and (kinds <= {int, float, str} or issubclass(kinds.pop(), np.number)):
         same: pd.Index = pd.Index(values)
         return same
+
     for value in values:
         try:
             hash(value)
         except TypeError:
             raise InputError(f"{value!r} cannot be an id; use text, numbers or another hashable type") from None
+
     objects = np.fromiter(values, dtype=object, count=len(values))
     mixed: pd.Index = pd.Index(objects, dtype=object, tupleize_cols=False)
+
     return mixed
 
 
@@ -134,4 +147,5 @@ def _find(index: pd.Index, wanted: pd.Index) -> NDArray[np.int64]:
     """Positions of `wanted`, -1 where unknown."""
     if {index.dtype.kind, wanted.dtype.kind} in ({"i", "f"}, {"u", "f"}):  # as floats, great integers run together
         index, wanted = index.astype(object), wanted.astype(object)
+
     return np.asarray(index.get_indexer(wanted), dtype=np.int64)

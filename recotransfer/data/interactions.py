@@ -46,17 +46,21 @@ class Interactions:
         for name, kind in _EVENT_TYPES.items():
             if getattr(self, name) is None:
                 continue
+
             array = np.asarray(getattr(self, name))
             if array.shape != (n,):
                 raise InputError(f"interactions: {name} has shape {array.shape}, wanted ({n},)")
             if n and not np.can_cast(array.dtype, kind, "same_kind"):
                 raise InputError(f"interactions: {name} must be {kind.__name__}, got {array.dtype}")
+
             with np.errstate(over="ignore"):  # what passes the range is infinite, and refused below
                 object.__setattr__(self, name, read_only(array.astype(kind, copy=False)))
+
         for name, size in (("user", len(self.users)), ("item", len(self.items)), ("kind", len(self.kinds))):
             array = getattr(self, name)
             if n and array is not None and (array.min() < 0 or array.max() >= size):
                 raise InputError(f"interactions: {name} positions must lie in 0..{size - 1}")
+
         if n and not (np.isfinite(self.weight).all() and (self.time is None or np.isfinite(self.time).all())):
             raise InputError("interactions: weight and time must be finite")
 
@@ -82,8 +86,10 @@ class Interactions:
         for name in (user, item, weight, time):
             if name is not None and name not in frame.columns:
                 raise InputError(f"no column {name!r}; the frame has {list(frame.columns)}")
+
         users = IdMap(pd.unique(frame[user])) if users is None else users
         items = IdMap(pd.unique(frame[item])) if items is None else items
+
         return cls(
             users,
             items,
@@ -102,12 +108,16 @@ class Interactions:
         column = pd.Series(list(labels), dtype=object)
         if len(column) != len(items):
             raise InputError(f"{len(column)} labels for {len(items)} items; give one per item, None where unknown")
+
         rows = np.flatnonzero(column.notna()).astype(np.int64)
         known = id_index(column.iloc[rows])
         names = known.unique()
+
         with contextlib.suppress(TypeError):  # labels of several types stay in the order they came in
             names = names.sort_values()
+
         users = IdMap(names)
+
         return cls(users, items, users.positions(known), rows, np.ones(len(rows), np.float32))
 
     def matrix(self) -> sparse.csr_array:
@@ -117,7 +127,7 @@ class Interactions:
         out.sum_duplicates()
         return out
 
-    def taken(self) -> sparse.csr_array:
+    def binary_matrix(self) -> sparse.csr_array:
         """(users, items) float32, 1 where the summed weight of a pair is above 0; no other cell is stored."""
         out = self.matrix()
         out.data[:] = out.data > 0
@@ -141,6 +151,7 @@ class Interactions:
         """The same events over another item map, which must hold every item that has an event."""
         if items == self.items:
             return self
+
         used, where = np.unique(self.item, return_inverse=True)
         at = items.positions(self.items.take(used))
         return Interactions(self.users, items, self.user, at[where], self.weight, self.time, self.kind, self.kinds)
@@ -154,6 +165,7 @@ class Interactions:
         for name in ("time", "kind"):
             if len(self) and len(other) and (getattr(self, name) is None) != (getattr(other, name) is None):
                 raise InputError(f"only one of the two logs has a {name}, so that they cannot be one; give both one")
+
         users, items = self.users.union(other.users), self.items.union(other.items)
         kinds = tuple(dict.fromkeys([*self.kinds, *other.kinds]))
         renamed = np.array([kinds.index(name) for name in other.kinds], np.int16)
@@ -184,4 +196,5 @@ class Interactions:
         """(n,) event positions sorted by user, then time; ties and untimed events keep their order in the log."""
         if self.time is None:
             return np.argsort(self.user, kind="stable")
+
         return np.lexsort((np.arange(len(self)), self.time, self.user))

@@ -33,9 +33,11 @@ class Items:
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.columns):
             raise InputError(f"{len(self.ids)} ids but {len(self.columns)} rows of columns; give one row per id")
+
         if not self.columns.columns.is_unique:
             twice = self.columns.columns[self.columns.columns.duplicated()]
             raise InputError(f"columns must have names of their own; these occur twice: {preview(twice.unique())}")
+
         object.__setattr__(self, "columns", self.columns.reset_index(drop=True))
         if lost := set(self.kinds) - set(self.columns.columns):
             raise InputError(f"kinds names columns that the items lack: {sorted(lost)}; they have {list(self.columns)}")

@@ -57,6 +57,7 @@ class Recommendations:
                 continue
             if array.shape != wanted:
                 raise InputError(f"recommendations: {name} has shape {array.shape}, wanted {wanted}")
+
             object.__setattr__(self, name, read_only(array))
 
     @property
@@ -80,4 +81,5 @@ class Recommendations:
         )
         if self.reason is not None:
             frame["reason"] = [str(r) for r in self.reason[row, column]]
+
         return frame

@@ -74,7 +74,7 @@ def drift(
     k: int = 10,
     alpha: float = 0.05,
     draws: int = 999,
-    rng: int = 0,
+    seed: int = 0,
 ) -> Drift:
     """Whether users do something else in one period than in another, beyond chance, and what to do about it.
 
@@ -94,24 +94,28 @@ def drift(
         k: length of the lists.
         alpha: share of false alarms over all that is compared.
         draws: permutations.
-        rng: seed of the draws; at most 1,500 users are drawn.
+        seed: random seed of the draws; at most 1,500 users are drawn.
 
     Raises:
         InputError: a period without two users to compare.
     """
     if not 0 < alpha < 1 or draws < 1:
         raise InputError(f"alpha must lie between 0 and 1 and draws be at least 1, got {alpha} and {draws}")
+
     ids = before.items.union(after.items)
-    log = _Periods.of(before, after, np.random.default_rng(rng))
-    found = [_popularity(log, _new_share(before, after), draws, rng)]
+    log = _Periods.of(before, after, np.random.default_rng(seed))
+    found = [_popularity(log, _new_share(before, after), draws, seed)]
     if items is not None:
-        found.append(_content(log, items.align(ids), draws, rng))
+        found.append(_content(log, items.align(ids), draws, seed))
+
     if model is not None:
-        found.append(_behaviour(model, before, after, k, draws, rng))
+        found.append(_behaviour(model, before, after, k, draws, seed))
+
     shifts = tuple(s._replace(p=float(p)) for s, p in zip(found, holm([s.p for s in found]), strict=True))
     moved = [s for s in shifts if s.p < alpha]
     fell = any(s.name == "behaviour" and s.value < 0 for s in moved)
     action: Action = "refit" if fell else "partial_fit" if moved else "nothing"
+
     return Drift(shifts, action, _told(shifts, moved, action))
 
 
@@ -124,6 +128,7 @@ def _told(shifts: tuple[Shift, ...], moved: list[Shift], action: Action) -> str:
     names = " and ".join(s.name for s in moved) or "Nothing"
     verb = "differ" if len(moved) > 1 else "differs"
     told = "; ".join(f"{s.words} (p {s.p:.3g})" for s in shifts)
+
     return f"{names[0].upper()}{names[1:]} {verb} beyond chance: {told}. {advice[action]}"
 
 
@@ -151,6 +156,7 @@ class _Periods(NamedTuple):
         kept = np.arange(len(pairs)) - first[row] < most
         value = 1 / np.minimum(size, most)[row[kept]]
         share = sparse.coo_array((value, (row[kept], pairs[kept] % width)), shape=(len(units), width))
+
         return cls(units // 2, sides, share.tocsr())
 
     def among(self, rows: Int) -> _Periods:
@@ -164,13 +170,14 @@ def _check_sides(later: Sides, what: str) -> None:
 
 
 def _chance(
-    statistic: Callable[[Sides], Float], user: Int, later: Sides, draws: int, rng: int
+    statistic: Callable[[Sides], Float], user: Int, later: Sides, draws: int, seed: int
 ) -> tuple[float, float, float]:
     """The statistic of the true sides, its mean over permuted ones, and how often those are as great in size."""
-    generator = np.random.default_rng(rng)
+    generator = np.random.default_rng(seed)
     _, where, times = np.unique(user, return_inverse=True, return_counts=True)
     single = times[where] == 1
     values = [statistic(later[None])]
+
     for start in range(0, draws, _BLOCK):
         count = min(_BLOCK, draws - start)
         sides = np.repeat(later[None], count, axis=0)
@@ -178,12 +185,14 @@ def _chance(
         turned = generator.random((count, len(times))) < 0.5
         sides[:, ~single] ^= turned[:, where[~single]]
         values.append(statistic(sides))
+
     seen, drawn = float(values[0][0]), np.concatenate(values[1:])
     as_great = np.abs(drawn) >= abs(seen) - 1e-12 * abs(seen)
+
     return seen, float(drawn.mean()), float((1 + as_great.sum()) / (1 + draws))
 
 
-def _popularity(log: _Periods, new: float, draws: int, rng: int) -> Shift:
+def _popularity(log: _Periods, new: float, draws: int, seed: int) -> Shift:
     total = np.asarray(log.share.sum(axis=0))
     best = np.argsort(-total, kind="stable")[:_TOP]
     shares = log.share[:, best].toarray()
@@ -194,12 +203,14 @@ def _popularity(log: _Periods, new: float, draws: int, rng: int) -> Shift:
         middle = (sides[0] + sides[1]) / 2
         with np.errstate(divide="ignore", invalid="ignore"):
             parts = [np.where(p > 0, p * np.log2(p / middle), 0).sum(axis=1) for p in sides]
+
         return np.asarray(np.maximum((parts[0] + parts[1]) / 2, 0))
 
-    value, usual, p = _chance(divergence, log.user, log.later, draws, rng)
+    value, usual, p = _chance(divergence, log.user, log.later, draws, seed)
     words = (
         f"shares of items diverge by {value:.4f} bits, {usual:.4f} by chance, {new:.0%} of later events on new items"
     )
+
     return Shift("popularity", value, usual, p, words)
 
 
@@ -212,7 +223,7 @@ def _new_share(before: Interactions, after: Interactions) -> float:
     return float(1 - known[after.item].mean()) if len(after) else 0.0
 
 
-def _content(log: _Periods, items: Embeddings, draws: int, rng: int) -> Shift:
+def _content(log: _Periods, items: Embeddings, draws: int, seed: int) -> Shift:
     held = log.share[:, items.has_content].sum(axis=1)
     log = log.among(np.flatnonzero(held))
     _check_sides(log.later, "hold an item with content")
@@ -227,44 +238,48 @@ def _content(log: _Periods, items: Embeddings, draws: int, rng: int) -> Shift:
         across = near.sum(axis=1) - within
         return np.asarray(within / (n * (n - 1)) + (whole - within - 2 * across) / (m * (m - 1)) - 2 * across / (n * m))
 
-    value, usual, p = _chance(discrepancy, log.user, log.later, draws, rng)
+    value, usual, p = _chance(discrepancy, log.user, log.later, draws, seed)
+
     return Shift("content", value, usual, p, f"content moved by a squared MMD of {value:.4f}, {usual:.4f} by chance")
 
 
-def _behaviour(model: Recommender, before: Interactions, after: Interactions, k: int, draws: int, rng: int) -> Shift:
+def _behaviour(model: Recommender, before: Interactions, after: Interactions, k: int, draws: int, seed: int) -> Shift:
     model._check_fitted()
     users, values, later = [], [], []
     for side, events in enumerate((before, after)):
-        truth = _unknown(model, events, rng)
+        truth = _unknown(model, events, seed)
         asked = np.unique(truth.user)
         found = model.recommend(truth.users.take(asked), k)
         users.append(model.events_.users.positions(truth.users.take(asked)))
         values.append(ndcg(hits(found, truth), k))
         later.append(np.full(len(asked), side == 1))
+
     quality, sides = np.concatenate(values), np.concatenate(later)
     _check_sides(sides, "are known to the model and have events that it does not know")
 
     def change(later: Sides) -> Float:
         return np.asarray((later @ quality) / later.sum(axis=1) - (~later @ quality) / (~later).sum(axis=1))
 
-    value, usual, p = _chance(change, np.concatenate(users), sides, draws, rng)
+    value, usual, p = _chance(change, np.concatenate(users), sides, draws, seed)
     past, now = (interval(part) for part in values)
     words = (
         f"NDCG@{k} was {past.value:.4f} [{past.low:.4f}, {past.high:.4f}], is {now.value:.4f} "
         f"[{now.low:.4f}, {now.high:.4f}]"
     )
+
     return Shift("behaviour", value, usual, p, words)
 
 
-def _unknown(model: Recommender, events: Interactions, rng: int) -> Interactions:
+def _unknown(model: Recommender, events: Interactions, seed: int) -> Interactions:
     """Events of some users whose history the model knows, without the pairs it was fitted on."""
     known = model.events_
     active = np.flatnonzero(np.diff(known.offsets) > 0)
     user = known.users.positions(events.users.ids, missing="negative")
     item = known.items.positions(events.items.ids, missing="negative")
-    asked = np.random.default_rng(rng).permutation(np.flatnonzero(np.isin(user, active)))
+    asked = np.random.default_rng(seed).permutation(np.flatnonzero(np.isin(user, active)))
     pair = user[events.user] * len(known.items) + item[events.item]
     seen = (item[events.item] >= 0) & np.isin(pair, known.user * len(known.items) + known.item)
     fresh = np.isin(events.user, asked) & ~seen
     drawn = asked[np.isin(asked, events.user[fresh])][:_MOST_USERS]
+
     return events.select(fresh & np.isin(events.user, drawn))

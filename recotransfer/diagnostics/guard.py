@@ -1,6 +1,6 @@
 """The guard against negative transfer: measures what content did on held-out events, takes it out where it hurt.
 
-Before training, `transferability` guesses; here, after training, the transfer arm is weighed against its control arm.
+Before training, `transferability` guesses; here, after training, the transfer variant is weighed against its ablation.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _LEAST_PAIRS = 20  # true pairs below which a bucket says nothing for itself
 
 
 class Bucket(NamedTuple):
-    """NDCG@k of the two arms over the true items of one popularity bucket, in the mean of the users who have one.
+    """NDCG@k of the two variants over the true items of one popularity bucket, in the mean of the users who have one.
 
     Attributes:
         name: number of training users of the items, such as "1-5".
         pairs: true (user, item) pairs in the bucket.
-        control, transfer: the two means.
-        change: transfer minus control, paired over users.
+        ablation, transfer: the two means.
+        change: transfer minus ablation, paired over users.
     """
 
     name: str
     pairs: int
-    control: float
+    ablation: float
     transfer: float
     change: Difference
 
@@ -49,14 +49,14 @@ class Verdict:
     """What content did on held-out events.
 
     Attributes:
-        overall: NDCG@k of the whole transfer arm minus that of the control arm, paired over users.
+        overall: NDCG@k of the whole transfer variant minus that of the ablation, paired over users.
         buckets: the same by popularity of the true item; buckets without a true pair are left out.
-        trust: share of content kept for items of each popularity bucket, all 0 where the control arm was taken; None
+        trust: share of content kept for items of each popularity bucket, all 0 where the ablation was taken; None
             where the recommender is no `HybridItems`, whose content stays whole or goes.
-        gained: what the best use of content found gained over the stronger of the control arm and the transfer arm's
+        gained: what the best use of content found gained over the stronger of the ablation and the transfer variant's
             own behaviour, measured on users who had no part in finding it.
-        helped: "helps" where the interval of `gained` lies above 0, so that the transfer arm was taken; else "hurts"
-            where that of `overall` lies below 0.
+        helped: "helps" where the interval of `gained` lies above 0, so that the transfer variant was taken; else
+            "hurts" where that of `overall` lies below 0.
         words: the verdict in plain sentences.
     """
 
@@ -69,7 +69,7 @@ class Verdict:
 
     @property
     def kept(self) -> bool:
-        """Whether the transfer arm was taken, with all of its content or part of it."""
+        """Whether the transfer variant was taken, with all of its content or part of it."""
         return self.helped == "helps"
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Verdict:
         return {
             "overall": self.overall._asdict(),
             "buckets": [
-                {"name": b.name, "pairs": b.pairs, "control": b.control, "transfer": b.transfer, **b.change._asdict()}
+                {"name": b.name, "pairs": b.pairs, "ablation": b.ablation, "transfer": b.transfer, **b.change._asdict()}
                 for b in self.buckets
             ],
             "trust": None if self.trust is None else list(self.trust),
@@ -93,26 +93,27 @@ class Guarded(NamedTuple):
     recommender: Recommender
     verdict: Verdict
 
-    def refitted(self, transfer: Recommender, control: Recommender) -> Recommender:
-        """The same choice between the two arms fitted again, on the held-out events too."""
-        return _taken(transfer, control, self.verdict.trust, self.verdict.kept)
+    def refitted(self, transfer: Recommender, ablation: Recommender) -> Recommender:
+        """The same choice between the two variants fitted again, on the held-out events too."""
+        return _taken(transfer, ablation, self.verdict.trust, self.verdict.kept)
 
 
 def guard(
     transfer: Recommender,
-    control: Recommender,
+    ablation: Recommender,
     valid: Interactions,
     *,
     histories: Interactions | None = None,
     allow: IdMap | None = None,
     k: int = 10,
     draws: int = 2000,
-    rng: int = 0,
+    seed: int = 0,
 ) -> Guarded:
-    """The transfer arm as far as its content shows a gain on held-out events, else the control arm; with the verdict.
+    """The transfer variant as far as its content shows a gain on held-out events, else the ablation; with the verdict.
 
-    Content must gain in NDCG@k with a 95% interval above 0, or the control arm itself is returned: ties go to the
-    simpler arm. For `HybridItems` content is switched on or off by popularity of the recommended item (its `trust`):
+    Content must gain in NDCG@k with a 95% interval above 0, or the ablation itself is returned: ties go to the
+    simpler variant. For `HybridItems` content is switched on or off by popularity of the recommended item (its
+    `trust`):
 
     - Each choice of buckets is ranked once, 15 at most. Half trust measured as lying between none and all.
     - Of the choices that do not lie behind the best by more than chance would have it, again at 95%, the one with most
@@ -122,34 +123,35 @@ def guard(
     - A bucket with fewer than 20 true pairs says nothing for itself. It is on where any bucket is, since rare items
       have little but content.
     - The gain is cross-fitted: chosen on four fifths of the users, measured on the others, five times. It is the gain
-      over the control arm or over the transfer arm with all content off, whichever is better, so that better settings
+      over the ablation or over the transfer variant with all content off, whichever is better, so that better settings
       are not taken for better content.
 
-    Other recommenders go whole or not at all, by their gain over the control arm.
+    Other recommenders go whole or not at all, by their gain over the ablation.
 
     Args:
         transfer: fitted with content.
-        control: the same kind of model fitted without, on the same events, its settings chosen with as many trials.
-        valid: events that neither arm was fitted on. Users without a known history are left out; of more than 50,000
-            users so many are drawn.
-        histories: what is known of each user when `valid` is to be predicted; by default what the arms were fitted on.
+        ablation: the same kind of model fitted without, on the same events, its settings chosen with as many trials.
+        valid: events that neither variant was fitted on. Users without a known history are left out; of more than
+            50,000 users so many are drawn.
+        histories: what is known of each user when `valid` is to be predicted; by default what the variants were fitted
+            on.
         allow: rank only these items (the cold items of a cold-start protocol, say).
         k: length of the lists.
         draws: bootstrap samples of each interval.
-        rng: seed of draws and folds.
+        seed: random seed of draws and folds.
 
     Raises:
         InputError: fewer than two users of `valid` can be asked.
     """
     known = transfer.events_ if histories is None else histories
-    truth = _answerable(valid, known, rng)
+    truth = _answerable(valid, known, seed)
     ask = _Question(truth, _buckets_of(transfer, truth), histories, allow, k)
-    lists = [ask.lists(arm) for arm in (control, transfer)]
+    lists = [ask.lists(variant) for variant in (ablation, transfer)]
     (without, without_by), (whole, whole_by) = ((ask.gains(found), ask.gains_by_bucket(found)) for found in lists)
-    overall = paired(whole, without, draws=draws, rng=rng)
+    overall = paired(whole, without, draws=draws, seed=seed)
     pairs = np.bincount(ask.bucket, minlength=len(_NONE))
     buckets = tuple(
-        Bucket(name, int(n), *_means(before, after), paired(after, before, draws=draws, rng=rng))
+        Bucket(name, int(n), *_means(before, after), paired(after, before, draws=draws, seed=seed))
         for name, n, before, after in zip(POPULARITY_BUCKET_NAMES, pairs, without_by, whole_by, strict=True)
         if n
     )
@@ -159,30 +161,34 @@ def guard(
         bar = off if off.mean() > without.mean() else without
         tried = _choices((pairs >= _LEAST_PAIRS).tolist())
         scores = np.stack([ask.gains(ask.lists(transfer.with_trust(choice))) for choice in tried])
-        trust, chosen = _choose(tried, scores, bar, whole_by - without_by, rng)
-        gained = paired(chosen, bar, draws=draws, rng=rng)
+        trust, chosen = _choose(tried, scores, bar, whole_by - without_by, seed)
+        gained = paired(chosen, bar, draws=draws, seed=seed)
+
     kept = gained.low > 0 and trust != _NONE
     helped: Literal["helps", "no difference", "hurts"]
     helped = "helps" if kept else "hurts" if overall.high < 0 else "no difference"
     if trust is not None and not kept:
         trust = _NONE
+
     words = _words(helped, _means(without, whole), overall, gained, trust, buckets, k)
     verdict = Verdict(overall, buckets, trust, gained, helped, words)
-    return Guarded(_taken(transfer, control, trust, kept), verdict)
+
+    return Guarded(_taken(transfer, ablation, trust, kept), verdict)
 
 
-def _taken(transfer: Recommender, control: Recommender, trust: Trust | None, kept: bool) -> Recommender:
+def _taken(transfer: Recommender, ablation: Recommender, trust: Trust | None, kept: bool) -> Recommender:
     if not kept:
-        return control
+        return ablation
+
     return transfer.with_trust(trust) if isinstance(transfer, HybridItems) and trust is not None else transfer
 
 
-def _means(control: Float, transfer: Float) -> tuple[float, float]:
-    return float(np.nanmean(control)), float(np.nanmean(transfer))
+def _means(ablation: Float, transfer: Float) -> tuple[float, float]:
+    return float(np.nanmean(ablation)), float(np.nanmean(transfer))
 
 
 class _Question(NamedTuple):
-    """What both arms are asked: `k` items for each user of `truth`, whose events lie in these popularity buckets."""
+    """What both variants predict: `k` items for each user of `truth`, whose events lie in these popularity buckets."""
 
     truth: Interactions
     bucket: NDArray[np.int64]
@@ -196,6 +202,7 @@ class _Question(NamedTuple):
         if self.allow is not None:
             at = model.catalogue_.positions(self.allow.ids, missing="negative")
             filter = Filter(allow=self.allow.ids[at >= 0])
+
         return model.recommend(users, self.k, histories=self.histories, filter=filter)
 
     def gains(self, found: Recommendations) -> Float:
@@ -209,10 +216,11 @@ class _Question(NamedTuple):
         for at in np.unique(self.bucket):
             truth = self.truth.select(self.bucket == at)
             out[at, np.isin(users, truth.user)] = ndcg(hits(found, truth), self.k)
+
         return out
 
 
-def _answerable(valid: Interactions, known: Interactions, rng: int) -> Interactions:
+def _answerable(valid: Interactions, known: Interactions, seed: int) -> Interactions:
     """The held-out events of users with a history, of `_MOST_USERS` of them at most."""
     has = np.bincount(known.user, minlength=len(known.users)) > 0
     at = known.users.positions(valid.users.ids, missing="negative")
@@ -222,8 +230,10 @@ def _answerable(valid: Interactions, known: Interactions, rng: int) -> Interacti
             f"{len(users)} users have both a history and held-out events, and two are the least to compare; give "
             "validation events of users in the log, or their histories"
         )
+
     asked = np.zeros(len(valid.users), bool)
-    asked[np.random.default_rng(rng).permutation(users)[:_MOST_USERS]] = True
+    asked[np.random.default_rng(seed).permutation(users)[:_MOST_USERS]] = True
+
     return valid.select(asked[valid.user])
 
 
@@ -241,40 +251,48 @@ def _choices(telling: Sequence[bool]) -> list[Trust]:
         if any(switches) or not switches:
             following = iter(switches)
             out.append(tuple(next(following) if tells else 1.0 for tells in telling))
+
     return out
 
 
-def _choose(tried: Sequence[Trust], scores: Float, bar: Float, own: Float, rng: int) -> tuple[Trust, Float]:
+def _choose(tried: Sequence[Trust], scores: Float, bar: Float, own: Float, seed: int) -> tuple[Trust, Float]:
     """The choice made on all users, and each user's score under the choice that the other folds' users made.
 
     `scores` (choices, users); `bar` (users,) is scored where no choice is better than it; `own` as in `_best`.
     """
     users = len(bar)
-    folds = np.random.default_rng(rng).permutation(users) % min(_FOLDS, users)
+    folds = np.random.default_rng(seed).permutation(users) % min(_FOLDS, users)
     out = bar.copy()
+
     for fold in range(_FOLDS):
         rest = folds != fold
         if (best := _best(tried, scores[:, rest], bar[rest], own[:, rest])) is not None:
             out[~rest] = scores[best, ~rest]
+
     best = _best(tried, scores, bar, own)
+
     return (_NONE if best is None else tried[best]), out
 
 
 def _best(tried: Sequence[Trust], scores: Float, bar: Float, own: Float) -> int | None:
     """The choice to take, None where the bar is better; see `guard` for the rule.
 
-    `own` (buckets, users) is what the whole transfer arm changes for true items of each bucket, NaN without any.
+    `own` (buckets, users) is what the whole transfer variant changes for true items of each bucket, NaN without any.
     """
     on, means = np.array(tried) > 0, scores.mean(axis=1)
     gaining = [_clear(change[~np.isnan(change)]) for change in own]
     keeping = on[:, gaining].all(axis=1)
+
     for pool in (keeping, np.ones(len(tried), bool)):
         top = int(np.argmax(np.where(pool, means, -np.inf)))
         if _clear(scores[top] - bar):
             break
+
     if means[top] <= bar.mean():
         return None
+
     level = [at for at in np.flatnonzero(pool & (means > bar.mean())) if not _clear(scores[top] - scores[at])]
+
     return int(max(level, key=lambda at: (on[at].sum(), means[at])))
 
 
@@ -297,14 +315,18 @@ def _words(
     off = [] if trust is None else [name for name, t in zip(POPULARITY_BUCKET_NAMES, trust, strict=True) if not t]
     if helped != "helps" and overall.low > 0:
         return (
-            f"The transfer arm is better, but not by its content: {whole}, to which content adds {_figure(gained)}; "
+            f"The transfer variant is better, but not by its content: {whole}, to which content adds "
+            f"{_figure(gained)}; "
             f"so the model without content is taken. {_by_bucket(buckets)}"
         )
+
     if helped != "helps":
         what = "Content hurts" if helped == "hurts" else "Content makes no difference that can be relied on"
         return f"{what}: {whole}; so the model without content is taken. {_by_bucket(buckets)}"
+
     if not off:
         return f"Content helps: {whole}. {_by_bucket(buckets)}"
+
     return (
         f"Content helps in part: switched off for items of {_and(off)} users it gains {_figure(gained)} of NDCG@{k}. "
         f"Everywhere: {whole}. {_by_bucket(buckets)}"
@@ -316,12 +338,13 @@ def _figure(change: Difference) -> str:
 
 
 def _by_bucket(buckets: Sequence[Bucket]) -> str:
-    """One sentence on the whole transfer arm by popularity of the true item."""
+    """One sentence on the whole transfer variant by popularity of the true item."""
     groups: dict[str, list[str]] = {"it helps for": [], "it hurts for": [], "nothing can be told for": []}
     for bucket in buckets:
         low, high = bucket.change.low, bucket.change.high
         group = "it helps for" if low > 0 else "it hurts for" if high < 0 else "nothing can be told for"
         groups[group].append(f"{bucket.name} ({bucket.change.value:+.4f}, {bucket.pairs} pairs)")
+
     told = "; ".join(f"{group} {_and(parts)}" for group, parts in groups.items() if parts)
     return f"By training users of the true item, {told}."
 

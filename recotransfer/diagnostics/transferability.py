@@ -43,6 +43,7 @@ def logme(features: Vectors, labels: ArrayLike) -> float:
     beyond = np.maximum((targets**2).sum(axis=0) - along.sum(axis=0), 0)  # no weights can explain it
     tiny = 1e-12 * max(float((targets**2).sum(axis=0).max()), 1e-300)
     ratio = np.ones(targets.shape[1])  # alpha / beta
+
     for _ in range(_SWEEPS):
         gamma, size, error = _posterior(power, along, beyond, ratio)
         alpha, beta = gamma / np.maximum(size, tiny), (n - gamma) / np.maximum(error, tiny)
@@ -51,10 +52,12 @@ def logme(features: Vectors, labels: ArrayLike) -> float:
         ratio = np.clip(new, 1e-12, 1e12)
         if moved < _ENOUGH:
             break
+
     gamma, size, error = _posterior(power, along, beyond, ratio)
     beta = n / np.maximum(error + ratio * size, tiny)  # the best one for this ratio
     spread = np.log1p(power / ratio).sum(axis=0)  # log |A| - d log alpha
     evidence = (n * np.log(beta / (2 * np.pi)) - spread - beta * (error + ratio * size)) / 2
+
     return float(evidence.mean() / n)
 
 
@@ -87,11 +90,13 @@ def h_score(features: Vectors, labels: ArrayLike) -> float:
     roots = (members @ centred) / np.sqrt(counts)[:, None]  # class means times the root of the class size
     if not np.trace(covariance) > 0:
         return 0.0
+
     between = roots.T @ roots / len(codes)
+
     return float((1 - share) * np.trace(np.linalg.solve(covariance, between)))
 
 
-def neighbour_agreement(items: Embeddings, interactions: Interactions, *, neighbours: int = 10, rng: int = 0) -> float:
+def neighbour_agreement(items: Embeddings, interactions: Interactions, *, neighbours: int = 10, seed: int = 0) -> float:
     """How many times more often nearest neighbours in content are consumed together than items of equal popularity.
 
     Togetherness of two items is the cosine of their users, n_ij / sqrt(n_i n_j). It is summed over the nearest content
@@ -99,22 +104,24 @@ def neighbour_agreement(items: Embeddings, interactions: Interactions, *, neighb
     with the same item, in expectation. 1 is chance; encoders whose neighbours merely are popular gain nothing, so
     encoders compare. This is the k-nearest-neighbour form of task affinity for logs, where no item bears a label.
 
-    At most 5,000 items, drawn with `rng`, are asked: O(5,000 n d) and the users of those items times their histories.
+    At most 5,000 items, drawn with `seed`, are asked: O(5,000 n d) and the users of those items times their histories.
 
     Args:
         items: vectors; items without content are left out.
         interactions: training events.
         neighbours: content neighbours looked at per item.
-        rng: seed of the draw.
+        seed: random seed of the draw.
     """
     if neighbours < 1:
         raise InputError(f"neighbours must be at least 1, got {neighbours}")
-    held = interactions.with_items(items.ids.union(interactions.items)).taken()[:, : len(items.ids)]
+
+    held = interactions.with_items(items.ids.union(interactions.items)).binary_matrix()[:, : len(items.ids)]
     count = held.sum(axis=0)
     pool = np.flatnonzero((count > 0) & items.has_content)
     if len(pool) < neighbours + 2:
         raise InputError(f"{len(pool)} items have both content and events; {neighbours} neighbours need more")
-    drawn = np.sort(np.random.default_rng(rng).permutation(len(pool))[:_MOST_ASKED])
+
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(pool))[:_MOST_ASKED])
     users = sparse.csc_array(held)[:, pool] @ sparse.diags_array(count[pool] ** -0.5)
     together = sparse.csr_array(sparse.csc_array(users)[:, drawn].T @ users)
     own = sparse.coo_array((np.ones(len(drawn)), (np.arange(len(drawn)), drawn)), shape=together.shape)
@@ -128,6 +135,7 @@ def neighbour_agreement(items: Embeddings, interactions: Interactions, *, neighb
     total = np.asarray((together @ inside).todense())  # (drawn, groups)
     others = np.bincount(group)[None, :] - (group[drawn][:, None] == np.arange(total.shape[1]))
     expected = (total * reciprocal(others))[rows, group[near.ravel()]].sum()
+
     return float(seen * reciprocal(expected))
 
 
@@ -138,23 +146,24 @@ def _others(positions: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.
     return np.asarray(positions[out]).reshape(len(positions), -1)
 
 
-def mmd(source: Vectors, target: Vectors, rng: int = 0) -> float:
+def mmd(source: Vectors, target: Vectors, seed: int = 0) -> float:
     """Squared maximum mean discrepancy of two sets of vectors; about 0, or a little below, where they are alike.
 
     The unbiased estimate of Gretton et al., "A kernel two-sample test" (2012), with a Gaussian kernel as wide as the
-    median distance of the pooled vectors. At most 2,000 vectors of each, drawn with `rng`: O(2,000^2 d).
+    median distance of the pooled vectors. At most 2,000 vectors of each, drawn with `seed`: O(2,000^2 d).
 
     Args:
         source: (n, d) vectors of the one domain, two at least.
         target: (m, d) vectors of the other.
-        rng: seed of the draw.
+        seed: random seed of the draw.
     """
-    draw = np.random.default_rng(rng)
+    draw = np.random.default_rng(seed)
     source, target = _pair(source, target)
     pooled = np.concatenate([_some_rows(source, _MOST_COMPARED, draw), _some_rows(target, _MOST_COMPARED, draw)])
     n = min(len(source), _MOST_COMPARED)
     kernel = gaussian_kernel(pooled)
     within = [part.sum() / (len(part) * (len(part) - 1)) for part in (kernel[:n, :n], kernel[n:, n:])]
+
     return float(sum(within) - 2 * kernel[:n, n:].mean())
 
 
@@ -169,33 +178,35 @@ def coral_distance(source: Vectors, target: Vectors) -> float:
     """
     source, target = _pair(source, target)
     apart = np.cov(source, rowvar=False) - np.cov(target, rowvar=False)
+
     return float((apart**2).sum() / (4 * source.shape[1] ** 2))
 
 
-def proxy_a_distance(source: Vectors, target: Vectors, rng: int = 0) -> float:
+def proxy_a_distance(source: Vectors, target: Vectors, seed: int = 0) -> float:
     """2 (1 - 2 error) of a linear classifier that tells the two domains apart: 0 for one domain, 2 for two strangers.
 
     Ben-David et al., "Analysis of representations for domain adaptation" (2007). The error is that of logistic
     regression on standardised vectors, balanced over the domains, in 5-fold cross-validation (fewer folds for fewer
-    vectors). At most 10,000 vectors of each, drawn with `rng`: O(10,000 d) per step of the solver.
+    vectors). At most 10,000 vectors of each, drawn with `seed`: O(10,000 d) per step of the solver.
 
     Args:
         source: (n, d) vectors of the one domain, two at least.
         target: (m, d) vectors of the other.
-        rng: seed of the draw and of the folds.
+        seed: random seed of the draw and of the folds.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    draw = np.random.default_rng(rng)
+    draw = np.random.default_rng(seed)
     source, target = (_some_rows(part, _MOST_LEARNED, draw) for part in _pair(source, target))
     domain = np.repeat([0, 1], [len(source), len(target)])
-    folds = StratifiedKFold(min(5, len(source), len(target)), shuffle=True, random_state=rng)
+    folds = StratifiedKFold(min(5, len(source), len(target)), shuffle=True, random_state=seed)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=300))
     both = np.concatenate([source, target])
     right = cross_val_score(classifier, both, domain, cv=folds, scoring="balanced_accuracy").mean()
+
     return float(max(0.0, 2 * (2 * right - 1)))
 
 
@@ -206,6 +217,7 @@ def _checked(vectors: Vectors) -> NDArray[np.float64]:
         raise InputError(f"vectors must have shape (n, d) with n of 2 at least, got {out.shape}")
     if not np.isfinite(out).all():
         raise InputError("vectors must be finite; leave out the items whose vector is not")
+
     return out
 
 
@@ -213,6 +225,7 @@ def _pair(source: Vectors, target: Vectors) -> tuple[NDArray[np.float64], NDArra
     source, target = _checked(source), _checked(target)
     if source.shape[1] != target.shape[1]:
         raise InputError(f"source has {source.shape[1]} dimensions and target {target.shape[1]}; they must agree")
+
     return source, target
 
 
@@ -225,6 +238,7 @@ def _codes(labels: ArrayLike, n: int) -> NDArray[np.int64]:
     values = np.asarray(labels)
     if values.shape != (n,):
         raise InputError(f"labels have shape {values.shape}, wanted ({n},): one class per row of the features")
+
     return np.unique(values, return_inverse=True)[1].astype(np.int64)
 
 
@@ -234,6 +248,8 @@ def _targets(labels: ArrayLike, n: int) -> NDArray[np.float64]:
     if values.ndim == 2:
         if len(values) != n or not values.shape[1]:
             raise InputError(f"targets have shape {values.shape}, wanted ({n}, targets): one row per row of features")
+
         return _checked(values)
+
     codes = _codes(values, n)
     return np.asarray(codes[:, None] == np.arange(codes.max() + 1), np.float64)

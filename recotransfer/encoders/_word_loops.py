@@ -24,6 +24,7 @@ def _slot(keys: Any, key: Any) -> Any:  # pragma: no cover - compiled
     at = (key ^ (key >> _SHIFT)) & mask
     while keys[at] != 0 and keys[at] != key:
         at = (at + np.uint64(1)) & mask
+
     return at
 
 
@@ -33,15 +34,18 @@ def open_table(text: Any, ends: Any) -> Any:  # pragma: no cover - compiled
     size = 16
     while size < 3 * len(ends):
         size *= 2
+
     keys, rows = np.zeros(size, np.uint64), np.full(size, -1, np.int32)
     start = 0
     for row in range(len(ends)):
         key = _START
         for at in range(start, ends[row]):
             key = (key ^ np.uint64(text[at])) * _TIMES
+
         start = ends[row]
         slot = _slot(keys, key)
         keys[slot], rows[slot] = key, row
+
     return keys, rows
 
 
@@ -56,20 +60,24 @@ def lookup(text: Any, ends: Any, keys: Any, rows: Any, letter: Any) -> Any:  # p
     start = np.zeros(len(ends) + 1, np.int64)
     inner = ((_START ^ _HASH) * _TIMES ^ _HASH) * _TIMES
     count = at = 0
+
     for n in range(len(ends)):
         while at < ends[n]:
             if not letter[text[at]]:
                 at += 1
                 continue
+
             first, key = at, _START
             while at < ends[n] and letter[text[at]]:
                 key = (key ^ np.uint64(text[at])) * _TIMES
                 at += 1
+
             row = rows[_slot(keys, key)]
             if row >= 0:
                 found[count] = row
                 count += 1
                 continue
+
             piece, last = first, min(at, first + _LONGEST)
             while piece < last:
                 key = _START if piece == first else inner
@@ -79,11 +87,15 @@ def lookup(text: Any, ends: Any, keys: Any, rows: Any, letter: Any) -> Any:  # p
                     row = rows[_slot(keys, key)]
                     if row >= 0:
                         best, after = row, end + 1
+
                 if best >= 0:
                     found[count] = best
                     count += 1
+
                 piece = after
+
         start[n + 1] = count
+
     return found[:count].copy(), start
 
 
@@ -96,6 +108,7 @@ def read(found: Any, start: Any, table: Any, own: Any, before: Any, out: Any) ->
     """
     dim, width = table.shape[1], own.shape[1]
     pair = np.empty(width, np.float32)
+
     for n in range(len(start) - 1):
         row = out[n]
         row[:] = 0
@@ -103,14 +116,17 @@ def read(found: Any, start: Any, table: Any, own: Any, before: Any, out: Any) ->
             more, this = table[found[at]], own[found[at]]
             for d in range(dim):
                 row[d] += more[d]
+
             if at > start[n]:
                 last = before[found[at - 1]]
                 for d in range(width):
                     pair[d] = this[d] + last[d]
             else:
                 pair[:] = this
+
             for d in range(width):
                 row[dim + d] += max(pair[d], np.float32(0))
+
         count = start[n + 1] - start[n]
         scale = np.float32(1 / np.sqrt(count)) if count else np.float32(np.nan)
         for d in range(dim + width):

@@ -42,10 +42,12 @@ class LogMelAudio:
         bands: number of mel bands.
     """
 
-    block = "audio"
+    modality = "audio"
 
     def __init__(self, *, column: str = "audio", rate: int = 16_000, bands: int = 40) -> None:
-        self.column, self.rate, self.bands = column, rate, bands
+        self.column = column
+        self.rate = rate
+        self.bands = bands
 
     @property
     def name(self) -> str:
@@ -69,6 +71,7 @@ class LogMelAudio:
                 out[row] = self._statistics(waveform(value, self.rate))
             except Unreadable:
                 continue
+
         return out
 
     def _statistics(self, wave: Float) -> NDArray[np.float64]:
@@ -83,9 +86,10 @@ class LogMelAudio:
         rest = [voiced.mean(), starts, np.log(len(wave) / self.rate)]
         change = np.diff(mel, axis=0) if len(mel) > 1 else mel
         bands = [mel.mean(axis=0), mel.std(axis=0), change.std(axis=0)]
+
         return np.concatenate([*bands, _course(loud), _course(log_pitch), rest])
 
-    def why(self, value: Any) -> str:
+    def explain_failure(self, value: Any) -> str:
         """A sentence on what is wrong with a clip."""
         return _why(value, self.rate)
 
@@ -105,10 +109,12 @@ class PretrainedAudio:
         longest: seconds; the rest of a clip is cut off.
     """
 
-    block = "audio"
+    modality = "audio"
 
     def __init__(self, *, model: str | Path, column: str = "audio", longest: float = 30.0) -> None:
-        self.model, self.column, self.longest = model, column, longest
+        self.model = model
+        self.column = column
+        self.longest = longest
 
     @cached_property
     def _folder(self) -> Path:
@@ -126,6 +132,7 @@ class PretrainedAudio:
 
         with quiet_loading():
             model = AutoModel.from_pretrained(self._folder, dtype=torch.float32).eval()
+
         return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     @cached_property
@@ -154,18 +161,22 @@ class PretrainedAudio:
         import torch
 
         out = np.full((len(values), self.dim), np.nan, np.float32)
+
         for row, value in enumerate(values):
             try:
                 wave = waveform(value, self.rate)[: int(self.longest * self.rate)]
             except Unreadable:
                 continue
+
             inputs = self._extractor(wave, sampling_rate=self.rate, return_tensors="pt")
             with torch.inference_mode():
                 states = self._network(**inputs.to(self._network.device)).last_hidden_state
+
             out[row] = states[0].mean(dim=0).float().cpu().numpy()
+
         return out
 
-    def why(self, value: Any) -> str:
+    def explain_failure(self, value: Any) -> str:
         """A sentence on what is wrong with a clip."""
         return _why(value, self.rate)
 
@@ -191,17 +202,23 @@ def clips(items: Items, column: str) -> list[Any]:
 def _clip(cell: Any) -> Any:
     if isinstance(cell, np.ndarray):
         raise InputError('a clip given as a bare array has no rate; give {"array": samples, "rate": hertz}')
+
     if isinstance(cell, Mapping):  # Hugging Face data sets hold {"array": ..., "sampling_rate": ...} or {"bytes": ...}
         if cell.get("array") is not None:
             rate = cell.get("rate") or cell.get("sampling_rate")
             if not rate:
                 raise InputError('a clip given as an array needs its rate: {"array": samples, "rate": hertz}')
+
             return _marked(np.asarray(cell["array"]), int(rate))
+
         if not {"array", "bytes", "path"} & set(cell):
             raise InputError(f'a clip given as a mapping needs "array", "bytes" or "path", got {sorted(cell)}')
+
         cell = cell.get("bytes") or cell.get("path")
+
     if is_missing(cell):
         return None
+
     return Path(cell) if isinstance(cell, str) else cell
 
 
@@ -216,15 +233,19 @@ def waveform(value: Any, rate: int) -> Float:
         wave, own = np.asarray(value[1:], np.float32), int(value[0]) if value.size else 0
     else:
         wave, own = _read(value)
+
     if own < 1 or not np.isfinite(wave).all():
         raise Unreadable("the clip has no rate, or samples that are not finite")
+
     if own != rate:
         from scipy.signal import resample_poly
 
         common = int(np.gcd(own, rate))
         wave = resample_poly(wave, rate // common, own // common).astype(np.float32)
+
     if len(wave) < _SHORTEST * rate:
         raise Unreadable(f"the clip is {len(wave) / rate:.3f} s long; {_SHORTEST} s is the least")
+
     return wave
 
 
@@ -237,11 +258,13 @@ def _read(value: Any) -> tuple[Float, int]:
         source = value
     else:
         raise Unreadable(f"{type(value).__name__} is no clip; give a path, the bytes of a WAV file, or array and rate")
+
     try:
         with warnings.catch_warnings(action="ignore", category=wavfile.WavFileWarning):  # of chunks it does not know
             rate, samples = wavfile.read(source)
     except Exception as cause:  # damaged files raise a dozen unrelated types; the cause is reported
         raise Unreadable(f"the clip cannot be read as a WAV file ({type(cause).__name__}: {cause})") from cause
+
     return _one_channel(samples), int(rate)
 
 
@@ -249,12 +272,14 @@ def _one_channel(samples: NDArray[Any]) -> Float:
     """Float32 within -1..1, channels averaged."""
     if samples.ndim not in (1, 2):
         raise InputError(f"a clip's samples have shape {samples.shape}; wanted (samples,) or (samples, channels)")
+
     kind = samples.dtype
     wave: Float = samples.astype(np.float32)
     if kind.kind == "u":
         wave = wave / np.float32(128) - 1
     elif kind.kind == "i":
         wave = wave / np.float32(-float(np.iinfo(kind).min))
+
     return np.asarray(wave.mean(axis=1) if wave.ndim == 2 else wave, np.float32)
 
 
@@ -263,6 +288,7 @@ def _why(value: Any, rate: int) -> str:
         waveform(value, rate)
     except Unreadable as reason:
         return str(reason)
+
     return "the clip gave a vector that is not finite"
 
 
@@ -294,6 +320,7 @@ def _pitch(frames: Float, rate: int) -> tuple[NDArray[np.float64], NDArray[np.bo
     octaves = np.log2(np.arange(shortest, longest) / shortest)
     best = (shape - _OCTAVE_COST * octaves).argmax(axis=1)  # a period's multiples fit as well as the period
     loud = own[:, 0] > 1e-3 * max(float(own[:, 0].max()), 1e-9)
+
     return rate / (shortest + best), (shape[np.arange(len(best)), best] > _VOICED) & loud
 
 

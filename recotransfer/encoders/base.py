@@ -19,7 +19,8 @@ from recotransfer.errors import InputError
 class Encoder(Protocol):
     """Turns one modality of an item into a vector; already trained, never fitted here.
 
-    `encode` gets present values only. A row with NaN says that the value cannot be read; `why` then says what is wrong.
+    `encode` gets present values only. A row with NaN says that the value cannot be read; `explain_failure` then says
+    what is wrong.
     """
 
     @property
@@ -35,7 +36,7 @@ class Encoder(Protocol):
         """Width of a vector."""
 
     @property
-    def block(self) -> str:
+    def modality(self) -> str:
         """Name of the modality: "text", "image" or "attributes"."""
 
     def values(self, items: Items) -> list[Any]:
@@ -44,7 +45,7 @@ class Encoder(Protocol):
     def encode(self, values: Sequence[Any]) -> NDArray[np.float32]:
         """(len(values), dim) float32 in the order of `values`, of any length norm."""
 
-    def why(self, value: Any) -> str:
+    def explain_failure(self, value: Any) -> str:
         """A sentence on what is wrong with a value that could not be read."""
 
     def spec(self) -> dict[str, Any]:
@@ -97,6 +98,7 @@ def content_bytes(value: Any) -> bytes:
         return b"m" + json.dumps(value, sort_keys=True, default=str).encode()
     if hasattr(value, "tobytes") and hasattr(value, "mode"):  # a PIL picture, without importing PIL
         return f"i{value.mode}{value.size}".encode() + bytes(value.tobytes())
+
     raise InputError(f"content of type {type(value).__name__} cannot be encoded; give text, bytes, a path or an array")
 
 
@@ -104,6 +106,7 @@ def columns_of(items: Items, columns: Sequence[str]) -> pd.DataFrame:
     """The named columns; an `InputError` lists those the items lack."""
     if lost := [c for c in columns if c not in items.columns]:
         raise InputError(f"the items have no column {', '.join(map(repr, lost))}; they have {list(items.columns)}")
+
     return items.columns[list(columns)]
 
 
@@ -111,6 +114,7 @@ def is_missing(value: Any) -> bool:
     """True for None, NaN, NaT and blank text."""
     if isinstance(value, str):
         return not value.strip()
+
     return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
 
 
@@ -127,4 +131,5 @@ def one_or_many(column: str | Sequence[str]) -> tuple[str, ...]:
     names = (column,) if isinstance(column, str) else tuple(column)
     if not names:
         raise InputError("column is empty; name at least one column of the items")
+
     return names

@@ -56,6 +56,7 @@ class EncodeReport:
         shown = [f"  item {item!r}: {reason}" for item, reason in self.unreadable[:5]]
         if len(self.unreadable) > len(shown):
             shown.append(f"  and {len(self.unreadable) - len(shown)} more")
+
         return "\n".join([line, *shown])
 
 
@@ -96,6 +97,7 @@ def encode_items(
     """
     if chunk < 1:
         raise InputError(f"chunk is {chunk}; it must be at least 1")
+
     start = time.perf_counter()
     values = _distinct(encoder.values(items))
     vectors = np.full((len(values.distinct), encoder.dim), np.nan, np.float32)
@@ -103,11 +105,13 @@ def encode_items(
     done = np.zeros(len(values.distinct), bool) if store is None else store.read(values.keys, vectors)
     todo = np.flatnonzero(~done)
     keys = list(values.keys)
+
     for part in _chunks(todo, chunk, encoder.name, progress):
         rows = _encode_part(encoder, [values.distinct[i] for i in part])
         vectors[part] = rows
         if store is not None:
             store.write([keys[i] for i in part], rows)
+
     embeddings, lost = _spread(items, encoder, values, vectors)
     held = int((values.slot >= 0).sum())
     report = EncodeReport(
@@ -120,6 +124,7 @@ def encode_items(
         unreadable=lost,
         seconds=time.perf_counter() - start,
     )
+
     return Encoded(embeddings, report)
 
 
@@ -128,15 +133,19 @@ def _distinct(values: list[Any]) -> _Values:
     for row, value in enumerate(values):
         if value is None:
             continue
+
         try:
             key = hashlib.blake2b(content_bytes(value), digest_size=_KEY_BYTES).digest()
         except OSError as cause:
             out.lost[row] = f"{value} cannot be opened ({cause.strerror or cause})"
             continue
+
         slot = out.keys.setdefault(key, len(out.distinct))
         if slot == len(out.distinct):
             out.distinct.append(value)
+
         out.slot[row] = slot
+
     return out
 
 
@@ -154,6 +163,7 @@ def _encode_part(encoder: Encoder, values: list[Any]) -> NDArray[np.float32]:
     rows = np.asarray(encoder.encode(values), np.float32)
     if rows.shape != (len(values), encoder.dim):
         raise InputError(f"{encoder.name} returned shape {rows.shape} for {len(values)} values of dim {encoder.dim}")
+
     return np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, np.float32(np.nan))
 
 
@@ -169,13 +179,17 @@ def _spread(
     out[present] = vectors[values.slot[present]]
     reasons = dict(values.lost)
     said: dict[int, str] = {}
+
     for row in np.flatnonzero(has & ~present).tolist():
         slot = int(values.slot[row])
         if slot not in said:
-            said[slot] = encoder.why(values.distinct[slot])
+            said[slot] = encoder.explain_failure(values.distinct[slot])
+
         reasons[row] = said[slot]
+
     ids = items.ids.ids
-    embeddings = Embeddings(items.ids, out, encoder.name, present, ((encoder.block, encoder.dim),))
+    embeddings = Embeddings(items.ids, out, encoder.name, present, ((encoder.modality, encoder.dim),))
+
     return embeddings, tuple((ids[row], reasons[row]) for row in sorted(reasons))
 
 
@@ -198,11 +212,13 @@ class _Cache:
             table = self._load(path)
             if table is None:
                 continue
+
             found = [keys.get(key.tobytes(), -1) for key in table["key"]]
             slots = np.array(found, np.int64)
             held = slots >= 0
             vectors[slots[held]] = table["vector"][held]
             done[slots[held]] = True
+
         return done
 
     def _load(self, path: Path) -> NDArray[Any] | None:
@@ -211,11 +227,14 @@ class _Cache:
         except OSError as cause:
             warnings.warn(f"cache file {path} cannot be read ({cause}); its items are encoded again", stacklevel=4)
             return None
+
         if hashlib.blake2b(content, digest_size=_KEY_BYTES).hexdigest() != path.stem:
             warnings.warn(f"cache file {path} is damaged; it is dropped and its items are encoded again", stacklevel=4)
             path.unlink(missing_ok=True)
             return None
+
         table: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+
         return table if table.dtype == self.row else None
 
     def write(self, keys: Sequence[bytes], rows: NDArray[np.float32]) -> None:
@@ -227,5 +246,6 @@ class _Cache:
         np.save(buffer, table, allow_pickle=False)
         content = buffer.getvalue()
         name = hashlib.blake2b(content, digest_size=_KEY_BYTES).hexdigest()
+
         with atomic_file(self.folder / f"{name}.npy") as file:
             file.write(content)

@@ -29,6 +29,7 @@ def encoder_from_spec(spec: Mapping[str, Any], *, from_file: bool = True) -> Enc
     """
     settings = dict(spec)
     name = settings.pop("class", None)
+
     try:
         found = encoders.find_saved(name) if from_file else encoders.find(name)
         return cast(Encoder, found(**settings))
@@ -45,6 +46,7 @@ def store_encoders(encoders: Sequence[Encoder], writer: ArtifactWriter) -> list[
         if is_tuned(spec.get("model")):
             writer.folder_of_model(f"encoder {at}", spec["model"])
             spec["model"] = None
+
     return specs
 
 
@@ -55,6 +57,7 @@ def stored_encoders(specs: Sequence[Mapping[str, Any]], artifact: Artifact) -> l
         own = artifact.has_folder(f"encoder {at}")
         model = {"model": str(artifact.folder_of_model(f"encoder {at}"))} if own else {}
         out.append(encoder_from_spec({**spec, **model}))
+
     return out
 
 
@@ -79,17 +82,23 @@ def default_encoders(
     if only is not None:
         if lost := [c for c in only if c not in items.kinds]:
             raise InputError(f"no column {lost[0]!r} to encode; columns with a kind are {dict(items.kinds)}")
+
         items = Items(items.ids, items.columns, {c: items.kinds[c] for c in only})
+
     found: list[Encoder] = []
     if text := items.of_kind("text"):
         found.append(SentenceText(model=text_model, column=text[0] if len(text) == 1 else text))
+
     if image_model is not None and (images := items.of_kind("image")):
         found.append(PretrainedImage(model=image_model, column=images[0]))
+
     if columns := [c for c in items.columns.columns if items.kinds.get(c) in ("category", "number")]:
         found.append(TabularAttributes(columns=columns))
+
     if not found:
         raise InputError(
             f"no encoder fits these items, whose columns are of kinds {dict(items.kinds)}; give a text, category or "
             "number column, or go without content by encoders=[] (on the command line: --no-content)"
         )
+
     return found

@@ -63,11 +63,15 @@ def attribute_transformer(
     steps: list[tuple[str, Any, Any]] = []
     if plain:
         steps.append(("number", _number_steps(log=False), plain))
+
     if skewed:
         steps.append(("log_number", _number_steps(log=True), skewed))
+
     if single:
         steps.append(("category", _category_steps(min_frequency, max_categories), single))
+
     steps += [(f"{_SEVERAL}{c}", _values_steps(max_categories), c) for c in several]
+
     return ColumnTransformer(steps, sparse_threshold=0.0, verbose_feature_names_out=feature_name)
 
 
@@ -76,6 +80,7 @@ def _attribute_columns(items: Items, columns: Sequence[str] | None) -> list[str]
         names = [str(c) for c in items.columns.columns if items.kinds.get(c) in ("number", "category")]
     else:
         names = [columns] if isinstance(columns, str) else list(columns)
+
     for name in names:
         if name not in items.columns.columns:
             raise InputError(f"the items have no column {name!r}; they have {list(items.columns.columns)}")
@@ -84,11 +89,13 @@ def _attribute_columns(items: Items, columns: Sequence[str] | None) -> list[str]
                 f"column {name!r} is {items.kinds.get(name, 'of no kind')}, not a number or category; "
                 "leave it out or set its kind when reading the items"
             )
+
     if not names:
         raise InputError(
             f"the items have no number or category column, only {list(items.columns.columns)}; "
             "set the kind of a column when reading the items, or encode their text"
         )
+
     return names
 
 
@@ -115,6 +122,7 @@ def _category_steps(min_frequency: int, max_categories: int) -> Any:
         sparse_output=False,
         dtype=np.float32,
     )
+
     return make_pipeline(FunctionTransformer(as_labels, feature_names_out="one-to-one"), encoder)
 
 
@@ -158,9 +166,11 @@ def feature_name(step: str, feature: str) -> str:
 def _is_skewed(column: pd.Series) -> bool:
     if pd.api.types.is_bool_dtype(column):
         return False
+
     values = as_numbers(column.to_frame()).iloc[:, 0].dropna().to_numpy()
     if len(values) < 3 or values.min() < 0 or values.max() == values.min():
         return False
+
     scaled = (values - values.mean()) / values.std()
     return bool((scaled**3).mean() > SKEWED)
 
@@ -170,7 +180,7 @@ def _holds_several(column: pd.Series) -> bool:
     return bool(len(filled)) and bool(filled.str.contains("|", regex=False).mean() > 0.05)
 
 
-def clusters(profiles: pd.DataFrame, count: int = 8, *, rng: int = 0) -> NDArray[np.int64]:
+def clusters(profiles: pd.DataFrame, count: int = 8, *, seed: int = 0) -> NDArray[np.int64]:
     """(rows,) cluster of each row, 0 the largest: k-means (Lloyd, 1982) on the number columns, each of deviation 1.
 
     Gaps count as the column's mean; non-negative columns that are skewed are read on a log scale.
@@ -185,11 +195,13 @@ def clusters(profiles: pd.DataFrame, count: int = 8, *, rng: int = 0) -> NDArray
         raise InputError(f"profiles have no number column to tell rows apart by; they have {list(profiles.columns)}")
     if not 1 <= count <= len(profiles):
         raise InputError(f"count is {count}; give 1 to {len(profiles)} clusters, the number of profiles")
+
     columns = [np.log1p(numbers[c]) if _is_skewed(numbers[c]) else numbers[c] for c in numbers.columns]
     table = pd.concat(columns, axis=1).astype(np.float64)
     table = ((table - table.mean()) / table.std(ddof=0).replace(0, 1)).fillna(0)
-    found = KMeans(count, n_init=10, random_state=rng).fit_predict(table.to_numpy())
+    found = KMeans(count, n_init=10, random_state=seed).fit_predict(table.to_numpy())
     by_size = np.argsort(-np.bincount(found, minlength=count), kind="stable")
+
     return np.asarray(np.argsort(by_size)[found], np.int64)
 
 
@@ -230,11 +242,13 @@ def behaviour_counts(
         raise InputError("the interactions have no times, so nothing is before anything; read them with a time column")
     if any(w is not None and not w > 0 for w in windows):
         raise InputError(f"windows must be positive days or None for all the past, got {list(windows)}")
+
     entity = interactions.user if of == "user" else interactions.item
     who, when = _moments(interactions, of, ids, at)
     kinds = interactions.kinds if interactions.kind is not None else ("event",)
     kind = np.zeros(len(interactions), np.int16) if interactions.kind is None else interactions.kind
     out: dict[str, NDArray[np.int64]] = {}
+
     for position, name in enumerate(kinds):
         rows = kind == position
         past = _Past(entity[rows], interactions.time[rows])
@@ -242,6 +256,7 @@ def behaviour_counts(
             label = "all" if window is None else f"{window:g}d"
             start = np.full(len(when), -np.inf) if window is None else when - window * DAY
             out[f"{of}_{name}_{label}"] = past.before(who, when) - past.before(who, start)
+
     return pd.DataFrame(out)
 
 
@@ -274,12 +289,15 @@ def _moments(
         return (interactions.user if of == "user" else interactions.item), interactions.time
     if at is None:
         raise InputError("ids without at: give the moment, in seconds since 1970, that each id is described at")
+
     when = np.asarray(at, np.float64)
     if ids is None and when.ndim:
         raise InputError("several moments but no ids: give one id per moment, or one moment for all ids")
+
     who = np.arange(len(known)) if ids is None else known.positions(ids, missing="negative")
     if when.ndim and when.shape != who.shape:
         raise InputError(f"{len(who)} ids but moments of shape {when.shape}; give one moment per id, or one for all")
     if np.isnan(when).any():
         raise InputError(f"moment {int(np.flatnonzero(np.isnan(np.atleast_1d(when)))[0])} is NaN; give seconds")
+
     return who, np.broadcast_to(when, who.shape)

@@ -30,12 +30,12 @@ class Fusion:
     Args:
         weights: block name -> weight of at least 0; blocks not named weigh 1. Two parts of one name are told
             apart as "text", "text 2".
-        rng: seed for the choice of rows where there are more than 20,000.
+        seed: random seed for the choice of rows where there are more than 20,000.
     """
 
-    def __init__(self, *, weights: Mapping[str, float] | None = None, rng: int = 0) -> None:
+    def __init__(self, *, weights: Mapping[str, float] | None = None, seed: int = 0) -> None:
         self.weights = weights
-        self.rng = rng
+        self.seed = seed
         self._state: _State | None = None
         self._maps: dict[tuple[int, tuple[int, ...]], NDArray[np.float32]] = {}
 
@@ -47,13 +47,16 @@ class Fusion:
         means = [_mean(t, m) for t, m in zip(tables, masks, strict=True)]
         rows = [_centre(t, m, mean) for t, m, mean in zip(tables, masks, means, strict=True)]
         widths = tuple(t.shape[1] for t in tables)
-        rng = np.random.default_rng(self.rng)
+        rng = np.random.default_rng(self.seed)
         moments = _moments(rows, masks, rng) if len(rows) > 1 else np.zeros((0, 0), np.float32)
         sources = tuple(part.source for part in parts)
         state = _State(names, widths, sources, means, moments, np.ones(len(names)))
+
         for target in range(len(names) if len(names) > 1 else 0):
             state.penalties[target] = _penalty(rows, masks, target, rng)
+
         self._state, self._maps = state, {}
+
         return self
 
     def transform(self, parts: Sequence[Embeddings]) -> Embeddings:
@@ -65,6 +68,7 @@ class Fusion:
             raise InputError(
                 f"fitted on blocks {state.names} of widths {state.widths}, but given {names} of widths {widths}"
             )
+
         ids, tables, masks = _together(parts)
         rows = [_centre(t, m, mean) for t, m, mean in zip(tables, masks, state.means, strict=True)]
         self._impute(rows, np.stack(masks))
@@ -72,21 +76,25 @@ class Fusion:
         vectors = np.concatenate([np.sqrt(s, dtype=np.float32) * r for s, r in zip(shares, rows, strict=True)], axis=1)
         source = " + ".join(f"{s:.3g} x {part.source}" for s, part in zip(shares, parts, strict=True))
         blocks = tuple(zip(names, widths, strict=True))
+
         return Embeddings(ids, vectors, f"fused({source})", np.any(masks, axis=0), blocks)
 
     def _fitted(self) -> _State:
         if self._state is None:
             raise NotFittedError("this Fusion has no statistics yet; call fit or load first")
+
         return self._state
 
     def _impute(self, rows: list[NDArray[np.float32]], masks: NDArray[np.bool_]) -> None:
         """Fill the missing blocks in place, one pattern of presence at a time."""
         patterns, which = np.unique(masks, axis=1, return_inverse=True)
         given = [rows[b].copy() if not masks[b].all() else rows[b] for b in range(len(rows))]
+
         for at, pattern in enumerate(patterns.T):
             sources = tuple(np.flatnonzero(pattern).tolist())
             if not sources or len(sources) == len(pattern):
                 continue
+
             items = np.flatnonzero(which.ravel() == at)
             left = np.concatenate([given[b][items] for b in sources], axis=1)
             for target in np.flatnonzero(~pattern).tolist():
@@ -102,12 +110,13 @@ class Fusion:
             cross = state.moments[np.ix_(left, state.columns(target))].astype(np.float64)
             gram[np.diag_indices_from(gram)] += state.penalties[target] * max(np.trace(gram) / len(gram), 1e-12)
             self._maps[target, sources] = linalg.lstsq(gram, cross)[0].astype(np.float32)
+
         return self._maps[target, sources]
 
     def save(self, writer: ArtifactWriter, prefix: str = "fusion") -> None:
         """Add the parts of this fusion to a folder that is being written."""
         state = self._fitted()
-        about = {"names": state.names, "widths": state.widths, "sources": state.sources, "rng": self.rng}
+        about = {"names": state.names, "widths": state.widths, "sources": state.sources, "rng": self.seed}
         writer.json(prefix, {**about, "weights": None if self.weights is None else dict(self.weights)})
         writer.array(f"{prefix}.mean", np.concatenate(state.means))
         writer.array(f"{prefix}.moments", state.moments)
@@ -117,7 +126,7 @@ class Fusion:
     def load(cls, artifact: Artifact, prefix: str = "fusion") -> Self:
         """The fusion that `save` wrote under `prefix`."""
         about: dict[str, Any] = artifact.json(prefix)
-        fusion = cls(weights=about["weights"], rng=about["rng"])
+        fusion = cls(weights=about["weights"], seed=about["rng"])
         widths = tuple(about["widths"])
         means = np.split(np.asarray(artifact.array(f"{prefix}.mean")), np.cumsum(widths)[:-1])
         moments, penalties = artifact.array(f"{prefix}.moments"), np.asarray(artifact.array(f"{prefix}.penalties"))
@@ -148,11 +157,13 @@ class _State:
 def _block_names(parts: Sequence[Embeddings]) -> tuple[str, ...]:
     if not parts:
         raise InputError("no embeddings to fuse; give at least one")
+
     names: list[str] = []
     for part in parts:
         base = "+".join(name for name, _ in part.blocks)
         again = sum(1 for name in names if name == base or name.startswith(f"{base} "))
         names.append(f"{base} {again + 1}" if again else base)
+
     return tuple(names)
 
 
@@ -162,10 +173,13 @@ def _shares(names: Sequence[str], weights: Mapping[str, float] | None) -> NDArra
         return np.full(len(names), 1 / len(names))
     if unknown := set(weights) - set(names):
         raise InputError(f"weights name unknown blocks {sorted(unknown)}; the blocks are {list(names)}")
+
     values = np.array([float(weights.get(name, 1.0)) for name in names])
     if not np.isfinite(values).all() or (values < 0).any() or values.sum() <= 0:
         raise InputError(f"weights are {dict(weights)}; they must be finite, at least 0, and one of them positive")
+
     shares: NDArray[np.float64] = values / values.sum()
+
     return shares
 
 
@@ -179,6 +193,7 @@ def _together(parts: Sequence[Embeddings]) -> tuple[IdMap, list[NDArray[np.float
 def _mean(table: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     if not mask.any():
         return np.zeros(table.shape[1], np.float32)
+
     mean: NDArray[np.float32] = table.mean(axis=0, where=mask[:, None], dtype=np.float64).astype(np.float32)
     return mean
 
@@ -202,14 +217,17 @@ def _moments(
     """Second moments of every pair of blocks, each over the items that have both."""
     edges = np.cumsum([0, *(r.shape[1] for r in rows)])
     out = np.zeros((edges[-1], edges[-1]), np.float32)
+
     for a in range(len(rows)):
         for b in range(a, len(rows)):
             both = _sample(np.flatnonzero(masks[a] & masks[b]), rng)
             if not len(both):
                 continue
+
             moment = rows[a][both].T @ rows[b][both] / len(both)
             out[edges[a] : edges[a + 1], edges[b] : edges[b + 1]] = moment
             out[edges[b] : edges[b + 1], edges[a] : edges[a + 1]] = moment.T
+
     return out
 
 
@@ -220,6 +238,7 @@ def _penalty(
     whole = _sample(np.flatnonzero(np.all(masks, axis=0)), rng)
     if len(whole) < 20:
         return float(_PENALTIES[-1])
+
     whole = rng.permutation(whole)
     test, train = whole[: len(whole) // 5], whole[len(whole) // 5 :]
     others = [b for b in range(len(rows)) if b != target]
@@ -229,7 +248,9 @@ def _penalty(
     asked = np.concatenate([rows[b][test] for b in others], axis=1) @ basis
     unit = max(float(values.sum()) / len(values), 1e-12)
     misses = []
+
     for penalty in _PENALTIES:
         guess = (asked / np.maximum(values + penalty * unit, 1e-12).astype(np.float32)) @ cross
         misses.append(float(np.square(rows[target][test] - guess).sum()))
+
     return float(_PENALTIES[int(np.argmin(misses))])

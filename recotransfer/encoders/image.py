@@ -41,7 +41,7 @@ class PretrainedImage:
         workers: threads that decode while the network runs.
     """
 
-    block = "image"
+    modality = "image"
 
     def __init__(
         self,
@@ -74,6 +74,7 @@ class PretrainedImage:
     def _resolved_precision(self) -> str:
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise InputError(f"precision is {self.precision!r}; it must be 'auto', 'float32' or 'bfloat16'")
+
         return "bfloat16" if self.precision == "bfloat16" else "float32"
 
     @cached_property
@@ -92,6 +93,7 @@ class PretrainedImage:
         if self.column not in items.columns and root is not None:
             by_name = {p.stem: p for p in sorted(root.iterdir()) if p.suffix.lower() in _SUFFIXES}
             return [by_name.get(str(item)) for item in items.ids.ids]
+
         return [_picture(value, root) for value in columns_of(items, [self.column])[self.column].tolist()]
 
     def encode(self, values: Sequence[Any]) -> NDArray[np.float32]:
@@ -99,13 +101,16 @@ class PretrainedImage:
         size = (64 if self._network.device == "cuda" else 4) if self.batch_size is None else self.batch_size
         if size < 1 or self.workers < 1:
             raise InputError(f"batch_size is {size} and workers {self.workers}; both must be at least 1")
+
         out = np.full((len(values), self.dim), np.nan, np.float32)
         start = 0
         for batch in self._decoded(values, size):
             good = [i for i, features in enumerate(batch) if features is not None]
             if good:
                 out[[start + i for i in good]] = self._network.vectors([batch[i] for i in good])
+
             start += len(batch)
+
         return out
 
     def _decoded(self, values: Sequence[Any], size: int) -> Iterator[list[Any]]:
@@ -116,6 +121,7 @@ class PretrainedImage:
                 ahead.append([pool.submit(self._features, v) for v in values[start : start + size]])
                 if len(ahead) > 2:
                     yield [job.result() for job in ahead.popleft()]
+
             while ahead:
                 yield [job.result() for job in ahead.popleft()]
 
@@ -125,12 +131,13 @@ class PretrainedImage:
         except Unreadable:
             return None
 
-    def why(self, value: Any) -> str:
+    def explain_failure(self, value: Any) -> str:
         """A sentence on what is wrong with a picture."""
         try:
             decode(value)
         except Unreadable as reason:
             return str(reason)
+
         return "the model gave a vector that is not finite"
 
     def module(self) -> Any:
@@ -152,6 +159,7 @@ class PretrainedImage:
         with saved_model(folder) as new, quiet_loading():
             module.network.save_pretrained(new)
             self._network.processor.save_pretrained(new)
+
         settings = {**self.spec(), "model": str(folder)}
         del settings["class"]
         return PretrainedImage(**settings)
@@ -176,10 +184,12 @@ class Unreadable(InputError):
 def _picture(value: Any, root: Path | None) -> Any:
     if isinstance(value, Mapping):  # Hugging Face data sets hold {"bytes": ..., "path": ...}
         value = value.get("bytes") or value.get("path")
+
     if is_missing(value):
         return None
     if isinstance(value, (str, os.PathLike)):
         return Path(value) if root is None else root / value
+
     return value
 
 
@@ -190,6 +200,7 @@ def decode(value: Any, size: int | None = None) -> Any:
     """
     image_module = require("PIL.Image", "image")
     ops = require("PIL.ImageOps", "image")
+
     try:
         image = _open(value, image_module)
         width, height = image.size
@@ -197,8 +208,10 @@ def decode(value: Any, size: int | None = None) -> Any:
             raise Unreadable(f"the picture has {width} x {height} pixels, more than {_MAX_PIXELS:,}")
         if min(image.size) < 1:
             raise Unreadable("the picture has no pixels")
+
         if size is not None and image.format == "JPEG" and min(image.size) > 4 * size:
             image.draft(None, (2 * size, 2 * size))
+
         return _as_rgb(ops.exif_transpose(image), image_module)
     except Unreadable:
         raise
@@ -213,12 +226,16 @@ def _open(value: Any, image_module: Any) -> Any:
         return image_module.open(io.BytesIO(value))
     if isinstance(value, (str, os.PathLike)):
         return image_module.open(value)
+
     if isinstance(value, np.ndarray):
         if value.dtype != np.uint8 or value.ndim not in (2, 3):
             raise Unreadable(f"the array is {value.dtype} of shape {value.shape}; wanted uint8 (height, width, 3)")
+
         return image_module.fromarray(value[:, :, 0] if value.ndim == 3 and value.shape[2] == 1 else value)
+
     if isinstance(value, image_module.Image):
         return value
+
     raise Unreadable(f"{type(value).__name__} is no picture; give a path, bytes, an array or a PIL image")
 
 
@@ -227,11 +244,13 @@ def _as_rgb(image: Any, image_module: Any) -> Any:
         image = image.convert("RGBA")
         white = image_module.new("RGBA", image.size, (255, 255, 255, 255))
         return image_module.alpha_composite(white, image).convert("RGB")
+
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         depth = np.asarray(image, np.float32)
         top = 65535.0 if image.mode != "F" and depth.max(initial=0) > 255 else max(float(depth.max(initial=0)), 1.0)
         grey = np.clip(depth * (255 / (top if image.mode != "I" or top > 255 else 255.0)), 0, 255)
         image = image_module.fromarray(grey.astype(np.uint8))
+
     return image.convert("RGB")
 
 
@@ -245,13 +264,16 @@ class _Vision:
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = getattr(torch, precision)
+
         with quiet_loading():
             self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
             config = AutoConfig.from_pretrained(folder)
             self.model, missing = _load(folder, config)
+
         untrained_pooler = any("pooler" in key for key in missing)
         if lost := [key for key in missing if "pooler" not in key]:
             raise InputError(f"{folder} lacks weights for {', '.join(lost[:3])}; save the whole model there")
+
         self.pooled = not untrained_pooler
         layout = torch.channels_last if self.device == "cpu" else torch.contiguous_format
         self.model = self.model.eval().to(self.device, self.dtype, memory_format=layout)
@@ -267,18 +289,23 @@ class _Vision:
         """(len(batch), dim) float32; pictures of unequal shape go through one by one."""
         if len({tuple((name, array.shape) for name, array in one.items()) for one in batch}) > 1:
             return np.concatenate([self.vectors([one]) for one in batch])
+
         import torch
 
         layout = torch.channels_last if self.device == "cpu" else torch.contiguous_format
         inputs = {}
+
         for name in batch[0]:
             tensor = torch.from_numpy(np.stack([one[name] for one in batch])).to(self.device)
             if tensor.is_floating_point():
                 tensor = tensor.to(self.dtype)
+
             inputs[name] = tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor
+
         with torch.inference_mode():
             run = getattr(self.model, "get_image_features", self.model)
             found: NDArray[np.float32] = _pool(run(**inputs), self.pooled).float().cpu().numpy()
+
         return found
 
 
@@ -290,7 +317,9 @@ def _pool(out: Any, pooled: bool) -> Any:
         return out["image_embeds"]
     if pooled and out.get("pooler_output") is not None:
         return out["pooler_output"].flatten(1)
+
     states = out["last_hidden_state"]
+
     return states[:, 0] if states.ndim == 3 else states.mean(dim=(2, 3))
 
 
@@ -299,9 +328,11 @@ def _patches(out: Any, pixels: Any, config: Any) -> Any:
     states = out.get("last_hidden_state") if hasattr(out, "keys") else None
     if states is None or states.ndim == 4:
         return None if states is None else states.flatten(2).transpose(1, 2)
+
     size = getattr(getattr(config, "vision_config", config), "patch_size", None)
     if not isinstance(size, int):
         return states
+
     return states[:, states.shape[1] - (pixels.shape[-2] // size) * (pixels.shape[-1] // size) :]
 
 
@@ -332,4 +363,5 @@ def _load(folder: Path, config: Any) -> tuple[Any, list[str]]:
     kind = (config.architectures or ["AutoModel"])[0]
     loader = getattr(transformers, kind if kind.endswith("VisionModelWithProjection") else "AutoModel")
     model, info = loader.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+
     return model, sorted(info["missing_keys"])

@@ -33,12 +33,16 @@ class ImageGrid:
         size: edge in pixels that the network sees.
     """
 
-    block = "image"
+    modality = "image"
 
     def __init__(
         self, *, model: str | Path, column: str = "image", layer: int = -1, cells: int = 4, size: int = 112
     ) -> None:
-        self.model, self.column, self.layer, self.cells, self.size = model, column, layer, cells, size
+        self.model = model
+        self.column = column
+        self.layer = layer
+        self.cells = cells
+        self.size = size
 
     @cached_property
     def _reader(self) -> PretrainedImage:
@@ -67,10 +71,13 @@ class ImageGrid:
             good = [at for at, one in enumerate(pixels) if one is not None]
             if not good:
                 continue
+
             found = self._cells(np.stack([one for one in pixels if one is not None]))
             if out is None:
                 out = np.full((len(values), found.shape[1]), np.nan, np.float32)
+
             out[[first + at for at in good]] = found
+
         return np.full((len(values), self.dim), np.nan, np.float32) if out is None else out
 
     def _pixels(self, value: Any) -> NDArray[np.float32] | None:
@@ -79,9 +86,11 @@ class ImageGrid:
             image = decode(value)
         except Unreadable:
             return None
+
         how = self._reader._network.processor
         pixels = np.asarray(image.convert("RGB").resize((self.size, self.size), resample=3), np.float32)  # bicubic
         pixels = (pixels * how.rescale_factor - np.float32(how.image_mean)) / np.float32(how.image_std)
+
         return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
 
     def _cells(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -89,22 +98,25 @@ class ImageGrid:
         import torch
 
         network = self._reader._network
+
         with torch.inference_mode():
             tensor = torch.from_numpy(pixels).to(network.device, network.dtype)
             model = getattr(network.model, "vision_model", network.model)
             states = model(pixel_values=tensor, output_hidden_states=True)["hidden_states"]
             if not -len(states) <= self.layer < len(states):
                 raise InputError(f"layer is {self.layer}, but the model has {len(states)} hidden layers")
+
             seen = states[self.layer].float()
             if seen.ndim == 3:  # patches of a transformer, after the class token and its like
                 side = int(seen.shape[1] ** 0.5)
                 seen = seen[:, seen.shape[1] - side * side :].transpose(1, 2).unflatten(2, (side, side))
+
             parts = torch.nn.functional.adaptive_avg_pool2d(seen, self.cells)
             return np.asarray(parts.permute(0, 2, 3, 1).flatten(1).cpu().numpy(), np.float32)
 
-    def why(self, value: Any) -> str:
+    def explain_failure(self, value: Any) -> str:
         """A sentence on what is wrong with a picture."""
-        return self._reader.why(value)
+        return self._reader.explain_failure(value)
 
     def spec(self) -> dict[str, Any]:
         """Plain JSON from which `encoder_from_spec` builds the same encoder."""

@@ -44,7 +44,10 @@ class DenseImage:
         scale: float = 1.0,
         sigmas: Sequence[float] = (1.0, 2.0, 4.0),
     ) -> None:
-        self.model, self.strides, self.scale, self.sigmas = model, strides, scale, sigmas
+        self.model = model
+        self.strides = strides
+        self.scale = scale
+        self.sigmas = sigmas
 
     @cached_property
     def _network(self) -> _Layers:
@@ -62,10 +65,12 @@ class DenseImage:
         """What is seen in one picture, given as `PretrainedImage` takes it; a damaged one raises `InputError`."""
         if self.model is None and not len(self.sigmas):
             raise InputError("DenseImage has neither a model nor filters; give a model, or sigmas")
+
         image = decode(picture)
         layers = [] if self.model is None else self._network.layers(image, self.scale, self.strides)
         if len(self.sigmas):
             layers.append(filtered(np.asarray(image, np.float32) / np.float32(255), self.sigmas))
+
         return DensePicture((image.height, image.width), tuple(layers))
 
 
@@ -113,9 +118,11 @@ def _bilinear(share: NDArray[np.float64], layer: Layer) -> sparse.csr_array:
         low = np.minimum(at.astype(np.int64), max(edge - 2, 0))
         corner.append((low, np.minimum(low + 1, edge - 1)))
         part.append((1 - (at - low), at - low))
+
     cells = np.stack([y * layer.columns + x for y in corner[0] for x in corner[1]], axis=1)
     weights = np.stack([y * x for y in part[0] for x in part[1]], axis=1).astype(np.float32)
     starts = np.arange(0, cells.size + 1, 4)
+
     return sparse.csr_array((weights.ravel(), cells.ravel(), starts), shape=(len(share), layer.rows * layer.columns))
 
 
@@ -144,6 +151,7 @@ def filtered(picture: Float, sigmas: Sequence[float]) -> Layer:
         out.append(np.hypot(dy, dx))
         out += _eigenvalues(smooth(grey, sigma, (2, 0)), smooth(grey, sigma, (1, 1)), smooth(grey, sigma, (0, 2)))
         out += _eigenvalues(smooth(dy * dy, sigma), smooth(dy * dx, sigma), smooth(dx * dx, sigma))
+
     return _layer(np.stack(out))
 
 
@@ -170,11 +178,15 @@ class _Layers:
         if self.patch is not None:
             with torch.inference_mode():
                 return self._patches(pixels)
+
         with torch.inference_mode():
             maps = self._maps(pixels)
+
         if lost := set(strides or ()) - set(maps):
             raise InputError(f"the model has no map of stride {min(lost)}; it has {sorted(maps)}")
+
         chosen = sorted(maps) if strides is None else strides
+
         return [_layer(maps[stride][0].float().cpu().numpy()) for stride in chosen]
 
     def _pixels(self, image: Any, scale: float) -> Any:
@@ -187,7 +199,9 @@ class _Layers:
         values = np.asarray(image.resize(size, resample=2), np.float32) * settings.rescale_factor
         if settings.do_normalize:
             values = (values - np.float32(settings.image_mean)) / np.float32(settings.image_std)
+
         channels_first = np.ascontiguousarray(values.transpose(2, 0, 1)[None], dtype=np.float32)
+
         return torch.from_numpy(channels_first).to(self.vision.device, self.vision.dtype)
 
     def _maps(self, pixels: Any) -> dict[int, Any]:
@@ -207,10 +221,12 @@ class _Layers:
         finally:
             for hook in hooks:
                 hook.remove()
+
         if not found:
             raise InputError(
                 f"{type(self.model).__name__} gives no maps of a picture; take a convolutional model or a ViT"
             )
+
         return found
 
     def _patches(self, pixels: Any) -> list[Layer]:
@@ -220,4 +236,5 @@ class _Layers:
         for state in (states[len(states) // 2], states[-1]):
             patches = state[0, state.shape[1] - rows * columns :]  # class and register tokens come first
             out.append(Layer(patches.float().cpu().numpy(), rows, columns))
+
         return out

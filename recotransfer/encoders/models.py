@@ -23,8 +23,10 @@ def folder_revision(folder: Path) -> str:
     files = {p for pattern in _REVISION_FILES for p in folder.rglob(pattern) if p.is_file()}
     for path in sorted(files):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256(path)}\n".encode())
+
     if not files:
         raise InputError(f"{folder} holds no model files; give a folder with config.json and weights")
+
     return digest.hexdigest()[:12]
 
 
@@ -34,6 +36,7 @@ def model_folder(model: str | Path) -> Path:
         return folder
     if isinstance(model, Path) or model.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         raise InputError(f"{model} is no folder; give a folder with a saved model, or the model's name on the hub")
+
     from huggingface_hub import snapshot_download
 
     try:
@@ -52,6 +55,7 @@ def saved_model(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder)
     if folder.exists() and not is_tuned(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} holds other files, which would be lost; give a new folder")
+
     with atomic_folder(folder) as new:
         yield new
         (new / _TUNED).write_text('{"format": 1}\n', encoding="utf-8")
@@ -70,6 +74,7 @@ def quiet_loading() -> Iterator[None]:
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
     try:
         yield
     finally:

@@ -39,7 +39,7 @@ class KmerSequence:
         alphabet: the letters; four for DNA and RNA, twenty for proteins.
     """
 
-    block = "sequence"
+    modality = "sequence"
 
     def __init__(
         self,
@@ -50,7 +50,11 @@ class KmerSequence:
         dim: int = 8192,
         alphabet: str = "ACGT",
     ) -> None:
-        self.column, self.k, self.placed, self.dim, self.alphabet = column, k, placed, dim, alphabet
+        self.column = column
+        self.k = k
+        self.placed = placed
+        self.dim = dim
+        self.alphabet = alphabet
 
     @property
     def name(self) -> str:
@@ -65,9 +69,11 @@ class KmerSequence:
         letters, most = len(set(self.alphabet)), 0
         if not groups or min(k for k, _ in groups) < 1 or min((span for _, span in self.placed), default=1) < 1:
             raise InputError(f"k is {self.k!r} and placed {self.placed!r}; name lengths and spans of at least 1")
+
         most = int(40 / np.log2(max(letters, 2)))
         if letters < 2 or max(k for k, _ in groups) > most:
             raise InputError(f"words of {letters} letters may be at most {most} long, got {max(k for k, _ in groups)}")
+
         return groups
 
     def values(self, items: Items) -> list[str | None]:
@@ -91,12 +97,15 @@ class KmerSequence:
                 bins = np.concatenate([low, low + 1])
                 of, word, weight = np.tile(of, 2), np.tile(word, 2), np.concatenate([1 - part, part])
                 word = word + (bins + 1) * len(self.alphabet) ** k
+
             total += _hashed(of, word, weight, number, total.shape)
+
         total /= np.sqrt(len(self._groups))
         total[~total.any(axis=1)] = np.nan
+
         return total.astype(np.float32)
 
-    def why(self, value: str) -> str:
+    def explain_failure(self, value: str) -> str:
         """A sentence on a sequence without a word."""
         shown = value if len(value) <= 40 else f"{value[:40]}..."
         return f"{shown!r} has no word of the letters {self.alphabet}"
@@ -113,12 +122,15 @@ def _laid_out(values: Sequence[str], alphabet: str) -> tuple[NDArray[np.int64], 
     texts = [value.upper().encode("latin-1", "replace") for value in values]
     table = np.full(256, -1, np.int64)
     table[np.frombuffer(alphabet.upper().encode(), np.uint8)] = np.arange(len(alphabet))
+
     for one, other in (("T", "U"), ("U", "T")):
         if one in alphabet.upper() and other not in alphabet.upper():
             table[ord(other)] = table[ord(one)]
+
     lengths = np.array([len(text) for text in texts], np.int64)
     row = np.repeat(np.arange(len(texts)), lengths)
     starts = np.cumsum(lengths) - lengths
+
     return table[np.frombuffer(b"".join(texts), np.uint8)], row, np.arange(len(row)) - starts[row]
 
 
@@ -128,11 +140,14 @@ def _words(
     """Number of each word of k letters that lies within one sequence, and where its first letter is."""
     n = max(len(letters) - k + 1, 0)
     word, whole = np.zeros(n, np.int64), np.ones(n, bool)
+
     for step in range(k):
         here = letters[step : step + n]
         word = word * base + here
         whole &= (here >= 0) & (row[step : step + n] == row[:n])
+
     first = np.flatnonzero(whole)
+
     return word[first], first
 
 
@@ -142,6 +157,7 @@ def _hashed(
     """(rows, dim) root counts of the keys, of unit length, added up in hashed columns with hashed signs."""
     if not len(row):
         return np.zeros(shape)
+
     known, column = np.unique(key, return_inverse=True)
     counts = sparse.coo_array((weight, (row, column)), shape=(shape[0], len(known))).tocsr()
     counts.sum_duplicates()
@@ -151,6 +167,7 @@ def _hashed(
     sign = np.where(mixed >> np.uint64(63), 1.0, -1.0)
     bucket = (mixed % np.uint64(shape[1])).astype(np.int64)
     hashing = sparse.csr_array((sign, (np.arange(len(known)), bucket)), shape=(len(known), shape[1]))
+
     return np.asarray((counts @ hashing).toarray())
 
 

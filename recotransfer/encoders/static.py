@@ -36,6 +36,7 @@ def fold(text: str) -> str:
     """Lower case, without accents; Chinese characters stand alone, and outside ASCII only letters and digits stay."""
     if text.isascii():
         return text.lower()
+
     text = _MARKS.sub("", unicodedata.normalize("NFKD", text).lower())
     return _NO_WORD.sub(" ", _HAN.sub(r" \1 ", text))
 
@@ -91,7 +92,7 @@ class StaticText:
         column: the text column, or several that are joined by ". ".
     """
 
-    block = "text"
+    modality = "text"
 
     def __init__(self, *, model: str | Path, column: str | Sequence[str] = "title") -> None:
         self.model = model
@@ -121,6 +122,7 @@ class StaticText:
         config = _read(self._folder / _CONFIG, dict)
         if config.get("class") != "StaticText" or config.get("format") != _FORMAT:
             raise InputError(f"{self._folder} holds no static text model of this version; distil it again")
+
         from safetensors.numpy import load_file
 
         network = StaticNetwork(load_file(self._folder / _WEIGHTS))
@@ -129,6 +131,7 @@ class StaticText:
                 f"{self._folder} has {len(self.vocabulary.entries)} words and {len(network.weights['table'])} rows for "
                 "them; distil it again"
             )
+
         return network
 
     def values(self, items: Items) -> list[str | None]:
@@ -141,9 +144,10 @@ class StaticText:
         for at in range(0, len(values), _CHUNK):
             rows = self.vocabulary.rows(values[at : at + _CHUNK])
             out[at : at + _CHUNK] = self._network.vectors(rows)
+
         return out
 
-    def why(self, value: Any) -> str:
+    def explain_failure(self, value: Any) -> str:
         """A sentence on a text of which nothing is known."""
         return f"the text {str(value)[:40]!r} has no word or part of a word that the model knows"
 
@@ -199,6 +203,7 @@ class StaticNetwork:
         out += w["out_bias"]
         out += sums[:, :dim]
         out /= np.sqrt(np.einsum("nd,nd->n", out, out))[:, None]
+
         return out
 
 
@@ -228,6 +233,7 @@ def _training_form(weights: Mapping[str, Float]) -> Any:
             self.before = torch.nn.Linear(dim, width, bias=False)
             self.inner = torch.nn.Linear(dim + width, hidden)
             self.outer = torch.nn.Linear(hidden, dim)
+
             with torch.no_grad():
                 for ours, theirs in _PARAMETERS.items():
                     value = torch.from_numpy(weights[ours])
@@ -245,6 +251,7 @@ def _training_form(weights: Mapping[str, Float]) -> Any:
             sums = joint.new_zeros(len(count), joint.shape[1]).index_add(0, text, joint)
             sums = sums / count.clamp(min=1).sqrt()[:, None]
             out = sums[:, :dim] + self.outer(torch.relu(self.inner(sums)))
+
             return Features(torch.nn.functional.normalize(out, dim=1))
 
     return TrainableStatic()
@@ -273,6 +280,8 @@ def _read(path: Path, kind: type) -> Any:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as cause:
         raise InputError(f"{path} cannot be read ({cause}); give a folder that DistilStatic wrote") from None
+
     if not isinstance(value, kind):
         raise InputError(f"{path} is no {kind.__name__}; give a folder that DistilStatic wrote")
+
     return value

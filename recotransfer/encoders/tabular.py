@@ -34,7 +34,7 @@ class TabularAttributes:
         separator: what divides several categories in one cell; None takes cells whole.
     """
 
-    block = "attributes"
+    modality = "attributes"
 
     def __init__(self, *, columns: Sequence[str] | None = None, dim: int = 256, separator: str | None = "|") -> None:
         self.columns = columns
@@ -56,11 +56,14 @@ class TabularAttributes:
         names = self.columns
         if names is None:
             names = [c for c in items.columns.columns if items.kinds.get(c) in ("category", "number")]
+
         if not names:
             raise InputError("the items have no column of kind 'category' or 'number'; name some in columns=[...]")
+
         frame = columns_of(items, names)
         cells = {str(c): [_cell(v, items.kinds.get(c)) for v in frame[c].tolist()] for c in frame.columns}
         rows = ({c: v[i] for c, v in cells.items() if v[i] is not None} for i in range(len(items)))
+
         return [row or None for row in rows]
 
     def encode(self, values: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
@@ -77,13 +80,15 @@ class TabularAttributes:
             if isinstance(value, float):
                 for token, weight in _bins(value):
                     yield f"{column}#{token}", share * weight
+
                 continue
+
             parts = value.split(self.separator) if self.separator else [value]
             labels = sorted({part.strip() for part in parts} - {""}) or [value]
             for label in labels:
                 yield f"{column}={label}", share / math.sqrt(len(labels))
 
-    def why(self, value: Any) -> str:
+    def explain_failure(self, value: Any) -> str:
         """A sentence on cells whose vector is not finite."""
         return f"the cells {value!r} gave a vector that is not finite"
 
@@ -106,12 +111,13 @@ class StandardTable:
         categories: column -> {category: share of the rows}. A column may be a number and a category at once.
     """
 
-    block = "attributes"
+    modality = "attributes"
 
     def __init__(
         self, *, numbers: Mapping[str, Sequence[float]], categories: Mapping[str, Mapping[str, float]]
     ) -> None:
-        self.numbers, self.categories = numbers, categories
+        self.numbers = numbers
+        self.categories = categories
 
     @classmethod
     def of(cls, items: Items) -> StandardTable:
@@ -121,15 +127,18 @@ class StandardTable:
             kind = items.kinds.get(column)
             if kind not in ("category", "number"):
                 continue
+
             cells = [c for c in (_cell(v, kind) for v in items.columns[column].tolist()) if c is not None]
             if kind == "number" and cells:
                 values = np.asarray(cells, np.float64)
                 numbers[str(column)] = (float(values.mean()), float(values.std()))
+
             names, counts = np.unique([_label(c) for c in cells], return_counts=True)
             whole = all(isinstance(c, str) or c.is_integer() for c in cells)
             if kind == "category" or (whole and 2 < len(names) <= _FEW):
                 shares = (counts / max(len(cells), 1)).tolist()
                 categories[str(column)] = dict(zip(names.tolist(), shares, strict=True))
+
         return cls(numbers=numbers, categories=categories)
 
     @property
@@ -154,10 +163,12 @@ class StandardTable:
             raise InputError(
                 "StandardTable has no column with a value; give numbers or categories, or take StandardTable.of(items)"
             )
+
         frame = columns_of(items, self.column)
         kinds = {c: "number" if c in self.numbers else "category" for c in self.column}
         cells = {c: [_cell(v, kinds[c]) for v in frame[c].tolist()] for c in self.column}
         rows = ({c: v[i] for c, v in cells.items() if v[i] is not None} for i in range(len(items)))
+
         return [row or None for row in rows]
 
     def encode(self, values: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
@@ -167,18 +178,21 @@ class StandardTable:
             cells = np.array([value.get(column, mean) for value in values], np.float64)
             far = np.clip((cells - mean) / (spread or 1.0), -_MOST, _MOST)
             columns.append(_NUMBER_SHARE * far[:, None])
+
         for column, named in sorted(self.categories.items()):
             if not named:  # no row had a value to take statistics of
                 continue
+
             shares = dict(sorted(named.items()))
             place = {name: at for at, name in enumerate(shares)}
             which = np.array([place.get(_label(value.get(column)), -1) for value in values])
             codes = np.eye(len(shares)) - np.array(list(shares.values()))
             codes /= np.maximum(np.linalg.norm(codes, axis=1, keepdims=True), 1e-12)
             columns.append(np.where(which[:, None] >= 0, codes[which], 0))
+
         return np.hstack(columns).astype(np.float32)
 
-    def why(self, value: Any) -> str:
+    def explain_failure(self, value: Any) -> str:
         """A sentence on cells whose vector is not finite."""
         return f"the cells {value!r} gave a vector that is not finite"
 
@@ -198,15 +212,19 @@ def _cell(value: Any, kind: str | None) -> float | str | None:
     """A float for a number, text for a category, None for an empty cell or a number that is none."""
     if isinstance(value, (list, tuple, set, frozenset)):
         value = "|".join(str(v) for v in value)
+
     if is_missing(value):
         return None
+
     is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, (bool, np.bool_))
     if kind == "number" or (kind is None and is_number):
         try:
             number = float(value)
         except (TypeError, ValueError):
             return None
+
         return number if math.isfinite(number) else None
+
     # A column of whole numbers with a gap turns into floats; 5 and 5.0 are the same label.
     return str(int(value)) if is_number and float(value).is_integer() else str(value).strip()
 

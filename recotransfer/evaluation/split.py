@@ -58,10 +58,12 @@ class Split:
             part = getattr(self, name)
             if part.users != self.train.users or part.items != self.train.items:
                 raise InputError(f"{name} and train are over different users or items; `splits.given` unites them")
+
         try:
             json.dumps(dict(self.facts), allow_nan=False)
         except (TypeError, ValueError) as cause:
             raise InputError(f"facts must be plain JSON values ({cause}); use numbers, text, lists and dicts") from None
+
         for truth, earlier in (("valid", ("train", "valid_history")), ("test", ("train", "valid", "test_history"))):
             self._check_items(truth)
             for name in earlier:
@@ -71,6 +73,7 @@ class Split:
         asked, ranked = getattr(self, truth), getattr(self, f"{truth}_items")
         if ranked is None:
             return
+
         known = np.zeros(len(asked.items), bool)
         known[asked.items.positions(ranked.ids)] = True
         if (lost := asked.item[~known[asked.item]]).size:
@@ -84,6 +87,7 @@ class Split:
         keys = pair_keys(asked)
         if not (both := np.unique(keys[is_among(keys, pair_keys(mine))])).size:
             return
+
         user, item = np.divmod(both[:1], len(asked.items))
         raise InputError(
             f"{len(both)} pairs stand in both {name} and {truth}, for example user {asked.users.take(user)[0]!r} with "
@@ -102,14 +106,17 @@ class Split:
         known = pair_keys(self.test_history)
         if all(is_among(pair_keys(part), known).all() for part in (self.train, self.valid)):
             return self.test_history
+
         parts = [self.train, self.valid]
         if not is_among(pair_keys(self.valid_history), pair_keys(self.train)).all():
             parts.insert(1, self.valid_history)
+
         return functools.reduce(joined_logs, parts)
 
     def describe(self) -> dict[str, Any]:
         """Name, events, users and items of each part, numbers of ranked items (None: all), and the facts; JSON-able."""
         names = ("train", "valid", "test", "valid_history", "test_history")
+
         return {
             "name": self.name,
             "parts": {name: _counts(getattr(self, name)) for name in names},
@@ -150,6 +157,7 @@ def joined_logs(first: Interactions, then: Interactions) -> Interactions:
             raise InputError(
                 f"only one of train and valid has a {name}, so that they cannot be one history; give both one"
             )
+
     kinds = tuple(dict.fromkeys([*first.kinds, *then.kinds]))
     at = np.array([kinds.index(name) for name in then.kinds], np.int16)
 
@@ -157,6 +165,7 @@ def joined_logs(first: Interactions, then: Interactions) -> Interactions:
         return None if getattr(first, name) is None else np.concatenate([getattr(first, name), getattr(then, name)])
 
     kind = None if first.kind is None or then.kind is None else np.concatenate([first.kind, at[then.kind]])
+
     return Interactions(first.users, first.items, both("user"), both("item"), both("weight"), both("time"), kind, kinds)
 
 
@@ -169,6 +178,7 @@ def earlier_than_history(truth: Interactions, history: Interactions) -> int | No
     """Events of the truth before the last that is known of their user; None for untimed parts."""
     if truth.time is None or history.time is None:
         return None
+
     last = np.full(len(history.users), -np.inf)
     np.maximum.at(last, history.user, history.time)
     return int((truth.time < last[truth.user]).sum())

@@ -42,9 +42,11 @@ def hold_out_last(interactions: Interactions, *, least: int = 3) -> HeldOut:
     """
     if least < 1:
         raise InputError(f"least must be at least 1 item, got {least}")
+
     ordered = interactions.select(interactions.order)
     last = _last_of_pairs(ordered)
     part = _hold_out(ordered, last.rows[(last.left == 0) & (last.size >= least)], np.int8(_VALID))
+
     return HeldOut(ordered.select(part == _TRAIN), ordered.select(part == _VALID))
 
 
@@ -60,13 +62,16 @@ def leave_last(interactions: Interactions, *, n: int = 1, least: int = 3) -> Spl
     """
     if n < 1 or least < 1:
         raise InputError(f"n and least must be at least 1, got n={n}, least={least}")
+
     least = max(least, 2 * n + 1)
     last = _last_of_pairs(interactions)
     held = (last.size >= least) & (last.left < 2 * n)
     if not held.any():
         raise InputError(f"no user has {least} distinct items; leave_last has nothing to hold out")
+
     part = _hold_out(interactions, last.rows[held], np.where(last.left < n, _TEST, _VALID)[held])
     facts = {"n": int(n), "least": int(least), "ties": _IN_ORDER, **_repeats(interactions, part)}
+
     return _from_parts("leave-last", interactions, part, facts, known=part <= _VALID)
 
 
@@ -99,6 +104,7 @@ def time_cut(
         raise InputError("time_cut needs timed events and the log has no times; leave_last goes by order in the log")
     if (valid_from is None) != (test_from is None):
         raise InputError("valid_from and test_from go together; give both, or neither and the shares")
+
     time = interactions.time
     if valid_from is None or test_from is None:
         start, end = _cuts(time, valid, test)
@@ -108,15 +114,17 @@ def time_cut(
         start, end = _seconds(valid_from), _seconds(test_from)
         if not start < end:
             raise InputError(f"valid_from must lie before test_from, got {valid_from!r} and {test_from!r}")
+
     before, middle = time < start, (time >= start) & (time < end)
     part = np.select([before, middle], [_TRAIN, _VALID], _TEST).astype(np.int8)
     known = before | middle
     part, counts = _answerable(interactions, part, before, known)
     facts = {"valid_from": start, "test_from": end, "shares": shares, "ties": _AT_CUT, **counts}
+
     return _from_parts("time", interactions, part, facts, known=known)
 
 
-def cold_items(interactions: Interactions, *, share: float = 0.1, rng: int = 0) -> Split:
+def cold_items(interactions: Interactions, *, share: float = 0.1, seed: int = 0) -> Split:
     """A drawn share of the items for valid and another for test: none of their events are in train.
 
     Both histories are train, and only the part's own items are ranked. Users who have nothing in train are left out of
@@ -125,15 +133,15 @@ def cold_items(interactions: Interactions, *, share: float = 0.1, rng: int = 0) 
     Args:
         interactions: the log, timed or not.
         share: of the items that have events, for valid and for test each.
-        rng: seed.
+        seed: random seed.
 
     Raises:
         InputError: a share out of range, or too few items.
     """
-    return _new_items("cold-items", interactions, np.arange(len(interactions.items)), interactions.items, share, rng)
+    return _new_items("cold-items", interactions, np.arange(len(interactions.items)), interactions.items, share, seed)
 
 
-def by_group(interactions: Interactions, groups: Iterable[Any], *, share: float = 0.1, rng: int = 0) -> Split:
+def by_group(interactions: Interactions, groups: Iterable[Any], *, share: float = 0.1, seed: int = 0) -> Split:
     """A drawn share of the groups of items for valid and another for test, so that no group stands in two parts.
 
     Groups are of items, not of users: where images are items and a label is a user, the patient is a group of images,
@@ -145,7 +153,7 @@ def by_group(interactions: Interactions, groups: Iterable[Any], *, share: float 
         interactions: the log, timed or not.
         groups: one per item in the order of `interactions.items`.
         share: of the groups that have events, for valid and for test each.
-        rng: seed.
+        seed: random seed.
 
     Raises:
         InputError: a missing group, a share out of range, or too few groups.
@@ -158,11 +166,13 @@ def by_group(interactions: Interactions, groups: Iterable[Any], *, share: float 
             f"{len(lost)} items have no group, the first is {interactions.items.take(lost[:1])[0]!r}; "
             "give every item one (an item on its own can be a group)"
         )
+
     codes, names = pd.factorize(values)
-    return _new_items("by-group", interactions, codes.astype(np.int64), IdMap(list(names)), share, rng)
+
+    return _new_items("by-group", interactions, codes.astype(np.int64), IdMap(list(names)), share, seed)
 
 
-def cold_users(interactions: Interactions, *, share: float = 0.1, given: float = 0.8, rng: int = 0) -> Split:
+def cold_users(interactions: Interactions, *, share: float = 0.1, given: float = 0.8, seed: int = 0) -> Split:
     """A drawn share of the users for valid and another for test, wholly out of train: what a model does for new users.
 
     Of each of them the first items are the history and the later ones the truth. Items stand in the order of their last
@@ -174,31 +184,33 @@ def cold_users(interactions: Interactions, *, share: float = 0.1, given: float =
         share: of the users with enough items, for valid and for test each; users with fewer stay in train.
         given: the known part of a cold user: a share between 0 and 1 of the distinct items (one at least is known and
             one asked), or a whole number of items.
-        rng: seed.
+        seed: random seed.
 
     Raises:
         InputError: `share` or `given` out of range, or too few users.
     """
     if not (0 < given < 1 or (given >= 1 and given == int(given))):
         raise InputError(f"given must be a share between 0 and 1 or a whole number of items, got {given}")
+
     users = interactions.users
     last = _last_of_pairs(interactions)
     able = np.flatnonzero(last.sizes > max(given, 1))
     drawn = np.full(len(users), _TRAIN, np.int8)
-    drawn[able] = _drawn(IdMap(users.take(able)), share, rng, "users with enough items")
+    drawn[able] = _drawn(IdMap(users.take(able)), share, seed, "users with enough items")
     ahead = np.maximum(np.round((1 - given) * last.size), 1) if given < 1 else last.size - given
     asked = (drawn[last.user] != _TRAIN) & (last.left < np.minimum(ahead, last.size - 1))
     part = _hold_out(interactions, last.rows[asked], drawn[last.user[asked]])
     of_user = drawn[interactions.user]
     valid_history = (part == _TRAIN) & (of_user == _VALID)
     test_history = (part == _TRAIN) & (of_user == _TEST)
-    facts = {"share": float(share), "given": float(given), "seed": int(rng), "ties": _IN_ORDER}
+    facts = {"share": float(share), "given": float(given), "seed": int(seed), "ties": _IN_ORDER}
     facts |= _repeats(interactions, part)
     part[valid_history | test_history] = _OUT
+
     return _from_parts("cold-users", interactions, part, facts, known=test_history, known_early=valid_history)
 
 
-def random_per_user(interactions: Interactions, *, share: float = 0.1, rng: int = 0) -> Split:
+def random_per_user(interactions: Interactions, *, share: float = 0.1, seed: int = 0) -> Split:
     """A random share of each user's items for valid and another for test, with all their events; the rest is train.
 
     Meant for what has no order, such as labels and ratings: on a timed log models see the future (`time_cut` does not
@@ -208,7 +220,7 @@ def random_per_user(interactions: Interactions, *, share: float = 0.1, rng: int 
     Args:
         interactions: the log, timed or not.
         share: of each user's distinct items, for valid and for test each.
-        rng: seed.
+        seed: random seed.
 
     Raises:
         InputError: a share out of range, or too few items.
@@ -217,8 +229,8 @@ def random_per_user(interactions: Interactions, *, share: float = 0.1, rng: int 
     width = max(len(interactions.items), 1)
     codes, keys = pd.factorize(pair_keys(interactions))
     user, item = np.divmod(np.asarray(keys, np.int64), width)
-    luck = _hash(interactions.users, rng)
-    mixed = pd.util.hash_array(pd.util.hash_array(luck)[user] ^ _hash(interactions.items, rng)[item])
+    luck = _hash(interactions.users, seed)
+    mixed = pd.util.hash_array(pd.util.hash_array(luck)[user] ^ _hash(interactions.items, seed)[item])
     order = np.lexsort((keys, mixed, user))
     sizes = np.bincount(user, minlength=len(interactions.users))
     rank = np.empty(len(keys), np.int64)
@@ -227,7 +239,8 @@ def random_per_user(interactions: Interactions, *, share: float = 0.1, rng: int 
     tests = np.minimum(np.floor(share * sizes + chance), most)[user]
     both = np.minimum(np.floor(2 * share * sizes + chance), most)[user]
     part = np.select([rank < tests, rank < both], [_TEST, _VALID], _TRAIN).astype(np.int8)[codes]
-    facts = {"share": float(share), "seed": int(rng), "ties": _NO_TIES, "events": len(interactions), "left_out": {}}
+    facts = {"share": float(share), "seed": int(seed), "ties": _NO_TIES, "events": len(interactions), "left_out": {}}
+
     return _from_parts("random-per-user", interactions, part, facts, known=part <= _VALID)
 
 
@@ -261,10 +274,13 @@ def given(
     parts = [part for part in (train, valid, test, history) if part is not None]
     ranked = [ids if ids is None or isinstance(ids, IdMap) else IdMap(ids) for ids in (valid_items, test_items)]
     users, items = train.users, train.items
+
     for part in parts[1:]:
         users, items = users.union(part.users), items.union(part.items)
+
     for ids in ranked:
         items = items if ids is None else items.union(ids)
+
     train, valid, test = (over_ids(part, users, items) for part in (train, valid, test))
     known = [train, joined_logs(train, valid)] if history is None else [over_ids(history, users, items)] * 2
     facts = {
@@ -278,6 +294,7 @@ def given(
             "test": earlier_than_history(test, known[1]),
         },
     }
+
     return _checked(Split(train, valid, test, known[0], known[1], ranked[0], ranked[1], "given", facts))
 
 
@@ -313,20 +330,21 @@ def _hold_out(events: Interactions, rows: NDArray[np.int64], parts: Any) -> NDAr
 
 
 def _new_items(
-    name: str, events: Interactions, group: NDArray[np.int64], names: IdMap, share: float, rng: int
+    name: str, events: Interactions, group: NDArray[np.int64], names: IdMap, share: float, seed: int
 ) -> Split:
     """The events of drawn groups of items held out; `group` (items,) points into `names`."""
     active = np.bincount(events.item, minlength=len(events.items)) > 0
     used = np.unique(group[active])
     drawn = np.full(len(names), _TRAIN, np.int8)
     what = "items" if name == "cold-items" else "groups"
-    drawn[used] = _drawn(IdMap(names.take(used)), share, rng, f"{what} with events")
+    drawn[used] = _drawn(IdMap(names.take(used)), share, seed, f"{what} with events")
     of_item = drawn[group]
     part = of_item[events.item]
     known = part == _TRAIN
     part, counts = _answerable(events, part, known, known)
-    facts = {"share": float(share), "seed": int(rng), what: len(used), "ties": _NO_TIES, **counts}
+    facts = {"share": float(share), "seed": int(seed), what: len(used), "ties": _NO_TIES, **counts}
     ranked = [IdMap(events.items.take(np.flatnonzero(active & (of_item == code)))) for code in (_VALID, _TEST)]
+
     return _from_parts(name, events, part, facts, known=known, ranked=(ranked[0], ranked[1]))
 
 
@@ -340,6 +358,7 @@ def _answerable(
     keys, part = pair_keys(events), part.copy()
     reasons: dict[str, int] = {}
     strangers: dict[str, int] = {}
+
     for name, code, history in (("valid", _VALID, early), ("test", _TEST, known)):
         asked = part == code
         strange = asked & (np.bincount(events.user[history], minlength=len(events.users)) == 0)[events.user]
@@ -347,6 +366,7 @@ def _answerable(
         part[strange | seen] = _OUT
         reasons |= {f"{name}: user without history": int(strange.sum()), f"{name}: already had": int(seen.sum())}
         strangers[name] = len(np.unique(events.user[strange]))
+
     return part, {"events": len(events), "left_out": reasons, "users_without_history": strangers}
 
 
@@ -374,6 +394,7 @@ def _checked(split: Split) -> Split:
     for name in ("train", "valid", "test"):
         if not len(getattr(split, name)):
             raise InputError(f"{split.name}: no event is left for {name}; the facts so far: {dict(split.facts)}")
+
     return split
 
 
@@ -382,42 +403,49 @@ def _check_share(share: float) -> None:
         raise InputError(f"share must lie between 0 and 0.5, for valid and test each take that much; got {share}")
 
 
-def _drawn(ids: IdMap, share: float, rng: int, what: str) -> NDArray[np.int8]:
+def _drawn(ids: IdMap, share: float, seed: int, what: str) -> NDArray[np.int8]:
     """(n,) part of each id; the draw depends on the seed and the set of ids, not on their order."""
     _check_share(share)
     count = max(1, round(share * len(ids)))
     if 2 * count >= len(ids):
         raise InputError(f"{len(ids)} {what} are too few to take {count} for valid, {count} for test and keep some")
+
     part = np.full(len(ids), _TRAIN, np.int8)
-    order = np.argsort(_hash(ids, rng), kind="stable")
+    order = np.argsort(_hash(ids, seed), kind="stable")
     part[order[:count]], part[order[count : 2 * count]] = _TEST, _VALID
+
     return part
 
 
-def _hash(ids: IdMap, rng: int) -> NDArray[np.uint64]:
+def _hash(ids: IdMap, seed: int) -> NDArray[np.uint64]:
     """(n,) one number per id, the same wherever the id stands in the log and whatever else is there."""
     spelled = np.array([repr(value) for value in ids.ids.tolist()], dtype=object)
-    return pd.util.hash_array(spelled, hash_key=f"{rng % 10**16:016d}", categorize=False)
+    return pd.util.hash_array(spelled, hash_key=f"{seed % 10**16:016d}", categorize=False)
 
 
 def _cuts(time: NDArray[np.float64], valid: float, test: float) -> tuple[float, float]:
     """First times of valid and test: the distinct times whose later events come nearest to the shares."""
     if not (valid > 0 and test > 0 and valid + test < 1):
         raise InputError(f"valid and test must be positive shares that leave some for train, got {valid} and {test}")
+
     times, counts = np.unique(time, return_counts=True)
     if len(times) < 3:
         raise InputError(f"the log has {len(times)} distinct times; a cut into three parts needs 3 at least")
+
     later = np.cumsum(counts[::-1])[::-1]  # events at this time or after it
     end = 2 + int(np.argmin(np.abs(later[2:] - test * len(time))))
     start = 1 + int(np.argmin(np.abs(later[1:end] - later[end] - valid * len(time))))
+
     return float(times[start]), float(times[end])
 
 
 def _seconds(moment: float | str | datetime) -> float:
     if isinstance(moment, (int, float, np.number)):
         return float(moment)
+
     try:
         stamp = pd.Timestamp(moment)
     except (ValueError, TypeError):
         raise InputError(f"{moment!r} is no moment; give seconds since 1970, a datetime or ISO 8601 text") from None
+
     return float((stamp.tz_localize("UTC") if stamp.tz is None else stamp).timestamp())

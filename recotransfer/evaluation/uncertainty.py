@@ -36,7 +36,7 @@ class Difference(NamedTuple):
     p: float
 
 
-def interval(values: ArrayLike, *, draws: int = 2000, rng: int = 0) -> Estimate:
+def interval(values: ArrayLike, *, draws: int = 2000, seed: int = 0) -> Estimate:
     """The mean of `values` (users,) with the 2.5 and 97.5 percentiles of its bootstrap over users.
 
     NaN is left out. Without users all three are NaN; one user has a mean but no interval.
@@ -49,10 +49,11 @@ def interval(values: ArrayLike, *, draws: int = 2000, rng: int = 0) -> Estimate:
     Estimate(value=1.0, low=1.0, high=1.0)
     """
     known = _numbers(values)
-    return _interval(known[~np.isnan(known)], draws, rng)
+
+    return _interval(known[~np.isnan(known)], draws, seed)
 
 
-def paired(values: ArrayLike, against: ArrayLike, *, draws: int = 2000, rng: int = 0) -> Difference:
+def paired(values: ArrayLike, against: ArrayLike, *, draws: int = 2000, seed: int = 0) -> Difference:
     """Mean of `values - against` over the same users, its paired bootstrap interval, and the two-sided paired t-test.
 
     The t-test was the most trustworthy of the usual tests on such values in Urbano, Lima and Hanjalic, "Statistical
@@ -66,9 +67,11 @@ def paired(values: ArrayLike, against: ArrayLike, *, draws: int = 2000, rng: int
     left, right = _numbers(values), _numbers(against)
     if left.shape != right.shape:
         raise InputError(f"{len(left)} values against {len(right)}; give one of each per user, in the same order")
+
     both = ~(np.isnan(left) | np.isnan(right))
     left, right = left[both], right[both]
-    return Difference(*_interval(left - right, draws, rng), p=_p_value(left, right))
+
+    return Difference(*_interval(left - right, draws, seed), p=_p_value(left, right))
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:
@@ -86,9 +89,11 @@ def holm(p: ArrayLike) -> NDArray[np.float64]:
     given = _numbers(p)
     if (wrong := given[(given < 0) | (given > 1)]).size:
         raise InputError(f"p values lie between 0 and 1, got {wrong[0]:g}")
+
     out = given.copy()
     order = np.argsort(given)[: np.count_nonzero(~np.isnan(given))]  # NaN sorts last
     out[order] = np.minimum(np.maximum.accumulate(given[order] * np.arange(len(order), 0, -1)), 1)
+
     return out
 
 
@@ -98,18 +103,22 @@ def _numbers(values: ArrayLike) -> NDArray[np.float64]:
         raise InputError(f"values must be a flat list, one per user, got shape {out.shape}")
     if np.isinf(out).any():
         raise InputError(f"value {int(np.flatnonzero(np.isinf(out))[0])} is infinite; give finite values, or NaN")
+
     return out
 
 
-def _interval(values: NDArray[np.float64], draws: int, rng: int) -> Estimate:
+def _interval(values: NDArray[np.float64], draws: int, seed: int) -> Estimate:
     if draws < 1:
         raise InputError(f"draws must be at least 1, got {draws}")
     if not len(values):
         return Estimate(math.nan, math.nan, math.nan)
+
     value = float(values.mean())
     if len(values) == 1:
         return Estimate(value, math.nan, math.nan)
-    low, high = np.percentile(_means(values, draws, np.random.default_rng(rng)), [2.5, 97.5])
+
+    low, high = np.percentile(_means(values, draws, np.random.default_rng(seed)), [2.5, 97.5])
+
     return Estimate(value, float(low), float(high))
 
 
@@ -119,9 +128,11 @@ def _means(values: NDArray[np.float64], draws: int, rng: np.random.Generator) ->
     distinct, counts = np.unique(values, return_counts=True)
     if len(distinct) == 1:
         return np.full(draws, distinct[0])  # sums of equal values may round
+
     few = n >= _FEW * len(distinct)
     if not few:
         values = np.sort(values)
+
     out = np.empty(draws)
     step = max(1, _BLOCK // (len(distinct) if few else n))
     for start in range(0, draws, step):
@@ -130,6 +141,7 @@ def _means(values: NDArray[np.float64], draws: int, rng: np.random.Generator) ->
             out[start : start + rows] = rng.multinomial(n, counts / n, size=rows) @ distinct / n
         else:
             out[start : start + rows] = values[rng.integers(n, size=(rows, n))].mean(axis=1)
+
     return out
 
 
@@ -138,35 +150,41 @@ def _p_value(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
 
     if len(left) < 2:
         return math.nan
+
     difference = left - right
     rounding = 1e-12 * max(np.abs(left).max(), np.abs(right).max())
     if np.ptp(difference) <= rounding:
         return 0.0 if np.abs(difference).max() > rounding else 1.0
+
     return float(stats.ttest_rel(left, right).pvalue)
 
 
 def resampled(
-    statistic: Callable[[NDArray[np.int64]], float], groups: ArrayLike, *, draws: int = 1000, rng: int = 0
+    statistic: Callable[[NDArray[np.int64]], float], groups: ArrayLike, *, draws: int = 1000, seed: int = 0
 ) -> NDArray[np.float64]:
     """(draws,) values of a statistic over rows whose groups were drawn with replacement: the cluster bootstrap.
 
-    For figures that are no mean over users: areas under curves, F1, BLEU. Two arms given the same groups and seed see
+    For figures that are no mean over users: areas under curves, F1, BLEU. Two variants given the same groups and seed
+        see
     the same draws, so their values may be subtracted one by one.
 
     Args:
         statistic: the figure of the rows at these positions (a row may come several times).
         groups: (rows,) what is drawn as a whole: patients, pictures, or the rows themselves.
         draws: number of draws.
-        rng: seed.
+        seed: random seed.
     """
     if draws < 1:
         raise InputError(f"draws must be at least 1, got {draws}")
+
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     order = np.argsort(group, kind="stable")
     parts = np.split(order, np.cumsum(np.bincount(group))[:-1])
-    generator = np.random.default_rng(rng)
+    generator = np.random.default_rng(seed)
     out = np.empty(draws)
+
     for at in range(draws):
         drawn = generator.integers(len(parts), size=len(parts))
         out[at] = statistic(np.concatenate([parts[i] for i in drawn]))
+
     return out

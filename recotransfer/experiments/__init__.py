@@ -5,9 +5,9 @@ from __future__ import annotations
 from recotransfer.experiments.item_splits import SIDES, dealt, few_shot, fold_items, grouped, named_parts, split_items
 from recotransfer.experiments.problem import (
     LABEL_METRICS,
-    Answers,
-    Case,
     Metric,
+    Predictions,
+    Problem,
     accuracy,
     area_under_curve,
     column,
@@ -23,10 +23,10 @@ from recotransfer.experiments.tuning import Tuned, lists_for, tune
 __all__ = [
     "LABEL_METRICS",
     "SIDES",
-    "Answers",
-    "Case",
     "Metric",
     "Outcome",
+    "Predictions",
+    "Problem",
     "Tuned",
     "accuracy",
     "area_under_curve",

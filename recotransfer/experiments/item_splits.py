@@ -31,18 +31,21 @@ def split_items(
     place = named_parts(part)
     if len(place) != len(relations.items):
         raise InputError(f"{len(place)} parts for {len(relations.items)} items; give one per item")
+
     if (number := grouped(groups, len(place))) is not None and groups is not None:
         table = pd.DataFrame({"number": number, "part": place})
         parts = table[np.isin(place, SIDES)].groupby("number")["part"].nunique()
         if (torn := parts.index[parts > 1]).size:
             name = groups[int(np.flatnonzero(number == torn[0])[0])]
             raise InputError(f"group {name!r} stands in two parts; deal out whole groups, as fold_items does")
+
     of_event = place[relations.item]
     rows = {key: relations.select(np.flatnonzero(of_event == key)) for key in SIDES}
     ranked = {key: IdMap(relations.items.take(np.flatnonzero(place == key))) for key in ("valid", "test")}
     train = rows["train"]
     if not len(train) or not len(rows["test"]):
         raise InputError("no relation is left to learn from, or none to judge on; look at the parts of the items")
+
     return Split(train, rows["valid"], rows["test"], train, train, ranked["valid"], ranked["test"], name)
 
 
@@ -52,7 +55,7 @@ def named_parts(part: ArrayLike) -> NDArray[Any]:
 
 
 def fold_items(
-    relations: Interactions, *, folds: int = 5, valid: float = 0.15, groups: Sequence[Any] | None = None, rng: int = 0
+    relations: Interactions, *, folds: int = 5, valid: float = 0.15, groups: Sequence[Any] | None = None, seed: int = 0
 ) -> Iterator[Split]:
     """Splits in which each labelled item is in the test once, stratified by its first label; groups stay together.
 
@@ -61,7 +64,7 @@ def fold_items(
         folds: number of splits.
         valid: share of what is not in the test that settings are chosen on.
         groups: (items,) such as patients.
-        rng: seed.
+        seed: random seed.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -76,13 +79,15 @@ def fold_items(
             f"{folds} folds cannot be made of {len(item)} records in {len(np.unique(group))} groups: each needs "
             "a group, and a record of the commonest label; give more records, or fewer folds, 2 at least"
         )
-    for rest, test in StratifiedGroupKFold(folds, shuffle=True, random_state=rng).split(item, label, group):
+
+    for rest, test in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(item, label, group):
         part = np.full(len(relations.items), "", dtype=object)
         part[item[test]] = "test"
         inner = min(max(2, round(1 / valid)), _most_folds(label[rest], group[rest]))
         if inner < 2:
             raise InputError(f"{folds} folds leave one group to learn from and to validate on; give more groups")
-        cut = StratifiedGroupKFold(inner, shuffle=True, random_state=rng).split(rest, label[rest], group[rest])
+
+        cut = StratifiedGroupKFold(inner, shuffle=True, random_state=seed).split(rest, label[rest], group[rest])
         train, held = next(iter(cut))
         part[item[rest[train]]], part[item[rest[held]]] = "train", "valid"
         yield split_items(relations, part, name=f"{folds} folds")
@@ -100,14 +105,16 @@ def grouped(groups: Sequence[Any] | None, count: int, what: str = "groups") -> N
         return None
     if len(groups) != count:
         raise InputError(f"{len(groups)} {what} for {count} records; give one per record")
+
     found = np.asarray(pd.factorize(np.fromiter(groups, dtype=object, count=count))[0], np.int64)
     missing = np.flatnonzero(found < 0)
     found[missing] = found.max(initial=-1) + 1 + np.arange(len(missing))
+
     return found
 
 
 def dealt(
-    labels: Sequence[Any], *, test: float = 0.2, groups: Sequence[Any] | None = None, rng: int = 0
+    labels: Sequence[Any], *, test: float = 0.2, groups: Sequence[Any] | None = None, seed: int = 0
 ) -> NDArray[Any]:
     """(n,) "train", "valid" or "test" of each labelled record by lot, each label in proportion; "" without a label.
 
@@ -115,25 +122,28 @@ def dealt(
     """
     if not 0 < test <= 0.5:
         raise InputError(f"test must be a share above 0 and at most a half, got {test}")
+
     relations = Interactions.from_labels(labels, IdMap(np.arange(len(labels))))
-    split = next(fold_items(relations, folds=round(1 / test), groups=groups, rng=rng))
+    split = next(fold_items(relations, folds=round(1 / test), groups=groups, seed=seed))
     out = np.full(len(labels), "", dtype=object)
+
     for part in ("train", "valid", "test"):
         out[getattr(split, part).item] = part
+
     return out
 
 
-def few_shot(split: Split, examples: int, *, known: Interactions | None = None, rng: int = 0) -> Split:
+def few_shot(split: Split, examples: int, *, known: Interactions | None = None, seed: int = 0) -> Split:
     """The same split with few relations to learn from, drawn by lot, and none to choose settings on.
 
     Args:
         split: over any items.
         examples: training relations kept of each user; 0 is zero-shot.
         known: relations to learn from besides, such as those of `described`.
-        rng: seed.
+        seed: random seed.
     """
     train = split.train
-    lot = pd.Series(np.random.default_rng(rng).random(len(train)))
+    lot = pd.Series(np.random.default_rng(seed).random(len(train)))
     few = train.select(np.flatnonzero((lot.groupby(train.user).rank(method="first") <= examples).to_numpy()))
     if known is not None:
         items = train.items.union(known.items)
@@ -143,9 +153,12 @@ def few_shot(split: Split, examples: int, *, known: Interactions | None = None, 
         few = Interactions(
             few.users, items, user, np.concatenate([e.item for e in both]), np.concatenate([e.weight for e in both])
         )
+
     if not len(few):
         raise InputError("no relation is left to learn from; give examples, or descriptions of the subjects as known")
+
     nothing = split.valid.select(np.empty(0, np.int64))
+
     return replace(split, train=few, valid=nothing, valid_history=few, test_history=few)
 
 
@@ -158,4 +171,5 @@ def training_and_validation(split: Split) -> Interactions:
     """Train and validation relations as one."""
     if not len(split.valid):
         return split.train
+
     return split.known_before_test()

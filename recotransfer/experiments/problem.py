@@ -1,4 +1,4 @@
-"""A problem of any domain (`Case`), its answers and their metrics."""
+"""A problem of any domain (`Problem`), its predictions and their metrics."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from recotransfer.evaluation.split import Split
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What a model answered, one row per unit asked.
 
     Attributes:
-        units: (n,) ids of the items whose labels, or the subjects whose items, were asked for.
-        options: what could be answered: labels or items.
-        truth: (n, options) bool.
-        scores: (n, options) float32, greater is better; -inf where an option was not up for choice. A label that got no
-            score stands with the lowest of its unit; all labels of a unit without content share alike.
-        groups: (n,) units of one group (a patient, a picture) are drawn together in intervals.
+        queries: (n,) ids of the items whose labels, or the subjects whose items, were asked for.
+        candidates: what could be answered: labels or items.
+        truth: (n, candidates) bool.
+        scores: (n, candidates) float32, greater is better; -inf where an option was not up for choice. A label that got
+            no score stands with the lowest of its unit; all labels of a unit without content share alike.
+        groups: (n,) queries of one group (a patient, a picture) are drawn together in intervals.
     """
 
-    units: NDArray[Any]
-    options: IdMap
+    queries: NDArray[Any]
+    candidates: IdMap
     truth: NDArray[np.bool_]
     scores: NDArray[np.float32]
     groups: NDArray[Any]
 
-    def take(self, rows: NDArray[np.int64]) -> Answers:
-        """The answers at these rows."""
-        return Answers(self.units[rows], self.options, self.truth[rows], self.scores[rows], self.groups[rows])
+    def take(self, rows: NDArray[np.int64]) -> Predictions:
+        """The predictions at these rows."""
+        return Predictions(self.queries[rows], self.candidates, self.truth[rows], self.scores[rows], self.groups[rows])
 
     @property
     def best(self) -> NDArray[Any]:
         """(n,) the option with the greatest score, the first of those that share it."""
-        return self.options.take(self.scores.argmax(axis=1))
+        return self.candidates.take(self.scores.argmax(axis=1))
 
     @property
     def unanswered(self) -> NDArray[np.bool_]:
@@ -51,37 +51,37 @@ class Answers:
         return np.asarray(self.scores.max(axis=1) == self.scores.min(axis=1))
 
 
-Metric = Callable[[Answers], float]
+Metric = Callable[[Predictions], float]
 
 
-def accuracy(a: Answers) -> float:
-    """Share of units whose best option is true."""
+def accuracy(a: Predictions) -> float:
+    """Share of queries whose best option is true."""
     return float((a.truth[np.arange(len(a.truth)), a.scores.argmax(axis=1)] & ~a.unanswered).mean())
 
 
-def macro_f1(a: Answers) -> float:
-    """Mean F1 over the options that occur, of units with one true option each."""
+def macro_f1(a: Predictions) -> float:
+    """Mean F1 over the candidates that occur, of queries with one true option each."""
     true = a.truth.argmax(axis=1)
     told = np.where(a.unanswered, (true + 1) % a.truth.shape[1], a.scores.argmax(axis=1))
     return float(np.nanmean(f1(true, told, a.truth.shape[1])))
 
 
-def area_under_curve(a: Answers) -> float:
-    """Mean area under the ROC curve of each option against the rest, of units with one true option each.
+def area_under_curve(a: Predictions) -> float:
+    """Mean area under the ROC curve of each option against the rest, of queries with one true option each.
 
-    NaN where all units have the same.
+    NaN where all queries have the same.
     """
     each = roc_auc(a.truth.argmax(axis=1), a.scores)
     return float("nan") if np.isnan(each).all() else float(np.nanmean(each))
 
 
-def expected_calibration_error(a: Answers) -> float:
+def expected_calibration_error(a: Predictions) -> float:
     """Gap between probability and accuracy; smaller is better. The scores must be probabilities."""
     return calibration_error(a.truth.argmax(axis=1), a.scores)
 
 
-def mean_average_precision(a: Answers) -> float:
-    """Mean over units of the average precision of the ranked options; units without a true option do not count."""
+def mean_average_precision(a: Predictions) -> float:
+    """Mean average precision of the ranked candidates over the queries that have a true one."""
     ranked = _ranked(a)
     found = ranked.sum(axis=1)
     precision = np.cumsum(ranked, axis=1) / np.arange(1, ranked.shape[1] + 1)
@@ -89,14 +89,14 @@ def mean_average_precision(a: Answers) -> float:
     return float(each[found > 0].mean())
 
 
-def mean_reciprocal_rank(a: Answers) -> float:
-    """Mean over units of 1 / the place of the first true option; units without a true option do not count."""
+def mean_reciprocal_rank(a: Predictions) -> float:
+    """Mean over queries of 1 / the place of the first true option; queries without a true option do not count."""
     ranked = _ranked(a)
     return float((1 / (1 + ranked.argmax(axis=1)))[ranked.any(axis=1)].mean())
 
 
-def _ranked(a: Answers) -> NDArray[np.bool_]:
-    """(n, options) truth in the order of the scores."""
+def _ranked(a: Predictions) -> NDArray[np.bool_]:
+    """(n, candidates) truth in the order of the scores."""
     return np.take_along_axis(a.truth, np.argsort(-a.scores, axis=1, kind="stable"), axis=1)
 
 
@@ -104,18 +104,18 @@ LABEL_METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "macro F1": macro_f
 
 
 @dataclass(frozen=True)
-class Case:
-    """A problem: records as items and relations, and how answers are judged.
+class Problem:
+    """A problem: records as items and relations, and how predictions are judged.
 
     Attributes:
         name: what it is called in tables.
         items: everything that has content, of all parts.
         split: relations to learn from, to choose settings by, and to judge on.
-        metrics: name -> figure of answers, greater is better; the first chooses settings.
+        metrics: name -> figure of predictions, greater is better; the first chooses settings.
         encoders: what reads the items; None leaves that to the task.
         parts: vectors of `items`, where they do not come from an encoder one item at a time (patches of pictures).
         asks: "labels" asks each item of the test for its users, "items" each user of the test for their items.
-        groups: (items or users,) group of each unit, over the split's map; None draws units one by one.
+        groups: (items or users,) group of each unit, over the split's map; None draws queries one by one.
         candidates: pairs that are up for choice where "items" are asked for; None is every item that the split ranks.
         unlabelled: items that may be looked at without a label; those with a relation in train always are.
     """
@@ -135,7 +135,7 @@ class Case:
         if self.asks not in ("labels", "items"):
             raise InputError(f'asks must be "labels" or "items", got {self.asks!r}')
         if not self.metrics:
-            raise InputError(f"the case {self.name!r} has no metric; name one at least, the first chooses settings")
+            raise InputError(f"the problem {self.name!r} has no metric; name one at least, the first chooses settings")
 
 
 def described(items: Items, texts: Mapping[Any, str], column: str) -> tuple[Items, Interactions]:
@@ -146,12 +146,14 @@ def described(items: Items, texts: Mapping[Any, str], column: str) -> tuple[Item
     """
     if column not in items.columns.columns:
         raise InputError(f"the items have no column {column!r}; they have {list(items.columns.columns)}")
+
     about = IdMap([("about", subject) for subject in texts])
     ids = items.ids.union(about)
     more = pd.DataFrame({column: list(texts.values())})
     both = Items(ids, pd.concat([items.columns, more], ignore_index=True), items.kinds)
     users = IdMap(list(texts))
     rows = np.arange(len(users))
+
     return both, Interactions(users, ids, rows, ids.positions(about.ids), np.ones(len(users), np.float32))
 
 
@@ -160,4 +162,5 @@ def column(values: Sequence[Any], name: str) -> pd.DataFrame:
     cells = np.empty(len(values), dtype=object)
     for at, value in enumerate(values):
         cells[at] = value
+
     return pd.DataFrame({name: cells})

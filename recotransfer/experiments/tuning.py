@@ -60,7 +60,7 @@ def tune(
     allow: ArrayLike | None = None,
     trials: int = 20,
     k: int = 10,
-    rng: int = 0,
+    seed: int = 0,
     parts: Sequence[Embeddings] | None = None,
     journal: Path | None = None,
 ) -> Tuned:
@@ -77,7 +77,7 @@ def tune(
         allow: rank only these items (the cold items of a cold-start protocol, say).
         trials: models to fit.
         k: length of the lists.
-        rng: seed.
+        seed: random seed.
         parts: what `task.encode` gave for these items, to save encoding them twice; not for a task with tuners.
         journal: file that keeps finished trials; with it an interrupted search goes on and ends in the same choice, and
             one that is done goes on where `trials` is greater.
@@ -87,6 +87,7 @@ def tune(
         raise InputError(f"{type(task.recommender).__name__} has nothing to tune; fit it without trials")
     if trials < 1 or k < 1:
         raise InputError(f"trials and k must be at least 1, got trials={trials}, k={k}")
+
     catalogue = items.ids.union(interactions.items)
     # An unknown id is named before any work.
     allowed = None if allow is None else Filter(allow=np.asarray(allow)).mask(catalogue, None)
@@ -94,10 +95,13 @@ def tune(
     if task.tuners:
         if parts is not None:
             raise InputError("vectors are given, but the task has tuners; leave parts out, or give task.tuned(...)")
+
         task = task.tuned(items, train)
+
     parts = task.encode(items) if parts is None else parts
     if not parts and (task.transfers or task.weights):
         raise InputError("transfers and weights are for vectors, and there are none without content; give encoders")
+
     fusion = Fusion(weights=task.weights).fit(parts) if parts else None
     names = [name for name, _ in fusion.transform(parts).blocks] if fusion is not None and len(parts) > 1 else []
 
@@ -105,10 +109,12 @@ def tune(
     def content(weights: tuple[tuple[str, float], ...]) -> Embeddings | None:
         if fusion is None:
             return None
+
         fusion.weights = dict(weights) or None
         vectors = fusion.transform(parts)
         for transfer in task.transfers:
             vectors = copy.copy(transfer).fit(vectors, train).transform(vectors)
+
         return vectors
 
     def score(values: Mapping[str, Any]) -> dict[str, float]:
@@ -130,12 +136,13 @@ def tune(
         "histories": "the log" if histories is None else digest_of_events(histories),
         "allow": "all items" if allowed is None else digest(allowed),
         "k": k,
-        "seed": rng,
+        "seed": seed,
         "package": __version__,
     }
-    rows = _search(score, start, bounds, trials, rng, task.progress, _Journal(journal, job))
+    rows = _search(score, start, bounds, trials, seed, task.progress, _Journal(journal, job))
     best = max(rows, key=lambda row: row[Tuned.metric])
     params, weights = _split({name: best[name] for name in bounds})
+
     return Tuned(task.recommender.with_settings(params).params(), weights, pd.DataFrame(rows), parts)
 
 
@@ -156,6 +163,7 @@ def lists_for(
     filter = None if allow is None else Filter(allow=np.asarray(allow))
     if histories is None or model.scores_new_users:
         return model.recommend(users, k, filter=filter, histories=histories)
+
     users = users[model.events_.users.positions(users, missing="negative") >= 0]
     seen = histories.with_items(model.catalogue_)
     row = IdMap(users).positions(seen.users.ids, missing="negative")[seen.user]
@@ -168,6 +176,7 @@ def lists_for(
     positions, scores = found.positions.copy(), found.scores.copy()
     positions[own], scores[own] = -1, -np.inf
     at = np.arange(len(users))[:, None]
+
     return Recommendations(found.users, found.catalogue, positions[at, kept], scores[at, kept])
 
 
@@ -177,9 +186,12 @@ class _Journal:
     rows: list[dict[str, Any]]
 
     def __init__(self, path: Path | None, job: Mapping[str, Any]) -> None:
-        self.path, self.job, self.rows = path, json.loads(json.dumps(job)), []
+        self.path = path
+        self.job = json.loads(json.dumps(job))
+        self.rows = []
         if path is None or not path.exists():
             return
+
         earlier = read_json(path)
         before, rows = earlier.get("job"), earlier.get("trials")
         if not isinstance(before, dict) or not isinstance(rows, list):
@@ -187,6 +199,7 @@ class _Journal:
         if changed := sorted(name for name in self.job if before.get(name) != self.job[name]):
             raise InputError(f"{path} holds the trials of another search: {', '.join(changed)} changed; "
                              "give another folder, or the same settings")  # fmt: skip
+
         self.rows = rows
 
     def add(self, row: dict[str, Any]) -> None:
@@ -200,7 +213,7 @@ def _search(
     start: dict[str, Any],
     bounds: Mapping[str, tuple[float, float]],
     trials: int,
-    rng: int,
+    seed: int,
     progress: bool,
     journal: _Journal,
 ) -> list[dict[str, Any]]:
@@ -216,16 +229,19 @@ def _search(
     study = optuna.create_study(direction="maximize")
     ranges = {name: _distribution(low, high) for name, (low, high) in bounds.items()}
     inside = all(start[name] is not None and low <= start[name] <= high for name, (low, high) in bounds.items())
+
     for number in tqdm(range(trials), desc="choosing settings", disable=None if progress else True):
         trial = None
         if number == len(journal.rows):
             if number:
                 # Trials are few: a quarter of them at random, the others near what did well.
                 few = trials // 4
-                study.sampler = optuna.samplers.TPESampler(seed=rng + number, n_startup_trials=few, multivariate=True)
+                study.sampler = optuna.samplers.TPESampler(seed=seed + number, n_startup_trials=few, multivariate=True)
                 trial = study.ask(ranges)
+
             values = start if trial is None else trial.params
             journal.add({**values, **score(values)})
+
         row = journal.rows[number]
         if trial is not None:
             study.tell(trial, row[Tuned.metric])
@@ -233,6 +249,7 @@ def _search(
             params = {name: row[name] for name in bounds}
             done = optuna.trial.create_trial(params=params, distributions=ranges, value=row[Tuned.metric])
             study.add_trial(done)
+
     return journal.rows[:trials]
 
 
@@ -245,11 +262,13 @@ def _held_out(
     else:
         users = (interactions if histories is None else histories).users
         valid = valid.select((users.positions(valid.users.ids, missing="negative") >= 0)[valid.user])
+
     if not len(valid):
         raise InputError(
             "no events to choose settings on; users need at least three items each, or give validation events of users "
             "in the log"
         )
+
     return interactions, valid
 
 
@@ -264,4 +283,5 @@ def _distribution(low: float, high: float) -> Any:
 
     if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high, log=True)
+
     return FloatDistribution(low, high, log=True)

@@ -37,11 +37,13 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:
@@ -64,11 +66,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+
     try:
         yield folder
         for part in _files(folder):
             with part.open("rb") as file:
                 os.fsync(file.fileno())
+
         os.chmod(folder, 0o777 & ~_umask())
         _swap_in(folder, path)
     except BaseException:
@@ -98,8 +102,10 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
         value = None
+
     if not isinstance(value, dict):
         raise InputError(f"{path} is damaged; give another folder, or remove this one and begin again")
+
     return value
 
 
@@ -119,6 +125,7 @@ def digest(*arrays: Any) -> str:
         else:
             for value in array.tolist():
                 out.update(f"{type(value).__name__}:{value!r}\0".encode("utf-8", "surrogatepass"))
+
     return out.hexdigest()
 
 
@@ -126,7 +133,8 @@ class ArtifactWriter:
     """Collects the parts of one folder; use through `write_artifact`."""
 
     def __init__(self, folder: Path, prefix: str = "") -> None:
-        self.folder, self.prefix = folder, prefix
+        self.folder = folder
+        self.prefix = prefix
 
     def within(self, name: str) -> ArtifactWriter:
         """A writer into the same folder whose part names begin with `name.`."""
@@ -136,12 +144,14 @@ class ArtifactWriter:
         path = self.folder / (self.prefix + file)
         if path.exists():
             raise ValueError(f"part {path.name} is written twice")
+
         return path
 
     def array(self, name: str, values: NDArray[Any]) -> None:
         """Store a numeric or boolean array."""
         if values.dtype == object:
             raise TypeError(f"array {name} has dtype object; store ids with .ids and tables with .table")
+
         np.save(self._path(f"{name}.npy"), np.ascontiguousarray(values), allow_pickle=False)
 
     def matrix(self, name: str, values: sparse.csr_array | NDArray[Any]) -> None:
@@ -149,6 +159,7 @@ class ArtifactWriter:
         if isinstance(values, np.ndarray):
             self.array(name, values)
             return
+
         self.array(f"{name}.data", values.data)
         self.array(f"{name}.indices", values.indices)
         self.array(f"{name}.indptr", values.indptr)
@@ -172,6 +183,7 @@ class ArtifactWriter:
         files = _files(source)
         if bad := next((f for f in files if f.suffix not in _MODEL_FILES), None):
             raise InputError(f"{bad} is neither text nor safetensors, so it is not stored with a model; remove it")
+
         for file in files:
             target = self._path(f"{name}/{source.absolute().name}/{file.relative_to(source).as_posix()}")
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +194,9 @@ class Artifact:
     """An opened folder; parts are checked against the manifest and read when asked for."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], prefix: str = "") -> None:
-        self.folder, self.manifest, self.prefix = folder, manifest, prefix
+        self.folder = folder
+        self.manifest = manifest
+        self.prefix = prefix
 
     def within(self, name: str) -> Artifact:
         """The parts whose names begin with `name.`, as `ArtifactWriter.within` wrote them."""
@@ -196,6 +210,7 @@ class Artifact:
     def _part(self, file: str) -> Path:
         if file not in self:
             raise ArtifactError(f"{self.folder}: part {self.prefix}{file} is not in {_MANIFEST}; save the model again")
+
         return self.folder / (self.prefix + file)
 
     def __contains__(self, file: str) -> bool:
@@ -210,6 +225,7 @@ class Artifact:
         """The matrix, sparse or dense as it was stored, over memory-mapped arrays."""
         if f"{name}.npy" in self:
             return self.array(name)
+
         rows, columns = (int(n) for n in self.array(f"{name}.shape"))
         parts = (self.array(f"{name}.data"), self.array(f"{name}.indices"), self.array(f"{name}.indptr"))
         return sparse.csr_array(parts, shape=(rows, columns), copy=False)
@@ -241,6 +257,7 @@ class Artifact:
             raise ArtifactError(f"{self.folder}: {start} is not as it was saved; restore it or save the model again")
         if bad := next((f for f in held if f.suffix not in _MODEL_FILES), None):
             raise ArtifactError(f"{bad} is neither text nor safetensors; restore the folder or save the model again")
+
         return Path(self.folder, start, names.pop())
 
 
@@ -259,6 +276,7 @@ def check_replaceable(path: Path) -> None:
             parts = set(json.loads((path / _MANIFEST).read_text(encoding="utf-8"))["parts"])
         except (OSError, ValueError, LookupError, TypeError):
             raise InputError(f"{path} holds other files; give a new folder, or that of an earlier model") from None
+
         if more := sorted(held - {_MANIFEST} - {part.split("/")[0] for part in parts}):
             raise InputError(f"{path} holds {more[0]!r} beside a model, which would be lost; move it away")
 
@@ -272,6 +290,7 @@ def write_artifact(path: str | Path, class_name: str, fill: Callable[[ArtifactWr
 
     path = Path(path)
     check_replaceable(path)
+
     with atomic_folder(path) as folder:
         fill(ArtifactWriter(folder))
         parts = {
@@ -285,6 +304,7 @@ def _swap_in(folder: Path, path: Path) -> None:
     if not path.exists():
         os.rename(folder, path)
         return
+
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
     os.rename(path, old / "was")
     try:
@@ -305,18 +325,21 @@ def open_artifact(path: str | Path) -> Artifact:
             raise ArtifactError(
                 f"{folder} has format {version}, this version reads {FORMAT}; install the version that wrote it"
             )
+
         parts = [(name, part["bytes"], part["sha256"]) for name, part in manifest["parts"].items()]
         _ = manifest["class"]
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{folder} holds no {_MANIFEST}; give the folder that `save` wrote") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
         raise ArtifactError(f"{folder / _MANIFEST} is damaged ({cause}); save the model again") from None
+
     for name, size, digest in parts:
         part = folder / name
         if not {"", ".", ".."}.isdisjoint(name.split("/")) or "\\" in name or not part.is_file():
             raise ArtifactError(f"{folder}: part {name} is missing; restore the folder or save the model again")
         if part.stat().st_size != size or sha256(part) != digest:
             raise ArtifactError(f"{folder}: part {name} was truncated or edited; restore it or save the model again")
+
     return Artifact(folder, manifest)
 
 
@@ -342,10 +365,12 @@ _KINDS = {bool: "bool", int: "int", float: "float", str: "str", bytes: "bytes", 
 def _ids_to_frame(ids: NDArray[Any]) -> pd.DataFrame:
     if ids.dtype != object:
         return pd.DataFrame({"id": ids})
+
     ids = np.fromiter((v.item() if isinstance(v, np.generic) else v for v in ids), dtype=object, count=len(ids))
     kinds = [_KINDS.get(type(v), "") for v in ids]
     if set(kinds) <= {"str"}:
         return pd.DataFrame({"id": pd.Series(ids, dtype="str")})
+
     text = []
     for kind, value in zip(kinds, ids, strict=True):
         try:
@@ -353,11 +378,13 @@ def _ids_to_frame(ids: NDArray[Any]) -> pd.DataFrame:
         except KeyError:
             what = f"id {value!r} of type {type(value).__name__}"
             raise InputError(f"{what} cannot be saved; use str, int, float, bytes, UUID or tuples of them") from None
+
     return pd.DataFrame({"kind": kinds, "text": text})
 
 
 def _frame_to_ids(frame: pd.DataFrame) -> NDArray[Any]:
     if "id" in frame:
         return np.asarray(frame["id"])
+
     values = (_FROM_TEXT[kind](text) for kind, text in zip(frame["kind"], frame["text"], strict=True))
     return np.fromiter(values, dtype=object, count=len(frame))  # an array of tuples would be a table

@@ -59,22 +59,29 @@ def parse_times(values: pd.Series, time_format: str | None = None) -> Times:
     if isinstance(values.dtype, pd.DatetimeTZDtype) or values.dtype.kind == "M":
         if not isinstance(values.dtype, pd.DatetimeTZDtype):
             notes.append("times without a zone were taken as UTC")
+
         return Times(_to_seconds(pd.to_datetime(values, utc=True)), np.zeros(len(values), bool), tuple(notes))
+
     if pd.api.types.is_bool_dtype(values):
         return Times(np.full(len(values), np.nan), filled)
+
     seconds = np.full(len(values), np.nan)
     numbers = pd.to_numeric(values, errors="coerce").to_numpy(np.float64, na_value=np.nan)
     numeric = filled & np.isfinite(numbers)
     if time_format is not None and time_format not in (*EPOCH_UNITS, "order"):
         numeric[:] = False  # a strptime format: every cell is read as text
+
     if numeric.any():
         seconds[numeric] = _from_numbers(numbers[numeric], time_format, notes)
+
     rest = filled & ~numeric
     if rest.any():
         cells = values[rest]
         if pd.api.types.is_numeric_dtype(cells):
             cells = pd.Series(numbers[rest]).map("{:.0f}".format)
+
         seconds[rest] = _from_text(cells, time_format, notes)
+
     return Times(seconds, filled & np.isnan(seconds), tuple(notes))
 
 
@@ -86,9 +93,11 @@ def _to_seconds(stamps: Any) -> NDArray[np.float64]:
 def _from_numbers(numbers: NDArray[np.float64], unit: str | None, notes: list[str]) -> NDArray[np.float64]:
     if unit in EPOCH_UNITS:
         return numbers / EPOCH_UNITS[unit]
+
     if unit == "order" or np.median(np.abs(numbers)) < 1e7:
         notes.append("times are small numbers and were kept as they are: an order, not dates")
         return numbers
+
     for digits, form in ((8, "%Y%m%d"), (14, "%Y%m%d%H%M%S")):
         low, high = 1900 * 10 ** (digits - 4), 2101 * 10 ** (digits - 4)
         if (numbers == np.floor(numbers)).all() and ((numbers >= low) & (numbers < high)).all():
@@ -96,13 +105,16 @@ def _from_numbers(numbers: NDArray[np.float64], unit: str | None, notes: list[st
             if dates.notna().all():
                 notes.append(f"times like {int(numbers[0])} were read as dates ({form}, UTC)")
                 return _to_seconds(dates.dt.tz_localize("UTC"))
+
     size = np.abs(numbers)
     if np.median(size) < SMALLEST_EPOCH:
         notes.append("times are small numbers and were kept as they are: an order, not dates")
         return numbers
+
     scale = np.select([size < 1e11, size < 1e14, size < 1e17], [1.0, 1e3, 1e6], 1e9)
     used = [name for name, factor in EPOCH_UNITS.items() if (scale == factor).any()]
     notes.append(f"numeric times were read as {' and '.join(used)} since 1970, by their size")
+
     return np.asarray(numbers / scale, np.float64)
 
 
@@ -118,10 +130,13 @@ def _from_text(values: pd.Series, form: str | None, notes: list[str]) -> NDArray
         stamps[~loose] = _iso_or_any(text[~loose])
         if loose.any():
             stamps[loose] = _guessed(text[loose], day_first=_day_first(text[loose], by_day[loose], notes))
+
     naive = stamps.notna() & ~text.str.contains(_HAS_A_ZONE, regex=True)
     if naive.any():
         notes.append(f"times without a zone, such as {text[naive].iloc[0]!r}, were taken as UTC")
+
     seconds = _to_seconds(stamps)
+
     return np.asarray(seconds[codes], np.float64)
 
 
@@ -130,6 +145,7 @@ def _iso_or_any(text: pd.Series) -> pd.Series:
     left = stamps.isna() & text.str.contains(_HAS_A_DATE, regex=True)
     if left.any():
         stamps[left] = _guessed(text[left], day_first=False)
+
     return stamps.astype("datetime64[us, UTC]")
 
 
@@ -142,6 +158,7 @@ def _guessed(text: pd.Series, *, day_first: bool) -> pd.Series:
         left = stamps.isna()
         if left.any():
             stamps[left] = pd.to_datetime(text[left], format="mixed", dayfirst=day_first, utc=True, errors="coerce")
+
     return stamps
 
 
@@ -153,11 +170,14 @@ def _day_first(text: pd.Series, parts: pd.DataFrame, notes: list[str]) -> bool:
             f"times mix day-first ({text[day_first].iloc[0]!r}) and month-first ({text[month_first].iloc[0]!r}); "
             'write them in one form, best of all ISO 8601 such as "2025-04-03"'
         )
+
     if day_first.any() or (parts[1] == ".").all():
         notes.append(f"dates such as {text.iloc[0]!r} were read day first")
         return True
+
     if month_first.any() or (first == second).all():
         return False
+
     raise InputError(
         f"dates such as {text.iloc[0]!r} may be day-first or month-first and no row settles it; "
         'give time_format="%d/%m/%Y" or "%m/%d/%Y" (with the time of day, if there is one, as in " %H:%M")'
@@ -188,8 +208,11 @@ def parse_numbers(values: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.bo
             cells = cells.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
         else:
             cells = cells.str.replace(r"(?<=\d),(?=\d{3}(?!\d))", "", regex=True)
+
         numbers[filled] = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+
     numbers[~np.isfinite(numbers)] = np.nan
+
     return numbers, filled & np.isnan(numbers)
 
 
@@ -200,13 +223,17 @@ def parse_flags(values: pd.Series) -> pd.Series | None:
     """The column as bool (or "boolean" where it has gaps), None when it holds anything but true/false, yes/no words."""
     if pd.api.types.is_bool_dtype(values):
         return values
+
     filled = values.dropna()
     if not len(filled) or pd.api.types.is_numeric_dtype(values) or not filled.map(type).isin([str, bool]).all():
         return None
+
     seen = {str(v).strip().lower() for v in filled.unique()}
     if not seen <= _TRUE | _FALSE or (max(map(len, seen)) == 1 and not (seen & _TRUE and seen & _FALSE)):
         return None
+
     flags = values.map(lambda v: str(v).strip().lower() in _TRUE, na_action="ignore").astype("boolean")
+
     return flags if flags.isna().any() else flags.astype(bool)
 
 

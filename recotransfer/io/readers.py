@@ -71,6 +71,7 @@ def read_items(
         raise InputError(f"kinds names {lost}; the columns of {table.name} are {', '.join(table.frame.columns)}")
     if wrong := [k for k in kinds.values() if k not in get_args(ColumnKind)]:
         raise InputError(f"kinds must be {', '.join(get_args(ColumnKind))}; got {wrong}")
+
     ids = _clean_ids(table, key, "item")
     table.drop(ids.duplicated().to_numpy(), "an earlier row has the same item id", key, "give one row per item")
     table.check_some_left("item")
@@ -78,23 +79,29 @@ def read_items(
     rows = np.flatnonzero(table.keep)
     out: dict[str, pd.Series] = {}
     found: dict[str, str | None] = {}
+
     for name in table.frame.columns.drop(key):
         values = flat(table.frame[name].iloc[rows].reset_index(drop=True), name)
         found[name] = kinds.get(name) or guess_kind(name, values, len(rows))
         if found[name] == "image" and all(isinstance(v, str) and v.startswith("http") for v in values.dropna()):
             found[name] = None
             table.notes.append(f"column {name!r} holds web addresses; save the pictures and give their paths")
+
         out[name] = _column(table, rows, name, values, found[name], image_root)
+
     if "text" not in found.values():
         free = [c for c, k in found.items() if k == "category" and c not in kinds]
         if (best := wordiest(pd.DataFrame(out, index=range(len(rows))), free)) is not None:
             found[best] = "text"
             table.notes.append(f"no column holds titles, so {best!r} is taken as text; set kinds to change that")
+
     used = {c: cast("ColumnKind", k) for c, k in found.items() if k in get_args(ColumnKind)}
     table.notes.append("kinds: " + (", ".join(f"{c} {k}" for c, k in used.items()) or "none"))
     if carried := [c for c in found if c not in used]:
         table.notes.append(f"carried along only: {', '.join(carried)}")
+
     frame = pd.DataFrame(out, index=pd.RangeIndex(len(rows)))
+
     return Read(Items(IdMap(pd.Index(settled_ids(ids[table.keep]))), frame, used), table.report(len(rows)))
 
 
@@ -112,12 +119,14 @@ def _column(
         cells, lost = _images(values, table.folder if root is None else Path(root))
         empty(lost, "there is no such picture file", "put the file there, or give image_root=...")
         return cells
+
     cells, bad = typed(values, kind)
     empty(bad, f"not a {kind}", f"write a {kind}, or set kinds={{{name!r}: ...}}")
     if kind == "number" and is_price(name):
         negative = cells.to_numpy(np.float64) < 0
         empty(negative, "a price below 0", "write the price, or leave the cell empty")
         cells = cells.mask(negative)
+
     return cells
 
 
@@ -125,13 +134,16 @@ def _images(values: pd.Series, root: Path | None) -> tuple[pd.Series, NDArray[np
     """Paths made absolute under `root` and None where there is no file; bytes and arrays as they are."""
     cells: list[Any] = [None if isinstance(c, float) or c is pd.NA or c == "" else c for c in values.astype(object)]
     lost = np.zeros(len(cells), bool)
+
     for i, cell in enumerate(cells):
         if isinstance(cell, (str, Path)):
             path = Path(root or ".", str(cell).strip()).absolute()
             lost[i] = not path.is_file()
             cells[i] = None if lost[i] else str(path)
+
     out = pd.Series([None] * len(cells), dtype=object)
     out[:] = cells
+
     return out, lost
 
 
@@ -143,7 +155,9 @@ def _clean_ids(table: Table, column: str, role: str) -> pd.Series:
         raise InputError(
             f"{table.name}: column {column!r} holds values that are no ids ({cause}); use plain ids"
         ) from None
+
     table.drop(missing, f"missing {role} id", column, f"fill in the {role}")
+
     return ids
 
 
@@ -177,6 +191,7 @@ def read_interactions(
     """
     if unknown_items not in ("drop", "keep"):
         raise InputError(f"unknown_items must be 'drop' or 'keep', got {unknown_items!r}")
+
     table = load_table(source)
     names = find_columns(list(table.frame.columns), "interactions", columns, table.name)
     table.notes.append(", ".join(f"{role} = {name!r}" for role, name in names.items()))
@@ -202,6 +217,7 @@ def read_interactions(
         None if kind is None else log["kind"].to_numpy(np.int16),
         kinds,
     )
+
     return Read(data, table.report(len(data)))
 
 
@@ -216,14 +232,17 @@ def _weights(
         kind, kinds = _kinds(table, names["event"], events)
         table_of = events.table()
         weight *= np.array([*map(table_of.__getitem__, kinds), 0.0])[kind]
+
     uses_rating = events.rating_threshold is not None or events.rating_as_weight
     if uses_rating and "rating" not in names:
         raise InputError(
             f"{table.name}: ratings are asked for but no column holds them; give columns={{'rating': ...}}"
         )
+
     for role in ("rating", "weight"):
         if role not in names or (role == "rating" and not uses_rating):
             continue
+
         numbers, bad = parse_numbers(table.frame[names[role]])
         table.drop(bad, f"the {role} is not a number", names[role], f"write the {role} as a number")
         table.drop(np.isnan(numbers), f"missing {role}", names[role], f"fill in the {role}")
@@ -232,12 +251,16 @@ def _weights(
             table.drop(
                 low, f"a rating below {events.rating_threshold:g}", names[role], "lower rating_threshold to keep it"
             )
+
         if role == "weight" or events.rating_as_weight:
             weight *= numbers
+
     if "rating" in names and not uses_rating:
         table.notes.append("every rating counts 1, whatever its value; set rating_threshold or rating_as_weight")
+
     column = names.get("weight") or (names.get("rating") if events.rating_as_weight else None) or names.get("event")
     table.drop(weight <= 0, "a weight of 0 or less", column, "give it a positive weight to keep it")
+
     return weight, kind, kinds
 
 
@@ -256,8 +279,10 @@ def _kinds(table: Table, column: str, events: EventWeights) -> tuple[NDArray[np.
             f"{table.name}, column {column!r}: unknown kinds of event: {shown}; "
             f"give weights, for example EventWeights(weights={{{str(called[unknown[0]])!r}: 1.0}}); 0 leaves a kind out"
         )
+
     kinds = tuple(k for k, weight in events.table().items() if k in meant and weight > 0)
     at = np.array([*(kinds.index(k) if k in kinds else -1 for k in meant), -1], np.int16)
+
     return at[codes], kinds
 
 
@@ -266,10 +291,12 @@ def _times(table: Table, column: str, time_format: str | None) -> NDArray[np.flo
         times = parse_times(table.frame[column], time_format)
     except InputError as cause:
         raise InputError(f"{table.name}, column {column!r}: {cause}") from None
+
     table.notes.extend(times.notes)
     remedy = "write it as ISO 8601 or seconds since 1970, or give time_format=..."
     table.drop(times.bad, "unreadable time", column, remedy)
     table.drop(np.isnan(times.seconds), "missing time", column, "fill in the time")
+
     return times.seconds
 
 
@@ -283,8 +310,10 @@ def _positions(
         known = IdMap(index) if known is None or grow else known
     elif not (known.positions(index, missing="negative") >= 0).any():
         index = _converted(table, index, column, known, grow=grow)
+
     known = known.union(IdMap(index.unique())) if grow else known
     out[table.keep] = known.positions(index, missing="negative")[codes]
+
     return known, out
 
 
@@ -294,8 +323,10 @@ def _converted(table: Table, index: pd.Index, column: str, known: IdMap, *, grow
         one, other = type(index[0]).__name__, type(known.ids[0]).__name__
         table.notes.append(f"ids in column {column!r} were converted from {one} to the known ids' {other}")
         return same
+
     if grow and type(index.tolist()[0]) is type(known.ids[:1].tolist()[0]):
         return index
+
     here, there = (", ".join(map(repr, ids[:3].tolist())) for ids in (index, known.ids))
     raise InputError(
         f"{table.name}, column {column!r}: none of its {len(index)} ids is known; they look like {here} "
@@ -318,14 +349,17 @@ def _merge_repeats(table: Table, log: pd.DataFrame, repeats: str) -> pd.DataFram
     """The standing rows; with "sum" or "last", only the latest of each user and item."""
     if repeats == "all":
         return log[table.keep]
+
     by_time = log[table.keep].sort_values("time", kind="stable") if "time" in log else log[table.keep]
     pairs = by_time.groupby(["user", "item"], sort=False)["weight"]
     if repeats == "sum":
         log = log.assign(weight=pairs.transform("sum"))
+
     older = np.zeros(len(log), bool)
     older[by_time.index[by_time.duplicated(["user", "item"], keep="last")]] = True
     what = "merged into the latest event" if repeats == "sum" else "older than the latest event"
     table.drop(older, f"{what} of its user and item", None, "nothing to do, or repeats='all'")
+
     return log[table.keep]
 
 
@@ -340,6 +374,7 @@ def read_ids(source: Source, *, role: Literal["user", "item"], known: IdMap) -> 
     names = list(table.frame.columns)
     column = names[0] if len(names) == 1 else find_columns(names, "interactions", None, table.name, (role,))[role]
     ids = _clean_ids(table, column, role)
+
     return as_known(pd.unique(ids[table.keep]).tolist(), known)
 
 
@@ -348,5 +383,6 @@ def as_known(ids: Sequence[Any], known: IdMap) -> NDArray[Any]:
     index: pd.Index = pd.Index(list(ids))
     if not index.isin(known.ids).any() and (same := as_known_ids(index, known)) is not None:
         index = same
+
     known.positions(index)
     return np.asarray(index)

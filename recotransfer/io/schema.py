@@ -62,6 +62,7 @@ def guess_kind(name: str, values: pd.Series, rows: int) -> ColumnKind | str | No
         return "date"
     if pd.api.types.is_bool_dtype(values) or parse_flags(values) is not None:
         return "flag"
+
     return _kind_of_cells(named, filled, rows)
 
 
@@ -71,21 +72,27 @@ def _kind_of_cells(named: set[str], filled: pd.Series, rows: int) -> ColumnKind 
     files = 0.0 if numeric else cells.str.contains(_IMAGE_FILE, regex=True, case=False).mean()
     if files > (0.5 if named & _IMAGE else NEARLY_ALL):
         return "image"
+
     distinct = filled.nunique()
     if (named & _KEY or "code" in named) and cells.str.count(" ").median() < 1:
         return "category" if distinct < 0.5 * rows and cells.str.len().median() <= 40 else None
+
     short = cells.str.len().quantile(0.9) <= 60
     if named & _CATEGORY and short and (distinct < 0.9 * rows or rows < 20):
         return "category"
+
     _, bad = parse_numbers(head)
     if numeric or 1 - bad.mean() >= (0.5 if named & _PRICE else NEARLY_ALL):
         two = set(pd.to_numeric(filled, errors="coerce").unique()) <= {0, 1}
         return "flag" if two and named & _FLAG_NAMES else "number"
+
     if (named & _DATE or "at" in named or cells.str.match(r"\d{4}-\d{2}-\d{2}").all()) and _are_dates(head):
         return "date"
+
     few = distinct <= max(2, min(0.2 * rows, 1000))
     if not named & _TEXT and short and ((rows >= 20 and few) or named & {"size", "model", "format"}):
         return "category"
+
     return "text"
 
 
@@ -159,6 +166,7 @@ class EventWeights:
     def __post_init__(self) -> None:
         if self.repeats not in ("sum", "last", "all"):
             raise InputError(f"repeats must be 'sum', 'last' or 'all', got {self.repeats!r}")
+
         for name, weight in self.weights.items():
             if isinstance(weight, bool) or not np.isfinite(weight):
                 raise InputError(f"the weight of event {name!r} must be a finite number, got {weight!r}")
@@ -196,25 +204,31 @@ def find_columns(
     roles = roles or (("item",) if table == "items" else tuple(_ROLES))
     flag = "--item-column" if table == "items" else "--event-column"
     found = dict(given or {})
+
     for role, name in found.items():
         if role not in roles:
             raise InputError(f"columns names the role {role!r}; {table} have the roles {', '.join(roles)}")
         if name not in names:
             raise InputError(f"{source}: no column {name!r} for the {role}; its columns are {', '.join(names)}")
+
     if len(set(found.values())) < len(found):
         raise InputError(f"{source}: columns gives one column for several roles: {found}; give each role its own")
+
     for role in roles:
         free = [n for n in names if n not in found.values()]
         if role in found:
             continue
+
         fits = _best_fit(free, role, table)
         remedy = f'name it with columns={{"{role}": ...}} (on the command line: {flag} {role}=NAME)'
         if len(fits) > 1:
             raise InputError(f"{source}: the {role} may be in {' or '.join(map(repr, fits))}; {remedy}")
+
         if fits:
             found[role] = fits[0]
         elif role in ("user", "item"):
             raise InputError(f"{source}: no column looks like the {role}; its columns are {', '.join(names)}; {remedy}")
+
     return found
 
 
@@ -225,6 +239,7 @@ def _best_fit(names: Iterable[str], role: str, table: Literal["items", "interact
         # Beside a plain "id", a column called "product" or "book" holds a title.
         named = {"item", "product", "movie", "article", "book", "track", "song", "listing"}
         ranks = [ranks[0] - named, ranks[1] - named, {"id"}, ranks[2], named, {"index"}]
+
     fits = ([name for name, p in plain.items() if p in rank] for rank in ranks)
     return next((f for f in fits if f), [])
 
@@ -234,11 +249,13 @@ def flat(values: pd.Series, name: str) -> pd.Series:
     first = next(iter(values.dropna()), None)
     if isinstance(first, dict) and isinstance(first.get("bytes"), bytes):
         return values.map(lambda cell: cell.get("bytes"), na_action="ignore")
+
     texts = isinstance(first, (list, tuple, np.ndarray)) and all(isinstance(part, str) for part in first)
     if texts:  # a list of numbers is a vector or a picture, and stays
         glue = " " if set(words(name)) & _TEXT else "|"
         joined = [None if cell is None or isinstance(cell, float) else glue.join(map(str, cell)) for cell in values]
         return pd.Series(joined, dtype=object)
+
     return values
 
 
@@ -248,17 +265,22 @@ def typed(values: pd.Series, kind: ColumnKind | str | None) -> tuple[pd.Series, 
     if kind == "number":
         numbers, bad = parse_numbers(values)
         return pd.Series(numbers), bad
+
     if kind == "flag":
         flags = parse_flags(values)
         return (flags if flags is not None else pd.to_numeric(values).astype("boolean")), bad
+
     if kind == "date":
         times = parse_times(values)
         return pd.to_datetime(pd.Series(times.seconds), unit="s", utc=True), times.bad
+
     cells = values.astype(object)
     if kind in ("text", "category"):
         cells = cells.map(lambda cell: None if isinstance(cell, str) and not cell.strip() else cell)
+
     if kind == "text":
         cells = cells.map(lambda cell: cell if isinstance(cell, str) else str(cell), na_action="ignore")
+
     return cells.astype(object).where(cells.notna(), None), bad
 
 
@@ -274,6 +296,7 @@ def clean_ids(values: pd.Series) -> tuple[pd.Series, NDArray[np.bool_]]:
         missing |= (values.str.strip() == "").to_numpy(bool, na_value=False)
     elif values.dtype == object:
         missing |= np.array([isinstance(v, str) and not v.strip() for v in values], bool)
+
     return values, missing
 
 
@@ -282,8 +305,10 @@ def settled_ids(values: pd.Series) -> pd.Series:
     if values.dtype == object:
         kinds = {type(v) for v in values}
         return values.infer_objects() if len(kinds) == 1 else values
+
     if pd.api.types.is_integer_dtype(values) and (values.dtype.kind != "u" or values.max() < 2**63):
         return values.astype(np.int64)
+
     return values
 
 
@@ -292,6 +317,7 @@ def as_known_ids(ids: pd.Index, known: IdMap) -> pd.Index | None:
     kinds, wanted = {type(v) for v in ids.tolist()}, {type(v) for v in known.ids[:1000].tolist()}
     if len(kinds) != 1 or len(wanted) != 1:
         return None
+
     to, values = wanted.pop(), list(ids)
     same: list[Any] | None = None
     if to is int and kinds == {str} and all(re.fullmatch(r"(0|-?[1-9]\d{0,17})(\.0+)?", v, re.ASCII) for v in values):
@@ -303,7 +329,10 @@ def as_known_ids(ids: pd.Index, known: IdMap) -> pd.Index | None:
     elif to is UUID and kinds == {str}:
         with contextlib.suppress(ValueError):
             same = [UUID(v) for v in values]
+
     if same is None:
         return None
+
     index: pd.Index = pd.Index(same)
+
     return index

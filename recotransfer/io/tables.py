@@ -67,6 +67,7 @@ class ReadReport:
             lines.append(
                 f"  {d.count:,} {what} {'emptied' if d.cells else 'dropped'}: {d.reason} ({about}); {d.remedy}"
             )
+
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
     def to_json(self) -> dict[str, Any]:
@@ -107,6 +108,7 @@ class Table:
         rows = np.flatnonzero(bad)
         if not len(rows):
             return
+
         value = self.frame[column].iloc[rows[0]] if column is not None else None
         example = None if column is None or value is None or value is pd.NA or value != value else shortened(value)
         self.dropped.append(Dropped(reason, len(rows), self.at(rows), column, example, remedy, cells))
@@ -151,6 +153,7 @@ def load_table(source: Source) -> Table:
         return _from_frame(source, "DataFrame")
     if isinstance(source, str) and "://" in source:
         return _from_sql(source)
+
     path, name = Path(source), str(source).lower()
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path")
@@ -158,6 +161,7 @@ def load_table(source: Source) -> Table:
         return _from_parquet(path)
     if name.removesuffix(".gz").endswith((".csv", ".tsv", ".txt")):
         return _from_csv(path)
+
     raise InputError(
         f"{path}: files of this kind are not read; give CSV (.csv, .tsv, .txt, also .gz), Parquet (.parquet or a "
         'folder of them), or a database URL such as "sqlite:///shop.db#events"; save a spreadsheet as CSV first'
@@ -167,12 +171,15 @@ def load_table(source: Source) -> Table:
 def _from_frame(frame: pd.DataFrame, name: str, folder: Path | None = None) -> Table:
     if any(level is not None for level in frame.index.names):
         frame = frame.reset_index()
+
     names = [str(c) for c in frame.columns]
     _check_names(names, name)
     if not len(frame):
         raise InputError(f"{name}: has columns but no rows; give a source with rows")
+
     columns = [frame.iloc[:, i].reset_index(drop=True) for i in range(len(names))]
     plain = [_inferred(c.astype(object)) if isinstance(c.dtype, pd.CategoricalDtype) else c for c in columns]
+
     return Table(pd.DataFrame(dict(zip(names, plain, strict=True))), name, folder)
 
 
@@ -209,20 +216,25 @@ def _csv_bytes(path: Path) -> bytes:
     if path.name.lower().endswith(".gz"):
         if not data.startswith(b"\x1f\x8b"):
             raise InputError(f"{path}: is not gzip-compressed although its name ends in .gz; rename it")
+
         try:
             data = gzip.decompress(data)
         except (EOFError, zlib.error, gzip.BadGzipFile) as cause:
             raise InputError(f"{path}: the gzip data is cut short or damaged ({cause}); fetch the file again") from None
+
     for start, what in _FOREIGN.items():
         if data[:16].lower().startswith(start.lower()):
             raise InputError(f"{path}: is not CSV but {what}")
+
     if b"\0" in data[:65536]:
         raise InputError(f"{path}: holds zero bytes, so it is not UTF-8 text; save it as CSV UTF-8")
+
     data = data.removeprefix(b"\xef\xbb\xbf")
     if b"\r" in data and b"\n" not in data:
         raise InputError(f"{path}: its lines end in carriage returns alone; save it with ordinary line ends")
     if not data.strip():
         raise InputError(f"{path}: is empty; give a file with a header line and rows")
+
     return data
 
 
@@ -242,6 +254,7 @@ def _from_csv(path: Path) -> Table:
     _check_names(names, str(path))
     if all(re.fullmatch(r"-?\d+(\.\d+)?", n) for n in names):
         raise InputError(f"{path}, line 1: {shortened(names)} looks like data, not column names; add a header line")
+
     try:
         table = arrow.read_csv(
             pa.BufferReader(data),
@@ -252,8 +265,10 @@ def _from_csv(path: Path) -> Table:
         )
     except pa.ArrowInvalid as cause:
         raise _csv_error(path, data, mark, len(names), cause) from None
+
     if not table.num_rows:
         raise InputError(f"{path}: has a header but no rows; give a file with rows")
+
     lines = _line_numbers(table, data)
     if data.count(b'"') % 2 and any(
         "\n" in str(cell) for cell in table.slice(table.num_rows - 1).to_pylist()[0].values()
@@ -262,12 +277,15 @@ def _from_csv(path: Path) -> Table:
         raise InputError(
             f"{path}, {where}: a quote is opened and never closed; close it, or double the quotes in cells"
         )
+
     out = Table(table.rename_columns(names).to_pandas(), str(path), path.parent, lines)
     if mark != "," and ".tsv" not in path.name.lower():
         out.notes.append(f"cells are separated by {mark!r}")
+
     if "" in names:
         out.notes.append(f"column {names.index('') + 1} has no name and was left out")
         out.frame = out.frame.loc[:, [n != "" for n in names]]
+
     return out
 
 
@@ -279,12 +297,14 @@ def _line_numbers(table: Any, data: bytes) -> NDArray[np.int64] | None:
     plain = np.arange(2, rows + 2, dtype=np.int64)
     if total == rows + 1:
         return plain
+
     inside = sum(
         np.asarray(pc.fill_null(pc.count_substring(table.column(i), "\n"), 0), np.int64)
         for i in range(table.num_columns)
     )
     inside = np.asarray(inside, np.int64)
     lines = plain + np.cumsum(inside) - inside
+
     return lines if lines[-1] + inside[-1] >= total else None
 
 
@@ -297,6 +317,7 @@ def _csv_error(path: Path, data: bytes, mark: str, width: int, cause: Exception)
             f"{path}, line {line}: byte {bad.start} (0x{data[bad.start]:02x}) is not UTF-8; "
             "save the file as UTF-8 (in a spreadsheet: CSV UTF-8)"
         )
+
     reader, start = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True), 1
     try:
         for row in reader:
@@ -305,9 +326,11 @@ def _csv_error(path: Path, data: bytes, mark: str, width: int, cause: Exception)
                     f"{path}, line {start}: has {len(row)} cells where the header has {width}; "
                     f"mend the line, or quote the cells that hold {mark!r}"
                 )
+
             start = reader.line_num + 1
     except csv.Error as error:
         return InputError(f"{path}, line {start}: {error}; close the quotes, and double those inside a cell")
+
     return InputError(f"{path}: cannot be read as CSV ({cause}); write it again with one header line and quoted cells")
 
 
@@ -318,22 +341,27 @@ def _from_parquet(path: Path) -> Table:
     shards = sorted(p for p in path.rglob("*.parquet") if p.name[0] not in "._") if path.is_dir() else [path]
     if not shards:
         raise InputError(f"{path}: the folder holds no .parquet file; give a file, or a folder of Parquet shards")
+
     tables: list[Any] = []
     for shard in shards:
         try:
             tables.append(parquet.ParquetFile(shard).read())
         except (pa.ArrowException, OSError) as cause:
             raise InputError(f"{shard}: is no whole Parquet file ({cause}); write or fetch it again") from None
+
         if set(tables[-1].column_names) != set(tables[0].column_names):
             raise InputError(
                 f"{shard}: has the columns {', '.join(tables[-1].column_names)} where {shards[0].name} has "
                 f"{', '.join(tables[0].column_names)}; give shards of one table"
             )
+
     try:
         whole = pa.concat_tables([t.select(tables[0].column_names) for t in tables], promote_options="permissive")
     except pa.ArrowException as cause:
         raise InputError(f"{path}: the shards have columns of different types ({cause}); write them alike") from None
+
     folder = path if path.is_dir() else path.parent
+
     return _from_frame(whole.to_pandas(integer_object_nulls=True), str(path), folder)
 
 
@@ -352,16 +380,19 @@ def _from_sql(source: str) -> Table:
     except ImportError as cause:
         require(str(cause.name), "postgres" if "postgres" in url.drivername else url.get_backend_name())
         raise
+
     name = url.render_as_string(hide_password=True)
     file = Path(str(url.database)) if url.get_backend_name() == "sqlite" and url.database else None
     if file is not None and not file.is_file() and url.database != ":memory:":
         raise InputError(f"{name}: the file {url.database} does not exist; check the path")
+
     try:
         with engine.connect() as connection:  # read-only where the database can be, and never committed
             if url.get_backend_name() == "sqlite":
                 connection.exec_driver_sql("PRAGMA query_only = ON")
             elif url.get_backend_name() == "postgresql":
                 connection.execution_options(postgresql_readonly=True)
+
             result = connection.execute(_query(sa.inspect(connection), name, wanted.strip()))
             names, rows = list(result.keys()), result.fetchall()
     except sa.exc.SQLAlchemyError as cause:
@@ -369,9 +400,11 @@ def _from_sql(source: str) -> Table:
         raise InputError(f"{name}: {reason}; check the address and the query after '#'") from None
     finally:
         engine.dispose()
+
     cells = list(zip(*rows, strict=True)) or [()] * len(names)
     _check_names(names, name)
     frame = pd.DataFrame({n: pd.Series(list(c), dtype=object) for n, c in zip(names, cells, strict=True)})
+
     return _from_frame(frame.apply(_inferred), f"{name}#{wanted.strip()}")
 
 
@@ -380,9 +413,11 @@ def _query(inspector: Any, name: str, wanted: str) -> Any:
 
     if re.match(r"(select|with)\b", wanted, re.IGNORECASE):
         return sa.text(wanted.replace(":", "\\:"))
+
     schema, _, table = wanted.rpartition(".")
     known = [*inspector.get_table_names(schema or None), *inspector.get_view_names(schema or None)]
     if table not in known:
         problem = f"has no table {wanted!r}" if wanted else "name a table or a SELECT after '#'"
         raise InputError(f"{name}: {problem}; its tables are {', '.join(sorted(known)) or '(none)'}: add '#TABLE'")
+
     return sa.select(sa.text("*")).select_from(sa.table(table, schema=schema or None))

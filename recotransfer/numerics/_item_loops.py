@@ -32,6 +32,7 @@ def local_ridge_columns(
     n = len(start) - 1
     out_rows = np.full((n, neighbours), -1, np.int32)
     out_values = np.zeros((n, neighbours), np.float32)
+
     for worker in numba.prange(workers):
         place = np.full(n, -1, np.int32)
         system = np.empty((neighbours, neighbours), np.float64)
@@ -43,12 +44,15 @@ def local_ridge_columns(
                 i = index[first + q]
                 own = exclude_self and i == j
                 gain[q] = 1.0 if own else -(value[first + q] ** 2) / (diagonal[i] + reg)
+
             best = np.argsort(gain, kind="mergesort")
             m = 0
             while m < min(neighbours, size) and gain[best[m]] < 0:
                 m += 1
+
             for a in range(m):
                 place[index[first + best[a]]] = a
+
             for a in range(m):
                 i = index[first + best[a]]
                 system[a, :m] = 0
@@ -56,27 +60,37 @@ def local_ridge_columns(
                     b = place[gram_index[q]]
                     if b >= 0:
                         system[a, b] = gram_value[q]
+
                 system[a, a] = diagonal[i] + reg
                 right[a] = value[first + best[a]]
+
             for a in range(m):
                 place[index[first + best[a]]] = -1
+
             for c in range(m):  # Cholesky, then two triangular solves, in place
                 for r in range(c, m):
                     left = system[r, c]
                     for q in range(c):
                         left -= system[r, q] * system[c, q]
+
                     system[r, c] = np.sqrt(left) if r == c else left / system[c, c]
+
             for r in range(m):
                 for q in range(r):
                     right[r] -= system[r, q] * right[q]
+
                 right[r] /= system[r, r]
+
             for r in range(m - 1, -1, -1):
                 for q in range(r + 1, m):
                     right[r] -= system[q, r] * right[q]
+
                 right[r] /= system[r, r]
+
             for a in range(m):
                 out_rows[j, a] = index[first + best[a]]
                 out_values[j, a] = right[a]
+
     return out_rows, out_values
 
 
@@ -101,7 +115,9 @@ def _gather(
             seen[count] = i
             count += 1
             total[i] = 0.0
+
         total[i] += factor * value[q]
+
     return count
 
 
@@ -111,14 +127,17 @@ def _largest(total: Any, seen: Any, count: int, keep: int) -> Any:
     places = np.sort(seen[:count])
     if count <= keep:
         return places
+
     size = np.empty(count, np.float32)
     for q in range(count):
         size[q] = abs(total[places[q]])
+
     bar = np.partition(size, count - keep)[count - keep]
     room = keep
     for q in range(count):
         if size[q] > bar:
             room -= 1
+
     out = np.empty(keep, places.dtype)
     n = 0
     for q in range(count):
@@ -129,6 +148,7 @@ def _largest(total: Any, seen: Any, count: int, keep: int) -> Any:
             out[n] = places[q]
             n += 1
             room -= 1
+
     return out
 
 
@@ -145,6 +165,7 @@ def smoothed_columns(
     n, m = len(own), len(own_column)
     rows = np.full((m, keep), -1, np.int32)
     values = np.zeros((m, keep), np.float32)
+
     for worker in numba.prange(workers):
         total, blended = np.empty(n, np.float32), np.empty(n, np.float32)
         mark, blend_mark = np.full(n, -1, np.int32), np.full(n, -1, np.int32)
@@ -154,11 +175,13 @@ def smoothed_columns(
             if own_column[j] > 0:
                 a, z = behaviour[1][j], behaviour[1][j + 1]
                 count = _gather(total, mark, j, seen, behaviour[0], behaviour[2], a, z, own_column[j], count)
+
             if own_column[j] < 1:
                 for q in range(stand_in[1][j], stand_in[1][j + 1]):
                     k, factor = stand_in[0][q], (1 - own_column[j]) * stand_in[2][q]
                     a, z = behaviour[1][k], behaviour[1][k + 1]
                     count = _gather(total, mark, j, seen, behaviour[0], behaviour[2], a, z, factor, count)
+
             number = 0
             for k in _largest(total, seen, count, keep):
                 if blend_mark[k] != j:
@@ -166,6 +189,7 @@ def smoothed_columns(
                     also[number] = k
                     number += 1
                     blended[k] = 0.0
+
                 blended[k] += own[k] * total[k]
                 for q in range(stand_in_rows[1][k], stand_in_rows[1][k + 1]):
                     i = stand_in_rows[0][q]
@@ -175,12 +199,15 @@ def smoothed_columns(
                             also[number] = i
                             number += 1
                             blended[i] = 0.0
+
                         blended[i] += (1 - own[i]) * stand_in_rows[2][q] * total[k]
+
             a, z = content[1][j], content[1][j + 1]
             number = _gather(blended, blend_mark, j, also, content[0], content[2], a, z, np.float32(1), number)
             best = _largest(blended, also, number, keep)
             for q in range(len(best)):
                 rows[j, q], values[j, q] = best[q], blended[best[q]]
+
     return rows, values
 
 
@@ -197,6 +224,7 @@ def product_top_k(
     n = len(weights[1]) - 1
     positions = np.full((users, k), -1, np.int64)
     scores = np.full((users, k), -np.inf, np.float32)
+
     for worker in numba.prange(workers):
         total = np.empty(n, np.float32)
         mark = np.full(n, -1, np.int32)
@@ -207,9 +235,11 @@ def product_top_k(
                 i = history[0][q]
                 a, z = weights[1][i], weights[1][i + 1]
                 count = _gather(total, mark, u, seen, weights[0], weights[2], a, z, history[2][q], count)
+
             if len(barred[1]) > 1:
                 for q in range(barred[1][u], barred[1][u + 1]):
                     total[barred[0][q]] = -1  # places that were not reached are never read
+
             held = 0
             for q in range(count):
                 i = seen[q]
@@ -218,14 +248,17 @@ def product_top_k(
                     continue
                 if held == k and (score < scores[u, k - 1] or (score == scores[u, k - 1] and i > positions[u, k - 1])):
                     continue
+
                 at = held if held < k else k - 1
                 while at > 0 and (
                     scores[u, at - 1] < score or (scores[u, at - 1] == score and positions[u, at - 1] > i)
                 ):
                     scores[u, at], positions[u, at] = scores[u, at - 1], positions[u, at - 1]
                     at -= 1
+
                 scores[u, at], positions[u, at] = score, i
                 held = min(held + 1, k)
+
     return positions, scores
 
 
@@ -237,12 +270,14 @@ def largest_of_columns(
     m = len(start) - 1
     rows = np.full((m, keep), -1, np.int32)
     values = np.zeros((m, keep), np.float32)
+
     for worker in numba.prange(workers):
         for j in range(worker, m, workers):
             first, count = start[j], start[j + 1] - start[j]
             best = _largest(value[first : first + count], np.arange(count), count, keep)
             for q in range(len(best)):
                 rows[j, q], values[j, q] = index[first + best[q]], value[first + best[q]]
+
     return rows, values
 
 
@@ -265,18 +300,23 @@ def candidate_sums(
             for c in range(m):
                 if candidates[u, c] >= 0:
                     place[candidates[u, c]] = c
+
             for q in range(start[u], start[u + 1]):
                 for p in range(matrix[1][item[q]], matrix[1][item[q] + 1]):
                     c = place[matrix[0][p]]
                     if c < 0:
                         continue
+
                     value = matrix[2][p]
                     for t in range(3):
                         sums[c, t] += weight[q, t] * value
+
                     sums[c, 3] += value > 0
+
             for c in range(m):
                 if candidates[u, c] < 0:
                     continue
+
                 place[candidates[u, c]] = -1
                 for t in range(4):
                     if columns[t] >= 0:
@@ -296,6 +336,7 @@ def candidate_cosines(
                     total = np.float32(0)
                     for d in range(queries.shape[1]):
                         total += queries[u, d] * vectors[candidates[u, c], d]
+
                     out[u, c, column] = total
 
 
@@ -313,8 +354,11 @@ def network_scores(
                 for f in range(features.shape[2]):
                     for h in range(len(bias)):
                         hidden[h] += features[u, c, f] * inner[f, h]
+
                 total = np.float32(0)
                 for h in range(len(bias)):
                     total += outer[h] * max(hidden[h], np.float32(0))
+
                 out[u, c] = total
+
     return out

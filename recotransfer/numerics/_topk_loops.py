@@ -70,7 +70,9 @@ def _tile(_: Any, queries: Any, start: Any, items: Any, at: Any, best: Any, to: 
             value = _load(code, place, _FLOATS)
             for end in ends[r * VECTORS : (r + 1) * VECTORS]:
                 value = code.select(code.fcmp_ordered(">", value, end, flags=["nnan", "nsz"]), value, end)
+
             code.store(value, place).align = 4
+
         return context.get_dummy_value()
 
     return signature, generate
@@ -98,19 +100,23 @@ def _products(code: Any, queries: Any, items: Any, steps: Any, pairs: bool) -> l
     columns = [code.bitcast(_load(code, code.gep(column, [_LONG(v * LANES)]), _INTS), operand) for v in range(VECTORS)]
     query = code.gep(queries, [code.mul(step, _LONG(ROWS))])
     ends = []
+
     for r in range(ROWS):
         number = _load(code, code.gep(query, [_LONG(r)]), ir.IntType(32))
         one = code.insert_element(ir.Constant(_INTS, ir.Undefined), number, ir.IntType(32)(0))
         row = code.bitcast(code.shuffle_vector(one, one, ir.Constant(_INTS, [0] * LANES)), operand)
         for total, values in zip(sums[r * VECTORS :], columns, strict=False):
             ends.append(code.call(multiply, [total, row, values] if pairs else [row, values, total]))
+
     following = code.add(step, _LONG(1))
     step.add_incoming(following, loop)
     for total, end in zip(sums, ends, strict=True):
         total.add_incoming(ir.Constant(_FLOATS, [0.0] * LANES), before)
         total.add_incoming(end, loop)
+
     code.cbranch(code.icmp_signed("<", following, steps), loop, after)
     code.position_at_end(after)
+
     return ends
 
 
@@ -138,6 +144,7 @@ def scan(
     best[:, first * LANES : last * LANES] = -np.inf
     groups = best.shape[1]
     flat = best.reshape(-1)
+
     for panel in range(first * panels, last * panels):
         column = panel // panels * LANES
         for tile in range(best.shape[0] // ROWS):
@@ -154,6 +161,7 @@ def measure(values: NDArray[np.float32], rows: NDArray[np.int64], out: NDArray[n
         total = 0.0
         for j in range(values.shape[1]):
             total += np.float64(values[rows[slot], j]) * np.float64(values[rows[slot], j])
+
         out[slot] = np.sqrt(total)
 
 
@@ -174,6 +182,7 @@ def pack(
     width, d = out.shape[2], values.shape[1]
     row = np.zeros(2 * out.shape[1], np.float32)
     bits = row.view(np.uint32)
+
     for slot in range(rows.size):
         length, error = 0.0, 0.0
         for j in range(d):
@@ -182,11 +191,14 @@ def pack(
             if pairs:  # Dekker's splitting: rounds to the 8 significant bits of bfloat16
                 wide = short * np.float32(65537)
                 short = wide - (wide - short)
+
             if abs(short) < np.float32(2.0**-126):
                 short = np.float32(0)
+
             row[j] = short
             length += value * value
             error += (value - short) * (value - short)
+
         bounds[0, slot] = np.sqrt(length) * 1.00001
         bounds[1, slot] = np.sqrt(error) * 1.00001
         for s in range(out.shape[1]):
@@ -206,12 +218,16 @@ def _push(scores: NDArray[np.float32], positions: NDArray[np.int64], size: int, 
             parent = (node - 1) // 2
             if scores[parent] < score or (scores[parent] == score and positions[parent] > position):
                 break
+
             scores[node], positions[node] = scores[parent], positions[parent]
             node = parent
+
         scores[node], positions[node] = score, position
         return size + 1
+
     if score > scores[0] or (score == scores[0] and position < positions[0]):
         _sink(scores, positions, k, score, position)
+
     return size
 
 
@@ -223,15 +239,19 @@ def _sink(scores: NDArray[np.float32], positions: NDArray[np.int64], size: int, 
         child = 2 * node + 1
         if child >= size:
             break
+
         right = child + 1
         if right < size and (
             scores[right] < scores[child] or (scores[right] == scores[child] and positions[right] > positions[child])
         ):
             child = right
+
         if score < scores[child] or (score == scores[child] and position > positions[child]):
             break
+
         scores[node], positions[node] = scores[child], positions[child]
         node = child
+
     scores[node], positions[node] = score, position
 
 
@@ -254,6 +274,7 @@ def _holds(sorted_values: NDArray[np.int64], value: int) -> bool:
             low = middle + 1
         else:
             high = middle
+
     return low < sorted_values.size and sorted_values[low] == value
 
 
@@ -263,6 +284,7 @@ def _dot(queries: NDArray[np.float32], q: int, items: NDArray[np.float32], i: in
     total = 0.0
     for j in range(queries.shape[1]):
         total += np.float64(queries[q, j]) * np.float64(items[i, j])
+
     return np.float32(total)
 
 
@@ -280,6 +302,7 @@ def _largest(values: NDArray[np.float32]) -> Any:
     largest = np.float32(-np.inf)
     for g in range(values.size):
         largest = max(largest, values[g])
+
     return largest
 
 
@@ -288,6 +311,7 @@ def _first(values: NDArray[np.float32], wanted: Any, start: int) -> int:
     """Position of a value that is known to be there."""
     while values[start] != wanted:
         start += 1
+
     return start
 
 
@@ -319,6 +343,7 @@ def best_of_groups(
     groups, k = -(-allowed.size // group), positions.shape[1]  # without those that only fill the last tile
     upper = np.empty(-(-groups // _SUPER), np.float32)
     slack = 2.0**-23 * (queries.shape[1] + 16)  # of that many products summed in float32, twice over
+
     for q in range(queries.shape[0]):
         bound, out = best[q, :groups], indices[indptr[q] : indptr[q + 1]]
         whole = np.float32((query_bounds[0, q] + query_bounds[1, q]) * 1.00001)
@@ -326,25 +351,31 @@ def best_of_groups(
         _raise_to_bounds(bound, norms, errors, whole, rest)
         for s in range(upper.size):
             upper[s] = _largest(bound[s * _SUPER : (s + 1) * _SUPER])
+
         size = 0
         while True:
             highest = _largest(upper)
             if highest == -np.inf:
                 break
+
             s = _first(upper, highest, 0)
             g = _first(bound, highest, s * _SUPER)
             reach = np.float32(highest * scales[q])
             if size == k and (reach < scores[q, 0] or (reach == scores[q, 0] and allowed[g * group] > positions[q, 0])):
                 break
+
             for i in range(g * group, min(allowed.size, (g + 1) * group)):
                 position = allowed[i]
                 if mask.size and not mask[position]:
                     continue
+
                 score = _dot(queries, q, items, position)
                 if (size < k or score >= scores[q, 0]) and not _holds(out, position):
                     size = _push(scores[q], positions[q], size, score, position)
+
             bound[g] = -np.inf
             upper[s] = _largest(bound[s * _SUPER : (s + 1) * _SUPER])
+
         _sort(scores[q], positions[q], size)
 
 
@@ -370,13 +401,17 @@ def best_of_scores(
             for i in range(start, stop):
                 better += values[q, i] > worst
                 sound += abs(values[q, i]) < np.float32(np.inf)
+
             if sound < stop - start:
                 return False
             if not better:
                 continue
+
             for i in range(start, stop):
                 score = values[q, i]
                 if (size < k or score > scores[q, 0]) and not (mask.size and not mask[i]) and not _holds(out, i):
                     size = _push(scores[q], positions[q], size, score, i)
+
         _sort(scores[q], positions[q], size)
+
     return True

@@ -22,6 +22,7 @@ def histories(events: Interactions, decay: float = 1.0) -> sparse.csr_array:
     data = strength * (decay**age).astype(np.float32)
     out = sparse.coo_array((data, (user, item)), shape=(len(events.users), len(events.items))).tocsr()
     out.eliminate_zeros()
+
     return out
 
 
@@ -46,6 +47,7 @@ def _last_events(events: Interactions) -> tuple[NDArray[np.int64], NDArray[np.fl
     by_time = np.argsort(place)
     rows: NDArray[np.int64] = order[place[by_time]]
     start = np.searchsorted(events.user[rows], np.arange(len(events.users) + 1)).astype(np.int64)
+
     return rows, total[by_time], start
 
 
@@ -66,6 +68,7 @@ def subset(events: Interactions, users: NDArray[np.int64]) -> Interactions:
     sizes = start[users + 1] - start[users]
     offsets = np.repeat(start[users] - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes)
     rows = np.arange(int(sizes.sum())) + offsets
+
     return Interactions(
         IdMap(events.users.take(users)),
         events.items,

@@ -25,10 +25,12 @@ def ease(gram: Float, reg: float) -> Float:
     factor, fault = potrf(system, lower=True, overwrite_a=True, clean=True)
     if fault:
         raise _not_definite(reg)
+
     lower, _ = potri(factor, lower=True, overwrite_c=True)
     inverse = np.tril(lower) + np.tril(lower, -1).T
     out = inverse / -np.diag(inverse)
     np.fill_diagonal(out, 0)
+
     return np.asarray(out, np.float32)
 
 
@@ -42,9 +44,11 @@ def ease_updated(weights: Float, before: sparse.csr_array, after: sparse.csr_arr
     n, m = after.shape[1], len(weights)
     old = sparse.csr_array(before[:, :m])
     power, explained = old.power(2).sum(axis=0), np.zeros(m)
+
     for first in range(0, old.shape[0], _BLOCK):
         block = old[first : first + _BLOCK]
         explained += np.asarray(block.multiply(block @ weights).sum(axis=0))
+
     inverse = np.zeros((n, n), _precision(n), order="F")
     inverse[:m, :m] = weights
     inverse[:m, :m] /= explained - power - reg
@@ -59,6 +63,7 @@ def ease_updated(weights: Float, before: sparse.csr_array, after: sparse.csr_arr
     inverse -= through.T @ np.linalg.solve(system, through).astype(inverse.dtype)
     out = np.divide(inverse, -np.diag(inverse), out=inverse)
     np.fill_diagonal(out, 0)
+
     return np.asarray(out, np.float32)
 
 
@@ -75,6 +80,7 @@ def ridge(gram: Float, target: Float, reg: float) -> Float:
         factor = linalg.cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
     except linalg.LinAlgError:
         raise _not_definite(reg) from None
+
     return np.asarray(linalg.cho_solve(factor, target.astype(system.dtype), check_finite=False), np.float32)
 
 
@@ -118,6 +124,7 @@ def half_step(history: sparse.csr_array, factors: Float, metric: Float) -> spars
     root = np.linalg.cholesky(metric.astype(np.float64)).astype(np.float32)
     out = sparse.csr_array(history, dtype=np.float32, copy=True)
     sizes = np.diff(history.indptr)
+
     for size in np.unique(sizes[sizes > 0]):
         rows = np.flatnonzero(sizes == size)
         step = max(1, int(2e7 // (size * (size + dim))))
@@ -128,6 +135,7 @@ def half_step(history: sparse.csr_array, factors: Float, metric: Float) -> spars
             system = (mapped @ mapped.transpose(0, 2, 1)).astype(np.float64)
             system[:, np.arange(size), np.arange(size)] += 1 / strength
             out.data[at] = np.linalg.solve(system, np.ones((len(at), size, 1)))[..., 0]
+
     return out
 
 
@@ -143,6 +151,7 @@ def local_ridge(
     _check_reg(reg)
     if neighbours < 1:
         raise InputError(f"neighbours must be at least 1, got {neighbours}")
+
     gram, columns = sparse.csr_array(gram), sparse.csc_array(target)
     from numba import get_num_threads
 
@@ -157,4 +166,5 @@ def local_ridge(
         exclude_self,
         get_num_threads(),
     )
+
     return columns_to_csr(rows, values, height=gram.shape[0])

@@ -28,6 +28,7 @@ def keep_largest(matrix: sparse.csr_array, count: int) -> sparse.csr_array:
     columns = sparse.csc_array(matrix)
     columns.sort_indices()
     found = largest_of_columns(*by_line(columns), count, get_num_threads())
+
     return columns_to_csr(*found, height=matrix.shape[0])
 
 
@@ -49,6 +50,7 @@ def product_top_k(
     barred = by_line(sparse.csr_array((0, 0)) if exclude is None else exclude)[:2]
     allowed = np.empty(0, np.bool_) if mask is None else mask
     positions, scores = kernels.product_top_k(by_line(history), by_line(weights), barred, allowed, k, get_num_threads())
+
     return positions, scores
 
 
@@ -80,6 +82,7 @@ def smoothed(
         keep,
         get_num_threads(),
     )
+
     return columns_to_csr(*found, height=len(own))
 
 
@@ -93,6 +96,7 @@ def by_line(matrix: sparse.csr_array | sparse.csc_array) -> tuple[NDArray[np.int
         view = array.astype(kind, copy=False).view()
         view.flags.writeable = False
         out.append(view)
+
     return out[0], out[1], out[2]
 
 
@@ -101,8 +105,10 @@ def scaled(matrix: sparse.csr_array, rows: NDArray[Any] | None, columns: NDArray
     out = matrix
     if rows is not None:
         out = sparse.diags_array(np.asarray(rows, np.float32)).tocsr() @ out
+
     if columns is not None:
         out = out @ sparse.diags_array(np.asarray(columns, np.float32)).tocsr()
+
     return sparse.csr_array(out)
 
 
@@ -114,6 +120,8 @@ def without_diagonal(matrix: Any) -> Any:
     if isinstance(matrix, np.ndarray):
         np.fill_diagonal(matrix, 0)
         return matrix
+
     matrix.setdiag(0)
     matrix.eliminate_zeros()
+
     return matrix

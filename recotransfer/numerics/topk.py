@@ -80,15 +80,18 @@ def top_k(
     queries = np.ascontiguousarray(queries, np.float32)
     if queries.ndim != 2 or values.ndim != 2 or queries.shape[1] != values.shape[1]:
         raise InputError(f"queries {queries.shape} and items {values.shape} must be (b, d) and (n, d) with the same d")
+
     b, n = len(queries), len(values)
     check_filters((b, n), k, exclude, mask)
     if packed is None and b * n * max(1, queries.shape[1]) <= _SMALL:
         return _plain_top_k(queries, values, k, exclude, mask)
     if not b or not n or (mask is not None and not mask.any()):
         return _empty(b, k)
+
     # Packing an item costs as much as scoring it for 1,000 queries; one query alone reads items at a 40th of that.
     if packed is None or (mask is not None and np.count_nonzero(mask) * (b + 1000) < max(b, 40) * n):
         packed, mask = pack_items(values, mask, k=k), None
+
     return _search(queries, packed, k, _sorted_rows(exclude), mask, block)
 
 
@@ -103,11 +106,13 @@ def top_k_of_scores(
     scores = np.asarray(scores, np.float32)
     if scores.ndim != 2:
         raise InputError(f"scores have shape {scores.shape}; give one row per user")
+
     b, n = scores.shape
     check_filters((b, n), k, exclude, mask)
     found = _empty(b, k)
     if scores.size <= _SMALL:
         return _select(scores.copy(), k, exclude, mask)
+
     from recotransfer.numerics._topk_loops import best_of_scores
 
     exclude = _sorted_rows(exclude)
@@ -120,6 +125,7 @@ def top_k_of_scores(
 
     if not all(_in_threads(task, _slices(b, max(1, min(256, -(-b // _threads())))))):
         raise InputError(f"scores {_MESSAGE}")
+
     return found
 
 
@@ -136,15 +142,18 @@ def top_k_of_sparse(
     if not scores.has_canonical_format:
         scores = scores.copy()
         scores.sum_duplicates()
+
     values = np.asarray(scores.data, np.float32)
     if not np.isfinite(values).all():
         raise InputError(f"scores {_MESSAGE}")
+
     rows = np.repeat(np.arange(b, dtype=np.int64), np.diff(scores.indptr))
     columns = np.asarray(scores.indices, np.int64)
     keep = np.ones(values.size, np.bool_) if mask is None else mask[columns]
     if exclude is not None:
         out_rows = np.repeat(np.arange(b, dtype=np.int64), np.diff(exclude.indptr))
         keep &= ~np.isin(rows * n + columns, out_rows * n + exclude.indices)
+
     return rank_candidates(rows[keep], columns[keep], values[keep], b, k)
 
 
@@ -163,15 +172,18 @@ def rescore(
     keep = candidates >= 0
     if mask is not None:
         keep &= mask[candidates]
+
     rows, place = np.nonzero(keep)
     columns = candidates[rows, place]
     if exclude is not None and exclude.nnz:
         out_rows = np.repeat(np.arange(b, dtype=np.int64), np.diff(exclude.indptr))
         keep = ~np.isin(rows * n + columns, out_rows * n + exclude.indices)
         rows, columns = rows[keep], columns[keep]
+
     values = np.empty(rows.size, np.float32)
     for part in _slices(rows.size, 1 << 16):
         values[part] = np.einsum("ij,ij->i", queries[rows[part]], items[columns[part]], dtype=np.float64)
+
     return rank_candidates(rows, columns, values, b, k)
 
 
@@ -189,9 +201,11 @@ def pack_items(items: NDArray[np.float32], mask: NDArray[np.bool_] | None = None
     allowed = np.arange(len(items)) if mask is None else np.flatnonzero(mask)
     if not allowed.size:
         raise InputError("no item is allowed; there is nothing to pack")
+
     largest = float(_lengths(items, allowed).max())
     if not np.isfinite(largest):
         raise InputError(f"items {_MESSAGE}")
+
     group = int(np.clip(2 ** np.round(np.log2(np.sqrt(allowed.size / (24 * k)))), VECTORS, 64))
     chunks = -(-allowed.size // (group * LANES))
     # Lane l of the chunk's tiles runs through group l, so that a group is a run of neighbours.
@@ -204,6 +218,7 @@ def pack_items(items: NDArray[np.float32], mask: NDArray[np.bool_] | None = None
     in_order[:, slots] = bounds
     norms, errors = in_order.reshape(2, -1, group).max(axis=2)
     norms = np.where(norms > 0, norms + np.float32(2.0**-100), norms)  # room for products below the smallest normal
+
     return PackedItems(items, _frozen(allowed), group, tiles, norms, errors, largest, exponent)
 
 
@@ -218,10 +233,13 @@ def _plain_top_k(
     for name, values in (("queries", queries), ("items", items)):
         if not np.isfinite(values).all():
             raise InputError(f"{name} {_MESSAGE}")
+
     with np.errstate(over="ignore"):
         scores = (queries.astype(np.float64) @ items.astype(np.float64).T).astype(np.float32)
+
     if not np.isfinite(scores).all():
         raise InputError("inner products pass the range of float32; scale the vectors down")
+
     return _select(scores, k, exclude, mask)
 
 
@@ -232,14 +250,19 @@ def _select(
     b, n = scores.shape
     if not np.isfinite(scores).all():
         raise InputError(f"scores {_MESSAGE}")
+
     if exclude is not None:
         scores[np.repeat(np.arange(b), np.diff(exclude.indptr)), exclude.indices] = -np.inf
+
     if mask is not None:
         scores[:, ~mask] = -np.inf
+
     keep = scores > -np.inf
     if k < n:
         keep &= scores >= np.partition(scores, n - k, axis=1)[:, n - k, None]
+
     rows, columns = np.nonzero(keep)
+
     return rank_candidates(rows, columns, scores[rows, columns], b, k)
 
 
@@ -252,6 +275,7 @@ def rank_candidates(rows: NDArray[Any], columns: NDArray[Any], values: NDArray[n
     keep = rank < k
     found.positions[rows[keep], rank[keep]] = columns[keep]
     found.scores[rows[keep], rank[keep]] = values[keep]
+
     return found
 
 
@@ -306,6 +330,7 @@ def _search(
         )  # fmt: skip
 
     _in_threads(task, _slices(b, block))
+
     return found
 
 
@@ -324,8 +349,10 @@ def _query_tiles(queries: NDArray[np.float32], packed: PackedItems) -> _QueryTil
         raise InputError(f"queries {_MESSAGE}")
     if lengths.max() * packed.largest > 3e38:
         raise InputError("inner products may pass the range of float32; scale the vectors down")
+
     exponents = np.frexp(lengths)[1]
     tiles, bounds = _tiles(queries, rows, np.ldexp(1.0, -exponents), ROWS, PAIRS)
+
     return _QueryTiles(tiles, bounds, np.ldexp(1.0, exponents + packed.exponent))
 
 
@@ -344,6 +371,7 @@ def _tiles(
         pack(values, rows[own], scales[own], pairs, out[some], bounds[:, own])
 
     _in_threads(task, _slices(len(out), max(1, 32768 // width)))
+
     return out.reshape(-1) if pairs else out.reshape(-1).view(np.float32), bounds
 
 
@@ -370,6 +398,7 @@ def _rows_of(exclude: sparse.csr_array | None, rows: slice) -> tuple[NDArray[np.
     """Row starts (rows + 1,) and columns of the excluded entries of `rows`."""
     if exclude is None:
         return np.zeros(rows.stop - rows.start + 1, np.int64), np.empty(0, np.int64)
+
     indptr = np.asarray(exclude.indptr[rows.start : rows.stop + 1], np.int64)
     return indptr - indptr[0], np.asarray(exclude.indices[indptr[0] : indptr[-1]], np.int64)
 
@@ -386,5 +415,6 @@ def _in_threads(task: Callable[[slice], Any], parts: list[slice]) -> list[Any]:
     """`task` of each part, in order. Plain threads suffice, as the loops release the lock: no OpenMP pool to nest."""
     if len(parts) < 2 or _threads() < 2:
         return [task(part) for part in parts]
+
     with ThreadPoolExecutor(min(_threads(), len(parts))) as pool:
         return list(pool.map(task, parts))

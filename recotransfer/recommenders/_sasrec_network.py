@@ -74,14 +74,18 @@ class Sequences:
         # Users within a factor of two in length are padded together: attention over padding is then cheap.
         cuts = np.unique(np.searchsorted(size, 2 ** np.arange(int(size[-1]).bit_length() + 1), side="right"))
         groups = []
+
         for low, high in zip(np.concatenate([[0], cuts]).tolist(), cuts.tolist(), strict=False):
             if low == high:
                 continue
+
             tokens = slice(int(token[low] - size[low]), int(token[high - 1]))
             width = int(size[high - 1])
             row = np.repeat(np.arange(high - low), size[low:high])
             groups.append(_Group(tokens, row * width + place[tokens], high - low, width))
+
         age = np.repeat(size, size) - 1 - place
+
         return _Packed(users[order], ranges(end - size, size), age, token - 1, groups)
 
 
@@ -110,12 +114,14 @@ def read_users(network: Network, factors: Float, sequences: Sequences, users: In
     size = np.minimum((sequences.end - sequences.start)[users], length)
     order = np.argsort(size, kind="stable")
     order = order[np.searchsorted(size[order], 1) :]
+
     with torch.inference_mode():
         for first in range(0, len(order), _USERS):
             block = order[first : first + _USERS]
             packed = sequences.packed(users[block], length)  # keeps the order, which is by length already
             vectors = torch.from_numpy(factors[sequences.item[packed.rows]]).to(network.device)
             out[block] = network.states(vectors, packed)[torch.from_numpy(packed.last)].cpu().numpy()
+
     return out
 
 
@@ -126,7 +132,8 @@ class Network:
     """
 
     def __init__(self, weights: dict[str, Any], content: Any = None) -> None:
-        self.weights, self.content = weights, content
+        self.weights = weights
+        self.content = content
         self.device = weights["position"].device
 
     @classmethod
@@ -142,14 +149,18 @@ class Network:
             turn = torch.linalg.qr(torch.randn(dim, dim)).Q
             main = torch.from_numpy(_main_components(content, dim))
             weights["map"] = main @ turn[: main.shape[1]]
+
         for block in range(blocks):
             for name in ("query", "key", "value", "out", "inner", "outer"):
                 weights[f"{block}.{name}"] = torch.nn.init.xavier_normal_(torch.empty(dim, dim))
                 weights[f"{block}.{name}.bias"] = torch.zeros(dim)
+
         for norm in [f"{block}.{name}" for block in range(blocks) for name in ("before", "between")] + ["after"]:
             weights[norm], weights[f"{norm}.bias"] = torch.ones(dim), torch.zeros(dim)
+
         out = cls(weights, None if content is None else torch.from_numpy(content))
         out.learn()
+
         return out
 
     @classmethod
@@ -214,6 +225,7 @@ class Network:
             parts = linear(f"{block}.query", query), linear(f"{block}.key", x), linear(f"{block}.value", x)
             x = norm(f"{block}.between", query + linear(f"{block}.out", _attended(parts, packed.groups, dropout)))
             x = x + drop(linear(f"{block}.outer", drop(torch.relu(linear(f"{block}.inner", x)))))
+
         return norm("after", x)
 
 
@@ -226,6 +238,7 @@ def _main_components(content: Float, most: int) -> Float:
     kept = np.argsort(-value)[:most]
     kept = kept[value[kept] > 1e-6 * max(value.max(), 1e-12)]
     out = vector[:, kept] * value[kept] ** -0.25
+
     # The mapped rows have the roots of `value` as their total squares.
     return np.asarray(out * _LENGTH * np.sqrt(len(content) / max(np.sqrt(value[kept]).sum(), 1e-12)), np.float32)
 
@@ -236,6 +249,7 @@ def _attended(parts: tuple[Any, Any, Any], groups: list[_Group], dropout: float)
     from torch.nn import functional
 
     out = []
+
     for tokens, cell, height, width in groups:
         cells = torch.from_numpy(cell).to(parts[0].device)
         query, key, value = (
@@ -246,4 +260,5 @@ def _attended(parts: tuple[Any, Any, Any], groups: list[_Group], dropout: float)
         )
         mixed = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
         out.append(functional.embedding(cells, mixed.reshape(height * width, -1)))
+
     return torch.cat(out)

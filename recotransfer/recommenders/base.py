@@ -22,6 +22,7 @@ from recotransfer.io.artifacts import Artifact, ArtifactWriter, open_artifact, w
 from recotransfer.numerics.histories import histories, seen_items, subset
 from recotransfer.numerics.topk import TopK, top_k_of_scores, top_k_of_sparse
 from recotransfer.numerics.vectors import Float
+from recotransfer.settings import saved_settings
 
 BLOCK = 2048  # users scored at a time: what memory depends on
 Matrix: TypeAlias = Float | sparse.csr_array
@@ -74,13 +75,16 @@ class Recommender(ABC):
         scores = self._scores(events)
         if isinstance(scores, np.ndarray):
             return top_k_of_scores(scores, k, exclude=exclude, mask=mask)
+
         return top_k_of_sparse(scores, k, exclude=exclude, mask=mask)
 
-    def _strengths(self, events: Interactions) -> sparse.csr_array:
+    def _history_weights(self, events: Interactions) -> sparse.csr_array:
         """(users, items) weight of each user's own items; those without times forget nothing."""
         return histories(events, getattr(self, "history_decay", 1.0) if events.time is not None else 1.0)
 
-    def _evidence(self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]) -> Mapping[str, Float]:
+    def _contributions(
+        self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]
+    ) -> Mapping[str, Float]:
         """Part -> (len(history), len(items)): what each own item adds to each score. Empty where a model cannot say."""
         return {}
 
@@ -132,12 +136,15 @@ class Recommender(ABC):
         """Learn from events (and embeddings); the catalogue is every item of either. Returns self."""
         if self.needs_items and items is None:
             raise InputError(f"{type(self).__name__} needs embeddings: fit(interactions, items)")
+
         self.check_settings()
         if not len(interactions):
             raise InputError("no interactions to learn from; check the reader's report for what was dropped")
+
         catalogue = interactions.items if items is None else items.ids.union(interactions.items)
         self._take(interactions.with_items(catalogue))
         self._fit(self.events_, None if items is None else items.align(catalogue))
+
         return self
 
     def _take(self, events: Interactions) -> None:
@@ -160,6 +167,7 @@ class Recommender(ABC):
         if items is not None and (self.needs_items or self.scores_new_items) and items.dim != width:
             was = "without embeddings" if width is None else f"with {width} dimensions"
             raise InputError(f"{type(self).__name__} was fitted {was}, the new items have {items.dim}; fit it again")
+
         before = replace(self.events_, items=known if items is None else known.union(items.ids), kind=None, kinds=())
         events = before.joined(replace(interactions, kind=None, kinds=()))  # models keep no kinds
         given = Embeddings(IdMap([]), np.zeros((0, width or 0), np.float32)) if items is None else items
@@ -168,6 +176,7 @@ class Recommender(ABC):
         out.update_ |= {"events": len(interactions), "users": len(events.users) - len(self.events_.users)}
         out.update_ |= {"items": len(events.items) - len(known), "seconds": round(time.perf_counter() - start, 3)}
         self.__dict__ = out.__dict__
+
         return self
 
     def _updated(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> Self:
@@ -176,6 +185,7 @@ class Recommender(ABC):
         out._take(events)
         if len(events.items) > len(self.catalogue_):
             out.item_columns = None
+
         out.update_ = {"how": out._update(out.events_, fresh, before)}
         return out
 
@@ -183,12 +193,14 @@ class Recommender(ABC):
         """Refuse numbers that no setting of that name can have; `fit` begins with it."""
         for name, parameter in inspect.signature(type(self)).parameters.items():
             value, usual, kind = getattr(self, name), parameter.default, str(parameter.annotation)
-            if value is None or isinstance(usual, (str, tuple)) or name == "rng" or "Mapping" in kind:
+            if value is None or isinstance(usual, (str, tuple)) or name == "seed" or "Mapping" in kind:
                 continue
+
             whole = isinstance(usual, int) or "int" in kind
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
                 kind = "a whole number" if whole else "a number"
                 raise InputError(f"{type(self).__name__}: {name} must be {kind}, got {value!r}")
+
             least = 1 if whole else 0
             if not least <= value < np.inf or (name == "history_decay" and not 0 < value <= 1):
                 wanted = "above 0 and at most 1" if name == "history_decay" else f"at least {least}"
@@ -203,6 +215,7 @@ class Recommender(ABC):
         self._check_fitted()
         if not self.scores_new_items:
             raise InputError(f"{type(self).__name__} cannot rank items unseen in fit; refit it or use HybridItems")
+
         new = items.ids.positions(self.catalogue_.ids, missing="negative")
         fresh = np.setdiff1d(np.arange(len(items.ids)), new)
         out = copy.copy(self)
@@ -212,6 +225,7 @@ class Recommender(ABC):
             out.popularity_ = np.pad(self.popularity_, (0, len(fresh)))
             out.item_columns = None
             out._extend(items.align(IdMap(items.ids.take(fresh))))
+
         return out
 
     def for_batch(self) -> Self:
@@ -249,17 +263,20 @@ class Recommender(ABC):
             return self.extend(items).recommend(
                 users, k, exclude_seen=exclude_seen, filter=filter, histories=histories, reason=reason
             )
+
         known = self.events_ if histories is None else self._own_histories(histories)
         asked = np.arange(len(known.users)) if users is None else known.users.positions(users)
         rows, where = np.unique(asked, return_inverse=True)
         mask = None if filter is None else filter.mask(self.catalogue_, self.item_columns)
         tops, reasons = [], []
+
         for first in range(0, max(len(rows), 1), BLOCK):
             block = subset(known, rows[first : first + BLOCK])
             top = self._block(block, k, exclude_seen, mask)
             tops.append(top)
             if reason:
                 reasons.append(self._reasons(block, top.positions, exclude_seen, mask))
+
         return Recommendations(
             known.users.take(asked),
             self.catalogue_,
@@ -280,8 +297,10 @@ class Recommender(ABC):
         )
         if not self.scores_new_users:
             raise InputError(f"{type(self).__name__} has no item similarities of its own; use another model")
+
         found = self.recommend(k=k, filter=filter, histories=asked, reason=reason)
         ids = self.catalogue_.take(positions)
+
         return Recommendations(ids, found.catalogue, found.positions, found.scores, found.reason)
 
     def label(self, items: Embeddings, k: int = 1, *, users: ArrayLike | None = None) -> Recommendations:
@@ -298,25 +317,29 @@ class Recommender(ABC):
         self._check_fitted()
         if k < 1:
             raise InputError(f"k must be at least 1, got {k}")
+
         known = self.events_.users
         asked = np.arange(len(known)) if users is None else np.unique(known.positions(users))
-        model = self._knowing(items)
+        model = self._with_items(items)
         size = (len(items.ids), min(k, len(asked)))
         best = TopK(np.full(size, -1, np.int64), np.full(size, -np.inf, np.float32))
+
         for first in range(0, len(asked), BLOCK):
             block = asked[first : first + BLOCK]
-            scores = np.hstack([best.scores, model._appeal(items, block)])
+            scores = np.hstack([best.scores, model._item_scores(items, block)])
             where = np.hstack([best.positions, np.broadcast_to(block, (len(scores), len(block)))])
             order = np.argsort(-scores, axis=1, kind="stable")[:, : size[1]]
             best = TopK(np.take_along_axis(where, order, axis=1), np.take_along_axis(scores, order, axis=1))
+
         best.positions[~items.has_content], best.scores[~items.has_content] = -1, -np.inf
+
         return Recommendations(items.ids.ids, known, best.positions, best.scores)
 
-    def _knowing(self, items: Embeddings) -> Self:
+    def _with_items(self, items: Embeddings) -> Self:
         """A model whose catalogue holds `items`."""
         return self.extend(items)
 
-    def _appeal(self, items: Embeddings, users: NDArray[np.int64]) -> Float:
+    def _item_scores(self, items: Embeddings, users: NDArray[np.int64]) -> Float:
         """(items, users) scores of items in the catalogue for users at positions."""
         at = self.catalogue_.positions(items.ids.ids)
         scores = self._scores(subset(self.events_, users))
@@ -327,6 +350,7 @@ class Recommender(ABC):
     def _own_histories(self, histories: Interactions) -> Interactions:
         if not self.scores_new_users:
             raise InputError(f"{type(self).__name__} ranks only for users it was fitted on; leave histories out")
+
         events = histories.with_items(self.catalogue_)
         return events.select(events.order)
 
@@ -343,9 +367,11 @@ class Recommender(ABC):
         short = np.flatnonzero((positions < 0).any(axis=1))
         if not len(short):
             return TopK(positions, scores)
+
         order = np.argsort(-self.popularity_, kind="stable")
         if mask is not None:
             order = order[mask[order]]
+
         prior = self.popularity_ * np.float32(_PRIOR / max(float(self.popularity_.max()), 1.0))
         for row in short:
             have = int((positions[row] >= 0).sum())
@@ -355,7 +381,9 @@ class Recommender(ABC):
             more = pool[~np.isin(pool, barred)][: k - have]
             positions[row, have : have + len(more)] = more
             scores[row, have : have + len(more)] = prior[more]
+
         np.minimum.accumulate(scores, axis=1, out=scores)
+
         return TopK(positions, scores)
 
     def _reasons(
@@ -363,29 +391,34 @@ class Recommender(ABC):
     ) -> NDArray[np.object_]:
         """(users, k) why each item stands in its list, which `exclude_seen` and `mask` helped to make."""
         out = np.full(positions.shape, None, dtype=object)
-        strengths = self._strengths(events)
+        strengths = self._history_weights(events)
+
         for row in range(len(positions)):
             listed = np.flatnonzero(positions[row] >= 0)
             own = slice(strengths.indptr[row], strengths.indptr[row + 1])
             history = strengths.indices[own].astype(np.int64)
-            parts = self._evidence(history, strengths.data[own], positions[row, listed])
+            parts = self._contributions(history, strengths.data[own], positions[row, listed])
             for at, column in enumerate(listed):
                 out[row, column] = self._reason(history, {name: values[:, at] for name, values in parts.items()})
+
         return out
 
     def _reason(self, history: NDArray[np.int64], parts: Mapping[str, Float], most: int = 3) -> Reason:
         gains = {name: np.maximum(values, 0) for name, values in parts.items()}
         if not gains:
             return Reason((), {self.source_of_scores: 1.0})
+
         total = float(sum(values.sum() for values in gains.values()))
         if total <= 0:
             return Reason((), {"popularity": 1.0})
+
         each = np.sum(list(gains.values()), axis=0) / total
         best = [i for i in np.argsort(-each, kind="stable")[:most] if each[i] > 0.005]
         because = tuple(
             (item, float(each[i])) for item, i in zip(self.catalogue_.take(history[best]).tolist(), best, strict=True)
         )
         shares = {name: float(values.sum() / total) for name, values in gains.items()}
+
         return Reason(because, {name: share for name, share in shares.items() if share > 0})
 
     # -- persistence ---------------------------------------------------------------------------------------------------
@@ -401,6 +434,7 @@ class Recommender(ABC):
         artifact = open_artifact(path)
         if artifact.class_name != cls.__name__:
             raise ArtifactError(f"{path} holds a {artifact.class_name}, not a {cls.__name__}; load it with that class")
+
         return cls.read(artifact)
 
     def write(self, writer: ArtifactWriter) -> None:
@@ -408,25 +442,27 @@ class Recommender(ABC):
         writer.json("params", self.params())
         writer.ids("users", self.events_.users.ids)
         writer.ids("catalogue", self.catalogue_.ids)
+
         for name in ("user", "item", "weight", "time"):
             if (values := getattr(self.events_, name)) is not None:
                 writer.array(f"events.{name}", values)
+
         writer.array("popularity", self.popularity_)
         if self.item_columns is not None:
             writer.table("columns", self.item_columns)
+
         self._write(writer)
 
     @classmethod
     def read(cls, artifact: Artifact) -> Self:
         """The model from an opened artefact's parts; `load` without the folder."""
-        settings = artifact.json("params")
-        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
         try:
-            model = cls(**settings)  # JSON made lists of the tuples
+            model = cls(**saved_settings(cls, artifact.json("params")))
         except TypeError as cause:
             raise ArtifactError(
                 f"{artifact.folder}: settings do not fit this version ({cause}); save it again"
             ) from None
+
         model.catalogue_ = IdMap(artifact.ids("catalogue"))
         model.events_ = Interactions(
             IdMap(artifact.ids("users")),
@@ -439,5 +475,7 @@ class Recommender(ABC):
         model.popularity_ = artifact.array("popularity")
         if "columns.parquet" in artifact:
             model.item_columns = artifact.table("columns")
+
         model._read(artifact)
+
         return model

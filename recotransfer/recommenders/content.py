@@ -51,6 +51,7 @@ class _Profiles(FactorModel):
     ) -> TopK:
         if not self.present_.all():  # the zeros of an item without content would outrank dislike
             mask = self.present_ if mask is None else mask & self.present_
+
         return super()._rank(events, k, exclude, mask)
 
     def _queries(self, events: Interactions) -> Float:
@@ -59,13 +60,16 @@ class _Profiles(FactorModel):
     def _mapped(self, vectors: Float) -> Float:
         return vectors
 
-    def _evidence(self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]) -> Mapping[str, Float]:
+    def _contributions(
+        self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]
+    ) -> Mapping[str, Float]:
         own, theirs = self._mapped(self.factors_[history]) * self._own_weights(history, strength), self.factors_[items]
         out, first = {}, 0
         for name, width in self.blocks_:
             block = slice(first, first + width)
             out[name] = np.asarray(own[:, block] @ theirs[:, block].T, np.float32)
             first += width
+
         return out
 
     def _own_weights(self, history: NDArray[np.int64], strength: Float) -> Float:
@@ -95,7 +99,7 @@ class ContentProfiles(_Profiles):
         self.history_decay = history_decay
 
     def _weights(self, events: Interactions) -> sparse.csr_array:
-        return self._strengths(events)
+        return self._history_weights(events)
 
     def _queries(self, events: Interactions) -> Float:
         return unit_rows(super()._queries(events))
@@ -119,14 +123,16 @@ class RidgeProfiles(_Profiles):
     }
 
     def __init__(self, *, reg: float = 1.0, unobserved: float = 0.01, history_decay: float = 1.0) -> None:
-        self.reg, self.unobserved, self.history_decay = reg, unobserved, history_decay
+        self.reg = reg
+        self.unobserved = unobserved
+        self.history_decay = history_decay
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
         super()._fit(events, items)
         self.metric_ = unobserved_metric(self.factors_, self.reg, self.unobserved)
 
     def _weights(self, events: Interactions) -> sparse.csr_array:
-        return half_step(self._strengths(events), self.factors_, self.metric_)
+        return half_step(self._history_weights(events), self.factors_, self.metric_)
 
     def _mapped(self, vectors: Float) -> Float:
         return vectors @ self.metric_

@@ -28,7 +28,9 @@ class EASE(ItemItem):
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"reg": (10.0, 2000.0), "history_decay": (0.3, 1.0)}
 
     def __init__(self, *, reg: float = 200.0, neighbours: int | None = None, history_decay: float = 1.0) -> None:
-        self.reg, self.neighbours, self.history_decay = reg, neighbours, history_decay
+        self.reg = reg
+        self.neighbours = neighbours
+        self.history_decay = history_decay
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
         matrix = histories(events)
@@ -42,5 +44,6 @@ class EASE(ItemItem):
         count = len(changed_users(before, events))
         if self.neighbours is not None or count * _FEW > len(events.items):
             return super()._update(events, fresh, before)  # local systems cost more than the sums they read
+
         self.weights_ = ease_updated(self.weights_, histories(before), histories(events), self.reg)
         return f"inverse changed by {count} users"

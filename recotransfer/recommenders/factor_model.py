@@ -45,17 +45,18 @@ class FactorModel(Recommender):
     def _set_factors(self, factors: Float) -> None:
         self.index_, self.index_report_ = ExactIndex().build(factors), "exact"
 
-    def choose_index(self, target_recall: float = 0.95, *, users: int = 200, rng: int = 0) -> Self:
+    def choose_index(self, target_recall: float = 0.95, *, users: int = 200, seed: int = 0) -> Self:
         """Take the quickest index, measured on known users' queries, that finds `target_recall` of the exact top 10.
 
         Single requests over large catalogues gain; `for_batch` goes back to exact search. Returns self.
         """
         self._check_fitted()
         known = self.events_
-        drawn = np.sort(np.random.default_rng(rng).permutation(len(known.users))[:users])
+        drawn = np.sort(np.random.default_rng(seed).permutation(len(known.users))[:users])
         queries = self._queries(subset(known, drawn))
         chosen = choose_index(self.factors_, target_recall=target_recall, sample_queries=queries)
         self.index_, self.index_report_ = chosen.index, chosen.reason
+
         return self
 
     def for_batch(self) -> Self:
@@ -83,6 +84,7 @@ class FactorModel(Recommender):
         self._check_fitted()
         if reason:
             raise InputError(f"{type(self).__name__} compares factors, which give no reasons; leave reason out")
+
         positions = self.catalogue_.positions(items)
         mask = None if filter is None else filter.mask(self.catalogue_, self.item_columns)
         rows = np.arange(len(positions))
@@ -90,6 +92,7 @@ class FactorModel(Recommender):
         own = sparse.coo_array((np.ones(len(rows), np.float32), (rows, positions)), shape=shape).tocsr()
         unit = unit_rows(self.factors_)
         top = top_k(unit[positions], unit, min(k, len(self.catalogue_)), exclude=own, mask=mask)
+
         return Recommendations(self.catalogue_.take(positions), self.catalogue_, top.positions, top.scores)
 
     def _write(self, writer: ArtifactWriter) -> None:

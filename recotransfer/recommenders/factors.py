@@ -28,7 +28,9 @@ def _train(
         model = kind(**settings)
         if begin is not None:
             model.user_factors, model.item_factors = begin
+
         model.fit(sparse.csr_matrix(histories(events)), show_progress=False)
+
     return np.asarray(model.user_factors), np.asarray(model.item_factors)
 
 
@@ -40,7 +42,7 @@ class ALS(FactorModel):
         reg: ridge on the factors.
         alpha: weight of an observed pair against 1 for an unobserved one.
         epochs: sweeps.
-        rng: seed.
+        seed: random seed.
     """
 
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -50,15 +52,21 @@ class ALS(FactorModel):
         "epochs": (5, 30),
     }
 
-    def __init__(self, *, dim: int = 64, reg: float = 0.1, alpha: float = 10.0, epochs: int = 15, rng: int = 0) -> None:
-        self.dim, self.reg, self.alpha, self.epochs, self.rng = dim, reg, alpha, epochs, rng
+    def __init__(
+        self, *, dim: int = 64, reg: float = 0.1, alpha: float = 10.0, epochs: int = 15, seed: int = 0
+    ) -> None:
+        self.dim = dim
+        self.reg = reg
+        self.alpha = alpha
+        self.epochs = epochs
+        self.seed = seed
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
         self._sweep(events, self.epochs)
 
     def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
         known, sweeps = self.factors_, max(1, self.epochs // _FEWER)
-        factors = np.random.default_rng(self.rng).random((len(events.items), self.dim), np.float32) * np.float32(0.01)
+        factors = np.random.default_rng(self.seed).random((len(events.items), self.dim), np.float32) * np.float32(0.01)
         factors[: len(known)] = known
         users = np.zeros((len(events.users), self.dim), np.float32)  # a sweep begins with them, from the items' factors
         self._sweep(events, sweeps, (users, factors))
@@ -75,7 +83,7 @@ class ALS(FactorModel):
             regularization=self.reg,
             alpha=self.alpha,
             iterations=epochs,
-            random_state=self.rng,
+            random_state=self.seed,
             dtype=np.float32,
         )
         self._set_factors(factors)
@@ -86,7 +94,9 @@ class ALS(FactorModel):
         history.data *= self.alpha
         return np.asarray(half_step(history, self.factors_, self.metric_) @ self.factors_ @ self.metric_, np.float32)
 
-    def _evidence(self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]) -> Mapping[str, Float]:
+    def _contributions(
+        self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]
+    ) -> Mapping[str, Float]:
         row = sparse.csr_array((strength * self.alpha, history, [0, len(history)]), shape=(1, len(self.factors_)))
         weights = half_step(row, self.factors_, self.metric_).data
         likeness = self.factors_[history] @ self.metric_ @ self.factors_[items].T
@@ -109,7 +119,7 @@ class BPR(FactorModel):
         learning_rate: step of the stochastic gradient.
         reg: ridge on the factors.
         epochs: sweeps.
-        rng: seed.
+        seed: random seed.
     """
 
     scores_new_users: ClassVar[bool] = False
@@ -121,15 +131,19 @@ class BPR(FactorModel):
     }
 
     def __init__(
-        self, *, dim: int = 64, learning_rate: float = 0.05, reg: float = 0.01, epochs: int = 100, rng: int = 0
+        self, *, dim: int = 64, learning_rate: float = 0.05, reg: float = 0.01, epochs: int = 100, seed: int = 0
     ) -> None:
-        self.dim, self.learning_rate, self.reg, self.epochs, self.rng = dim, learning_rate, reg, epochs, rng
+        self.dim = dim
+        self.learning_rate = learning_rate
+        self.reg = reg
+        self.epochs = epochs
+        self.seed = seed
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
         self._sweep(events, self.epochs)
 
     def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
-        rng, sweeps = np.random.default_rng(self.rng), max(1, self.epochs // _FEWER)
+        rng, sweeps = np.random.default_rng(self.seed), max(1, self.epochs // _FEWER)
 
         def grown(known: Float, count: int) -> Float:  # new rows as `implicit` begins with
             new = (rng.random((count - len(known), known.shape[1]), np.float32) - np.float32(0.5)) / self.dim
@@ -138,6 +152,7 @@ class BPR(FactorModel):
         users, factors = grown(self.users_, len(events.users)), grown(self.factors_, len(events.items))
         users[:, -1] = 1  # against it stands the item's bias
         self._sweep(events, sweeps, (users, factors))
+
         return f"{sweeps} sweeps from the present factors"
 
     def _sweep(self, events: Interactions, epochs: int, begin: tuple[Float, Float] | None = None) -> None:
@@ -151,7 +166,7 @@ class BPR(FactorModel):
             learning_rate=self.learning_rate,
             regularization=self.reg,
             iterations=epochs,
-            random_state=self.rng,
+            random_state=self.seed,
             num_threads=1,  # its threads race on shared rows: more of them and a seed no longer fixes the result
         )
         self._set_factors(factors)

@@ -25,6 +25,7 @@ from recotransfer.numerics.histories import seen_items
 from recotransfer.numerics.topk import TopK, rank_candidates
 from recotransfer.recommenders.base import Recommender
 from recotransfer.registry import recommenders
+from recotransfer.settings import saved_settings
 
 Members: TypeAlias = Sequence[Recommender | Mapping[str, Any]]
 Doubles: TypeAlias = NDArray[np.float64]
@@ -82,6 +83,7 @@ class FusedRecommender(Recommender):
         out = super().params()
         if isinstance(self.members, (list, tuple)):
             out["members"] = [_spec(member) for member in self.members]
+
         return out
 
     def check_settings(self) -> None:
@@ -95,6 +97,7 @@ class FusedRecommender(Recommender):
             raise InputError(
                 f"{type(self).__name__}: members must be a list of two recommenders or more, got {self.members!r}"
             )
+
         return [_made(member) for member in self.members]
 
     def _names(self) -> list[str]:
@@ -124,6 +127,7 @@ class FusedRecommender(Recommender):
                 f"{type(self).__name__} ranks only for users it was fitted on, as its member {barred[0]} does; "
                 "leave histories out, or that member"
             )
+
         return super()._own_histories(histories)
 
     # -- fit -----------------------------------------------------------------------------------------------------------
@@ -176,13 +180,17 @@ class FusedRecommender(Recommender):
             keys.append(user * width + top.positions[user, place])
             shares.append(_shares(top)[user, place])
             ranks.append(place + 1)
+
         pairs, where = np.unique(np.concatenate(keys), return_inverse=True)
         share, rank = np.zeros((2, len(pairs), len(keys)))
         rows = np.split(where, np.cumsum([len(own) for own in keys])[:-1])
+
         for at, own in enumerate(rows):
             share[own, at], rank[own, at] = shares[at], ranks[at]
+
         user = pairs // width
         history = np.bincount(events.user, minlength=len(events.users)).astype(np.float64)
+
         return Candidates(user, pairs % width, share, rank, history[user])
 
     def _reasons(
@@ -200,11 +208,13 @@ class FusedRecommender(Recommender):
         names, out = self._names(), np.full(positions.shape, None, dtype=object)
         found = np.searchsorted(keys, wanted)
         known = np.isin(wanted, keys)
+
         for i, j, at, listed in zip(row, column, found, known, strict=True):
             out[i, j] = Reason((), {"popularity": 1.0})
             if listed:
                 said = {names[m]: (float(votes[at, m]), told[m][i, j]) for m in np.flatnonzero(votes[at])}
                 out[i, j] = _mixed(said)
+
         return out
 
     # -- persistence ---------------------------------------------------------------------------------------------------
@@ -228,7 +238,8 @@ class RankFusion(FusedRecommender):
     """
 
     def __init__(self, *, members: Members = DEFAULT_MEMBERS, depth: int = 200) -> None:
-        self.members, self.depth = members, depth
+        self.members = members
+        self.depth = depth
 
     def _votes(self, candidates: Candidates) -> Doubles:
         return np.asarray((candidates.rank > 0) / (60 + candidates.rank))
@@ -238,6 +249,7 @@ def _spec(member: Any) -> Any:
     """A recommender as a file would hold it, tuples as lists; whatever else it is, as it came."""
     if not isinstance(member, Recommender):
         return member
+
     return {"class": recommenders.name_of(type(member)), "settings": json.loads(json.dumps(member.params()))}
 
 
@@ -246,10 +258,13 @@ def _made(member: Any) -> Recommender:
         return member
     if not isinstance(member, Mapping) or not {"class"} <= set(member) <= {"class", "settings"}:
         raise InputError(f'a member must be a recommender or {{"class": ..., "settings": ...}}, got {member!r}')
+
     try:
-        made: Recommender = recommenders.find(member["class"])(**member.get("settings", {}))
+        kind: type[Recommender] = recommenders.find(member["class"])
+        made = kind(**saved_settings(kind, member.get("settings", {})))
     except TypeError as cause:
         raise InputError(f"member {member['class']}: {cause}") from None
+
     return made
 
 
@@ -290,5 +305,6 @@ def _mixed(said: Mapping[str, tuple[float, Reason | None]], most: int = 3) -> Re
     for share, reason in said.values():
         for item, part in reason.because if reason is not None else ():
             items[item] += share * part  # type: ignore[assignment]  # a Counter adds up any numbers
+
     because = tuple((item, float(part)) for item, part in items.most_common(most) if part > 0.005)
     return Reason(because, {name: share for name, (share, _) in said.items()})

@@ -43,7 +43,7 @@ class HybridItems(ItemItem):
     an item with n users keeps n / (n + prior_events) of its own row and column and takes the rest from its content
     neighbours. An item nobody has touched is wholly its neighbours' mean, one touched often is itself. New users are
     their events; new items enter through `extend`. Fitted without embeddings the model is behaviour only, which is the
-    control arm of the transfer. `trust` lies between the two, for items of few and of many users apart.
+    ablation of the transfer. `trust` lies between the two, for items of few and of many users apart.
 
     Args:
         reg: ridge of the co-occurrence regression.
@@ -87,9 +87,15 @@ class HybridItems(ItemItem):
         form: Literal["sparse", "dense"] = "sparse",
         trust: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     ) -> None:
-        self.reg, self.sequence_weight, self.sequence_reg = reg, sequence_weight, sequence_reg
-        self.content_weight, self.sharpness, self.prior_events = content_weight, sharpness, prior_events
-        self.history_decay, self.neighbours, self.form = history_decay, neighbours, form
+        self.reg = reg
+        self.sequence_weight = sequence_weight
+        self.sequence_reg = sequence_reg
+        self.content_weight = content_weight
+        self.sharpness = sharpness
+        self.prior_events = prior_events
+        self.history_decay = history_decay
+        self.neighbours = neighbours
+        self.form = form
         self.trust = trust
 
     def check_settings(self) -> None:
@@ -97,6 +103,7 @@ class HybridItems(ItemItem):
         super().check_settings()
         if self.form not in ("sparse", "dense"):
             raise InputError(f'form must be "sparse" or "dense", got {self.form!r}')
+
         shares, count = np.asarray(self.trust), len(POPULARITY_BUCKETS)
         if shares.shape != (count,) or shares.dtype.kind not in "fiu" or not ((shares >= 0) & (shares <= 1)).all():
             raise InputError(f"trust must be {count} numbers from 0 to 1, got {self.trust!r}")
@@ -104,15 +111,16 @@ class HybridItems(ItemItem):
     # -- fit -----------------------------------------------------------------------------------------------------------
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
-        self.plain_ = self._behaviour(events)
+        self.behaviour_weights_ = self._behaviour(events)
         self.items_ = None if items is None else _unit(items)
         if self.items_ is None:
-            self.weights_ = self.plain_
+            self.weights_ = self.behaviour_weights_
             return
-        self.behaviour_ = _agreed(self.plain_, self.items_)
+
+        self.behaviour_ = _agreed(self.behaviour_weights_, self.items_)
         found = self._nearest(self.items_.vectors, self.items_)
-        self.reach_ = _reach(found)
-        near = without_diagonal(self._kernel(found, self.reach_, self.reach_))
+        self.local_scale_ = _reach(found)
+        near = without_diagonal(self._kernel(found, self.local_scale_, self.local_scale_))
         self.column_root_ = _roots(near.sum(axis=0))
         content = scaled(near, _roots(near.sum(axis=1)), self.column_root_)
         held = content.sum(axis=1)
@@ -121,7 +129,7 @@ class HybridItems(ItemItem):
         self.content_ = scaled(near, self.row_root_, self.column_root_)
         self.lookalikes_ = self._lookalikes(near)
         own = self._own_share()
-        self.trusting_ = without_diagonal(self._smoothed(self.lookalikes_, self.content_, own))
+        self.content_weights_ = without_diagonal(self._smoothed(self.lookalikes_, self.content_, own))
         self.weights_ = self._blend()
 
     def _behaviour(self, events: Interactions) -> Matrix:
@@ -132,13 +140,16 @@ class HybridItems(ItemItem):
         self.cooccurrence_, self.order_ = both, None
         if events.time is None or not self.sequence_weight:
             return both
+
         past, future = transitions(events, self.history_decay**_PAST, self.history_decay**_FUTURE)
         gram, target = sparse.csr_array(past.T @ past), sparse.csr_array(past.T @ future)
         if dense:
             order = without_diagonal(ridge(gram.toarray(), target.toarray(), self.sequence_reg))
         else:
             order = local_ridge(gram, target, self.sequence_reg, self.neighbours)
+
         self.order_ = order
+
         return both + self.sequence_weight * order
 
     def _nearest(self, queries: Float, items: Embeddings) -> sparse.csr_array:
@@ -178,8 +189,10 @@ class HybridItems(ItemItem):
             column = (stand_in.T @ self.behaviour_.T).T * (1 - own_column)
             if own_column.any():
                 column += self.behaviour_ * own_column
+
             both = own[:, None] * column + (1 - own)[:, None] * (self.lookalikes_.T @ column) + content.toarray()
             return np.asarray(both, np.float32)
+
         return smoothed(self.behaviour_, stand_in, own_column, self.lookalikes_, own, content, keep=2 * self.neighbours)
 
     # -- trust ---------------------------------------------------------------------------------------------------------
@@ -189,18 +202,21 @@ class HybridItems(ItemItem):
         self._check_fitted()
         if self.items_ is None:
             raise InputError("this HybridItems was fitted without embeddings, so there is no content to trust")
+
         out = copy.copy(self)
         out.trust = trust
         out.check_settings()
         out.weights_ = out._blend()
+
         return out
 
     def _blend(self) -> Matrix:
-        """(items, items) column by column `trusting_`, the matrix with content, and `plain_`, as `trust` has it."""
+        """(items, items) `content_weights_` and `behaviour_weights_`, mixed column by column as `trust` says."""
         share = self._shares(np.arange(len(self.popularity_)))
         if (share == 1).all():
-            return self.trusting_
-        return _mix(self.trusting_, share, self.plain_) if share.any() else self.plain_
+            return self.content_weights_
+
+        return _mix(self.content_weights_, share, self.behaviour_weights_) if share.any() else self.behaviour_weights_
 
     def _shares(self, items: NDArray[np.int64]) -> Float:
         """(len(items),) trust in the content of each."""
@@ -215,13 +231,15 @@ class HybridItems(ItemItem):
         """New columns and rows as `fit` would give items without events; the old block stays as it is."""
         if self.items_ is None:
             raise InputError("this HybridItems was fitted without embeddings, so new items mean nothing to it")
+
         old, fresh = self.items_, _unit(items)
         if fresh.dim != old.dim:
             raise InputError(f"new items have {fresh.dim} dimensions, the model was fitted with {old.dim}")
+
         n, m = len(old.ids), len(fresh.ids)
         found = scaled(self._nearest(fresh.vectors, old), None, fresh.has_content)
         reach = _reach(found)
-        near = self._kernel(found, self.reach_, reach)
+        near = self._kernel(found, self.local_scale_, reach)
         stand_in = self._lookalikes(near)
         root = _roots(near.sum(axis=0))  # of an item that is new, row and column are the same
         content_column = scaled(near, self.row_root_, root)
@@ -232,20 +250,21 @@ class HybridItems(ItemItem):
         row = _mix(borrowed, own, borrowed @ self.lookalikes_) + content_row
         corner = without_diagonal(stand_in.T @ (self.behaviour_ @ stand_in))
         none, tall = _empty(m, m), _empty(m, n)
-        if isinstance(self.trusting_, np.ndarray):
-            self.trusting_ = np.asarray(np.block([[self.trusting_, column], [row, corner]]), np.float32)
+        if isinstance(self.content_weights_, np.ndarray):
+            self.content_weights_ = np.asarray(np.block([[self.content_weights_, column], [row, corner]]), np.float32)
             self.behaviour_ = np.pad(np.asarray(self.behaviour_), ((0, m), (0, m)))
-            self.plain_ = np.pad(np.asarray(self.plain_), ((0, m), (0, m)))
+            self.behaviour_weights_ = np.pad(np.asarray(self.behaviour_weights_), ((0, m), (0, m)))
         else:
             row = keep_largest(sparse.csr_array(row).T.tocsr(), 2 * self.neighbours).T.tocsr()
-            self.trusting_ = _blocks([self.trusting_, column], [row, corner])
+            self.content_weights_ = _blocks([self.content_weights_, column], [row, corner])
             self.behaviour_ = _blocks([self.behaviour_, None], [None, none])
-            self.plain_ = _blocks([self.plain_, None], [None, none])
+            self.behaviour_weights_ = _blocks([self.behaviour_weights_, None], [None, none])
+
         self.content_ = _blocks([self.content_, content_column], [content_row, none])
         self.lookalikes_ = _blocks([self.lookalikes_, stand_in], [tall, none])
         self.row_root_ = np.concatenate([self.row_root_, self.level_ * root])
         self.column_root_ = np.concatenate([self.column_root_, root])
-        self.reach_ = np.concatenate([self.reach_, reach])
+        self.local_scale_ = np.concatenate([self.local_scale_, reach])
         vectors = np.concatenate([old.vectors, fresh.vectors])
         present = np.concatenate([old.has_content, fresh.has_content])
         self.items_ = Embeddings(self.catalogue_, vectors, old.source, present, old.blocks)
@@ -253,11 +272,14 @@ class HybridItems(ItemItem):
 
     # -- reasons -------------------------------------------------------------------------------------------------------
 
-    def _evidence(self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]) -> Mapping[str, Float]:
+    def _contributions(
+        self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]
+    ) -> Mapping[str, Float]:
         if self.items_ is None:
-            return super()._evidence(history, strength, items)
+            return super()._contributions(history, strength, items)
+
         share, trust = self._own_share(), self._shares(items)
-        total, plain = cells(self.trusting_, history, items), cells(self.plain_, history, items)
+        total, plain = cells(self.content_weights_, history, items), cells(self.behaviour_weights_, history, items)
         content = np.minimum(cells(self.content_, history, items), np.maximum(total, 0))
         own = share[history][:, None] * cells(self.behaviour_, history, items) * share[items]
         out = {
@@ -266,13 +288,16 @@ class HybridItems(ItemItem):
         }
         content = trust * content
         gains, first = {}, 0
+
         for name, width in self.items_.blocks:
             block = slice(first, first + width)
             gains[name] = np.maximum(self.items_.vectors[history, block] @ self.items_.vectors[items, block].T, 0)
             first += width
+
         whole = reciprocal(sum(gains.values()))
         for name, gain in gains.items():
             out[name] = np.asarray(strength[:, None] * content * gain * whole, np.float32)
+
         return out
 
     # -- persistence ---------------------------------------------------------------------------------------------------
@@ -281,12 +306,17 @@ class HybridItems(ItemItem):
         super()._write(writer)
         if self.items_ is None:
             return
-        for name in ("plain", "behaviour", "content", "lookalikes"):
-            writer.matrix(name, getattr(self, f"{name}_"))
+
+        writer.matrix("plain", self.behaviour_weights_)  # parts keep the names that format 1 gave them
+        writer.matrix("behaviour", self.behaviour_)
+        writer.matrix("content", self.content_)
+        writer.matrix("lookalikes", self.lookalikes_)
         if min(self.trust) < 1:
-            writer.matrix("trusting", self.trusting_)
-        for name in ("row_root", "column_root", "reach"):
-            writer.array(name, getattr(self, f"{name}_"))
+            writer.matrix("trusting", self.content_weights_)
+
+        writer.array("row_root", self.row_root_)
+        writer.array("column_root", self.column_root_)
+        writer.array("reach", self.local_scale_)
         writer.array("vectors", self.items_.vectors)
         writer.array("present", self.items_.has_content)
         writer.json("items", {"source": self.items_.source, "blocks": self.items_.blocks, "level": self.level_})
@@ -294,12 +324,14 @@ class HybridItems(ItemItem):
     def _read(self, artifact: Artifact) -> None:
         super()._read(artifact)
         self.items_ = None
-        self.plain_ = self.weights_
+        self.behaviour_weights_ = self.weights_
         if "vectors.npy" not in artifact:
             return
-        self.trusting_ = artifact.matrix("trusting") if min(self.trust) < 1 else self.weights_
-        for name in ("behaviour", "content", "lookalikes"):
-            setattr(self, f"{name}_", artifact.matrix(name))
+
+        self.content_weights_ = artifact.matrix("trusting") if min(self.trust) < 1 else self.weights_
+        self.behaviour_ = artifact.matrix("behaviour")
+        self.content_ = artifact.matrix("content")
+        self.lookalikes_ = artifact.matrix("lookalikes")
         facts = artifact.json("items")
         blocks = tuple((name, width) for name, width in facts["blocks"])
         self.items_ = Embeddings(
@@ -307,12 +339,14 @@ class HybridItems(ItemItem):
         )
         if "level" not in facts:  # as saved by 0.1: rows scaled alone, nothing scaled locally
             ones = np.ones(len(self.catalogue_), np.float32)
-            self.plain_, self.level_ = self.behaviour_, self.content_weight
-            self.row_root_, self.column_root_, self.reach_ = artifact.array("row_scale"), ones, ones
+            self.behaviour_weights_, self.level_ = self.behaviour_, self.content_weight
+            self.row_root_, self.column_root_, self.local_scale_ = artifact.array("row_scale"), ones, ones
             return
-        self.plain_, self.level_ = artifact.matrix("plain"), facts["level"]
-        for name in ("row_root", "column_root", "reach"):
-            setattr(self, f"{name}_", artifact.array(name))
+
+        self.behaviour_weights_, self.level_ = artifact.matrix("plain"), facts["level"]
+        self.row_root_ = artifact.array("row_root")
+        self.column_root_ = artifact.array("column_root")
+        self.local_scale_ = artifact.array("reach")
 
 
 def _unit(items: Embeddings) -> Embeddings:
@@ -323,6 +357,7 @@ def _mix(matrix: Matrix, own: Float, other: Matrix) -> Matrix:
     """The mean own * matrix + (1 - own) * other, column by column."""
     if isinstance(matrix, np.ndarray):
         return np.asarray(own * matrix + (1 - own) * other, np.float32)
+
     return sparse.csr_array(scaled(matrix, None, own) + scaled(other, None, 1 - own))
 
 
@@ -367,11 +402,14 @@ def _agreed(behaviour: Matrix, items: Embeddings) -> Matrix:
             at = both[start : start + _CELLS]
             cosine = np.einsum("ij,ij->i", items.vectors[row[at]], items.vectors[column[at]])
             told[at] = 1 + _AGREEMENT * np.maximum(cosine, 0)
+
         cells_ = out.data
+
     size = np.abs(cells_)
     spoken = ~np.isnan(told)
     scale = (size[spoken].sum() * reciprocal(np.array([size[spoken] @ told[spoken]])))[0]
     values = (cells_ * np.where(spoken, told * scale, 1)).astype(np.float32)
     if isinstance(behaviour, np.ndarray):
         return values.reshape(behaviour.shape)
+
     return sparse.csr_array(sparse.coo_array((values, (row, column)), shape=behaviour.shape))

@@ -28,7 +28,7 @@ class ItemItem(Recommender):
     weights_: Matrix
 
     def _scores(self, events: Interactions) -> sparse.csr_array:
-        scores = sparse.csr_array(self._strengths(events) @ self.weights_)
+        scores = sparse.csr_array(self._history_weights(events) @ self.weights_)
         scores.data[scores.data < 0] = 0
         scores.eliminate_zeros()
         return scores
@@ -38,9 +38,12 @@ class ItemItem(Recommender):
     ) -> TopK:
         if isinstance(self.weights_, np.ndarray):
             return super()._rank(events, k, exclude, mask)
-        return TopK(*product_top_k(self._strengths(events), self.weights_, k, exclude, mask))
 
-    def _evidence(self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]) -> Mapping[str, Float]:
+        return TopK(*product_top_k(self._history_weights(events), self.weights_, k, exclude, mask))
+
+    def _contributions(
+        self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]
+    ) -> Mapping[str, Float]:
         return {"behaviour": strength[:, None] * cells(self.weights_, history, items)}
 
     def _write(self, writer: ArtifactWriter) -> None:
@@ -54,4 +57,5 @@ def cells(weights: Matrix, rows: NDArray[np.int64], columns: NDArray[np.int64]) 
     """(len(rows), len(columns)) dense excerpt of a dense or sparse matrix."""
     if isinstance(weights, np.ndarray):
         return weights[np.ix_(rows, columns)]
+
     return np.asarray(weights[rows][:, columns].toarray(), np.float32)

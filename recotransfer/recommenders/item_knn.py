@@ -33,7 +33,9 @@ class ItemKNN(ItemItem):
     }
 
     def __init__(self, *, neighbours: int = 100, shrink: float = 10.0, history_decay: float = 1.0) -> None:
-        self.neighbours, self.shrink, self.history_decay = neighbours, shrink, history_decay
+        self.neighbours = neighbours
+        self.shrink = shrink
+        self.history_decay = history_decay
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
         matrix = histories(events)

@@ -69,6 +69,7 @@ class _Learned(FusedRecommender):
             raise InputError(
                 f"{type(self).__name__} learns from last events, but no user has three items; take RankFusion"
             )
+
         draft = copy.copy(self)
         draft.members_ = self._fitted(train, items)
         draft.learn(valid)
@@ -91,17 +92,20 @@ class _Learned(FusedRecommender):
         self.check_settings()
         if not hasattr(self, "members_"):
             self.members_ = self._prototypes()
+
         first = self.members_[0]
         for member in self.members_:
             member._check_fitted()
             if member.catalogue_ != first.catalogue_ or member.events_.users != first.events_.users:
                 raise InputError("the members know different users or items; fit all on the same log and items")
+
         self.catalogue_, self.events_, self.popularity_ = first.catalogue_, first.events_, first.popularity_
         self.age_ = _ages(self.events_)
         lesson = self._lesson(valid, self.events_ if histories is None else self._own_histories(histories))
         features = self._features(lesson.candidates)
         self.validation_ = self._validated(features, lesson)
         self.coefficients_ = self._estimate(features, lesson)
+
         return self
 
     def _lesson(self, valid: Interactions, known: Interactions) -> Lesson:
@@ -114,19 +118,23 @@ class _Learned(FusedRecommender):
         width = len(self.catalogue_)
         truth = np.unique(np.searchsorted(users, at[kept]) * width + valid.item[events[kept]])
         parts: list[Candidates] = []
+
         for start in range(0, len(users), BLOCK):
             block = subset(known, users[start : start + BLOCK])
             c = self._candidates(block, seen_items(block), None)
             c = c._replace(user=c.user + start)
             found = np.unique(c.user[np.isin(c.user * width + c.item, truth)])
             parts.append(_rows(c, np.isin(c.user, found)))
+
         if sum(len(np.unique(c.user)) for c in parts) < _FOLDS:
             raise InputError(
                 f"too few held-out items stand among the members' first {self.depth}; raise depth, give more users, "
                 "or take RankFusion"
             )
+
         c = Candidates(*map(np.concatenate, zip(*parts, strict=True)))
         relevant = np.bincount(truth // width, minlength=len(users)).astype(np.int64)
+
         return Lesson(c, np.isin(c.user * width + c.item, truth), relevant)
 
     def _validated(self, features: Doubles, lesson: Lesson) -> dict[str, float]:
@@ -134,15 +142,18 @@ class _Learned(FusedRecommender):
         c = lesson.candidates
         fold = np.unique(c.user, return_inverse=True)[1] % _FOLDS
         score = np.zeros(len(c.user))
+
         for held in range(_FOLDS):
             rest = fold != held
             part = Lesson(_rows(c, rest), lesson.hit[rest], lesson.relevant)
             score[~rest] = features[~rest] @ self._estimate(features[rest], part)
+
         out = {}
         for at, name in enumerate(self._names()):
             own = c.rank[:, at] > 0
             listed = Lesson(_rows(c, own), lesson.hit[own], lesson.relevant)
             out[name] = _ndcg(listed, -c.rank[own, at])
+
         return {**out, "fused": _ndcg(lesson, score)}
 
     def _features(self, candidates: Candidates) -> Doubles:
@@ -196,7 +207,8 @@ class WeightedFusion(_Learned):
     """
 
     def __init__(self, *, members: Members = DEFAULT_MEMBERS, depth: int = 200) -> None:
-        self.members, self.depth = members, depth
+        self.members = members
+        self.depth = depth
 
     @property
     def weights_(self) -> dict[str, float]:
@@ -225,7 +237,9 @@ class StackedFusion(_Learned):
     """
 
     def __init__(self, *, members: Members = DEFAULT_MEMBERS, depth: int = 200, reg: float = 1.0) -> None:
-        self.members, self.depth, self.reg = members, depth, reg
+        self.members = members
+        self.depth = depth
+        self.reg = reg
 
     def _by_member(self, candidates: Candidates) -> Doubles:
         listed = candidates.rank > 0
@@ -256,7 +270,9 @@ class AdaptiveFusion(_Learned):
     """
 
     def __init__(self, *, members: Members = DEFAULT_MEMBERS, depth: int = 200, reg: float = 1.0) -> None:
-        self.members, self.depth, self.reg = members, depth, reg
+        self.members = members
+        self.depth = depth
+        self.reg = reg
 
     def _by_member(self, candidates: Candidates) -> Doubles:
         c = candidates
@@ -283,6 +299,7 @@ def _ages(events: Interactions) -> Doubles:
         newest, oldest = events.time.max(), events.time.min()
         warm = np.isfinite(first)
         age[warm] = (newest - first[warm]) / max(newest - oldest, 1e-9)
+
     return age
 
 
@@ -317,6 +334,7 @@ def _chosen(x: Doubles, lesson: Lesson, *, reg: float, least: float | None = Non
     bounds = None if least is None else [(least, None)] * x.shape[1]
     options = {"maxiter": 500, "ftol": 1e-12, "gtol": 1e-6}
     found = minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+
     return np.asarray(found.x)
 
 

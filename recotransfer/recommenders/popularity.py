@@ -24,7 +24,9 @@ class Popularity(Recommender):
                 raise InputError("half_life needs events with times; leave it out or give a time column")
             if self.half_life <= 0:
                 raise InputError(f"half_life must be positive days, got {self.half_life}")
+
             weight = weight * 0.5 ** ((events.time.max() - events.time) / 86400 / self.half_life)
+
         self.scores_ = np.bincount(events.item, weights=weight, minlength=len(events.items)).astype(np.float32)
 
     def _scores(self, events: Interactions) -> Float:

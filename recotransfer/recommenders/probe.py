@@ -35,7 +35,7 @@ class Probe(Recommender):
         hidden: width of a hidden layer; None is linear.
         temperature: what logits are divided by (Guo et al., "On calibration of modern neural networks", 2017);
             `experiments.run(calibrate=True)` learns it from answers to items that were held out.
-        rng: seed of the hidden layer.
+        seed: random seed of the hidden layer.
     """
 
     needs_items: ClassVar[bool] = True
@@ -50,9 +50,12 @@ class Probe(Recommender):
         reg: float = 10.0,
         hidden: int | None = None,
         temperature: float = 1.0,
-        rng: int = 0,
+        seed: int = 0,
     ) -> None:
-        self.reg, self.hidden, self.temperature, self.rng = reg, hidden, temperature, rng
+        self.reg = reg
+        self.hidden = hidden
+        self.temperature = temperature
+        self.seed = seed
 
     def check_settings(self) -> None:
         """Refuse settings that cannot be; `fit` begins with it."""
@@ -65,15 +68,17 @@ class Probe(Recommender):
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
         assert items is not None  # fit checks needs_items
         self.vectors_, self.present_ = items.vectors, items.has_content
-        held = sparse.csr_array(events.taken().T)
+        held = sparse.csr_array(events.binary_matrix().T)
         rows = np.flatnonzero((np.diff(held.indptr) > 0) & self.present_)
         if not len(rows):
             raise InputError("no labelled item has content to learn from; see the encoder's report")
+
         self.labels_ = np.flatnonzero(np.bincount(held[rows].indices, minlength=len(events.users)))
         if len(self.labels_) < 2:
             raise InputError(
                 f"Probe tells labels apart, but {len(self.labels_)} have an item with content; give two at least"
             )
+
         bears = held[rows][:, self.labels_].toarray() > 0
         self.exclusive_ = bool((bears.sum(axis=1) == 1).all())
         self._learn(items.vectors[rows], bears)
@@ -88,16 +93,19 @@ class Probe(Recommender):
             self.inner_ = None
             self.outer_, self.bias_ = self._linear(z, bears)
             return
+
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.neural_network import MLPClassifier
 
         stopping = len(z) >= _LEAST_FOR_STOPPING and bears.sum(axis=0).min() > 1  # both sides of its split need each
         net = MLPClassifier(
-            (self.hidden,), alpha=self.reg, batch_size=min(256, len(z)), max_iter=200, random_state=self.rng,
+            (self.hidden,), alpha=self.reg, batch_size=min(256, len(z)), max_iter=200, random_state=self.seed,
             early_stopping=stopping, n_iter_no_change=5,
         )  # fmt: skip
+
         with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # enough is enough
             net.fit(z, bears.argmax(axis=1) if self.exclusive_ else bears)
+
         (inner, outer), (inner_bias, bias) = net.coefs_, net.intercepts_
         self.inner_ = np.vstack([inner, inner_bias]).astype(np.float32)
         self.outer_, self.bias_ = _both_sides(outer, bias) if bears.shape[1] == 2 and self.exclusive_ else (outer, bias)
@@ -114,12 +122,14 @@ class Probe(Recommender):
         if self.exclusive_:
             weights, bias = fitted(bears.argmax(axis=1))
             return _both_sides(weights, bias) if bears.shape[1] == 2 else (weights, bias)
+
         columns = []
         for label in bears.T:
             if label.all():  # nothing to tell apart: every known item bears it
                 columns.append((np.zeros((z.shape[1], 1), np.float32), np.full(1, 10, np.float32)))
             else:
                 columns.append(fitted(label))
+
         return np.hstack([w for w, _ in columns]), np.concatenate([b for _, b in columns])
 
     # -- results -------------------------------------------------------------------------------------------------------
@@ -128,6 +138,7 @@ class Probe(Recommender):
         z = (x - self.mean_) / self.scale_
         if self.inner_ is not None:
             z = np.maximum(z @ self.inner_[:-1] + self.inner_[-1], 0)
+
         return np.asarray(z @ self.outer_ + self.bias_, np.float32)
 
     def _shares(self, vectors: Float, users: NDArray[np.int64]) -> Float:
@@ -146,12 +157,13 @@ class Probe(Recommender):
     ) -> TopK:
         if not self.present_.all():
             mask = self.present_ if mask is None else mask & self.present_
+
         return super()._rank(events, k, exclude, mask)
 
-    def _knowing(self, items: Embeddings) -> Self:
+    def _with_items(self, items: Embeddings) -> Self:
         return self  # scores of any vectors need no catalogue
 
-    def _appeal(self, items: Embeddings, users: NDArray[np.int64]) -> Float:
+    def _item_scores(self, items: Embeddings, users: NDArray[np.int64]) -> Float:
         return self._shares(items.vectors, users)
 
     def _content(self) -> Embeddings:
@@ -167,13 +179,16 @@ class Probe(Recommender):
     def _write(self, writer: ArtifactWriter) -> None:
         for name in _STATE + (("inner",) if self.inner_ is not None else ()):
             writer.array(name, getattr(self, f"{name}_"))
+
         for name in ("vectors", "present", "labels"):
             writer.array(name, getattr(self, f"{name}_"))
+
         writer.json("probe", {"exclusive": self.exclusive_})
 
     def _read(self, artifact: Artifact) -> None:
         for name in (*_STATE, "vectors", "present", "labels"):
             setattr(self, f"{name}_", artifact.array(name))
+
         self.inner_ = artifact.array("inner") if "inner.npy" in artifact else None
         self.exclusive_ = artifact.json("probe")["exclusive"]
 

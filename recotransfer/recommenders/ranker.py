@@ -77,7 +77,7 @@ class HybridRanker(Recommender):
         epochs: passes over the held-out events.
         cold_odds: factor on the odds of candidates without events; above 1 where new items are wanted more often than
             in the lessons.
-        rng: seed of the held-out items, the sample of users and the network.
+        seed: random seed of the held-out items, the sample of users and the network.
     """
 
     scores_new_items: ClassVar[bool] = True
@@ -99,9 +99,13 @@ class HybridRanker(Recommender):
         depth: int = 100,
         epochs: int = 8,
         cold_odds: float = 1.0,
-        rng: int = 0,
+        seed: int = 0,
     ) -> None:
-        self.base, self.depth, self.epochs, self.cold_odds, self.rng = base, depth, epochs, cold_odds, rng
+        self.base = base
+        self.depth = depth
+        self.epochs = epochs
+        self.cold_odds = cold_odds
+        self.seed = seed
 
     # -- settings ------------------------------------------------------------------------------------------------------
 
@@ -114,12 +118,15 @@ class HybridRanker(Recommender):
         """The first stage, not fitted."""
         if self.base is not None and not isinstance(self.base, Mapping):
             raise InputError(f"{type(self).__name__}: base must be the settings of a HybridItems, got {self.base!r}")
+
         try:
             out = HybridItems(**(self.base or {}))
         except TypeError as cause:
             raise InputError(f"{type(self).__name__}: base does not fit HybridItems: {cause}") from None
+
         if out.form != "sparse":
             raise InputError(f'{type(self).__name__} reads sparse matrices; leave form at "sparse" in base')
+
         return out
 
     def setting(self, name: str) -> Any:
@@ -133,6 +140,7 @@ class HybridRanker(Recommender):
         own = {name: value for name, value in values.items() if not name.startswith("base.")}
         if inner:
             own["base"] = {**(own.get("base", self.base) or {}), **inner}
+
         return super().with_settings(own)
 
     # -- fit -----------------------------------------------------------------------------------------------------------
@@ -140,20 +148,23 @@ class HybridRanker(Recommender):
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
         lessons = copy.copy(self)._taught(events, items)
         self._set_base(self._first_stage().fit(events, items), events)
-        self.network_ = _trained(lessons, len(self.columns_), self.epochs, self.rng)
+        self.network_ = _trained(lessons, len(self.columns_), self.epochs, self.seed)
 
     def _taught(self, events: Interactions, items: Embeddings | None) -> list[_Lessons]:
         """What the network is to learn from, by a first stage that knows neither last events nor some of the items."""
-        rng = np.random.default_rng(self.rng)
+        rng = np.random.default_rng(self.seed)
         train, valid = _held_out(events, rng)
         cold = np.zeros(len(events.items), bool)
         if items is not None:
             known = np.flatnonzero(items.has_content & (self.popularity_ > 0))
             cold[rng.permutation(known)[: int(_COLD * len(known))]] = True
+
         unseen, train = train.select(cold[train.item]), train.select(~cold[train.item])
         if not len(train):
             return []
+
         self._set_base(self._first_stage().fit(train, items), train)
+
         return self._lessons(train, valid, None, rng) + self._lessons(train, unseen, cold, rng)
 
     def _set_base(self, base: HybridItems, events: Interactions) -> None:
@@ -165,10 +176,12 @@ class HybridRanker(Recommender):
             past, future = transitions(events, 1.0, 1.0, horizon=1)
             follows = sparse.csr_array(past.T @ future)
             self.parts_["next"] = scaled(follows, 1 / (follows.sum(axis=1) + _FEW), None)
+
         if base.order_ is not None:
             self.parts_["order"] = sparse.csr_array(base.order_)
             if base.items_ is not None:
                 self.parts_["bridged"] = _bridged(self.parts_["order"], base.lookalikes_, 2 * base.neighbours)
+
         self._set_matrices()
 
     def _set_matrices(self) -> None:
@@ -176,13 +189,17 @@ class HybridRanker(Recommender):
         found, timed, told = dict(self.parts_), "next" in self.parts_, list(_PLAIN)
         if "order" in found:
             found["reversed"] = sparse.csr_array(found["order"].T)
+
         if self.base_.items_ is not None:
             found["content"] = self.base_.content_
             told += _OF_CONTENT
+
         if timed:
             told += _OF_NEWEST if self.base_.items_ is not None else _OF_NEWEST[:1]
+
         for name in found:
             told += [f"{kind} {name}" for kind in _SUMS[name] if timed or kind in ("flat", "number")]
+
         self.matrices_ = {name: by_line(matrix) for name, matrix in found.items()}
         self.columns_ = {name: at for at, name in enumerate(told)}
 
@@ -199,6 +216,7 @@ class HybridRanker(Recommender):
         kept = np.flatnonzero(np.diff(train.offsets)[users] > 0)
         kept = np.sort(rng.permutation(kept)[:_MOST_USERS])
         out = []
+
         for start in range(0, len(kept), BLOCK):
             at = kept[start : start + BLOCK]
             block = subset(train, users[at])
@@ -207,6 +225,7 @@ class HybridRanker(Recommender):
             listed = np.flatnonzero(hit.any(axis=1))
             top = TopK(top.positions[listed], top.scores[listed])
             out.append(_Lessons(self._features(subset(block, listed), top), top.scores, hit[listed].argmax(axis=1)))
+
         return out
 
     # -- results -------------------------------------------------------------------------------------------------------
@@ -223,6 +242,7 @@ class HybridRanker(Recommender):
         decay = base.history_decay if events.time is not None else 1.0
         weight = np.stack([strength * decay**age, strength * (age == 0), strength], axis=1).astype(np.float32)
         out = np.zeros((*top.positions.shape, len(self.columns_)), np.float32)
+
         for name, matrix in self.matrices_.items():
             columns = np.array([self.columns_.get(f"{kind} {name}", -1) for kind in _KINDS])
             candidate_sums(start, item, weight, matrix, top.positions, columns, out, workers)
@@ -242,7 +262,7 @@ class HybridRanker(Recommender):
         put("popularity of the newest", mean(popularity[item], weight[:, 1])[:, None])
         put("length of the history", np.log(np.maximum(np.diff(start), 1))[:, None])
         if base.items_ is not None:
-            put("density", base.reach_[top.positions])
+            put("density", base.local_scale_[top.positions])
             for name, column in (("cosine to the newest", 1), ("cosine to the history", 2)):
                 if name in self.columns_:
                     shape = (len(events.users), len(events.items))
@@ -250,7 +270,9 @@ class HybridRanker(Recommender):
                     profile = np.asarray(scaled(own, reciprocal(own.sum(axis=1)), None) @ base.items_.vectors)
                     column = self.columns_[name]
                     candidate_cosines(unit_rows(profile), base.items_.vectors, top.positions, column, out, workers)
+
             put("coherence", np.linalg.norm(profile, axis=1)[:, None])
+
         return out
 
     def _logits(self, features: Float, scores: Float) -> Float:
@@ -265,6 +287,7 @@ class HybridRanker(Recommender):
         low, high, *weights = self.network_.values()
         told = network_scores(np.clip(features, low, high), *weights, get_num_threads())
         listed = scores > 0
+
         return np.where(listed, np.log(np.where(listed, scores, 1)) + told, _NEVER).astype(np.float32)
 
     def _rank(
@@ -281,9 +304,12 @@ class HybridRanker(Recommender):
         share /= share.sum(axis=1, keepdims=True)
         share[np.take_along_axis(head.positions, order, axis=1) < 0] = -np.inf
         tail = scores[:, self.depth :]
+
         with np.errstate(invalid="ignore"):  # where the list ends before it
             below = np.where(tail > 0, tail / tail[:, :1] * share[:, -1:], -np.inf)
+
         positions[:, : self.depth] = np.take_along_axis(head.positions, order, axis=1)
+
         return TopK(positions[:, :k], np.concatenate([share, below], axis=1)[:, :k].astype(np.float32))
 
     def _scores(self, events: Interactions) -> sparse.csr_array:
@@ -292,11 +318,13 @@ class HybridRanker(Recommender):
         shape = (len(events.users), len(self.catalogue_))
         return sparse.coo_array((top.scores[user, place], (user, top.positions[user, place])), shape=shape).tocsr()
 
-    def _strengths(self, events: Interactions) -> sparse.csr_array:
-        return self.base_._strengths(events)
+    def _history_weights(self, events: Interactions) -> sparse.csr_array:
+        return self.base_._history_weights(events)
 
-    def _evidence(self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]) -> Mapping[str, Float]:
-        return self.base_._evidence(history, strength, items)
+    def _contributions(
+        self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]
+    ) -> Mapping[str, Float]:
+        return self.base_._contributions(history, strength, items)
 
     # -- new events and items ------------------------------------------------------------------------------------------
 
@@ -320,8 +348,10 @@ class HybridRanker(Recommender):
         self.base_.write(writer.within("base"))
         for name, matrix in self.parts_.items():
             writer.matrix(name, matrix)
+
         for name, values in self.network_.items():
             writer.array(f"network.{name}", values)
+
         writer.json("features", {"parts": list(self.parts_), "names": list(self.columns_)})
 
     def _read(self, artifact: Artifact) -> None:
@@ -331,6 +361,7 @@ class HybridRanker(Recommender):
         self._set_matrices()
         if list(self.columns_) != facts["names"]:
             raise ArtifactError(f"{artifact.folder}: the network reads other features than this version; fit it again")
+
         self.network_ = {name: np.array(artifact.array(f"network.{name}")) for name in _NETWORK}
 
 
@@ -338,6 +369,7 @@ def _held_out(events: Interactions, rng: np.random.Generator) -> tuple[Interacti
     """Each user's last event held out; where nothing is timed, any one event, for the order of the log says nothing."""
     if events.time is None:
         events = events.select(rng.permutation(len(events)))
+
     held = hold_out_last(events, least=2)
     return held.train, held.valid
 
@@ -355,11 +387,11 @@ def _padded(matrix: sparse.csr_array, n: int) -> sparse.csr_array:
     return sparse.csr_array((matrix.data, matrix.indices, indptr), shape=(n, n))
 
 
-def _trained(lessons: list[_Lessons], width: int, epochs: int, rng: int) -> dict[str, Float]:
+def _trained(lessons: list[_Lessons], width: int, epochs: int, seed: int) -> dict[str, Float]:
     """The network's arrays by name: relu(x @ inner + bias) @ outer is added to the log score.
 
     x are features as they come, within `low` and `high` of those learned from. The output begins at zero.
-    Trained with AdamW under a one-cycle schedule (Smith and Topin, 2019).
+    NetworkTransfer with AdamW under a one-cycle schedule (Smith and Topin, 2019).
     """
     import torch
     from torch.nn import Dropout, Linear, ReLU, Sequential, functional
@@ -367,6 +399,7 @@ def _trained(lessons: list[_Lessons], width: int, epochs: int, rng: int) -> dict
     if not sum(len(lesson.answer) for lesson in lessons):
         none, hidden = np.zeros(width, np.float32), np.zeros(_HIDDEN, np.float32)
         return dict(zip(_NETWORK, (none, none, np.outer(none, hidden), hidden, hidden), strict=True))
+
     features, scores, answer = (np.concatenate(parts) for parts in zip(*lessons, strict=True))
     lessons.clear()
     listed = scores > 0
@@ -377,8 +410,9 @@ def _trained(lessons: list[_Lessons], width: int, epochs: int, rng: int) -> dict
     features /= spread
     x, y = torch.from_numpy(features), torch.from_numpy(answer)
     offset = torch.from_numpy(np.where(listed, np.log(np.where(listed, scores, 1)), _NEVER).astype(np.float32))
+
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng)
+        torch.manual_seed(seed)
         net = Sequential(Linear(width, _HIDDEN), ReLU(), Dropout(_DROPOUT), Linear(_HIDDEN, 1, bias=False))
         torch.nn.init.zeros_(net[3].weight)
         adam = torch.optim.AdamW(net.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
@@ -391,7 +425,9 @@ def _trained(lessons: list[_Lessons], width: int, epochs: int, rng: int) -> dict
                 loss.backward()
                 adam.step()
                 schedule.step()
+
     inner = (net[0].weight.detach().numpy().T / spread[:, None]).astype(np.float32)
     bias = net[0].bias.detach().numpy() - mean @ inner
     outer = net[3].weight.detach().numpy()[0].copy()
+
     return dict(zip(_NETWORK, (low, high, inner, bias, outer), strict=True))

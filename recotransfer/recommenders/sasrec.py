@@ -35,9 +35,9 @@ _FEWER = 3  # users visited by a fit to those by an update, at most
 class SASRec(FactorModel):
     """The next item from the order of the user's items, by a causal transformer (Kang and McAuley, 2018).
 
-    Trained as Klenitskiy and Vasilev, "Turning dross into gold loss" (2023), found best: cross-entropy of the true next
-    item against sampled ones, here the same for a whole batch. A user is what the network makes of the last `length`
-    distinct items, so new users need no refit; the order of an untimed log is its time.
+    NetworkTransfer as Klenitskiy and Vasilev, "Turning dross into gold loss" (2023), found best: cross-entropy of the
+    true next item against sampled ones, here the same for a whole batch. A user is what the network makes of the last
+    `length` distinct items, so new users need no refit; the order of an untimed log is its time.
 
     Fitted with embeddings, an item's vector is a map of its content plus a vector of its own. The map begins as the
     main components of the content, drawn together in size, and learns slowly; the own vectors begin at zero. Items that
@@ -54,7 +54,7 @@ class SASRec(FactorModel):
         batch_size: users per step.
         epochs: sweeps at most.
         patience: sweeps without a better NDCG@10 on held-out items until training stops; the best weights are kept.
-        rng: seed.
+        seed: random seed.
 
     Attributes:
         curve_: one row per sweep: epoch, loss, ndcg (None where no user could be held out), seconds.
@@ -82,11 +82,18 @@ class SASRec(FactorModel):
         batch_size: int = 128,
         epochs: int = 100,
         patience: int = 5,
-        rng: int = 0,
+        seed: int = 0,
     ) -> None:
-        self.dim, self.blocks, self.dropout, self.length = dim, blocks, dropout, length
-        self.negatives, self.learning_rate, self.batch_size = negatives, learning_rate, batch_size
-        self.epochs, self.patience, self.rng = epochs, patience, rng
+        self.dim = dim
+        self.blocks = blocks
+        self.dropout = dropout
+        self.length = length
+        self.negatives = negatives
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.patience = patience
+        self.seed = seed
 
     # -- fit -----------------------------------------------------------------------------------------------------------
 
@@ -95,17 +102,20 @@ class SASRec(FactorModel):
 
         if self.dropout >= 1:
             raise InputError(f"SASRec: dropout must be below 1, got {self.dropout}")
-        rng = np.random.default_rng(self.rng)
+
+        rng = np.random.default_rng(self.seed)
         sequences = training_sequences(events, np.ones(len(events.items), bool))
         held = sequences.hold_out(rng)
         learned = sequences.items_in_order()
         if not len(learned):
             raise InputError("SASRec learns what follows what, but no user has two different items; use another model")
+
         content = None if items is None else unit_rows(items.vectors)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(self.rng)
+            torch.manual_seed(self.seed)
             network = Network.new(len(events.items), self.dim, self.length, self.blocks, content)
             self._train(network, sequences, held, learned, rng, self.epochs)
+
         known = np.zeros(len(events.items), bool)
         known[learned] = True
         network.weights["own"][torch.from_numpy(~known).to(network.device)] = 0  # never trained: noise from the start
@@ -122,7 +132,7 @@ class SASRec(FactorModel):
         """Vectors go on from where they are, those of new items from their mapped content; the map itself stays."""
         import torch
 
-        rng = np.random.default_rng(self.rng)
+        rng = np.random.default_rng(self.seed)
         sequences, changed = training_sequences(events, np.ones(len(events.items), bool)), changed_users(before, events)
         held, learned = sequences.hold_out(rng, changed), sequences.items_in_order()
         known, own = np.zeros(len(events.items), bool), np.zeros((len(events.items), self.dim), np.float32)
@@ -130,6 +140,7 @@ class SASRec(FactorModel):
         if self.map_ is not None and fresh is not None:
             known[len(self.known_) :] = fresh.has_content
             own[len(self.known_) :] = unit_rows(fresh.vectors) @ self.map_
+
         without = learned[~known[learned]]
         own[without] = SPREAD * rng.normal(size=(len(without), self.dim))
         known[without] = True
@@ -138,15 +149,18 @@ class SASRec(FactorModel):
         sweeps = min(self.epochs, max(1, self.epochs * int(long.sum()) // (_FEWER * max(visited, 1))))
         if visited:
             with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-                torch.manual_seed(self.rng)
+                torch.manual_seed(self.seed)
                 network = Network.of({**self.network_, "own": own})
                 network.learn()
                 self._train(network, sequences, held, learned, rng, sweeps, changed)
+
             self.network_ = network.to_numpy()
             own = self.network_.pop("own")
+
         self._set_factors(own)
         self.known_ = known
         done = f"{len(self.curve_)} sweeps from the present weights" if visited else "weights as they were"
+
         return f"{done}, over {visited} changed users and others"
 
     def _train(
@@ -176,6 +190,7 @@ class SASRec(FactorModel):
         long = np.flatnonzero(sequences.end - sequences.start >= 2)
         others = long[:0] if changed is None else np.setdiff1d(long, changed)
         users = long if changed is None else np.intersect1d(long, changed)
+
         for epoch in tqdm(range(1, epochs + 1), desc="SASRec", unit="epoch", disable=None, delay=10):
             start = time.perf_counter()
             replayed = rng.permutation(others)[: len(users)]
@@ -184,18 +199,23 @@ class SASRec(FactorModel):
             ndcg = self._validate(network, sequences, held, learned) if len(held) else None
             if not np.isfinite([loss, ndcg or 0]).all():
                 raise InputError(f"SASRec: training diverged; learning_rate {self.learning_rate} is too great")
+
             seconds = round(time.perf_counter() - start, 3)
             self.curve_.append({"epoch": epoch, "loss": loss, "ndcg": ndcg, "seconds": seconds})
             if ndcg is None:
                 continue
+
             if ndcg >= best:  # of equals the later, which has learned more
                 kept = {name: weight.detach().clone() for name, weight in network.weights.items()}
+
             if ndcg > best:
                 best, best_epoch = ndcg, epoch
             elif epoch - best_epoch >= self.patience:
                 break
+
         if kept is not None:
             network.weights = kept
+
         network.freeze()
 
     def _sweep(
@@ -212,11 +232,13 @@ class SASRec(FactorModel):
         from torch.nn import functional
 
         total, count = 0.0, 0
+
         for first in range(0, len(users), self.batch_size):
             packed = sequences.packed(users[first : first + self.batch_size], self.length, ahead=1)
             negatives = learned
             if len(learned) > self.negatives:
                 negatives = learned[rng.integers(0, len(learned), self.negatives)]
+
             past, future = sequences.item[packed.rows], sequences.item[packed.rows + 1]
             items, place = np.unique(np.concatenate([past, future, negatives]), return_inverse=True)
             vectors = network.vectors(items)
@@ -232,6 +254,7 @@ class SASRec(FactorModel):
             loss.backward()
             optimiser.step()
             total, count = total + loss.item() * len(states), count + len(states)
+
         return total / count
 
     def _validate(self, network: Network, sequences: Sequences, held: Int, learned: Int) -> float:
@@ -240,6 +263,7 @@ class SASRec(FactorModel):
         queries = read_users(network, factors, sequences, held, self.length)
         if not np.isfinite(queries).all():
             return np.nan
+
         size = sequences.end[held] - sequences.start[held]
         own = sequences.item[ranges(sequences.start[held], size)]
         pairs = (np.ones(len(own), np.float32), (np.repeat(np.arange(len(held)), size), own))
@@ -247,6 +271,7 @@ class SASRec(FactorModel):
         mask = np.isin(np.arange(len(factors)), learned)
         found = top_k(queries, factors, min(_K, len(factors)), exclude=seen, mask=mask).positions
         hit = found == sequences.item[sequences.end[held]][:, None]
+
         return float((hit / np.log2(np.arange(2, found.shape[1] + 2))).sum(axis=1).mean())
 
     # -- results -------------------------------------------------------------------------------------------------------
@@ -262,6 +287,7 @@ class SASRec(FactorModel):
     ) -> TopK:
         if not self.known_.all():  # the zeros of an item that nothing is known of would outrank dislike
             mask = self.known_ if mask is None else mask & self.known_
+
         return super()._rank(events, k, exclude, mask)
 
     def _extend(self, items: Embeddings) -> None:
@@ -269,6 +295,7 @@ class SASRec(FactorModel):
             raise InputError("this SASRec was fitted without embeddings, so new items mean nothing to it")
         if items.dim != len(self.map_):
             raise InputError(f"new items have {items.dim} dimensions, the model was fitted with {len(self.map_)}")
+
         self.known_ = np.concatenate([self.known_, items.has_content])
         self.index_ = self.index_.extended(unit_rows(items.vectors) @ self.map_)
 
@@ -279,8 +306,10 @@ class SASRec(FactorModel):
         writer.json("network", sorted(self.network_))
         for name, values in self.network_.items():
             writer.array(f"network.{name}", values)
+
         if self.map_ is not None:
             writer.array("map", self.map_)
+
         writer.array("known", self.known_)
         writer.json("curve", self.curve_)
 

@@ -63,6 +63,7 @@ def checked_vectors(vectors: NDArray[np.float32], dim: int | None) -> NDArray[np
         raise InputError(f"vectors have shape {vectors.shape}; they must be (n, {dim or 'dim'})")
     if not np.isfinite(vectors).all():
         raise InputError("vectors hold NaN or infinite values; drop or mend those rows first")
+
     return vectors
 
 

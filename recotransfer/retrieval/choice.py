@@ -59,11 +59,14 @@ def choose_index(
     """
     if not 0 < target_recall <= 1:
         raise InputError(f"target_recall is {target_recall}; it must lie above 0 and be at most 1")
+
     vectors = (exact := ExactIndex().build(vectors)).vectors
     if not len(vectors):
         return Chosen(exact, 1.0, 0.0, "exact: there are no items yet")
+
     if sample_queries is None:
         sample_queries = vectors[np.random.default_rng(0).permutation(len(vectors))[:200]]
+
     sample_queries = checked_vectors(sample_queries, vectors.shape[1])
     truth, seconds = exact.search(sample_queries, k), _seconds(exact, sample_queries, k)
     size = f"{len(vectors):,} items, {1e3 * seconds:.2f} ms a query"
@@ -71,6 +74,7 @@ def choose_index(
         return Chosen(exact, 1.0, seconds, f"exact: {size}; up to {EXACT_UP_TO:,} items nothing else is tried")
     if max_seconds is not None and seconds <= max_seconds:
         return Chosen(exact, 1.0, seconds, f"exact: {size}, within the {1e3 * max_seconds:.2f} ms asked for")
+
     best = Chosen(exact, 1.0, seconds, f"exact: {size}; nothing quicker finds {target_recall:.0%} of its top {k}")
     for kind, setting, efforts in _TRIALS:
         index = FaissIndex(kind).build(vectors)
@@ -84,7 +88,9 @@ def choose_index(
                     )
                     reason += f"queries in {1e3 * taken:.2f} ms a query; exact: {size}"
                     best = Chosen(index, recall, taken, reason)
+
                 break
+
     return best
 
 
@@ -108,6 +114,7 @@ def _seconds(index: Index, queries: NDArray[np.float32], k: int) -> float:
         start = time.perf_counter()
         index.search(queries[i : i + 1], k)
         taken.append(time.perf_counter() - start)
+
     return float(np.median(taken[1:] or taken))
 
 
@@ -134,6 +141,7 @@ def nearest(
         found.train(np.ascontiguousarray(vectors[np.sort(drawn)]))
         for s in range(0, len(rows), 100_000):
             found.add(np.ascontiguousarray(vectors[rows[s : s + 100_000]]))
+
         found.nprobe = 32
         parts = []
         for block in blocks:
@@ -141,4 +149,5 @@ def nearest(
             parts.append(
                 TopK(np.where(places < 0, -1, rows[np.maximum(places, 0)]), np.where(places < 0, -np.inf, scores))
             )
+
     return TopK(np.concatenate([p.positions for p in parts]), np.concatenate([p.scores for p in parts]))

@@ -36,6 +36,7 @@ class ExactIndex:
         """What was built and added (n, d)."""
         if self._rows is None:
             raise NotFittedError("the index is empty; call build first")
+
         return self._rows[: self._size]
 
     def build(self, vectors: NDArray[np.float32]) -> Self:
@@ -51,9 +52,11 @@ class ExactIndex:
         size = self._size + len(vectors)
         if not len(vectors):
             return
+
         if self._rows is None or len(self._rows) < size:
             self._rows = np.empty((size + size // 4 + 64, old.shape[1]), np.float32)
             self._rows[: self._size] = old
+
         self._rows[self._size : size] = vectors
         self._size = size
         if self._packed is not None:
@@ -73,11 +76,14 @@ class ExactIndex:
         check_filters((len(queries), n), k, exclude, mask)
         if not n:
             return top_k(queries, vectors, k)
+
         if packed is None or (n - len(packed.items)) * 16 > n:
             packed = self._packed = pack_items(vectors)
+
         m = len(packed.items)
         if m == n:
             return top_k(queries, packed, k, exclude=exclude, mask=mask)
+
         out = (None, None) if exclude is None else (exclude[:, :m], exclude[:, m:])
         use = (None, None) if mask is None else (mask[:m], mask[m:])
         old = top_k(queries, packed, k, exclude=out[0], mask=use[0])
@@ -85,6 +91,7 @@ class ExactIndex:
         positions = np.hstack([old.positions, np.where(new.positions < 0, -1, new.positions + m)])
         rows, places = np.nonzero(positions >= 0)
         scores = np.hstack([old.scores, new.scores])[rows, places]
+
         return rank_candidates(rows, positions[rows, places], scores, len(queries), k)
 
     def extended(self, vectors: NDArray[np.float32]) -> ExactIndex:

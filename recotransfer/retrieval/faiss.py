@@ -93,7 +93,9 @@ class FaissIndex:
             out._index = out._on_device(
                 faiss.clone_index(faiss.index_gpu_to_cpu(self._index) if self.gpu else self._index)
             )
+
         out._grow(before)
+
         return out
 
     def _grow(self, before: int) -> None:
@@ -102,7 +104,9 @@ class FaissIndex:
         if self._index is None:
             if len(vectors) < (1 if self.kind == "flat" else _STRUCTURE_FROM):
                 return
+
             self._index, before = self._on_device(self._new(vectors)), 0
+
         if before < len(vectors):
             self._index.add(vectors[before:])
 
@@ -112,28 +116,34 @@ class FaissIndex:
         n, d = vectors.shape
         if self.kind == "flat":
             return faiss.IndexFlatIP(d)
+
         if self.kind == "hnsw":
             index = faiss.IndexHNSWFlat(d, self.links, faiss.METRIC_INNER_PRODUCT)
             index.hnsw.efConstruction = self.build_effort
             return index
+
         sizes = (1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 48, 56, 64, 96) if self.gpu else range(1, max(1, d // 2) + 1)
         size = self.code_size or max(m for m in sizes if m <= max(1, d // 2) and d % m == 0)
         if d % size:
             raise InputError(f"code_size is {size}; it must divide the {d} dimensions of the vectors")
+
         lists = min(self.lists or int(4 * n**0.5), n // 39)  # FAISS asks for 39 vectors to train a list
         index = faiss.IndexIVFPQ(
             faiss.IndexFlatIP(d), d, lists, size, 8 if n >= 9_984 else 6, faiss.METRIC_INNER_PRODUCT
         )
         rng = np.random.default_rng(0)
         index.train(vectors[np.sort(rng.permutation(n)[: max(64 * lists, 16_384)])])
+
         return index
 
     def _on_device(self, index: Any) -> Any:
         if not self.gpu:
             return index
+
         faiss = require("faiss", extra="gpu")
         if not getattr(faiss, "get_num_gpus", int)():
             raise InputError("gpu=True, but FAISS sees no GPU; install recotransfer[gpu] on a machine that has one")
+
         self._resources = self._resources or faiss.StandardGpuResources()
         return faiss.index_cpu_to_gpu(self._resources, 0, index)
 
@@ -155,6 +165,7 @@ class FaissIndex:
         fetch = self._fetch(k + int(out[ready].max(initial=0)), n, allowed)
         if self._index is None or fetch is None or not ready.any() or allowed * 20 < n:
             return self._exact.search(queries, k, exclude=exclude, mask=mask)
+
         found = TopK(np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32))
         rows = np.flatnonzero(ready)
         part = None if exclude is None else exclude[rows]
@@ -165,16 +176,20 @@ class FaissIndex:
             part = None if exclude is None else exclude[again]
             exact = self._exact.search(queries[again], k, exclude=part, mask=mask)
             found.positions[again], found.scores[again] = exact
+
         return found
 
     def _fetch(self, wanted: int, n: int, allowed: int) -> int | None:
         """How many results to ask FAISS for; None where an exact search is the better way."""
         if self.kind == "ivfpq":
             wanted *= self.candidates
+
         if self.gpu and allowed < n:
             wanted = 2 * wanted * n // allowed
+
         if self.kind == "flat":
             wanted += 8  # room to settle near ties
+
         return min(wanted, n) if min(wanted, n) <= _MOST_FETCHED else None
 
     def _approximate(
@@ -190,6 +205,7 @@ class FaissIndex:
         best = rescore(queries, self.vectors, positions, k, exclude=exclude, mask=mask)
         if self.kind != "flat":
             return best, np.ones(len(queries), np.bool_)
+
         lengths = np.linalg.norm(queries, axis=1) * np.linalg.norm(self.vectors, axis=1).max()
         nearly = best.scores[:, -1] - 2.0**-22 * (queries.shape[1] + 16) * lengths
         return best, (approximate[:, -1] < nearly) | (positions[:, -1] < 0) | (fetch == len(self))
@@ -199,11 +215,14 @@ class FaissIndex:
         words: dict[str, Any] = {}
         if mask is not None and not self.gpu:
             words["sel"] = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+
         if self.kind == "hnsw":
             share = 1.0 if mask is None else np.count_nonzero(mask) / len(mask)  # forbidden items fill the queue too
             return faiss.SearchParametersHNSW(efSearch=int(max(self.search_effort, fetch) / share), **words)
+
         if self.kind == "ivfpq":
             return faiss.SearchParametersIVF(nprobe=self.probes, **words)
+
         return faiss.SearchParameters(**words) if words else None
 
     def save(self, writer: ArtifactWriter, prefix: str) -> None:
@@ -227,9 +246,11 @@ class FaissIndex:
         vectors = artifact.array(f"{prefix}.vectors")
         if not stored["built"]:
             return index.build(vectors)
+
         faiss = require("faiss", extra="cpu")
         index._exact.build(vectors)
         index._index = index._on_device(faiss.deserialize_index(np.array(artifact.array(f"{prefix}.faiss"))))
         if index._index.ntotal != len(vectors) or index._index.d != vectors.shape[1]:
             raise ArtifactError(f"{prefix}.faiss does not fit {prefix}.vectors; save the index again")
+
         return index

@@ -70,30 +70,36 @@ class BatchJob:
         """
         if self.shard < 1:
             raise InputError(f"shard must be at least 1 user, got {self.shard}")
+
         known = recommender.events_.users if histories is None else histories.users
         asked = known.ids if users is None else known.take(known.positions(users))
         recommender = recommender.for_batch()
         if self.filter is not None and not self.filter.mask(recommender.catalogue_, recommender.item_columns).any():
             where = f" {self.filter.where!r}" if self.filter.where else ""
             raise InputError(f"no item passes the filter{where}, with its allowed and denied items; loosen it")
+
         # One user first: whatever the model refuses (a filter, k, histories) must not leave a folder behind.
         self._found(recommender, asked[:1], histories)
         schema = _schema(known, recommender.catalogue_, self.reason)
         job = self._describe(model, asked, histories)
         earlier = self._begin(job, resume)
         shards = []
+
         with tqdm(total=len(asked), unit=" users", disable=None if self.progress else True, desc="recommending") as bar:
             for number, first in enumerate(range(0, max(len(asked), 1), self.shard)):
                 path = self.out / f"part-{number:05d}.parquet"
                 batch = asked[first : first + self.shard]
                 if not _is_whole(path, batch, schema, earlier.get(path.name)):
                     write_parquet(path, self._found(recommender, batch, histories), schema)
+
                 rows = pq.read_metadata(path).num_rows
                 shards.append({"file": path.name, "users": len(batch), "rows": rows, "sha256": sha256(path)})
                 bar.update(len(batch))
+
         manifest = {"job": job, "users": len(asked), "shards": shards}
         if earlier != {s["file"]: s["sha256"] for s in shards}:
             write_json(self.out / _MANIFEST, manifest)
+
         return manifest
 
     def _found(self, recommender: Recommender, batch: NDArray[Any], histories: Interactions | None) -> Recommendations:
@@ -101,6 +107,7 @@ class BatchJob:
             mine = np.zeros(len(histories.users), bool)
             mine[histories.users.positions(batch)] = True
             histories = histories.select(mine[histories.user])
+
         return recommender.recommend(
             batch,
             min(self.k, len(recommender.catalogue_)),
@@ -112,6 +119,7 @@ class BatchJob:
 
     def _describe(self, model: str, asked: NDArray[Any], histories: Interactions | None) -> dict[str, Any]:
         filter = self.filter or Filter()
+
         return {
             "package": __version__,
             "model": model,
@@ -130,25 +138,33 @@ class BatchJob:
         """Claim the folder; file -> checksum of the shards that a finished job listed there."""
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"{self.out} is a file; give a new or empty folder for the recommendations")
+
         self.out.mkdir(parents=True, exist_ok=True)
         if not (self.out / _JOB).exists():
             if any(p for p in self.out.iterdir() if not p.name.startswith(".")):
                 raise InputError(f"{self.out} holds other files; give a new or empty folder for the recommendations")
+
             write_json(self.out / _JOB, job)
             return {}
+
         if not resume:
             raise InputError(f"{self.out} holds an earlier job; go on with it by --resume, or give another folder")
+
         earlier = read_json(self.out / _JOB)
         if changed := sorted(name for name in job if earlier.get(name) != job[name]):
             raise InputError(
                 f"{self.out} holds another job: {', '.join(changed)} changed; give another folder, or the same settings"
             )
+
         for pattern in _LEFT_BY_A_KILL:
             for path in self.out.glob(pattern):
                 path.unlink(missing_ok=True)
+
         if not (self.out / _MANIFEST).exists():
             return {}
+
         shards = read_json(self.out / _MANIFEST).get("shards", [])
+
         return {str(shard["file"]): str(shard["sha256"]) for shard in shards}
 
 
@@ -174,6 +190,7 @@ def _schema(users: IdMap, items: IdMap, reason: bool) -> pa.Schema:
 def _type_of(ids: NDArray[Any]) -> pa.DataType:
     if ids.dtype != object:
         return pa.from_numpy_dtype(ids.dtype)
+
     return pa.binary() if len(ids) and {type(v) for v in ids} == {bytes} else pa.string()
 
 
@@ -187,11 +204,15 @@ def _is_whole(path: Path, batch: NDArray[Any], schema: pa.Schema, recorded: str 
         return False
     if recorded is not None:
         return sha256(path) == recorded
+
     try:
         table = pq.ParquetFile(path, page_checksum_verification=True).read()
     except (pa.ArrowException, OSError):
         return False
+
     if table.schema != schema:
         return False
+
     asked = set(_column(batch, schema.field("user").type).to_pylist())
+
     return asked.issuperset(table["user"].unique().to_pylist())

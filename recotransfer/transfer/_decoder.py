@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recotransfer.encoders.text import computes_in_bfloat16
-from recotransfer.transfer.training import Resumable
+from recotransfer.transfer.training import TrainingRun
 
 _SPECIAL = ("[PAD]", "[BEGIN]", "[END]", "[UNKNOWN]")
 PAD, BEGIN, END, _ = range(4)
@@ -62,6 +62,7 @@ class EncodedSources(NamedTuple):
         out = torch.empty((int(begin[-1]), encoder.config.hidden_size), dtype=kind)
         encoder.eval()
         order = np.argsort(lengths, kind="stable")
+
         with torch.no_grad(), torch.autocast(encoder.device.type, torch.bfloat16, enabled=kind is torch.bfloat16):
             for first in range(0, len(order), SENTENCES):
                 rows = order[first : first + SENTENCES]
@@ -69,6 +70,7 @@ class EncodedSources(NamedTuple):
                 found = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
                 at = np.concatenate([np.arange(begin[i], begin[i + 1]) for i in rows])
                 out[torch.from_numpy(at)] = found[mask.bool()].to(kind).cpu()
+
         return cls(out.to(encoder.device), begin)
 
     def batch(self, rows: NDArray[np.int64]) -> tuple[Any, Any]:
@@ -80,10 +82,11 @@ class EncodedSources(NamedTuple):
         real = places < lengths[:, None]
         at = np.where(real, self.begin[rows][:, None] + places, 0)
         device = self.states.device
+
         return self.states[torch.from_numpy(at).to(device)], torch.from_numpy(real.astype(np.int64)).to(device)
 
 
-class DecoderRun(Resumable):
+class DecoderRun(TrainingRun):
     """One training, by the loss on the validation pairs; the best weights are in the model that it leaves."""
 
     sign = -1
@@ -97,8 +100,10 @@ class DecoderRun(Resumable):
         self.module = network
         self.save_model = save
         groups: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+
         for name, value in self.module.named_parameters():
             groups[name.startswith("encoder.")][name] = value
+
         self.weights = groups[0] | (groups[1] if train_encoder else {})
         self.optimizer = torch.optim.AdamW(
             [{"params": list(group.values())} for group in groups],
@@ -131,6 +136,7 @@ def learned_vocabulary(texts: Sequence[str], size: int) -> Any:
     out.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=list(_SPECIAL), show_progress=False)
     out.train_from_iterator(texts, trainer)
+
     return out
 
 
@@ -142,10 +148,12 @@ def batches_of(
     order = np.lexsort((lot, lengths[:, 1], lengths[:, 0]))
     out, first = [], 0
     longest = lengths[order, 0]
+
     for at in range(len(order)):
         if (at + 1 - first) * longest[at] > size and at > first:
             out.append(order[first:at])
             first = at
+
     return [*out, order[first:]]
 
 
@@ -175,6 +183,7 @@ def loss_of_rows() -> Callable[..., Any]:
             total = hidden.new_zeros((), dtype=torch.float32)
             to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight)
             to_bias = torch.zeros_like(bias)
+
             for first in range(0, len(hidden), _ROWS):
                 rows, wanted = hidden[first : first + _ROWS], target[first : first + _ROWS, None]
                 logits = (rows @ inner.T).float() + bias
@@ -188,7 +197,9 @@ def loss_of_rows() -> Callable[..., Any]:
                 slope = slope.to(kind)
                 to_hidden[first : first + _ROWS] = slope @ inner
                 to_weight += slope.T @ rows
+
             ctx.save_for_backward(to_hidden, to_weight, to_bias)
+
             return total
 
         @staticmethod

@@ -53,16 +53,20 @@ class TextNoise:
             kept = rng.random(len(words)) >= self.drop
             kept[rng.integers(len(words))] = True
             words = [word for word, stays in zip(words, kept, strict=True) if stays]
+
         for _ in range(rng.binomial(len(words), self.swap) if len(words) > 1 else 0):
             i, j = rng.choice(len(words), 2, replace=False)
             words[i], words[j] = words[j], words[i]
+
         wrong = rng.random(len(words)) < self.typo
+
         return " ".join(_mistyped(word, rng) if bad else word for word, bad in zip(words, wrong, strict=True))
 
 
 def _mistyped(word: str, rng: np.random.Generator) -> str:
     if len(word) < 2:
         return word
+
     at, letter = int(rng.integers(len(word) - 1)), _LETTERS[rng.integers(len(_LETTERS))]
     swapped, lost, doubled, wrong = (
         word[at + 1] + word[at],
@@ -70,6 +74,7 @@ def _mistyped(word: str, rng: np.random.Generator) -> str:
         word[at] + word[at : at + 2],
         letter + word[at + 1],
     )
+
     return word[:at] + (swapped, lost, doubled, wrong)[rng.integers(4)] + word[at + 2 :]
 
 
@@ -123,21 +128,25 @@ class ImageNoise:
             middle = (left + width / 2, top + height / 2)
             fill = tuple(int(c) for c in np.asarray(image).reshape(-1, 3).mean(axis=0))
             image = image.rotate(angle, modes.Resampling.BILINEAR, center=middle, fillcolor=fill)
+
         image = image.resize(size, modes.Resampling.BILINEAR, box=(left, top, left + width, top + height))
         if mirrored:
             image = image.transpose(modes.Transpose.FLIP_LEFT_RIGHT)
+
         for kind, most in (
             (enhance.Brightness, self.light),
             (enhance.Contrast, self.light),
             (enhance.Color, self.colour),
         ):
             image = kind(image).enhance(rng.uniform(1 - most, 1 + most))
+
         pixels = np.array(image, np.uint8)
         if rng.random() < self.erase:
             part = np.sqrt(rng.uniform(0.02, 0.2))
             rows, columns = (max(1, round(n * part)) for n in pixels.shape[:2])
             y, x = (int(rng.integers(n - m + 1)) for n, m in zip(pixels.shape[:2], (rows, columns), strict=True))
             pixels[y : y + rows, x : x + columns] = rng.integers(0, 256, (rows, columns, 3))
+
         return pixels
 
 
@@ -156,7 +165,7 @@ class Augmented(NamedTuple):
 
 
 def augmented(
-    items: Items, relations: Interactions, augmenters: Mapping[str, Augmenter], *, copies: int = 1, rng: int = 0
+    items: Items, relations: Interactions, augmenters: Mapping[str, Augmenter], *, copies: int = 1, seed: int = 0
 ) -> Augmented:
     """The items, then `copies` altered ones of each, held by the same users; of "a" the ids are "a copy 1", ...
 
@@ -171,7 +180,7 @@ def augmented(
         augmenters: column -> what alters a value, (value, numpy generator) -> value; missing values stay missing, other
             columns are the original's.
         copies: altered items for each; numbers under which an item has a copy already are passed over.
-        rng: seed; a copy depends on it, the item's place and the copy's number only.
+        seed: random seed; a copy depends on it, the item's place and the copy's number only.
 
     Raises:
         InputError: a column that the items lack, fewer than one copy, or content that cannot be altered.
@@ -180,23 +189,29 @@ def augmented(
         raise InputError(f"augmenters name {unknown[0]!r}; the items have {list(items.columns.columns)}")
     if copies < 1:
         raise InputError(f"copies must be at least 1, got {copies}")
+
     tables, ids, own = [items.columns], list(items.ids.ids), items.ids.ids.tolist()
     taken = set(own)
     free = (n for n in itertools.count(1) if taken.isdisjoint(f"{id_} copy {n}" for id_ in own))
+
     for number in itertools.islice(free, copies):
         table = items.columns.copy()
         for name, alter in augmenters.items():
             out = np.empty(len(items), object)
             for at, value in enumerate(items.columns[name]):
                 try:
-                    out[at] = None if is_missing(value) else alter(value, np.random.default_rng([rng, number, at]))
+                    out[at] = None if is_missing(value) else alter(value, np.random.default_rng([seed, number, at]))
                 except InputError as cause:
                     raise InputError(f"item {own[at]!r}, {name}: {cause}; mend it, or leave it out") from cause
+
             table[name] = pd.Series(out, dtype=object)
+
         tables.append(table)
         ids += [f"{id_} copy {number}" for id_ in own]
+
     frame = pd.concat([t.astype(dict.fromkeys(augmenters, object)) for t in tables], ignore_index=True)
     both = Items(IdMap(ids), frame, items.kinds)
+
     return Augmented(both, _copied(relations, items.ids, both.ids, copies))
 
 
@@ -205,8 +220,10 @@ def _copied(relations: Interactions, old: IdMap, new: IdMap, copies: int) -> Int
     place = old.positions(relations.items.ids, missing="negative")[relations.item]
     rows = np.flatnonzero(place >= 0)
     out = relations
+
     for number in range(1, copies + 1):
         some = relations.select(rows)
         at = place[rows] + number * len(old)
         out = out.joined(Interactions(some.users, new, some.user, at, some.weight, some.time, some.kind, some.kinds))
+
     return out

@@ -13,6 +13,7 @@ from recotransfer.data import Embeddings, IdMap, Interactions, Items
 from recotransfer.encoders import TrainableEncoder
 from recotransfer.errors import InputError, NotFittedError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
+from recotransfer.settings import saved_settings
 
 Array = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -51,20 +52,24 @@ class Transfer(ABC):
         known = np.flatnonzero(items.has_content)
         if not len(known):
             raise InputError(f"{type(self).__name__} has no item with content to learn from; see the encoder's report")
+
         self.dim_in_ = items.dim
         self.state_ = self._learn(items.vectors[known], _among(relations, items, known))
+
         return self
 
     def check_settings(self) -> None:
         """Refuse numbers that no setting of that name can have; `fit` begins with it."""
         for name, parameter in inspect.signature(type(self)).parameters.items():
             value, kind = getattr(self, name), str(parameter.annotation)
-            if name == "rng" or not kind.startswith(("int", "float")) or (value is None and "None" in kind):
+            if name == "seed" or not kind.startswith(("int", "float")) or (value is None and "None" in kind):
                 continue
+
             whole = kind.startswith("int")
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
                 wanted = "a whole number" if whole else "a number"
                 raise InputError(f"{type(self).__name__}: {name} must be {wanted}, got {value!r}")
+
             least, most = int(whole and name not in _FROM_0), 1 if name in _SHARES else np.inf
             if not least <= value <= most or value == np.inf or (value == 0 and name in _ABOVE_0):
                 wanted = "above 0" if name in _ABOVE_0 else f"at least {least}" + " and at most 1" * (most == 1)
@@ -76,6 +81,7 @@ class Transfer(ABC):
             raise NotFittedError(f"this {type(self).__name__} has not learned anything; call fit or load first")
         if items.dim != self.dim_in_:
             raise InputError(f"{type(self).__name__} was fitted on {self.dim_in_} dimensions, not {items.dim}")
+
         out = self._apply(items.vectors)
         return Embeddings(items.ids, out, f"{items.source} > {type(self).__name__}", items.has_content)
 
@@ -90,7 +96,7 @@ class Transfer(ABC):
     def read(cls, artifact: Artifact) -> Self:
         """Take back what `write` stored."""
         facts = artifact.json("transfer")
-        out = cls(**facts["params"])
+        out = cls(**saved_settings(cls, facts["params"]))
         out.dim_in_ = facts["dim"]
         out.state_ = {name: artifact.array(name) for name in facts["state"]}
         return out
@@ -119,4 +125,5 @@ def _among(relations: Interactions, items: Embeddings, known: NDArray[np.int64])
     kept = np.flatnonzero(where >= 0)
     r = relations.select(kept)
     ids = items.ids if len(known) == len(items.ids) else IdMap(items.ids.take(known))
+
     return Interactions(r.users, ids, r.user, where[kept], r.weight, r.time, r.kind, r.kinds)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from recotransfer.transfer.networks import Trained
+from recotransfer.transfer.networks import NetworkTransfer
 
 
-class ContrastiveHead(Trained):
+class ContrastiveHead(NetworkTransfer):
     """A small residual network whose cosines tell items taken together from others; rows come out of length 1.
 
-    Trained by a softmax over in-batch and as many sampled negatives with the logQ correction (Yi et al., 2019), which
-    labels turn into one over classes; see `Task` and `Trained` in `base.py`.
+    NetworkTransfer by a softmax over in-batch and as many sampled negatives with the logQ correction (Yi et al., 2019),
+    which labels turn into one over classes; see `RelationLoss` and `NetworkTransfer` in `networks.py`.
 
     Args:
         dim: width of what comes out; None is that of the vectors.
@@ -19,7 +19,7 @@ class ContrastiveHead(Trained):
         learning_rate: of Adam.
         epochs: sweeps over the relations, at most.
         patience: sweeps without gain on held-out items after which training ends.
-        rng: seed.
+        seed: random seed.
     """
 
     def __init__(
@@ -32,7 +32,13 @@ class ContrastiveHead(Trained):
         learning_rate: float = 0.0003,
         epochs: int = 10,
         patience: int = 2,
-        rng: int = 0,
+        seed: int = 0,
     ) -> None:
-        self.dim, self.hidden, self.temperature, self.batch_size = dim, hidden, temperature, batch_size
-        self.learning_rate, self.epochs, self.patience, self.rng = learning_rate, epochs, patience, rng
+        self.dim = dim
+        self.hidden = hidden
+        self.temperature = temperature
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.epochs = epochs
+        self.patience = patience
+        self.seed = seed

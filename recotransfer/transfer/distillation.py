@@ -53,7 +53,7 @@ class Distil(Tuner):
         epochs: at most so many passes over the items.
         learning_rate: Adam's, after a linear warm-up and before a linear decay.
         batch_size: items of a step.
-        rng: seed.
+        seed: random seed.
     """
 
     def __init__(
@@ -68,11 +68,18 @@ class Distil(Tuner):
         epochs: int = 10,
         learning_rate: float = 3e-4,
         batch_size: int = 64,
-        rng: int = 0,
+        seed: int = 0,
     ) -> None:
-        self.folder, self.student, self.layers = folder, student, layers
-        self.relation, self.labels, self.temperature = relation, labels, temperature
-        self.epochs, self.learning_rate, self.batch_size, self.rng = epochs, learning_rate, batch_size, rng
+        self.folder = folder
+        self.student = student
+        self.layers = layers
+        self.relation = relation
+        self.labels = labels
+        self.temperature = temperature
+        self.epochs = epochs
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.seed = seed
 
     def tune(self, encoder: TrainableEncoder, items: Items, relations: Interactions) -> TrainableEncoder:
         """The student, whose model lies below `folder`; `report_` tells the curve and which epoch was kept.
@@ -84,7 +91,7 @@ class Distil(Tuner):
             self, ("epochs", "batch_size", "layers"), ("learning_rate", "temperature"), ("relation", "labels")
         )
         folder, student = Path(self.folder), self.student or encoder
-        names = ("layers", "relation", "labels", "temperature", "epochs", "learning_rate", "batch_size", "rng")
+        names = ("layers", "relation", "labels", "temperature", "epochs", "learning_rate", "batch_size", "seed")
         settings = {
             **{name: getattr(self, name) for name in names},
             "teacher": encoder.name,
@@ -96,14 +103,17 @@ class Distil(Tuner):
         if report := ended(folder, target, settings):
             self.report_ = report
             return cast(TrainableEncoder, encoder_from_spec({**student.spec(), "model": str(target)}))
+
         taught = encode_items(items, encoder, cache=folder / TEACHER).embeddings
         content = student.values(items)
         rows = [row for row in np.flatnonzero(taught.has_content) if content[row] is not None]
         if len(rows) < 2:
             raise InputError(f"{len(rows)} items have content to learn from; give more, see the encoder's report")
+
         module = student.module()
         if self.student is None:
             _keep_layers(module, self.layers)
+
         soft = _soft_labels(taught, relations, self.temperature)[rows] if self.labels else None
         lesson = Lesson(
             [content[row] for row in rows],
@@ -120,6 +130,7 @@ class Distil(Tuner):
         made = student.saved(run.best_module(), target)
         run.finish(self.report_)
         shutil.rmtree(folder / TEACHER, ignore_errors=True)
+
         return made
 
 
@@ -135,6 +146,7 @@ def _soft_labels(taught: Embeddings, relations: Interactions, temperature: float
     rows = np.flatnonzero(taught.has_content)
     shares[rows[:, None], np.searchsorted(probe.labels_, found.positions[rows])] = found.scores[rows]
     soft = np.maximum(shares, np.finfo(np.float32).tiny) ** (1 / temperature)
+
     return np.asarray(soft / soft.sum(axis=1, keepdims=True), np.float32)
 
 
@@ -149,9 +161,11 @@ def _keep_layers(module: Any, count: int) -> None:
         raise InputError("the teacher has no row of layers of one shape to choose from; give Distil(student=...)")
     if not count < len(layers):
         raise InputError(f"layers is {count} and the teacher has {len(layers)}; keep fewer")
+
     kept = np.round(np.linspace(0, len(layers) - 1, count)).astype(int) if count > 1 else [0]
     above, _, own = name.rpartition(".")
     setattr(module.get_submodule(above), own, torch.nn.ModuleList([layers[i] for i in kept]))
+
     for other, part in module.named_modules():
         config = getattr(part, "config", None)
         if name.startswith(f"{other}.") and getattr(config, "num_hidden_layers", None) == len(layers):

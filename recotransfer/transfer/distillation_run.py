@@ -16,7 +16,7 @@ from recotransfer.data import IdMap, Items
 from recotransfer.encoders import Encoder, encode_items
 from recotransfer.encoders.base import one_or_many
 from recotransfer.errors import InputError
-from recotransfer.transfer.training import Resumable, in_batches, lengths
+from recotransfer.transfer.training import TrainingRun, in_batches, lengths
 
 Float = NDArray[np.float32]
 _HELD_OUT, _MOST_HELD, _FEWEST = 0.05, 1000, 20  # share of values validated on, at most so many, none below so many
@@ -34,7 +34,7 @@ class RunSettings(Protocol):
     batch_size: int
     learning_rate: float
     relation: float
-    rng: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,14 @@ def check_tuner_settings(tuner: Any, whole: Sequence[str], positive: Sequence[st
     for name in whole:
         if isinstance(value := getattr(tuner, name), bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} is {value!r}; it must be a whole number from 1")
+
     for name in (*positive, *least_zero):
         if not (getattr(tuner, name) > 0 or (name in least_zero and getattr(tuner, name) == 0)):
             least = "at least 0" if name in least_zero else "above 0"
             raise InputError(f"{name} is {getattr(tuner, name)!r}; it must be {least}")
 
 
-class DistillationRun(Resumable):
+class DistillationRun(TrainingRun):
     """One training: the student, its heads, the optimizer, and where it stands, all of it in the checkpoint."""
 
     def __init__(
@@ -97,18 +98,23 @@ class DistillationRun(Resumable):
         import torch
 
         super().__init__(tuner.folder, settings)
-        self.collate, self.lesson, self.tuner = collate, lesson, tuner
+        self.collate = collate
+        self.lesson = lesson
+        self.tuner = tuner
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.half = half
         self.module = module.to(self.device).eval()  # no dropout: the teacher's vectors are exact
         width = self._embed(np.arange(1)).shape[1]
+
         with torch.random.fork_rng():
-            torch.manual_seed(tuner.rng)
+            torch.manual_seed(tuner.seed)
             self.heads = torch.nn.ModuleDict()
             if width != lesson.targets.shape[1]:
                 self.heads["map"] = torch.nn.Linear(width, lesson.targets.shape[1], bias=False)
+
             if lesson.soft is not None:
                 self.heads["labels"] = torch.nn.Linear(width, lesson.soft.shape[1])
+
         self.heads.to(self.device)
         own = {f"module/{name}": value for name, value in self.module.named_parameters()}
         self.weights = {**own, **{f"head/{name}": value for name, value in self.heads.named_parameters()}}
@@ -118,9 +124,10 @@ class DistillationRun(Resumable):
         """Train up to the best epoch, from where a checkpoint left off; the report."""
         if not self.resume():
             self.finish_epoch(None, self._score())
+
         while self.epoch < self.tuner.epochs and self.worse < _PATIENCE:
             start = time.monotonic()
-            rng = np.random.default_rng([self.tuner.rng, self.epoch])
+            rng = np.random.default_rng([self.tuner.seed, self.epoch])
             kin = self.lesson.kin
             kin = lengths(self.lesson.values) if kin is None else rng.permutation(kin.max() + 1)[kin]
             parts = in_batches(self.lesson.train, self.tuner.batch_size, AMONG, kin, rng)
@@ -129,11 +136,14 @@ class DistillationRun(Resumable):
                 done = (self.epoch + n / len(parts)) / self.tuner.epochs
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.tuner.learning_rate * min((done + 1e-3) / _WARMUP, 1.0) * (1 - done)
+
                 loss += self._learn(batch)
+
             self.epoch, self.step = self.epoch + 1, self.step + len(parts)
             self.spent += time.monotonic() - start
             self.finish_epoch(loss / len(parts), self._score())
             self.save()
+
         return self.report(values=len(self.lesson.train), held_out=len(self.lesson.valid))
 
     def _embed(self, items: NDArray[np.int64]) -> Any:
@@ -161,16 +171,19 @@ class DistillationRun(Resumable):
             near = theirs @ theirs.T
             missed = (mine @ mine.T - near).square().sum() / near.square().sum()
             loss = loss + self.tuner.relation * _RELATION * missed
+
         if self.lesson.soft is not None:
             heat = self.lesson.temperature
             said = torch.log_softmax(self.heads["labels"](rows) / heat, dim=1)
             soft = torch.from_numpy(self.lesson.soft[items]).to(self.device)
             wrong = torch.nn.functional.kl_div(said, soft, reduction="batchmean")
             loss = loss + self.lesson.label_weight * heat**2 * wrong
+
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(self.weights.values()), _CLIP)
         self.optimizer.step()
+
         return float(loss.detach())
 
     def _score(self) -> float | None:
@@ -180,9 +193,11 @@ class DistillationRun(Resumable):
         held, size = self.lesson.valid, 4 * self.tuner.batch_size
         if not len(held):
             return None
+
         near = 0.0
         with torch.inference_mode():
             for at in range(0, len(held), size):
                 mine = self._unit(self._embed(held[at : at + size])).cpu().numpy()
                 near += float((mine * self.lesson.targets[held[at : at + size]]).sum())
+
         return round(near / len(held), 6)

@@ -15,7 +15,7 @@ from recotransfer.data import Embeddings, IdMap, Interactions
 from recotransfer.errors import InputError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.transfer.base import Array, Ints, Transfer
-from recotransfer.transfer.networks import Step, Task, Trained, through
+from recotransfer.transfer.networks import NetworkTransfer, RelationLoss, Step, forward
 
 _WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the kernels, times the mean squared distance
 _SHARPNESS = 10.0  # of the adversary's slow start
@@ -40,7 +40,7 @@ class Coral(Transfer):
     def fit(self, items: Embeddings, relations: Interactions) -> Self:
         """Learn both domains' mean and covariance, and which items are of the source."""
         super().fit(items, relations)
-        self.source_ = IdMap(relations.items.take(np.unique(relations.taken().indices)))
+        self.source_ = IdMap(relations.items.take(np.unique(relations.binary_matrix().indices)))
         return self
 
     def transform(self, items: Embeddings) -> Embeddings:
@@ -55,6 +55,7 @@ class Coral(Transfer):
         inside = np.setdiff1d(np.arange(len(vectors)), outside)
         (here, spread), (there, own) = (_spread(vectors[rows], self.reg) for rows in (inside, outside))
         weights = _power(own, -0.5) @ _power(spread, 0.5)
+
         return {
             "target": there.astype(np.float32),
             "source": here.astype(np.float32),
@@ -78,7 +79,7 @@ class Coral(Transfer):
         return out
 
 
-class _Aligned(Trained):
+class _Aligned(NetworkTransfer):
     """A network trained for the source's relations, and for the two domains to look alike in what comes out."""
 
     def __init__(
@@ -91,12 +92,18 @@ class _Aligned(Trained):
         learning_rate: float = 0.0003,
         epochs: int = 10,
         patience: int = 3,
-        rng: int = 0,
+        seed: int = 0,
     ) -> None:
-        self.dim, self.hidden, self.weight, self.batch_size = dim, hidden, weight, batch_size
-        self.learning_rate, self.epochs, self.patience, self.rng = learning_rate, epochs, patience, rng
+        self.dim = dim
+        self.hidden = hidden
+        self.weight = weight
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.epochs = epochs
+        self.patience = patience
+        self.seed = seed
 
-    def _tasks(self, vectors: Array, relations: Interactions) -> dict[str, Task]:
+    def _tasks(self, vectors: Array, relations: Interactions) -> dict[str, RelationLoss]:
         self._targets = _outside(relations)
         return super()._tasks(vectors, relations)
 
@@ -106,7 +113,7 @@ class _Aligned(Trained):
 
         source = outputs[: self.batch_size]
         rows = torch.from_numpy(self._targets[step.draw.integers(len(self._targets), size=len(source))])
-        return source, through(step.weights, step.inputs[rows])
+        return source, forward(step.weights, step.inputs[rows])
 
 
 class MMDMap(_Aligned):
@@ -123,7 +130,7 @@ class MMDMap(_Aligned):
         learning_rate: of Adam.
         epochs: sweeps over the relations, at most.
         patience: sweeps without gain on held-out source items after which training ends.
-        rng: seed.
+        seed: random seed.
     """
 
     def _total(self, losses: dict[str, Any], outputs: Any, step: Step) -> Any:
@@ -136,6 +143,7 @@ class MMDMap(_Aligned):
         width = apart.detach().mean()
         kernel = sum(torch.exp(-apart / (factor * width)) for factor in _WIDTHS) / len(_WIDTHS)
         within = (kernel[:n, :n].sum() + kernel[n:, n:].sum() - 2 * n) / (n * (n - 1))  # without the diagonal's ones
+
         return sum(losses.values()) + self.weight * (within - 2 * kernel[:n, n:].mean())
 
 
@@ -155,7 +163,7 @@ class Adversarial(_Aligned):
         learning_rate: of Adam.
         epochs: sweeps over the relations, at most.
         patience: sweeps without gain on held-out source items after which training ends.
-        rng: seed.
+        seed: random seed.
     """
 
     def _extras(self, dim: int) -> dict[str, Any]:
@@ -179,6 +187,7 @@ class Adversarial(_Aligned):
         truth = torch.cat([torch.ones(len(source)), torch.zeros(len(target))])
         loss = functional.binary_cross_entropy_with_logits(_judged(seen, step), truth)
         slope = torch.autograd.grad(_judged(shown, step).sum(), shown, create_graph=True)[0]
+
         return sum(losses.values()) + loss + _PENALTY * (slope**2).sum(dim=1).mean()
 
 
@@ -194,13 +203,14 @@ def _outside(relations: Interactions) -> Ints:
     Raises:
         InputError: fewer than two of them, or of the others.
     """
-    counts = np.bincount(relations.taken().indices, minlength=len(relations.items))
+    counts = np.bincount(relations.binary_matrix().indices, minlength=len(relations.items))
     outside = np.flatnonzero(counts == 0)
     if min(len(outside), len(counts) - len(outside)) < 2:
         raise InputError(
             f"{len(outside)} of {len(counts)} items have no relation; give the target's items without relations beside "
             "the source's with theirs, two of each at least"
         )
+
     return outside
 
 

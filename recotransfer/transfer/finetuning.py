@@ -18,7 +18,7 @@ from recotransfer.errors import InputError
 from recotransfer.io.artifacts import digest_of_events
 from recotransfer.transfer.base import Tuner
 from recotransfer.transfer.objectives import OBJECTIVES, Batch, Ints, Objective, Related, related
-from recotransfer.transfer.training import Resumable, digest_of_content, ended, model_of
+from recotransfer.transfer.training import TrainingRun, digest_of_content, ended, model_of
 
 _WARMUP, _WEIGHT_DECAY, _CLIP = 0.1, 0.01, 1.0
 _NEW = 10.0  # heads and LoRA begin at nothing and learn so many times faster than pretrained weights
@@ -62,7 +62,7 @@ class FineTune(Tuner):
         lora: rank of low-rank updates that learn in place of the weights and are merged into them at the end (Hu et
             al., "LoRA: low-rank adaptation of large language models", 2021); None trains the weights themselves.
         augment: called with a value and a random generator before each use in training, returns the value to use.
-        rng: seed.
+        seed: random seed.
     """
 
     def __init__(
@@ -77,12 +77,18 @@ class FineTune(Tuner):
         layer_decay: float = 0.9,
         lora: int | None = None,
         augment: Callable[[Any, np.random.Generator], Any] | None = None,
-        rng: int = 0,
+        seed: int = 0,
     ) -> None:
-        self.folder, self.objective, self.epochs = folder, objective, epochs
-        self.learning_rate, self.batch_size = learning_rate, batch_size
-        self.trainable_layers, self.layer_decay, self.lora = trainable_layers, layer_decay, lora
-        self.augment, self.rng = augment, rng
+        self.folder = folder
+        self.objective = objective
+        self.epochs = epochs
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.trainable_layers = trainable_layers
+        self.layer_decay = layer_decay
+        self.lora = lora
+        self.augment = augment
+        self.seed = seed
 
     def tune(self, encoder: TrainableEncoder, items: Items, relations: Interactions) -> TrainableEncoder:
         """The tuned encoder, whose model lies below `folder`; `report_` tells the curve and which epoch was kept.
@@ -97,11 +103,13 @@ class FineTune(Tuner):
         if report := ended(folder, target, settings):
             self.report_ = report
             return cast(TrainableEncoder, encoder_from_spec({**encoder.spec(), "model": str(target)}))
+
         data = related(encoder, items, relations)
         run = _Run(self, encoder, data, self._objective(data), settings)
         self.report_ = run.train()
         tuned = encoder.saved(run.best_module(), target)
         run.finish(self.report_)
+
         return tuned
 
     def _check_settings(self) -> None:
@@ -121,7 +129,17 @@ class FineTune(Tuner):
 
     def _facts(self, encoder: TrainableEncoder, items: Items, relations: Interactions) -> dict[str, Any]:
         """What decides the outcome, as plain JSON."""
-        names = ("objective", "epochs", "learning_rate", "batch_size", "trainable_layers", "layer_decay", "lora", "rng")
+        names = (
+            "objective",
+            "epochs",
+            "learning_rate",
+            "batch_size",
+            "trainable_layers",
+            "layer_decay",
+            "lora",
+            "seed",
+        )
+
         return {
             **{name: getattr(self, name) for name in names},
             "augment": None if self.augment is None else re.sub(" at 0x[0-9a-f]+", "", repr(self.augment)),
@@ -134,13 +152,14 @@ class FineTune(Tuner):
         name = self.objective
         if name == "auto":
             name = "labels" if (np.diff(data.users_of.indptr) == 1).all() else "pairs"
-        return OBJECTIVES[name](data, self.batch_size, self.rng)
+
+        return OBJECTIVES[name](data, self.batch_size, self.seed)
 
 
-class _Run(Resumable):
+class _Run(TrainingRun):
     """One training: the module, its optimizer, and where it stands, all of it in the checkpoint."""
 
-    standing = (*Resumable.standing, "batch", "lost", "seen", "bytes_per_size")
+    standing = (*TrainingRun.standing, "batch", "lost", "seen", "bytes_per_size")
 
     def __init__(
         self,
@@ -153,22 +172,29 @@ class _Run(Resumable):
         import torch
 
         super().__init__(tuner.folder, settings)
-        self.tuner, self.encoder, self.data, self.objective = tuner, encoder, data, objective
+        self.tuner = tuner
+        self.encoder = encoder
+        self.data = data
+        self.objective = objective
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.half = computes_in_bfloat16() == "bfloat16"
         self.module = encoder.module()
         self.depths, self.top = _depths(self.module)
         if tuner.lora is not None:
-            with _seeded(tuner.rng):
+            with _seeded(tuner.seed):
                 _add_lora(self.module, tuner.lora, [n for n, depth in self.depths.items() if self._learns(depth)])
+
         self.module.to(self.device)
         if objective.head is not None:
             objective.head.to(self.device)
+
         self.groups = self._groups()
         self.optimizer = torch.optim.AdamW([{"params": list(g.params.values())} for g in self.groups], fused=True)
         self.weights = {name: value for group in self.groups for name, value in group.params.items()}
         self.sizes = np.array([len(v) if isinstance(v, str) else 1 for v in data.values])
-        self.batch, self.lost, self.seen = 0, 0.0, 0
+        self.batch = 0
+        self.lost = 0.0
+        self.seen = 0
         self.bytes_per_size: float | None = None
 
     def _learns(self, depth: int) -> bool:
@@ -179,17 +205,21 @@ class _Run(Resumable):
         """Weights by layer, those of more than one dimension (which decay) apart from the others."""
         lora = self.tuner.lora is not None
         found: dict[tuple[int, bool, bool], dict[str, Any]] = {}
+
         for name, value in self.module.named_parameters():
             fresh = "lora_" in name
             depth = self.depths.get(_bare(name), self.top)
             value.requires_grad_(fresh if lora else self._learns(depth))
             if value.requires_grad:
                 found.setdefault((depth, fresh, value.ndim > 1), {})[f"module/{name}"] = value
+
         if self.objective.head is not None:
             for name, value in self.objective.head.named_parameters():
                 found.setdefault((self.top, True, value.ndim > 1), {})[f"head/{name}"] = value
+
         if not found:
             raise InputError(f"trainable_layers={self.tuner.trainable_layers} leaves nothing to train; give more")
+
         return [
             _Group(
                 depth,
@@ -206,10 +236,11 @@ class _Run(Resumable):
         """Train up to the best epoch, from where a checkpoint left off; the report."""
         if not self.resume():
             self._validate()
+
         self.saved_at = time.monotonic()
         while self.epoch < self.tuner.epochs and self.worse < 2:
             self._unfreeze()
-            batches = self.objective.epoch(np.random.default_rng([self.tuner.rng, self.epoch]))
+            batches = self.objective.epoch(np.random.default_rng([self.tuner.seed, self.epoch]))
             while self.batch < len(batches):
                 start = time.monotonic()
                 done = (self.epoch + (self.batch + 0.5) / len(batches)) / self.tuner.epochs
@@ -220,10 +251,12 @@ class _Run(Resumable):
                 self.spent += time.monotonic() - start
                 if time.monotonic() - self.saved_at > _SAVE_SECONDS:
                     self.save()
+
             self.epoch += 1
             self._validate()
             self.batch, self.lost = 0, 0.0
             self.save()
+
         return self.report(
             objective=next(name for name, kind in OBJECTIVES.items() if kind is type(self.objective)),
             items=len(self.data.train),
@@ -253,6 +286,7 @@ class _Run(Resumable):
         asked = self.objective.asked
         if not len(asked):
             return None
+
         self.module.eval()
         with torch.inference_mode():
             pieces = self._pieces(asked, 4)
@@ -264,6 +298,7 @@ class _Run(Resumable):
         module = super().best_module()
         if self.tuner.lora is not None:
             _merge_lora(module)
+
         return module
 
     # -- one step --------------------------------------------------------------------------------------------------
@@ -273,13 +308,16 @@ class _Run(Resumable):
         import torch
 
         self.module.train()
+
         for part in self.module.modules():
             if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
                 part.eval()  # small batches would spoil the statistics
+
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.gradients(batch)
         torch.nn.utils.clip_grad_norm_(list(self.weights.values()), _CLIP)
         self.optimizer.step()
+
         return loss
 
     def gradients(self, batch: Batch) -> float:
@@ -290,20 +328,25 @@ class _Run(Resumable):
         inverse = _inverse(pieces)
         if self.bytes_per_size is None:
             self.bytes_per_size = self._measured(batch.items[pieces[-1]])
+
         size = sum(len(piece) * self.sizes[batch.items[piece]].max() for piece in pieces)
         if size * self.bytes_per_size <= _MEMORY or len(pieces) == 1:
             rows = torch.cat([self._embed(batch.items[piece], n) for n, piece in enumerate(pieces)])
             loss = self.objective.loss(batch, rows[inverse])
             loss.backward()
             return float(loss.detach())
+
         with torch.no_grad():
             rows = torch.cat([self._embed(batch.items[piece], n) for n, piece in enumerate(pieces)])
+
         rows.requires_grad_(True)
         loss = self.objective.loss(batch, rows[inverse])
         loss.backward()
         parts = torch.split(rows.grad, [len(piece) for piece in pieces])
+
         for n, (piece, part) in enumerate(zip(pieces, parts, strict=True)):
             self._embed(batch.items[piece], n).backward(part)
+
         return float(loss.detach())
 
     def _pieces(self, items: Ints, times: int = 1) -> list[Ints]:
@@ -318,10 +361,11 @@ class _Run(Resumable):
 
         values = [self.data.values[item] for item in items]
         if piece is not None and self.tuner.augment is not None:
-            rng = np.random.default_rng([self.tuner.rng, self.step, piece])
+            rng = np.random.default_rng([self.tuner.seed, self.step, piece])
             values = [self.tuner.augment(value, rng) for value in values]
+
         batch = {name: part.to(self.device) for name, part in self.encoder.collate(values).items()}
-        draws = contextlib.nullcontext() if piece is None else _seeded(self.tuner.rng, self.step, piece)
+        draws = contextlib.nullcontext() if piece is None else _seeded(self.tuner.seed, self.step, piece)
         with draws, torch.autocast(self.device, torch.bfloat16, enabled=self.half):
             return self.module(batch).pooled.float()
 
@@ -335,10 +379,12 @@ class _Run(Resumable):
         def note(tensor: Any) -> Any:
             if tensor.data_ptr() not in own:
                 kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             self._embed(items, 0)
+
         return sum(kept.values()) / float(len(items) * self.sizes[items].max())
 
     def save(self) -> None:
@@ -385,12 +431,14 @@ def _depths(module: Any) -> tuple[dict[str, int], int]:
     lists = [(name, part) for name, part in module.named_modules() if isinstance(part, torch.nn.ModuleList)]
     name, layers = max(lists, key=lambda pair: (len(pair[1]), "vision" in pair[0]), default=("", ()))
     out, depth, top = {}, 0, len(layers) + bool(lists)
+
     for weight, _ in module.named_parameters():
         if lists and weight.startswith(f"{name}."):
             out[weight] = 1 + int(weight.removeprefix(f"{name}.").split(".")[0])
             depth = top
         else:
             out[weight] = depth
+
     return out, top
 
 
@@ -403,6 +451,7 @@ def _add_lora(module: Any, rank: int, weights: Sequence[str]) -> None:
     names = [n for n, part in module.named_modules() if isinstance(part, torch.nn.Linear) and n in learning]
     if not names:
         raise InputError("no linear map is to be trained, so LoRA has nothing to update; set lora=None")
+
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), module)
 
 

@@ -40,10 +40,12 @@ def pseudo_labels(
     """
     if not 0 <= threshold <= 1 or (most is not None and most < 1):
         raise InputError(f"threshold must lie in 0..1 and most be 1 at least, got {threshold} and {most}")
+
     items = np.flatnonzero(predicted.positions[:, 0] >= 0) if predicted.positions.shape[1] else np.empty(0, np.int64)
     label, score = predicted.positions[items, 0], predicted.scores[items, 0]
     if len(score) and not (score.min() >= 0 and score.max() <= 1 + 1e-6):
         raise InputError(f"scores must be probabilities, got {score.min():.3g} to {score.max():.3g}; take a Probe")
+
     sure = np.bincount(label[score >= threshold], minlength=len(predicted.catalogue)).astype(float)
     share = sure / max(sure.max(initial=0), 1)
     bar = threshold * (1 + share / (2 - share)) / 2 if adapt and sure.any() else np.full(len(sure), threshold)
@@ -52,6 +54,7 @@ def pseudo_labels(
         order = kept[np.lexsort((-score[kept], label[kept]))]
         first = np.searchsorted(label[order], label[order])
         kept = np.sort(order[np.arange(len(order)) - first < most])
+
     return Interactions(predicted.catalogue, IdMap(predicted.users), label[kept], items[kept], score[kept])
 
 
@@ -93,6 +96,7 @@ def map_labels(
     """
     if matching not in ("nearest", "one-to-one"):
         raise InputError(f'matching must be "nearest" or "one-to-one", got {matching!r}')
+
     wanted = target if isinstance(target, IdMap) else target.users
     if names is not None:
         sides = [unit_rows(names.align(ids).vectors) for ids in (source.users, wanted)]
@@ -101,6 +105,7 @@ def map_labels(
         raise InputError("labels are compared by their names or by their items; give names, or target relations")
     else:
         likeness = _togetherness(source, target)
+
     best = _matched(likeness, matching)
     value = np.where(best >= 0, likeness[np.arange(len(best)), best], 0.0) if likeness.size else np.zeros(len(best))
     best = np.where(value > least, best, -1)
@@ -111,6 +116,7 @@ def map_labels(
     renamed = Interactions(
         wanted, kept.items, best[kept.user], kept.item, kept.weight, kept.time, kept.kind, kept.kinds
     )
+
     return LabelMap(table, renamed)
 
 
@@ -121,20 +127,24 @@ def _matched(likeness: NDArray[np.float64], matching: str) -> NDArray[np.int64]:
         return out
     if matching == "nearest":
         return np.asarray(likeness.argmax(axis=1), np.int64)
+
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = linear_sum_assignment(likeness, maximize=True)
     out[rows] = columns
+
     return out
 
 
 def _togetherness(source: Interactions, target: Interactions) -> NDArray[np.float64]:
     """(sources, targets) cosine of the labels' items, n_ij / sqrt(n_i n_j), over the items that both sets label."""
     both = source.items.union(target.items)
-    sides = [log.with_items(both).taken() for log in (source, target)]
+    sides = [log.with_items(both).binary_matrix() for log in (source, target)]
     shared = np.logical_and(*(np.asarray(side.sum(axis=0)) > 0 for side in sides)).astype(np.float32)
     scaled = []
+
     for side in sides:
         side = sparse.csr_array(side * shared[None])
         scaled.append(sparse.diags_array(np.sqrt(reciprocal(side.sum(axis=1)))) @ side)
+
     return np.asarray((scaled[0] @ scaled[1].T).toarray(), np.float64)

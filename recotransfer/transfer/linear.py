@@ -42,7 +42,9 @@ class Whitening(_Linear):
     """
 
     def __init__(self, *, dim: int | None = None, shrink: float = 0.1, power: float = 1.0) -> None:
-        self.dim, self.shrink, self.power = dim, shrink, power
+        self.dim = dim
+        self.shrink = shrink
+        self.power = power
 
     def _learn(self, vectors: Array, relations: Interactions) -> dict[str, NDArray[Any]]:
         mean = vectors.mean(axis=0, dtype=np.float64)
@@ -70,10 +72,12 @@ class RidgeMap(_Linear):
     """
 
     def __init__(self, *, dim: int = 128, reg: float = 0.1, keep: float = 0.5) -> None:
-        self.dim, self.reg, self.keep = dim, reg, keep
+        self.dim = dim
+        self.reg = reg
+        self.keep = keep
 
     def _learn(self, vectors: Array, relations: Interactions) -> dict[str, NDArray[Any]]:
-        taken = relations.taken()
+        taken = relations.binary_matrix()
         check_apart(*taken.nonzero())
         of_user, of_item = (np.asarray(taken.sum(axis=axis)).ravel() for axis in (1, 0))
         users, items = np.flatnonzero(of_user), np.flatnonzero(of_item)
@@ -85,7 +89,9 @@ class RidgeMap(_Linear):
         gram = x.T @ x
         if not (penalty := self.reg * np.trace(gram) / len(gram)) > 0:
             raise _no_spread(self.reg)
+
         weights = ridge(gram, x.T @ (factors - factors.mean(axis=0)), penalty)
+
         return {"mean": mean.astype(np.float32), "weights": _beside(np.asarray(weights), gram, self.keep)}
 
 
@@ -105,7 +111,10 @@ class LearnedMetric(_Linear):
     """
 
     def __init__(self, *, dim: int | None = None, reg: float = 0.1, power: float = 0.5, keep: float = 0.0) -> None:
-        self.dim, self.reg, self.power, self.keep = dim, reg, power, keep
+        self.dim = dim
+        self.reg = reg
+        self.power = power
+        self.keep = keep
 
     def _learn(self, vectors: Array, relations: Interactions) -> dict[str, NDArray[Any]]:
         mean, together, gram = _moments(vectors, relations, self.reg)
@@ -131,7 +140,9 @@ class SoftThreshold(_Linear):
     """
 
     def __init__(self, *, source: Transfer | None = None, threshold: float = 0.01, reg: float = 0.1) -> None:
-        self.source, self.threshold, self.reg = source, threshold, reg
+        self.source = source
+        self.threshold = threshold
+        self.reg = reg
 
     def params(self) -> dict[str, Any]:
         """Settings that a file can hold: all but the source, whose part in the result is in the weights."""
@@ -140,13 +151,16 @@ class SoftThreshold(_Linear):
     def _learn(self, vectors: Array, relations: Interactions) -> dict[str, NDArray[Any]]:
         if not isinstance(self.source, _Linear) or not hasattr(self.source, "state_"):
             raise InputError(f"SoftThreshold needs a fitted linear map as source, got {self.source!r}; fit one first")
+
         old = np.asarray(self.source.state_["weights"], np.float64)
         if len(old) != vectors.shape[1]:
             raise InputError(f"the source map takes {len(old)} dimensions, the vectors have {vectors.shape[1]}")
+
         mean, together, gram = _moments(vectors, relations, self.reg)
         spread, turn = np.linalg.eigh(gram)
         if not spread[0] > 0:
             raise _no_spread(self.reg)
+
         there, back = turn / np.sqrt(spread), turn * np.sqrt(spread)  # in these coordinates the covariance is I
         wanted = there.T @ together @ there  # the least-squares metric of the target alone
         prior = back.T @ old @ old.T @ back
@@ -154,7 +168,9 @@ class SoftThreshold(_Linear):
         change = _soft(wanted - prior, self.threshold)
         if not change.any():
             return {"mean": mean.astype(np.float32), "weights": old.astype(np.float32)}
+
         strength, own = _leading(prior + change, np.eye(len(prior)), self.reg)
+
         return {"mean": mean.astype(np.float32), "weights": (there @ (own * np.sqrt(strength))).astype(np.float32)}
 
 
@@ -164,9 +180,12 @@ def _leading(together: Double, gram: Double, reg: float) -> tuple[Double, Double
         strength, turn = linalg.eigh(together, gram)
     except linalg.LinAlgError:
         raise _no_spread(reg) from None
+
     if not strength[-1] > 0:
         raise InputError("items taken together are no more alike in any direction than others; use no learned map here")
+
     kept = strength[::-1] > 0
+
     return strength[::-1][kept], turn[:, ::-1][:, kept]
 
 
@@ -187,11 +206,12 @@ def _moments(vectors: Array, relations: Interactions, reg: float) -> tuple[Doubl
 
     A user with n items has n (n - 1) ordered pairs, each of weight 1 / (n - 1).
     """
-    taken = relations.taken()
+    taken = relations.binary_matrix()
     size = np.asarray(taken.sum(axis=1)).ravel()
     taken = sparse.csr_array(taken[np.flatnonzero(size >= 2)]).astype(np.float64)
     if not taken.nnz:
         raise InputError("no user has two items with content, so there is nothing to learn; give more relations")
+
     check_apart(*taken.nonzero())
     size = np.asarray(taken.sum(axis=1)).ravel()
     often = np.asarray(taken.sum(axis=0)).ravel()  # the pairs of an item weigh 1 per user who took it
@@ -202,6 +222,7 @@ def _moments(vectors: Array, relations: Interactions, reg: float) -> tuple[Doubl
     together = (sums.T @ sums - (x.T * itself) @ x) / often.sum()
     gram = (x.T * often) @ x / often.sum()
     gram[np.diag_indices_from(gram)] += reg * np.trace(gram) / len(gram)
+
     return mean, (together + together.T) / 2, gram
 
 
@@ -225,7 +246,9 @@ def _right_factors(matrix: sparse.csr_array, trivial: tuple[Double, Double], dim
         _, size, found = svds(rest, k=dim, v0=start, return_singular_vectors="vh")
     else:
         _, size, found = np.linalg.svd(matrix.toarray() - np.outer(left, right), full_matrices=False)
+
     order = np.argsort(-size)
+
     return np.asarray(found[order].T * np.sqrt(np.maximum(size[order], 0)))
 
 
@@ -234,6 +257,7 @@ def _beside(weights: Double, gram: Double, keep: float) -> Array:
     power = max(float(np.trace(weights.T @ gram @ weights)), 1e-300)
     if keep == 0:
         return np.asarray(weights / np.sqrt(power), np.float32)
+
     metric = keep / np.trace(gram) * np.eye(len(gram)) + (1 - keep) / power * weights @ weights.T
     strength, turn = np.linalg.eigh(metric)
     return np.asarray((turn * np.sqrt(np.maximum(strength, 0))) @ turn.T, np.float32)

@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 from recotransfer.data import Interactions
 from recotransfer.errors import InputError
 from recotransfer.transfer.base import Array
-from recotransfer.transfer.networks import Step, Task, Trained
+from recotransfer.transfer.networks import NetworkTransfer, RelationLoss, Step
 
 Weighting = Literal["uncertainty", "gradnorm", "equal"]
 _ALPHA, _RATE = 1.0, 0.025  # GradNorm's pull towards tasks that lag, and the step of its weights
 
 
-class MultiTask(Trained):
+class MultiTask(NetworkTransfer):
     """A network shared by one task for each kind of event in the relations; rows come out of length 1.
 
-    Each kind is told by its own data (`Task` in `base.py`): labels, or items taken together. Relations without kinds
-    are one task. `report_["weights"]` tells the weight that each task had at the end.
+    Each kind is told by its own data (`RelationLoss` in `networks.py`): labels, or items taken together. Relations
+    without kinds are one task. `report_["weights"]` tells the weight that each task had at the end.
 
     Args:
         dim: width of what comes out; None is that of the vectors.
@@ -32,7 +32,7 @@ class MultiTask(Trained):
         learning_rate: of Adam.
         epochs: sweeps over the largest task's relations, at most.
         patience: sweeps without gain on held-out items after which training ends.
-        rng: seed.
+        seed: random seed.
     """
 
     def __init__(
@@ -45,10 +45,16 @@ class MultiTask(Trained):
         learning_rate: float = 0.0003,
         epochs: int = 10,
         patience: int = 2,
-        rng: int = 0,
+        seed: int = 0,
     ) -> None:
-        self.dim, self.hidden, self.weighting, self.batch_size = dim, hidden, weighting, batch_size
-        self.learning_rate, self.epochs, self.patience, self.rng = learning_rate, epochs, patience, rng
+        self.dim = dim
+        self.hidden = hidden
+        self.weighting = weighting
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.epochs = epochs
+        self.patience = patience
+        self.seed = seed
 
     def check_settings(self) -> None:
         """Refuse settings that cannot be; `fit` begins with it."""
@@ -59,10 +65,11 @@ class MultiTask(Trained):
     def _kinds(self, relations: Interactions) -> dict[str, Interactions]:
         if relations.kind is None or not len(relations):
             return super()._kinds(relations)
+
         present = np.unique(relations.kind).tolist()
         return {relations.kinds[kind]: relations.select(relations.kind == kind) for kind in present}
 
-    def _tasks(self, vectors: Array, relations: Interactions) -> dict[str, Task]:
+    def _tasks(self, vectors: Array, relations: Interactions) -> dict[str, RelationLoss]:
         found = super()._tasks(vectors, relations)
         self._share = dict.fromkeys(found, 1.0)
         self._first: dict[str, float] = {}
@@ -82,12 +89,15 @@ class MultiTask(Trained):
     def _total(self, losses: dict[str, Any], outputs: Any, step: Step) -> Any:
         if self.weighting == "equal":
             return super()._total(losses, outputs, step)
+
         if self.weighting == "gradnorm":
             self._rebalance(losses, step.weights["skip"])
             return sum(self._share[name] * loss for name, loss in losses.items())
+
         log_variance = step.weights["log variance"]
         weights = (-log_variance).exp()
         self._share = dict(zip(losses, weights.tolist(), strict=True))
+
         return sum(loss * weights[at] for at, loss in enumerate(losses.values())) + log_variance.sum() / 2
 
     def _rebalance(self, losses: dict[str, Any], shared: Any) -> None:

@@ -28,7 +28,7 @@ class Step(NamedTuple):
     progress: float
 
 
-class Trained(Transfer):
+class NetworkTransfer(Transfer):
     """A small network on the vectors, trained by gradient on the relations; subclasses say how tasks add up.
 
     An item's vector is centred, scaled to length 1, and goes through `skip` plus one hidden layer that starts silent:
@@ -48,7 +48,7 @@ class Trained(Transfer):
     learning_rate: float
     epochs: int
     patience: int
-    rng: int
+    seed: int
 
     @abstractmethod
     def __init__(self) -> None:
@@ -58,14 +58,15 @@ class Trained(Transfer):
         """The relations of each task, by name; one task unless a subclass knows better."""
         return {"relations": relations}
 
-    def _tasks(self, vectors: Array, relations: Interactions) -> dict[str, Task]:
+    def _tasks(self, vectors: Array, relations: Interactions) -> dict[str, RelationLoss]:
         """What is learned, by name."""
-        related = np.unique(relations.taken().indices)
+        related = np.unique(relations.binary_matrix().indices)
         held = np.zeros(len(relations.items), bool)
         if len(related) >= _FEWEST:
-            held[np.random.default_rng(self.rng).permutation(related)[: len(related) // 10]] = True
+            held[np.random.default_rng(self.seed).permutation(related)[: len(related) // 10]] = True
+
         kinds = self._kinds(relations)
-        return {name: Task(name, vectors, kind, held, self.temperature) for name, kind in kinds.items()}
+        return {name: RelationLoss(name, vectors, kind, held, self.temperature) for name, kind in kinds.items()}
 
     def _extras(self, dim: int) -> dict[str, Any]:
         """Further weights to train, by name."""
@@ -84,52 +85,67 @@ class Trained(Transfer):
         skip = np.eye(dim, dtype=np.float32)
         if dim < inputs.shape[1]:
             skip = np.linalg.eigh(inputs.T @ inputs)[1][:, ::-1][:, :dim].astype(np.float32)
+
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.rng)
+            torch.manual_seed(self.seed)
             network = {"skip": torch.tensor(skip)}
             if self.hidden:
                 network["inner"] = torch.randn(len(mean), self.hidden) / len(mean) ** 0.5
                 network["bias"], network["outer"] = torch.zeros(self.hidden), torch.zeros(self.hidden, dim)
-            tasks = self._tasks(through(network, inputs), relations)
+
+            tasks = self._tasks(forward(network, inputs), relations)
             trained = network | self._extras(dim)
             trained |= {f"head of {name}": task.head for name, task in tasks.items() if task.head is not None}
             for weight in trained.values():
                 weight.requires_grad_()
+
             self._descend(inputs, tasks, network, trained)
+
         return {"mean": mean} | {name: weight.detach().numpy() for name, weight in network.items()}
 
-    def _descend(self, inputs: Array, tasks: dict[str, Task], network: dict[str, Any], trained: dict[str, Any]) -> None:
+    def _descend(
+        self, inputs: Array, tasks: dict[str, RelationLoss], network: dict[str, Any], trained: dict[str, Any]
+    ) -> None:
         import torch
 
-        x, draw = torch.from_numpy(inputs), np.random.default_rng(self.rng)
+        x, draw = torch.from_numpy(inputs), np.random.default_rng(self.seed)
         groups: dict[float, list[Any]] = {1.0: [], _HEAD_PACE: []}
+
         for name, weight in trained.items():
             groups[1.0 if name in network else _HEAD_PACE].append(weight)
+
         optimizer = torch.optim.Adam([{"params": g, "lr": p * self.learning_rate} for p, g in groups.items() if g])
         steps = max(_LEAST_STEPS, -(-max(task.events for task in tasks.values()) // self.batch_size))
         curve, best, kept = [], 0, {name: weight.detach().clone() for name, weight in trained.items()}
+
         for epoch in range(self.epochs + 1):
             for step in range(steps if epoch else 0):
                 batches = {name: task.batch(draw, self.batch_size) for name, task in tasks.items()}
-                outputs = {name: through(network, x[batch.rows]) for name, batch in batches.items()}
+                outputs = {name: forward(network, x[batch.rows]) for name, batch in batches.items()}
                 losses = {name: tasks[name].loss(outputs[name], batch) for name, batch in batches.items()}
                 progress = (step / steps + epoch - 1) / self.epochs
                 total = self._total(losses, outputs[next(iter(tasks))], Step(trained, x, draw, progress))
                 optimizer.zero_grad()
                 total.backward()
                 optimizer.step()
+
             with torch.inference_mode():
-                held = {n: float(t.loss(through(network, x[t.held.rows]), t.held)) for n, t in tasks.items() if t.held}
+                held = {n: float(t.loss(forward(network, x[t.held.rows]), t.held)) for n, t in tasks.items() if t.held}
+
             curve.append({"epoch": epoch, **held})
             if not held or (epoch and sum(held.values()) < sum(curve[best][name] for name in held)):
                 best = epoch
+
             if best == epoch:
                 kept = {name: weight.detach().clone() for name, weight in trained.items()}
+
             if epoch - best >= self.patience:
                 break
+
         with torch.no_grad():
             for name, weight in trained.items():
                 weight.copy_(kept[name])
+
         self.report_ = {"curve": curve, "best": best}
 
     def _apply(self, vectors: Array) -> Array:
@@ -137,10 +153,11 @@ class Trained(Transfer):
         out = inputs @ self.state_["skip"]
         if "inner" in self.state_:
             out += np.maximum(inputs @ self.state_["inner"] + self.state_["bias"], 0) @ self.state_["outer"]
+
         return unit_rows(out)
 
 
-def through(network: dict[str, Any], inputs: Any) -> Any:
+def forward(network: dict[str, Any], inputs: Any) -> Any:
     """(n, dim) unit rows of the network's outputs; numpy or torch in, torch out."""
     import torch
     from torch.nn import functional
@@ -149,6 +166,7 @@ def through(network: dict[str, Any], inputs: Any) -> Any:
     out = x @ network["skip"]
     if "inner" in network:
         out = out + torch.relu(x @ network["inner"] + network["bias"]) @ network["outer"]
+
     return functional.normalize(out, dim=1)
 
 
@@ -159,7 +177,7 @@ class Batch(NamedTuple):
     user: Ints
 
 
-class Task:
+class RelationLoss:
     """One loss on relations, told by the data: labels where no item has two users, else items taken together.
 
     Labels: softmax over users, weights starting at the mean of each user's items. Pairs: a user, and two of their items
@@ -180,8 +198,9 @@ class Task:
     ) -> None:
         import torch
 
-        self.temperature, self.head = temperature, None
-        self.taken = relations.taken()
+        self.temperature = temperature
+        self.head = None
+        self.taken = relations.binary_matrix()
         user, item = self.taken.nonzero()
         check_apart(user[~held[item]], item[~held[item]], name)
         count = np.bincount(item, minlength=len(held))
@@ -198,12 +217,15 @@ class Task:
             self.events = len(self.trained)
             if len(own := np.intersect1d(item, np.flatnonzero(held))):
                 self.held = Batch(own, np.empty(0, np.int64))
+
             return
+
         self.own, self.start, self.users = _two_or_more(self.taken, ~held)
         if not len(self.users):
             raise InputError(
                 f"{name}: no user has two items with content, so there is nothing to learn; give more relations"
             )
+
         self.events = len(self.own)
         size = np.diff(self.start)
         self.often = np.bincount(self.own, np.repeat(1 / (len(size) * size), size), len(count))
@@ -219,11 +241,13 @@ class Task:
         """Training items drawn with `draw`: `size` labelled ones, or `size` pairs and as many strangers."""
         if self.labels:
             return Batch(draw.choice(self.trained, min(size, len(self.trained)), replace=False), np.empty(0, np.int64))
+
         at = draw.integers(len(self.users), size=size)
         first, width = self.start[at], np.diff(self.start)[at]
         one = draw.integers(width)
         other = (one + 1 + draw.integers(width - 1)) % width
         strangers = self.trained[draw.integers(len(self.trained), size=size)]
+
         return Batch(np.concatenate([self.own[first + one], self.own[first + other], strangers]), self.users[at])
 
     def loss(self, outputs: Any, batch: Batch) -> Any:
@@ -234,12 +258,14 @@ class Task:
         if self.labels:
             logits = outputs @ functional.normalize(self.head, dim=1).T / self.temperature
             return functional.cross_entropy(logits, torch.from_numpy(self.label[batch.rows]))
+
         n = len(batch.user)
         other = batch.rows[n:]
         often = np.log(self.often[other] + (len(other) > n) / len(self.trained))
         logits = outputs[:n] @ outputs[n:].T / self.temperature - torch.from_numpy(often.astype(np.float32))
         same = self.taken[batch.user][:, other].toarray() > 0
         same[np.arange(n), np.arange(n)] = False
+
         return functional.cross_entropy(logits.masked_fill(torch.from_numpy(same), -torch.inf), torch.arange(n))
 
 
@@ -264,4 +290,5 @@ def _two_or_more(taken: sparse.csr_array, usable: NDArray[np.bool_]) -> tuple[In
     kept = size[user] >= 2
     users = np.flatnonzero(size >= 2)
     order = np.argsort(user[kept], kind="stable")
+
     return item[kept][order], np.concatenate([[0], np.cumsum(size[users])]), users

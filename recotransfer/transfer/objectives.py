@@ -55,18 +55,20 @@ def related(encoder: TrainableEncoder, items: Items, relations: Interactions) ->
         InputError: fewer than two of them.
     """
     vectors = encode_items(items, encoder, progress=False).embeddings
-    taken = relations.taken()
+    taken = relations.binary_matrix()
     at = relations.items.positions(items.ids.ids, missing="negative")
     known = np.append(np.bincount(taken.indices, minlength=taken.shape[1]) > 0, False)  # the last is that of no column
     rows = np.flatnonzero(known[at] & vectors.has_content)
     if len(rows) < 2:
         raise InputError(f"{len(rows)} related items have content to learn from; give more, see the encoder's report")
+
     taken = taken[:, at[rows]]
     taken = _rows(taken, np.diff(taken.indptr) > 0)
     taken.sort_indices()
     held = min(_MOST_HELD, int(_HELD_OUT * len(rows))) if len(rows) >= _FEWEST else 0
     order = np.random.default_rng(0).permutation(len(rows))
     content = encoder.values(items)
+
     return Related(
         [content[row] for row in rows],
         vectors.vectors[rows],
@@ -89,8 +91,9 @@ class Objective(ABC):
 
     head: Any = None
 
-    def __init__(self, data: Related, size: int, rng: int) -> None:
-        self.data, self.size = data, size
+    def __init__(self, data: Related, size: int, seed: int) -> None:
+        self.data = data
+        self.size = size
 
     @abstractmethod
     def epoch(self, rng: np.random.Generator) -> list[Batch]:
@@ -113,25 +116,29 @@ class Objective(ABC):
 class _Labels(Objective):
     """A linear head over users."""
 
-    def __init__(self, data: Related, size: int, rng: int) -> None:
+    def __init__(self, data: Related, size: int, seed: int) -> None:
         import torch
 
-        super().__init__(data, size, rng)
+        super().__init__(data, size, seed)
         self.kin = lengths(data.values)
         self.single = bool((np.diff(data.users_of.indptr) == 1).all())
+
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng)
+            torch.manual_seed(seed)
             self.head = torch.nn.Linear(data.frozen.shape[1], data.taken.shape[0])
-        self._fit_head(np.random.default_rng([rng, 1]))
+
+        self._fit_head(np.random.default_rng([seed, 1]))
 
     def _fit_head(self, rng: np.random.Generator) -> None:
         import torch
 
         frozen = torch.from_numpy(self.data.frozen)
         optimizer = torch.optim.AdamW(self.head.parameters(), lr=_HEAD_RATE, weight_decay=_HEAD_DECAY)
+
         for step in range(_HEAD_STEPS):
             for group in optimizer.param_groups:
                 group["lr"] = _HEAD_RATE * (1 - step / _HEAD_STEPS)
+
             batch = rng.choice(self.data.train, min(len(self.data.train), _HEAD_BATCH), replace=False)
             optimizer.zero_grad()
             self.loss(Batch(batch, ()), frozen[batch]).backward()
@@ -152,6 +159,7 @@ class _Labels(Objective):
         if self.single:
             target = torch.from_numpy(rows.indices.astype(np.int64)).to(logits.device)
             return torch.nn.functional.cross_entropy(logits, target)
+
         wanted = torch.from_numpy(rows.toarray()).to(logits.device)
         return torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted)
 
@@ -164,6 +172,7 @@ class _Labels(Objective):
         logits = self.head(vectors)
         if not self.single:
             return -float(self._loss(self.data.valid, logits))
+
         hit = logits.argmax(dim=1).cpu().numpy() == self.data.users_of[self.data.valid].indices
         return float(hit.mean())
 
@@ -171,13 +180,14 @@ class _Labels(Objective):
 class _Retrieval(Objective):
     """What the objectives on cosines share: held-out items are ranked for their users as new items."""
 
-    def __init__(self, data: Related, size: int, rng: int) -> None:
-        super().__init__(data, size, rng)
+    def __init__(self, data: Related, size: int, seed: int) -> None:
+        super().__init__(data, size, seed)
         held = np.zeros(len(data.values), bool)
         held[data.valid] = True
         self.known = _columns(data.taken, ~held)
         if not (np.diff(self.known.indptr) > 1).any():
             raise InputError("no user has two items with content, so there are no pairs to learn from")
+
         draws = np.random.default_rng(0)
         self.history = np.sort(draws.permutation(data.train)[:_HISTORY])
         spoken = np.zeros(len(data.values), bool)
@@ -202,14 +212,15 @@ class _Retrieval(Objective):
         discount = 1 / np.log2(np.arange(2, top.shape[1] + 2))
         gain = (np.take_along_axis(truth, top, axis=1) * discount).sum(axis=1)
         best = np.cumsum(discount)[np.minimum(truth.sum(axis=1), top.shape[1]) - 1]
+
         return float((gain / best).mean())
 
 
 class _Pairs(_Retrieval):
     """Softmax over the items of a batch for what goes with each."""
 
-    def __init__(self, data: Related, size: int, rng: int) -> None:
-        super().__init__(data, size, rng)
+    def __init__(self, data: Related, size: int, seed: int) -> None:
+        super().__init__(data, size, seed)
         lengths = np.diff(self.known.indptr)
         self.several = _rows(self.known, lengths > 1)  # users with a pair
         self.holders = sparse.csr_array(self.several.T)
@@ -230,10 +241,12 @@ class _Pairs(_Retrieval):
         last = self.several.indices[self.several.indptr[user + 1] - 1]
         partner = np.where(partner == order, last, partner).astype(np.int64)
         batches = []
+
         for at in range(0, len(order), self.size):
             pair = np.stack([order[at : at + self.size], partner[at : at + self.size]])
             items, where = np.unique(pair, return_inverse=True)
             batches.append(Batch(items, tuple(where.reshape(pair.shape))))
+
         return batches
 
     def loss(self, batch: Batch, vectors: Any) -> Any:
@@ -254,6 +267,7 @@ class _Elsa(_Retrieval):
         order = rng.permutation(np.flatnonzero(np.diff(self.known.indptr) > 1))
         held = np.zeros(len(self.data.values), bool)
         batches, users = [], []
+
         for at, user in enumerate(order.tolist(), 1):
             own = _row(self.known, user)
             held[own if len(own) <= self.size // 2 else rng.choice(own, self.size // 2, replace=False)] = True
@@ -262,6 +276,7 @@ class _Elsa(_Retrieval):
                 batches.append(Batch(np.flatnonzero(held), (np.array(users),)))
                 held[:] = False
                 users = []
+
         return batches
 
     def loss(self, batch: Batch, vectors: Any) -> Any:
@@ -283,6 +298,7 @@ def _scaled(cosines: NDArray[np.float32]) -> NDArray[np.float32]:
         largest = np.sort(cosines, axis=axis).take(range(-min(_CUT, cosines.shape[axis]), 0), axis=axis)
         reach = np.sqrt(largest.mean(axis=axis, keepdims=True))
         cosines = np.divide(cosines, reach, out=np.zeros_like(cosines), where=reach > 0)
+
     return cosines
 
 

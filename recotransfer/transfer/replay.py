@@ -33,12 +33,12 @@ class Replay:
     Args:
         size: old events mixed in, at most.
         how: which of them.
-        rng: seed.
+        seed: random seed.
     """
 
     size: int
     how: Literal["reservoir", "herding"] = "reservoir"
-    rng: int = 0
+    seed: int = 0
 
     def __call__(self, old: Interactions, new: Interactions, items: Embeddings | None = None) -> Interactions:
         """The old events chosen, then the new ones; herding needs the vectors of `items`.
@@ -48,14 +48,17 @@ class Replay:
         """
         if self.how not in ("reservoir", "herding") or self.size < 1:
             raise InputError(f'size must be 1 at least and how "reservoir" or "herding", got {self.size}, {self.how!r}')
+
         if self.how == "herding":
             if items is None:
                 raise InputError("herding compares vectors; give items, or choose how='reservoir'")
+
             return old.select(self._herded(old, unit_rows(items.align(old.items).vectors))).joined(new)
+
         return old.select(self._drawn(old)).joined(new)
 
     def _drawn(self, old: Interactions) -> Int:
-        rng = np.random.default_rng(self.rng)
+        rng = np.random.default_rng(self.seed)
         order = old.order
         place = np.arange(len(order)) - old.offsets[old.user[order]]
         run = np.cumsum(place % CHUNK == 0) - 1
@@ -64,7 +67,7 @@ class Replay:
 
     def _herded(self, old: Interactions, vectors: NDArray[np.float32]) -> Int:
         """One event of each user per round: the one whose vector lies furthest along what the sum still lacks."""
-        rng = np.random.default_rng(self.rng)
+        rng = np.random.default_rng(self.seed)
         pairs = np.unique(old.user * max(len(old.items), 1) + old.item, return_index=True)[1]
         users = np.sort(rng.permutation(np.unique(old.user))[: self.size])
         rows = pairs[np.isin(old.user[pairs], users)]
@@ -73,16 +76,19 @@ class Replay:
         own = vectors[old.item[rows]]
         mean = np.add.reduceat(own, start) / np.bincount(user)[:, None]
         lack, left, taken = mean.copy(), np.ones(len(rows), bool), []
+
         for _ in range(self.size // len(users) if len(users) else 0):
             gain = np.where(left, np.einsum("ij,ij->i", own, lack[user]), -np.inf)
             order = np.lexsort((-gain, user))[start]
             best = order[left[order]]
             if not len(best):
                 break
+
             left[best] = False
             lack[user[best]] -= own[best]
             lack += mean
             taken.append(rows[best])
+
         return np.sort(np.concatenate(taken)) if taken else np.empty(0, np.int64)
 
 
@@ -123,10 +129,12 @@ def forgetting(
         asked = ids[np.logical_and.reduce([users.positions(ids, missing="negative") >= 0 for users in known])]
         if not len(asked):
             raise InputError(f"no user of the {name} events is known to both models; give histories")
+
         events = truth.select(np.isin(truth.user, truth.users.positions(asked)))
         lists = [m.recommend(asked, k, histories=_over(histories, m)) for m in (before, after)]
         quality = [ndcg(hits(found, events), k) for found in lists]
         changes.append(paired(quality[1], quality[0]))
+
     return Forgetting(*changes)
 
 
@@ -134,5 +142,6 @@ def _over(histories: Interactions | None, model: Recommender) -> Interactions | 
     """The part of the histories whose items the model knows."""
     if histories is None:
         return None
+
     known = model.catalogue_.positions(histories.items.ids, missing="negative") >= 0
     return histories.select(known[histories.item])

@@ -54,7 +54,7 @@ class DistilStatic(Tuner):
         width: pairs of neighbouring words are read through so many relus.
         hidden: width of the layer over the sums.
         made_up: how many texts to make up.
-        relation, epochs, learning_rate, batch_size, rng: as in `Distil`.
+        relation, epochs, learning_rate, batch_size, seed: as in `Distil`.
     """
 
     def __init__(
@@ -69,11 +69,18 @@ class DistilStatic(Tuner):
         epochs: int = 8,
         learning_rate: float = 2e-3,
         batch_size: int = 512,
-        rng: int = 0,
+        seed: int = 0,
     ) -> None:
-        self.folder, self.dim, self.width, self.hidden, self.made_up = folder, dim, width, hidden, made_up
-        self.relation, self.epochs, self.learning_rate = relation, epochs, learning_rate
-        self.batch_size, self.rng = batch_size, rng
+        self.folder = folder
+        self.dim = dim
+        self.width = width
+        self.hidden = hidden
+        self.made_up = made_up
+        self.relation = relation
+        self.epochs = epochs
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.seed = seed
 
     def tune(self, encoder: Encoder, items: Items, relations: Interactions | None = None) -> StaticText:
         """The student, whose model lies below `folder`; `report_` tells the curve and which epoch was kept.
@@ -84,12 +91,13 @@ class DistilStatic(Tuner):
         check_tuner_settings(
             self, ("epochs", "batch_size", "dim", "width", "hidden"), ("learning_rate",), ("relation", "made_up")
         )
-        names = ("dim", "width", "hidden", "made_up", "relation", "epochs", "learning_rate", "batch_size", "rng")
+        names = ("dim", "width", "hidden", "made_up", "relation", "epochs", "learning_rate", "batch_size", "seed")
         texts = list(dict.fromkeys(text for text in encoder.values(items) if text is not None))
         if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
             raise InputError(
                 f"{len(texts)} texts to learn from; give a text encoder and items with text in its columns"
             )
+
         settings = {
             **{name: getattr(self, name) for name in names},
             "teacher": encoder.name,
@@ -100,11 +108,12 @@ class DistilStatic(Tuner):
         if report := ended(folder, target, settings):
             self.report_ = report
             return StaticText(model=target, column=encoder.column)
+
         train, valid = train_and_held_out(len(texts))
         known = [texts[i] for i in train]
         entries = _entries(encoder, texts)
         alone = [entry.removeprefix("##") for entry in entries]
-        made = crossed(known, self.made_up, self.rng)
+        made = crossed(known, self.made_up, self.seed)
         asked = [*texts, *made, *alone]
         vectors = teacher_vectors(encoder, asked, folder / TEACHER)
         targets = _principal(vectors, len(texts), self.dim)
@@ -118,8 +127,10 @@ class DistilStatic(Tuner):
         self.report_ = run.train()
         made_student = student.saved(run.best_module(), target)
         run.finish(self.report_)
+
         for part in ("begin", TEACHER):
             shutil.rmtree(folder / part, ignore_errors=True)
+
         return made_student
 
     def _first(self, entries: Sequence[str], texts: Sequence[str], targets: Float, alone: Float) -> dict[str, Any]:
@@ -131,7 +142,7 @@ class DistilStatic(Tuner):
         lone = sparse.diags_array(np.full(len(entries), _ALONE, np.float32))
         both = sparse.csr_array(sparse.vstack([bags, lone]))
         table = regression(both, np.vstack([targets, _ALONE * alone]), _RIDGE, _SWEEPS)
-        rng, dim = np.random.default_rng(self.rng), targets.shape[1]
+        rng, dim = np.random.default_rng(self.seed), targets.shape[1]
 
         def drawn(rows: int, columns: int) -> Float:
             return rng.uniform(-1, 1, (rows, columns)).astype(np.float32) / np.float32(np.sqrt(rows))
@@ -148,13 +159,14 @@ class DistilStatic(Tuner):
         }
 
 
-def crossed(texts: Sequence[str], count: int, rng: int) -> list[str]:
+def crossed(texts: Sequence[str], count: int, seed: int) -> list[str]:
     """`count` texts, each the beginning of one text and the end of another, or a few words of one."""
-    draw = np.random.default_rng(rng)
+    draw = np.random.default_rng(seed)
     parts = [text.split() for text in texts]
     one, other = draw.integers(len(parts), size=(2, count))
     cuts, kinds = draw.random((count, 2)), draw.random(count) < 0.5
     out = []
+
     for a, b, (cut, back), both in zip(one.tolist(), other.tolist(), cuts.tolist(), kinds.tolist(), strict=True):
         left, right = parts[a], parts[b]
         if both:
@@ -162,7 +174,9 @@ def crossed(texts: Sequence[str], count: int, rng: int) -> list[str]:
         else:
             at = int(cut * len(left))
             chosen = left[at : at + 1 + int(back * 5)]
+
         out.append(" ".join(chosen))
+
     return out
 
 
@@ -172,14 +186,17 @@ def _entries(encoder: Encoder, texts: Sequence[str]) -> list[str]:
     file = Path(getattr(encoder, "folder", "")) / "tokenizer.json"
     if getattr(encoder, "folder", None) is None or not file.is_file():
         return list(found)
+
     model = json.loads(file.read_text(encoding="utf-8"))["model"]
     tokens = [token if isinstance(token, str) else token[0] for token in model["vocab"]]
     marks = "▁Ġ" if any(token.startswith(("▁", "Ġ")) for token in tokens) else ""
+
     for token in tokens:
         inner = token[:1] not in marks if marks else token.startswith("##")
         bare = token.lstrip(marks) if marks else token.removeprefix("##")
         if words(bare) == [bare.lower()]:
             found["##" * inner + bare.lower()] = None
+
     return list(found)
 
 
@@ -198,6 +215,7 @@ def regression(features: sparse.csr_array, targets: Float, reg: float, sweeps: i
     left = turned @ targets
     step = scale * left
     size = (left * step).sum(axis=0)
+
     for _ in range(sweeps):
         image = turned @ (features @ step) + reg * step
         length = size / np.maximum((step * image).sum(axis=0), 1e-20)
@@ -207,6 +225,7 @@ def regression(features: sparse.csr_array, targets: Float, reg: float, sweeps: i
         new = (left * better).sum(axis=0)
         step = better + (new / np.maximum(size, 1e-20)) * step
         size = new
+
     return np.asarray(weights, np.float32)
 
 

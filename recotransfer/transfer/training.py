@@ -21,7 +21,7 @@ from recotransfer.transfer.base import Ints
 _STATE, _REPORT = "checkpoint.safetensors", "report.json"
 
 
-class Resumable:
+class TrainingRun:
     """A training in a folder: its curve, the weights of its best epoch, and a checkpoint to go on from.
 
     Attributes:
@@ -42,7 +42,8 @@ class Resumable:
     optimizer: Any
 
     def __init__(self, folder: str | Path, settings: dict[str, Any]) -> None:
-        self.folder, self.settings = Path(folder), settings
+        self.folder = Path(folder)
+        self.settings = settings
         self.epoch = self.step = self.worse = self.best = 0
         self.curve: list[dict[str, Any]] = []
         self.spent = 0.0
@@ -74,6 +75,7 @@ class Resumable:
         with torch.no_grad():
             for name, value in self.weights.items():
                 value.copy_(self.kept[name])
+
         return self.module.eval().cpu()
 
     def report(self, **more: Any) -> dict[str, Any]:
@@ -93,6 +95,7 @@ class Resumable:
             tensors[f"now/{name}"] = value
             for key, part in self.optimizer.state.get(value, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = part
+
         facts = {name: getattr(self, name) for name in self.standing}
         write_checkpoint(self.folder / _STATE, {**facts, "settings": self.settings}, tensors)
 
@@ -100,16 +103,19 @@ class Resumable:
         """Take up the checkpoint; False where there is none."""
         if not (self.folder / _STATE).is_file():
             return False
+
         facts, tensors = read_checkpoint(self.folder / _STATE)
         check_same(facts.get("settings", {}), self.settings, self.folder)
         for name in self.standing:
             setattr(self, name, facts[name])
+
         self.kept = {name.removeprefix("best/"): part for name, part in tensors.items() if name.startswith("best/")}
         for name, value in self.weights.items():
             value.data.copy_(tensors[f"now/{name}"])
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 if (part := tensors.get(f"optimizer/{key}/{name}")) is not None:  # a weight may be without a gradient
                     self.optimizer.state[value][key] = part.to(value.device)
+
         return True
 
 
@@ -121,8 +127,10 @@ def ended(folder: Path, made: Path, settings: Mapping[str, Any]) -> dict[str, An
     """
     if not ((folder / _REPORT).is_file() and made.is_dir()):
         return None
+
     report = read_json(folder / _REPORT)
     check_same(report["settings"], settings, folder)
+
     return report
 
 
@@ -145,6 +153,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (SafetensorError, ValueError, LookupError, TypeError):
         raise InputError(f"{path} is damaged; remove it and begin again") from None
+
     return facts, tensors
 
 
@@ -188,5 +197,6 @@ def in_batches(rows: Ints, size: int, among: int, kin: Ints | None, rng: np.rand
     order = rng.permutation(rows)
     if kin is not None:
         order = order[np.lexsort((kin[order], np.arange(len(order)) // (among * size)))]
+
     found = [order[at : at + size] for at in range(0, len(order), size)]
     return [found[at] for at in rng.permutation(len(found))]

@@ -59,7 +59,7 @@ class Translator:
         encoder_learning_rate: greatest step size of the encoder.
         batch_size: target tokens per step.
         patience: epochs without a lower loss on the validation pairs after which training stops.
-        rng: seed.
+        seed: random seed.
 
     Attributes:
         report_: plain JSON: settings, curve [{epoch, step, loss, valid, seconds}], best epoch, seconds.
@@ -79,11 +79,18 @@ class Translator:
         encoder_learning_rate: float = 1e-4,
         batch_size: int = 2048,
         patience: int = 3,
-        rng: int = 0,
+        seed: int = 0,
     ) -> None:
-        self.vocabulary, self.dim, self.layers, self.epochs = vocabulary, dim, layers, epochs
-        self.encoder_epochs, self.batch_size, self.patience, self.rng = encoder_epochs, batch_size, patience, rng
-        self.learning_rate, self.encoder_learning_rate = learning_rate, encoder_learning_rate
+        self.vocabulary = vocabulary
+        self.dim = dim
+        self.layers = layers
+        self.epochs = epochs
+        self.encoder_epochs = encoder_epochs
+        self.batch_size = batch_size
+        self.patience = patience
+        self.seed = seed
+        self.learning_rate = learning_rate
+        self.encoder_learning_rate = encoder_learning_rate
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
@@ -108,18 +115,21 @@ class Translator:
         if report := ended(folder, folder / "model", settings):
             self.report_ = report
             return self._open(open_artifact(folder / "model"))
+
         self._build(encoder, train)
         run = DecoderRun(self.network_, self._save, folder, settings, train_encoder=self.encoder_epochs > 0)
         run.resume()
         told = self._tokens(train), self._tokens(valid)
         batches = [batches_of(each.lengths, self.batch_size) for each in told]
         states: list[EncodedSources] = []
+
         while run.epoch < self.epochs and run.worse < self.patience:
             tuning = run.epoch >= self.epochs - self.encoder_epochs
             if tuning:
                 states = []
             elif not states:
                 states = [EncodedSources.of(self.network_.encoder, each) for each in told]
+
             frozen = states if states else (None, None)
             begin = time.perf_counter()
             loss = self._epoch(run, told[0], frozen[0], len(batches[0]))
@@ -128,10 +138,13 @@ class Translator:
             run.epoch += 1
             run.finish_epoch(round(loss, 5), round(held, 5))
             run.save()
+
         if all(point["valid"] is None for point in run.curve):
             raise InputError(f"no epoch had a finite loss; lower learning_rate and give a new folder, not {folder}")
+
         self.report_ = run.report()
         run.finish(self.report_)
+
         return self._open(open_artifact(folder / "model"))
 
     def params(self) -> dict[str, Any]:
@@ -143,6 +156,7 @@ class Translator:
             if len(pairs.sources) != len(pairs.targets) or not len(pairs.sources):
                 counts = f"{len(pairs.sources)} sources and {len(pairs.targets)} targets"
                 raise InputError(f"{name} has {counts}; give one of each per pair, and one pair at least")
+
         if self.dim < _HEAD or self.dim % _HEAD:
             raise InputError(f"dim is {self.dim}; it must be a multiple of {_HEAD}, the width of an attention head")
         if not 0 <= self.encoder_epochs <= self.epochs:
@@ -158,8 +172,9 @@ class Translator:
         self.target_ = learned_vocabulary(pairs.targets, self.vocabulary)
         # On short texts the backward pass of torch's fused attention takes longer than all else together.
         inner = encoder.network[0].auto_model
+
         with quiet_loading(), torch.random.fork_rng():
-            torch.manual_seed(self.rng)
+            torch.manual_seed(self.seed)
             config = BertConfig(
                 vocab_size=self.target_.get_vocab_size(), hidden_size=self.dim, num_hidden_layers=self.layers,
                 num_attention_heads=self.dim // _HEAD, intermediate_size=4 * self.dim, is_decoder=True,
@@ -175,6 +190,7 @@ class Translator:
                 # States of some encoders are small, and a decoder would be slow to notice them.
                 some = EncodedSources.of(own, self._tokens(Pairs(pairs.sources[:SENTENCES], []))).states.float()
                 torch.nn.init.normal_(bridge.weight, std=float(some.square().sum(dim=1).mean()) ** -0.5)
+
         network.config.decoder_start_token_id, network.config.pad_token_id = BEGIN, PAD
         network.config.eos_token_id = END
         self.network_ = network
@@ -188,13 +204,14 @@ class Translator:
         """One pass; returns the mean loss per target token."""
         import torch
 
-        generator = np.random.default_rng([self.rng, run.epoch])
+        generator = np.random.default_rng([self.seed, run.epoch])
         batches = batches_of(told.lengths, self.batch_size, generator)
         generator.shuffle(batches)
         tuning = states is None
         self.network_.encoder.requires_grad_(tuning).train(tuning)
         self.network_.decoder.train()
         total, tokens = 0.0, 0
+
         with torch.random.fork_rng():
             torch.manual_seed(int(generator.integers(1 << 31)))
             for at, rows in enumerate(batches):
@@ -206,6 +223,7 @@ class Translator:
                 run.optimizer.zero_grad(set_to_none=True)
                 run.step += 1
                 total, tokens = total + float(summed.detach()), tokens + n
+
         return total / tokens
 
     def _pace(self, done: float) -> tuple[float, float]:
@@ -224,6 +242,7 @@ class Translator:
         self.network_.eval()
         with torch.no_grad():
             sums = [self._batch_loss(told, states, rows, 0.0) for rows in batches]
+
         return float(sum(float(loss) for loss, _ in sums) / sum(n for _, n in sums))
 
     def _batch_loss(
@@ -234,21 +253,26 @@ class Translator:
 
         network, device = self.network_, self.network_.device
         decoder = network.decoder
+
         with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bfloat16() == "bfloat16"):
             if states is None:
                 ids, mask = (torch.from_numpy(a).to(device) for a in padded([told.sources[i] for i in rows]))
                 context = network.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
             else:
                 context, mask = states.batch(rows)
+
             if hasattr(network, "enc_to_dec_proj"):
                 context = network.enc_to_dec_proj(context.float())
+
             target, real = (torch.from_numpy(a).to(device) for a in padded([told.targets[i] for i in rows]))
             given = torch.cat([torch.full_like(target[:, :1], BEGIN), target[:, :-1]], dim=1)
             hidden = decoder.bert(
                 input_ids=given, encoder_hidden_states=context, encoder_attention_mask=mask, use_cache=False
             ).last_hidden_state
             hidden = decoder.cls.predictions.transform(hidden[real.bool()])
+
         last = decoder.cls.predictions.decoder
+
         return loss_of_rows()(hidden, last.weight, last.bias, target[real.bool()], smoothing), int(real.sum())
 
     # -- writing -------------------------------------------------------------------------------------------------------
@@ -264,10 +288,12 @@ class Translator:
 
         if not hasattr(self, "network_"):
             raise NotFittedError(f"this {type(self).__name__} has not learned anything; call fit or load first")
+
         told = self._tokens(Pairs(sources, []))
         out = [""] * len(sources)
         order = np.argsort([len(s) for s in told.sources], kind="stable")
         network = self.network_.eval()
+
         with (
             torch.inference_mode(),
             torch.autocast(network.device.type, torch.bfloat16, enabled=computes_in_bfloat16() == "bfloat16"),
@@ -282,6 +308,7 @@ class Translator:
                 )  # fmt: skip
                 for row, text in zip(rows, self.target_.decode_batch(written.tolist()), strict=True):
                     out[row] = text
+
         return out
 
     # -- persistence ---------------------------------------------------------------------------------------------------
@@ -304,12 +331,15 @@ class Translator:
 
         self.longest_source_ = artifact.json("limits")["source"]
         self.target_ = Tokenizer.from_str(artifact.json("target"))
+
         with quiet_loading():
             self.source_ = AutoTokenizer.from_pretrained(artifact.folder_of_model("source"))
             self.network_ = EncoderDecoderModel.from_pretrained(artifact.folder_of_model("network")).to(
                 default_device()
             )
+
         self.network_.eval()
+
         return self
 
     @classmethod
@@ -318,4 +348,5 @@ class Translator:
         artifact = open_artifact(Path(folder) / "model")
         if artifact.class_name != cls.__name__:
             raise ArtifactError(f"{folder} holds a {artifact.class_name}, not a {cls.__name__}")
+
         return cls(**artifact.json("translator"))._open(artifact)

@@ -141,9 +141,9 @@ def test_a_pretrained_model_reads_each_clip_by_itself(tiny):
     np.testing.assert_allclose(cut.encode([long])[0], encoder.encode([wav(tone(150)[: RATE // 5])])[0], atol=1e-5)
 
 
-def recordings(speakers=6, clips=6, rng=0):
+def recordings(speakers=6, clips=6, seed=0):
     """High and low tones of speakers, each of whom has a voice of their own."""
-    draw, rows = np.random.default_rng(rng), []
+    draw, rows = np.random.default_rng(seed), []
     for speaker in range(speakers):
         own = draw.normal(0, 15)
         for number in range(clips):
@@ -157,13 +157,15 @@ def recordings(speakers=6, clips=6, rng=0):
 def test_labels_of_unheard_speakers_are_told():
     clips, labels, speakers = recordings()
     found = audio.classification(clips, labels, speakers=speakers, folds=3)
-    for case in found:
-        of = {name: {speakers[i] for i in np.unique(getattr(case.split, name).item)} for name in ("train", "test")}
+    for problem in found:
+        of = {name: {speakers[i] for i in np.unique(getattr(problem.split, name).item)} for name in ("train", "test")}
         assert not of["train"] & of["test"]
-    outcomes = [experiments.run(case, TransferTask(Probe(), progress=False), settings=[{}], draws=20) for case in found]
+    outcomes = [
+        experiments.run(problem, TransferTask(Probe(), progress=False), settings=[{}], draws=20) for problem in found
+    ]
     whole = experiments.joined(outcomes, found[0].metrics, draws=50)
-    assert len(whole.answers.units) == len(clips)
-    assert len(np.unique(whole.answers.groups)) == 6
+    assert len(whole.predictions.queries) == len(clips)
+    assert len(np.unique(whole.predictions.groups)) == 6
     assert whole.metrics["accuracy"].value > 0.9
 
 

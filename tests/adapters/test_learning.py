@@ -14,9 +14,9 @@ from recotransfer.errors import InputError
 KINDS = 3
 
 
-def platform(learners=120, courses=24, rng=0):
+def platform(learners=120, courses=24, seed=0):
     """Learners of three habits take courses of their habit's kind alone, which the columns name."""
-    draw = np.random.default_rng(rng)
+    draw = np.random.default_rng(seed)
     habit, kind = np.arange(learners) % KINDS, np.arange(courses) % KINDS
     rows = [
         (f"u{u}", c) for u in range(learners) for c in draw.choice(np.flatnonzero(kind == habit[u]), 5, replace=False)
@@ -32,8 +32,10 @@ def platform(learners=120, courses=24, rng=0):
     return log, items, profiles
 
 
-def run(case, model, encoders=()):
-    return experiments.run(case, TransferTask(model, encoders=list(encoders), progress=False), settings=[{}], draws=20)
+def run(problem, model, encoders=()):
+    return experiments.run(
+        problem, TransferTask(model, encoders=list(encoders), progress=False), settings=[{}], draws=20
+    )
 
 
 def test_rows_that_stand_together_are_clusters_the_largest_first():
@@ -42,7 +44,7 @@ def test_rows_that_stand_together_are_clusters_the_largest_first():
     table = pd.crosstab(found, np.arange(119) % KINDS)
     assert ((table > 0).sum(axis=1) == 1).all()
     assert (np.diff(np.bincount(found)) <= 0).all()
-    np.testing.assert_array_equal(found, clusters(profiles.iloc[:119] * [1000, 1], KINDS))  # units do not matter
+    np.testing.assert_array_equal(found, clusters(profiles.iloc[:119] * [1000, 1], KINDS))  # queries do not matter
     with pytest.raises(InputError, match="clusters"):
         clusters(profiles, 500)
     with pytest.raises(InputError, match="number column"):
@@ -51,31 +53,31 @@ def test_rows_that_stand_together_are_clusters_the_largest_first():
 
 def test_groups_are_known_before_anything_else_and_never_recommended():
     log, items, profiles = platform()
-    case = learning.courses(log, items, profiles=profiles, groups=KINDS)
+    problem = learning.courses(log, items, profiles=profiles, groups=KINDS)
     plain = learning.courses(log, items)
-    assert len(case.split.train) == len(plain.split.train) + 120
-    assert len(case.split.test) == len(plain.split.test)
-    outcome = run(case, EASE())
-    assert outcome.answers.options == items.ids
-    assert not any(isinstance(option, tuple) for option in outcome.answers.best)
-    assert case.split.train.time.min() < plain.split.train.time.min()
+    assert len(problem.split.train) == len(plain.split.train) + 120
+    assert len(problem.split.test) == len(plain.split.test)
+    outcome = run(problem, EASE())
+    assert outcome.predictions.candidates == items.ids
+    assert not any(isinstance(option, tuple) for option in outcome.predictions.best)
+    assert problem.split.train.time.min() < plain.split.train.time.min()
 
 
 def test_a_learner_without_a_course_is_recommended_what_the_group_takes():
     log, items, profiles = platform()
     grouped = learning.courses(log, items, profiles=profiles, groups=KINDS, ask="new learners")
     plain = learning.courses(log, items, ask="new learners")
-    found, blind = (run(case, EASE()).metrics["found at 10"].value for case in (grouped, plain))
+    found, blind = (run(problem, EASE()).metrics["found at 10"].value for problem in (grouped, plain))
     assert found > 0.9  # eight courses are of the learner's kind
     assert blind < 0.7
 
 
 def test_courses_that_nobody_took_are_recommended_by_what_they_are_about():
     log, items, profiles = platform()
-    case = learning.courses(log, items, profiles=profiles, groups=KINDS, ask="cold courses", rng=3)
-    kinds = items.columns["kind"].iloc[case.split.test_items.ids.astype(int)]
-    outcome = run(case, HybridItems(), [TabularAttributes()])
-    assert set(outcome.answers.options.ids.tolist()) == set(case.split.test_items.ids.tolist())
+    problem = learning.courses(log, items, profiles=profiles, groups=KINDS, ask="cold courses", seed=3)
+    kinds = items.columns["kind"].iloc[problem.split.test_items.ids.astype(int)]
+    outcome = run(problem, HybridItems(), [TabularAttributes()])
+    assert set(outcome.predictions.candidates.ids.tolist()) == set(problem.split.test_items.ids.tolist())
     if kinds.nunique() > 1:
         assert outcome.metrics["MRR"].value > 0.9
 
@@ -83,7 +85,7 @@ def test_courses_that_nobody_took_are_recommended_by_what_they_are_about():
 def test_found_at_counts_shares_of_what_was_held_out():
     truth = np.array([[True, True, False], [False, False, True], [False, False, False]])
     scores = np.array([[3, 1, 2], [3, 2, 1], [1, 2, 3]], np.float32)
-    a = experiments.Answers(np.arange(3), IdMap(["x", "y", "z"]), truth, scores, np.arange(3))
+    a = experiments.Predictions(np.arange(3), IdMap(["x", "y", "z"]), truth, scores, np.arange(3))
     assert learning.found_at(1)(a) == 0.25
     assert learning.found_at(3)(a) == 1.0
     with pytest.raises(InputError):

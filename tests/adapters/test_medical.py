@@ -1,4 +1,4 @@
-"""Diagnoses as cases: patients kept apart, figures of sensitivity, thresholds, tables, mutations."""
+"""Diagnoses as problems: patients kept apart, figures of sensitivity, thresholds, tables, mutations."""
 
 from dataclasses import replace
 
@@ -13,17 +13,17 @@ from recotransfer.adapters import medical
 from recotransfer.data import Embeddings, IdMap, Items
 from recotransfer.encoders import ImageGrid, KmerSequence, StandardTable, encoder_from_spec
 from recotransfer.errors import InputError
-from recotransfer.experiments import Answers
+from recotransfer.experiments import Predictions
 
 
-def answers(scores, ill):
+def predictions(scores, ill):
     scores, ill = np.asarray(scores, np.float32), np.asarray(ill, bool)
-    units = np.arange(len(ill))
-    return Answers(units, IdMap(["ill", "well"]), np.c_[ill, ~ill], np.c_[scores, 1 - scores], units)
+    queries = np.arange(len(ill))
+    return Predictions(queries, IdMap(["ill", "well"]), np.c_[ill, ~ill], np.c_[scores, 1 - scores], queries)
 
 
-def quick(case, settings, **changes):
-    return experiments.run(case, TransferTask(Probe(), progress=False), settings=settings, draws=20, **changes)
+def quick(problem, settings, **changes):
+    return experiments.run(problem, TransferTask(Probe(), progress=False), settings=settings, draws=20, **changes)
 
 
 def patients_of(split, patients):
@@ -34,11 +34,11 @@ def patients_of(split, patients):
 
 
 def test_sensitivity_is_read_at_the_specificity_that_is_asked_for():
-    a = answers([0.1, 0.2, 0.3, 0.4, 0.95, 0.35, 0.5, 0.6, 0.9], [0, 0, 0, 0, 0, 1, 1, 1, 1])
+    a = predictions([0.1, 0.2, 0.3, 0.4, 0.95, 0.35, 0.5, 0.6, 0.9], [0, 0, 0, 0, 0, 1, 1, 1, 1])
     assert medical.sensitivity_at(0.8, "ill")(a) == 0.75
     assert medical.sensitivity_at(0.6, "ill")(a) == 1.0
     assert medical.sensitivity_at(0.99, "ill")(a) == 0.0
-    assert np.isnan(medical.sensitivity_at(0.9, "ill")(answers([0.1, 0.2], [1, 1])))
+    assert np.isnan(medical.sensitivity_at(0.9, "ill")(predictions([0.1, 0.2], [1, 1])))
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), min_size=2, max_size=40))
@@ -46,18 +46,18 @@ def test_the_threshold_has_the_best_mean_of_sensitivity_and_specificity(pairs):
     scores, ill = np.array([s / 20 for s, _ in pairs]), np.array([i for _, i in pairs])
     if ill.all() or not ill.any():
         with pytest.raises(InputError):
-            medical.threshold(answers(scores, ill), "ill")
+            medical.threshold(predictions(scores, ill), "ill")
         return
 
     def balanced(bar):
         return (scores[ill] > bar).mean() + (scores[~ill] <= bar).mean()
 
     best = max(balanced(bar) for bar in [-1.0, *scores])
-    assert balanced(medical.threshold(answers(scores, ill), "ill")) == pytest.approx(best)
+    assert balanced(medical.threshold(predictions(scores, ill), "ill")) == pytest.approx(best)
 
 
 def test_a_threshold_between_two_kinds_tells_them_all():
-    a = answers([0.1, 0.2, 0.6, 0.7], [0, 0, 1, 1])
+    a = predictions([0.1, 0.2, 0.6, 0.7], [0, 0, 1, 1])
     above = medical.threshold(a, "ill")
     assert above == pytest.approx(0.4)
     assert medical.accuracy_at(above, "ill")(a) == 1.0
@@ -67,9 +67,9 @@ def test_a_threshold_between_two_kinds_tells_them_all():
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
-def scans(n=60, rng=0):
+def scans(n=60, seed=0):
     """Noise with a bright spot in one corner where ill; two pictures of each patient."""
-    draw = np.random.default_rng(rng)
+    draw = np.random.default_rng(seed)
     images = draw.integers(0, 60, (n, 32, 32), dtype=np.uint8)
     ill = np.repeat(draw.random(n // 2) < 0.5, 2)
     images[ill, :8, :8] += 120
@@ -114,11 +114,11 @@ def test_pictures_of_a_patient_stay_on_one_side_and_are_told_with_their_patients
     images, labels, patients = scans()
     encoders = [ImageGrid(model=tiny, layer=0, cells=4, size=32)]
     found = medical.image_diagnosis(images, labels, positive="ill", encoders=encoders, patients=patients, folds=2)
-    for case in found:
-        train, valid, test = patients_of(case.split, patients)
+    for problem in found:
+        train, valid, test = patients_of(problem.split, patients)
         assert not train & valid
         assert not (train | valid) & test
-    whole = experiments.joined([quick(case, [{"reg": 10.0}]) for case in found], found[0].metrics, draws=20)
+    whole = experiments.joined([quick(problem, [{"reg": 10.0}]) for problem in found], found[0].metrics, draws=20)
     assert whole.metrics["AUC"].value > 0.9
     table = medical.findings(whole, "ill")
     assert "not for clinical use" in table.attrs["notice"]
@@ -135,8 +135,8 @@ def test_pictures_of_a_patient_stay_on_one_side_and_are_told_with_their_patients
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def table(n=240, rng=0):
-    draw = np.random.default_rng(rng)
+def table(n=240, seed=0):
+    draw = np.random.default_rng(seed)
     age, stage = draw.normal(60, 10, n), draw.integers(1, 5, n).astype(float)
     ill = (age - 60) / 10 + np.array([0, 3, 0, -3.0])[stage.astype(int) - 1] + draw.normal(0, 1, n) > 0
     frame = pd.DataFrame({"age": age, "stage": stage, "sex": draw.choice(["f", "m"], n)})
@@ -145,14 +145,16 @@ def table(n=240, rng=0):
 
 
 def test_a_table_is_read_on_the_scale_of_its_training_rows():
-    (case,) = medical.disease_from_table(table(), "ill", positive="ill", part=["train"] * 120 + ["valid", "test"] * 60)
-    (encoder,) = case.encoders
+    (problem,) = medical.disease_from_table(
+        table(), "ill", positive="ill", part=["train"] * 120 + ["valid", "test"] * 60
+    )
+    (encoder,) = problem.encoders
     assert encoder.numbers["age"][0] == pytest.approx(table()["age"][:120].mean())
     assert set(encoder.categories) == {"stage", "sex"}
-    outcome = quick(case, None)
+    outcome = quick(problem, None)
     assert outcome.metrics["AUC"].value > 0.85  # a straight line in the stage would miss most of it
     assert outcome.validation is not None
-    assert len(outcome.validation.units) == 60
+    assert len(outcome.validation.queries) == 60
 
 
 def test_sequences_that_share_a_stretch_on_either_strand_are_of_one_family():
@@ -191,15 +193,15 @@ def test_a_category_that_is_empty_in_training_takes_no_place():
     with pytest.raises(InputError, match="no column with a value"):
         alone.values(items)
     rows = table().assign(ward=[None] * 180 + ["north"] * 60)
-    (case,) = medical.disease_from_table(rows, "ill", positive="ill", part=["train"] * 120 + ["valid", "test"] * 60)
-    assert quick(case, [{}]).metrics["AUC"].value > 0.8
+    (problem,) = medical.disease_from_table(rows, "ill", positive="ill", part=["train"] * 120 + ["valid", "test"] * 60)
+    assert quick(problem, [{}]).metrics["AUC"].value > 0.8
 
 
 # -- sequences ---------------------------------------------------------------------------------------------------------
 
 
-def promoters(n=120, rng=0):
-    draw = np.random.default_rng(rng)
+def promoters(n=120, seed=0):
+    draw = np.random.default_rng(seed)
     rows = ["".join(draw.choice(list("ACGT"), 30)) for _ in range(n)]
     return [row[:10] + "TATAAT" + row[16:] if i % 2 else row for i, row in enumerate(rows)], ["box", "none"][::-1] * (
         n // 2
@@ -210,8 +212,8 @@ def promoters(n=120, rng=0):
 def told():
     sequences, labels = promoters()
     encoders = [KmerSequence(k=(3,), placed=((1, 1), (2, 2)), dim=512)]
-    case = medical.dna(sequences, labels, positive="box", encoders=encoders, folds=2)[0]
-    return quick(case, [{"reg": 10.0}])
+    problem = medical.dna(sequences, labels, positive="box", encoders=encoders, folds=2)[0]
+    return quick(problem, [{"reg": 10.0}])
 
 
 def test_a_box_at_its_place_is_found(told):
@@ -247,10 +249,10 @@ def test_mutations_of_rna_are_those_of_its_dna_and_other_letters_are_refused(tol
 def test_sequences_of_a_family_are_one_group_and_errors_call_it_so():
     sequences, labels = promoters(40)
     families = [f"family {at // 4}" for at in range(40)]
-    for case in medical.dna(sequences, labels, positive="box", families=families, folds=2):
-        sides = [{families[at] for at in np.unique(log.item)} for log in (case.split.train, case.split.test)]
+    for problem in medical.dna(sequences, labels, positive="box", families=families, folds=2):
+        sides = [{families[at] for at in np.unique(log.item)} for log in (problem.split.train, problem.split.test)]
         assert not sides[0] & sides[1]
-        assert len(np.unique(case.groups)) == 10
+        assert len(np.unique(problem.groups)) == 10
     with pytest.raises(InputError, match="39 families for 40 records"):
         medical.dna(sequences, labels, positive="box", families=families[1:])
 
@@ -258,6 +260,6 @@ def test_sequences_of_a_family_are_one_group_and_errors_call_it_so():
 def test_given_vectors_take_the_place_of_an_encoder():
     sequences, labels = promoters(40)
     vectors = np.array([[label == "box", 1.0] for label in labels], np.float32)
-    case = medical.dna(sequences, labels, positive="box", folds=2)[0]
-    parts = [Embeddings(case.items.ids, vectors)]
-    assert quick(replace(case, parts=parts), [{"reg": 1.0}]).metrics["accuracy"].value == 1.0
+    problem = medical.dna(sequences, labels, positive="box", folds=2)[0]
+    parts = [Embeddings(problem.items.ids, vectors)]
+    assert quick(replace(problem, parts=parts), [{"reg": 1.0}]).metrics["accuracy"].value == 1.0

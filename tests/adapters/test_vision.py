@@ -34,8 +34,8 @@ def models(tmp_path_factory):
     return root
 
 
-def noise(shape=(40, 60), rng=0):
-    return np.random.default_rng(rng).integers(90, 160, (*shape, 3), dtype=np.uint8)
+def noise(shape=(40, 60), seed=0):
+    return np.random.default_rng(seed).integers(90, 160, (*shape, 3), dtype=np.uint8)
 
 
 # -- dense features ----------------------------------------------------------------------------------------------------
@@ -102,15 +102,15 @@ def test_overlap_of_masks():
     assert intersection_over_union(truth, found) == pytest.approx(1 / 3)
 
 
-def boxes(count, rng, pictures="abc", labels=("x", "y")):
-    draw = np.random.default_rng(rng)
+def boxes(count, seed, pictures="abc", labels=("x", "y")):
+    draw = np.random.default_rng(seed)
     corner = draw.uniform(0, 60, (count, 2)).round()
     table = pd.DataFrame(np.hstack([corner, corner + draw.uniform(10, 30, (count, 2)).round()]), columns=EDGES)
     return table.assign(picture=draw.choice(list(pictures), count), label=draw.choice(labels, count))
 
 
-@pytest.mark.parametrize("rng", range(3))
-def test_mean_average_precision_is_that_of_pycocotools(rng):
+@pytest.mark.parametrize("seed", range(3))
+def test_mean_average_precision_is_that_of_pycocotools(seed):
     import contextlib
     import io
 
@@ -118,8 +118,8 @@ def test_mean_average_precision_is_that_of_pycocotools(rng):
 
     from recotransfer.evaluation.metrics.detection import _coco
 
-    truth, draw = boxes(40, rng), np.random.default_rng(rng)
-    found = pd.concat([truth.iloc[:30], boxes(40, rng + 50)], ignore_index=True)
+    truth, draw = boxes(40, seed), np.random.default_rng(seed)
+    found = pd.concat([truth.iloc[:30], boxes(40, seed + 50)], ignore_index=True)
     found[EDGES] += draw.normal(0, 3, (len(found), 4))
     found["score"] = draw.permutation(len(found)) / 100
     table = box_matches(found, truth, "abc", "xy")
@@ -152,14 +152,14 @@ def test_a_true_box_is_hit_once():
 HUES = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
-def coloured(label, rng, shape=(32, 32)):
-    return np.clip(noise(shape, rng).astype(int) - 120 + np.array(HUES[label]), 0, 255).astype(np.uint8)
+def coloured(label, seed, shape=(32, 32)):
+    return np.clip(noise(shape, seed).astype(int) - 120 + np.array(HUES[label]), 0, 255).astype(np.uint8)
 
 
 class MeanColour:
     """A picture's mean colour, for tests."""
 
-    name, column, dim, block = "MeanColour", "image", 3, "image"
+    name, column, dim, modality = "MeanColour", "image", 3, "image"
 
     def values(self, items):
         return items.columns["image"].tolist()
@@ -167,7 +167,7 @@ class MeanColour:
     def encode(self, values):
         return np.stack([v.mean(axis=(0, 1)) for v in values]).astype(np.float32)
 
-    def why(self, value):
+    def explain_failure(self, value):
         return "cannot be"
 
     def spec(self):
@@ -178,14 +178,14 @@ def dealt(n):
     return np.resize(["train", "train", "val", "test"], n)
 
 
-def test_pictures_with_labels_are_a_case(models):
+def test_pictures_with_labels_are_a_problem(models):
     labels = np.resize(list(HUES), 48)
     pictures = [coloured(label, rng) for rng, label in enumerate(labels)]
     encoder = PretrainedImage(model=models / "shallow")
-    case = vision.classification(pictures, labels, dealt(48), encoders=[encoder])
-    done = experiments.run(case, TransferTask(Probe(), progress=False), settings=[{"reg": 1.0}], draws=50)
+    problem = vision.classification(pictures, labels, dealt(48), encoders=[encoder])
+    done = experiments.run(problem, TransferTask(Probe(), progress=False), settings=[{"reg": 1.0}], draws=50)
     assert done.metrics["accuracy"].value > 0.9
-    assert len(done.answers.units) == 12
+    assert len(done.predictions.queries) == 12
 
 
 def test_intervals_draw_whole_groups_and_none_stands_in_two_parts():
@@ -193,10 +193,12 @@ def test_intervals_draw_whole_groups_and_none_stands_in_two_parts():
     pictures = [coloured(label, rng) for rng, label in enumerate(labels)]
     takers = np.array([f"camera {at // 4}" for at in range(48)], dtype=object)
     part = np.resize(np.repeat(["train", "train", "valid", "test"], 4), 48)
-    case = vision.classification(pictures, labels, part, encoders=[MeanColour()], groups=takers)
-    done = experiments.run(case, TransferTask(Probe(), progress=False), settings=[{}], draws=10)
-    assert [takers[unit] for unit in done.answers.units] == [f"camera {at}" for at in (3, 7, 11) for _ in range(4)]
-    assert np.bincount(done.answers.groups).tolist() == [0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0, 4]
+    problem = vision.classification(pictures, labels, part, encoders=[MeanColour()], groups=takers)
+    done = experiments.run(problem, TransferTask(Probe(), progress=False), settings=[{}], draws=10)
+    assert [takers[unit] for unit in done.predictions.queries] == [
+        f"camera {at}" for at in (3, 7, 11) for _ in range(4)
+    ]
+    assert np.bincount(done.predictions.groups).tolist() == [0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0, 4]
     with pytest.raises(InputError, match="'camera 0' stands in two parts"):
         vision.classification(pictures, labels, dealt(48), encoders=[MeanColour()], groups=takers)
     with pytest.raises(InputError, match="47 groups for 48 records"):
@@ -209,7 +211,7 @@ def test_a_folder_of_folders_names_the_labels(tmp_path):
     for label in ("cat", "dog"):
         (tmp_path / label).mkdir()
         for at in range(2):
-            Image.fromarray(noise(rng=at)).save(tmp_path / label / f"{at}.png")
+            Image.fromarray(noise(seed=at)).save(tmp_path / label / f"{at}.png")
     (tmp_path / "dog" / "notes.txt").write_text("x")
     pictures, labels = vision.folder(tmp_path)
     assert labels == ["cat", "cat", "dog", "dog"]
@@ -221,8 +223,8 @@ def test_a_folder_of_folders_names_the_labels(tmp_path):
 def test_covering_what_makes_the_label_lowers_its_score():
     labels = np.resize(list(HUES), 48)
     pictures = [coloured(label, rng) for rng, label in enumerate(labels)]
-    case = vision.classification(pictures, labels, dealt(48), encoders=[MeanColour()])
-    task = experiments.run(case, TransferTask(Probe(), progress=False), settings=[{}], draws=10).task
+    problem = vision.classification(pictures, labels, dealt(48), encoders=[MeanColour()])
+    task = experiments.run(problem, TransferTask(Probe(), progress=False), settings=[{}], draws=10).task
     picture = coloured("blue", 0, (40, 60))
     picture[20:30, 40:50] = HUES["red"]
     heat = vision.heatmap(task, picture, "red", cells=6)
@@ -237,14 +239,16 @@ def test_an_activation_map_asks_each_cell_for_the_label(models):
     labels = np.resize(list(HUES), 24)
     encoder = PretrainedImage(model=models / "shallow")
     pictures = [coloured(label, rng) for rng, label in enumerate(labels)]
-    case = vision.classification(pictures, labels, dealt(24), encoders=[encoder])
-    task = experiments.run(case, TransferTask(Probe(), progress=False), settings=[{"reg": 1.0}], draws=10).task
+    problem = vision.classification(pictures, labels, dealt(24), encoders=[encoder])
+    task = experiments.run(problem, TransferTask(Probe(), progress=False), settings=[{"reg": 1.0}], draws=10).task
     picture = np.hstack([coloured("red", 0, (96, 96)), coloured("green", 0, (96, 96))])
     dense = DenseImage(model=models / "shallow", strides=(8,), sigmas=())
     heat = vision.heatmap(task, picture, "red", dense=dense, cells=6)
     assert heat.shape == (3, 6)
     assert heat[:, :3].min() > heat[:, 3:].max()
-    twice = TransferTask(Probe(), encoders=[MeanColour(), encoder], progress=False).fit(case.items, case.split.train)
+    twice = TransferTask(Probe(), encoders=[MeanColour(), encoder], progress=False).fit(
+        problem.items, problem.split.train
+    )
     with pytest.raises(InputError, match="one encoder, and this has 2"):
         vision.heatmap(twice, picture, "red", dense=dense)
 
@@ -264,8 +268,8 @@ def test_an_activation_map_covers_pictures_of_any_size(shape, cells, wanted):
 
     labels = np.resize(list(HUES), 24)
     pictures = [coloured(label, rng) for rng, label in enumerate(labels)]
-    case = vision.classification(pictures, labels, dealt(24), encoders=[MeanColour()])
-    task = experiments.run(case, TransferTask(Probe(), progress=False), settings=[{"reg": 1.0}], draws=10).task
+    problem = vision.classification(pictures, labels, dealt(24), encoders=[MeanColour()])
+    task = experiments.run(problem, TransferTask(Probe(), progress=False), settings=[{"reg": 1.0}], draws=10).task
     picture = np.full((*shape, 3), HUES["blue"], np.uint8)
     picture[:, : shape[1] // 2] = HUES["red"]
     heat = vision.heatmap(task, picture, "red", dense=Colours(), cells=cells)
@@ -294,12 +298,12 @@ def test_masks_are_learned_from_some_pixels_and_judged_whole():
     done = []
     for name, sigmas in {"colours": (0.3,), "smooth": (1.0, 2.0, 4.0)}.items():
         problem = segmentation.Segmentation(pictures, masks, part, DenseImage(sigmas=sigmas), samples=300)
-        outcome = experiments.run(problem.case, TransferTask(Probe()), name=name, settings=[{"reg": 1.0}], draws=50)
+        outcome = experiments.run(problem.problem, TransferTask(Probe()), name=name, settings=[{"reg": 1.0}], draws=50)
         done.append(problem.judged(outcome, "disc"))
     rough, smooth = done
     assert smooth.metrics["Dice"].value > 0.9
     assert smooth.metrics["IoU"].value < smooth.metrics["Dice"].value
-    assert smooth.answers.units.tolist() == ["p3", "p7", "p11"]
+    assert smooth.predictions.queries.tolist() == ["p3", "p7", "p11"]
     assert 0.2 <= smooth.settings["cut"] <= 0.6
     assert experiments.gain(smooth, rough, segmentation.dice_of_masks).low > 0
     shares = problem.shares(smooth.task, pictures["p3"])
@@ -314,8 +318,10 @@ def test_answers_around_a_pixel_are_context():
     alone = segmentation.Segmentation(pictures, masks, part, DenseImage(sigmas=(1.0,)), samples=300)
     around = alone.in_context(task)
     assert [known for _, known in around.before] == [{"p0", "p4", "p8"}, {"p1", "p5", "p9"}]
-    assert around.case.parts[0].dim == alone.case.parts[0].dim + 1 + 6 * 4
-    first, second = (p.judged(experiments.run(p.case, task, settings=[{}], draws=10), "disc") for p in (alone, around))
+    assert around.problem.parts[0].dim == alone.problem.parts[0].dim + 1 + 6 * 4
+    first, second = (
+        p.judged(experiments.run(p.problem, task, settings=[{}], draws=10), "disc") for p in (alone, around)
+    )
     assert experiments.gain(second, first, segmentation.dice_of_masks).low > 0
 
 
@@ -323,14 +329,14 @@ def test_a_mask_of_another_size_is_refused():
     pictures, masks = discs(2)
     masks["p1"] = masks["p1"][:-1]
     with pytest.raises(InputError, match="must agree"):
-        _ = segmentation.Segmentation(pictures, masks, {"p0": "train", "p1": "test"}, DenseImage()).case
+        _ = segmentation.Segmentation(pictures, masks, {"p0": "train", "p1": "test"}, DenseImage()).problem
 
 
 def test_a_picture_or_a_column_that_is_not_there_is_named():
     pictures, masks = discs(3)
     part = {"p0": "train", "p1": "test", "p2": "spare", "p9": "spare"}
     few = {name: masks[name] for name in ("p0", "p2")}
-    assert len(segmentation.Segmentation(pictures, masks, part, DenseImage(), samples=10).case.items) == 20
+    assert len(segmentation.Segmentation(pictures, masks, part, DenseImage(), samples=10).problem.items) == 20
     with pytest.raises(InputError, match="picture 'p1' has a part but is not in masks"):
         segmentation.Segmentation(pictures, few, part, DenseImage())
     with pytest.raises(InputError, match="picture 'p1' has a part but is not in pictures"):
@@ -360,10 +366,10 @@ def test_boxes_are_found_where_they_were_planted():
     pictures, truth = squares()
     part = dict(zip(pictures, np.resize(["train", "train", "train", "test"], 24), strict=True))
     problem = detection.Detection(pictures, truth, part, DenseImage(sigmas=(1.0, 3.0, 6.0)), step=2, shapes=(1, 1))
-    outcome = experiments.run(problem.case, TransferTask(Probe(hidden=32, reg=0.01)), settings=[{}], draws=50)
+    outcome = experiments.run(problem.problem, TransferTask(Probe(hidden=32, reg=0.01)), settings=[{}], draws=50)
     told = problem.judged(outcome)
     assert told.metrics["mAP@.5"].value > 0.8
-    assert len(told.answers.units) == 6
+    assert len(told.predictions.queries) == 6
     found = problem.found(outcome.task, pictures[3])
     assert (found["score"].diff().dropna() <= 0).all()
     assert found[EDGES].to_numpy().min() >= 0
@@ -378,10 +384,10 @@ def test_a_box_that_no_found_one_hits_counts_against_the_outcome():
     problem = detection.Detection(
         pictures, truth, part, DenseImage(), shapes=(1, 1), least=1.1
     )  # nothing is worth telling
-    outcome = experiments.run(problem.case, TransferTask(Probe()), settings=[{}], draws=10)
+    outcome = experiments.run(problem.problem, TransferTask(Probe()), settings=[{}], draws=10)
     told = problem.judged(outcome)
     assert told.metrics["mAP@.5"].value == 0
-    assert told.answers.truth.sum() == truth["picture"].isin([3, 7]).sum()
+    assert told.predictions.truth.sum() == truth["picture"].isin([3, 7]).sum()
 
 
 def test_shapes_are_bins_of_the_training_boxes():
@@ -394,17 +400,17 @@ def test_shapes_are_bins_of_the_training_boxes():
     strange = pd.concat([truth, truth.iloc[:1].assign(picture=7, label="green")])
     part = {at: "test" if at == 7 else "train" for at in pictures}
     with pytest.raises(InputError, match="'green' has no box in training"):
-        _ = detection.Detection(pictures, strange, part, DenseImage()).case
+        _ = detection.Detection(pictures, strange, part, DenseImage()).problem
 
 
-def test_vectors_of_places_are_parts_of_the_case():
+def test_vectors_of_places_are_parts_of_the_problem():
     pictures, masks = discs(4)
     problem = segmentation.Segmentation(
         pictures, masks, dict(zip(pictures, dealt(4), strict=True)), DenseImage(), samples=50
     )
-    (part,) = problem.case.parts
+    (part,) = problem.problem.parts
     assert isinstance(part, Embeddings)
     assert part.source == problem.features.name
     picture, y, x = part.ids.ids[60]
     np.testing.assert_array_equal(part.vectors[60], DenseImage().read(pictures[picture]).at(np.array([[y, x]]))[0])
-    assert len(set(problem.case.groups)) == 4
+    assert len(set(problem.problem.groups)) == 4

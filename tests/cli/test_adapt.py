@@ -67,7 +67,7 @@ def test_figures_come_as_csv_and_json_and_the_model_labels_new_rows(model, place
     assert told["saved"] == "frozen encoder"
     assert told["notice"] == NOTICE
     assert NOTICE in model.stderr
-    assert told["arms"][0]["AUC"] == pytest.approx(float(figures["AUC"]), abs=1e-4)
+    assert told["variants"][0]["AUC"] == pytest.approx(float(figures["AUC"]), abs=1e-4)
     done = run("label", "model", "new.csv", "--out", "labels.csv", "--k", "2", folder=place)
     assert done.returncode == 0, done.stderr
     assert NOTICE in done.stderr
@@ -167,7 +167,7 @@ def test_only_relative_paths_are_taken_from_the_folder_of_the_table(tmp_path):
 )
 def test_a_group_is_one_unit_of_every_interval(tmp_path, monkeypatch, words):
     seen = []
-    monkeypatch.setattr(adapt_module, "_learn", lambda case, *_, **__: seen.append(case))
+    monkeypatch.setattr(adapt_module, "_learn", lambda problem, *_, **__: seen.append(problem))
     who, label = np.repeat([f"who {n}" for n in range(10)], 3), np.resize(list("aab"), 30)
     table = pd.DataFrame({"file": "x.png", "title": "ACGT", "size": 1.0, "label": label, "who": who})
     table.to_csv(tmp_path / "photos.csv", index=False)

@@ -288,7 +288,7 @@ def test_a_benchmark_tells_what_was_asked_and_what_came_out(place, run):
     assert "Warning" not in ran.err
     results = json.loads(Path("bench/results.json").read_text(), parse_constant=pytest.fail)
     assert results["protocol"]["k"] == [5, 10]
-    assert [arm["name"] for arm in results["arms"]] == ["EASE(reg=50)", "<b>x</b>"]
+    assert [variant["name"] for variant in results["variants"]] == ["EASE(reg=50)", "<b>x</b>"]
     assert "<b>x</b>" not in Path("bench/report.html").read_text()
     refused(run(*words), "bench holds an earlier benchmark; go on with it by --resume")
 

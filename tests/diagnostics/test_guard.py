@@ -18,9 +18,9 @@ POPULAR, COLD_ITEMS = np.arange(ITEMS) < 90, np.arange(ITEMS) >= 390
 COLD = int(COLD_ITEMS.sum())
 
 
-def shop(users=1200, rng=0):
+def shop(users=1200, seed=0):
     """A timed log of users who mostly keep to one group of 3 popular items, 10 others, and 3 only held out."""
-    draw = np.random.default_rng(rng)
+    draw = np.random.default_rng(seed)
     appeal = np.where(COLD_ITEMS, 0, np.where(POPULAR, 5.0, 1.0))
     rows = []
     for user in range(users):
@@ -48,9 +48,9 @@ def joined(first, second):
 BOTH = joined(VALID, COLD_VALID)
 
 
-def vectors(kind, rng=1):
+def vectors(kind, seed=1):
     """Content that tells the groups apart: of all items, of none, or of the items that are not popular."""
-    draw = np.random.default_rng(rng)
+    draw = np.random.default_rng(seed)
     right = np.eye(GROUPS, 2 * GROUPS)[GROUP] + 0.05 * draw.normal(size=(ITEMS, 2 * GROUPS))
     if kind == "noise":
         right = draw.normal(size=right.shape)
@@ -64,7 +64,7 @@ def hybrid(kind=None, **settings):
 
 
 @pytest.fixture(scope="module")
-def control():
+def ablation():
     return hybrid()
 
 
@@ -81,12 +81,12 @@ def form(request):
 
 
 def test_full_trust_changes_nothing_and_none_is_the_model_fitted_without_content(form):
-    whole, control = hybrid("right", form=form), hybrid(form=form)
+    whole, ablation = hybrid("right", form=form), hybrid(form=form)
     again = hybrid("right", form=form, trust=(1, 1, 1, 1))
     np.testing.assert_array_equal(dense(again), dense(whole))
     for none in (whole.with_trust((0, 0, 0, 0)), hybrid("right", form=form, trust=[0, 0, 0, 0])):
-        np.testing.assert_array_equal(dense(none), dense(control))
-        found, expected = none.recommend(k=10), control.recommend(k=10)
+        np.testing.assert_array_equal(dense(none), dense(ablation))
+        found, expected = none.recommend(k=10), ablation.recommend(k=10)
         np.testing.assert_array_equal(found.positions, expected.positions)
         np.testing.assert_array_equal(found.scores, expected.scores)
 
@@ -143,7 +143,7 @@ def test_parts_of_a_reason_add_up_to_the_score(form):
     model = hybrid("right", form=form).with_trust((0.75, 0.5, 0.25, 0.0))
     history, items = np.unique(TRAIN.item[:40]), np.arange(ITEMS)
     strength = np.linspace(0.2, 1, len(history)).astype(np.float32)
-    parts = model._evidence(history, strength, items)
+    parts = model._contributions(history, strength, items)
     np.testing.assert_allclose(sum(parts.values()), strength[:, None] * dense(model)[np.ix_(history, items)], atol=1e-5)
     popular = model.popularity_ > 20
     assert not parts["content"][:, popular].any()
@@ -159,9 +159,9 @@ def test_impossible_trust_is_refused(trust):
         hybrid("right").with_trust(trust)
 
 
-def test_a_model_without_content_has_none_to_trust(control):
+def test_a_model_without_content_has_none_to_trust(ablation):
     with pytest.raises(InputError, match="fitted without embeddings, so there is no content to trust"):
-        control.with_trust((1, 1, 1, 1))
+        ablation.with_trust((1, 1, 1, 1))
 
 
 # -- guard -------------------------------------------------------------------------------------------------------------
@@ -169,10 +169,10 @@ def test_a_model_without_content_has_none_to_trust(control):
 
 @pytest.mark.parametrize("truth", [VALID, BOTH], ids=["warm", "warm and cold"])
 @pytest.mark.parametrize("seed", range(3))
-def test_noise_returns_the_control_arm_itself(control, truth, seed):
+def test_noise_returns_the_ablation_variant_itself(ablation, truth, seed):
     transfer = HybridItems(reg=20.0).fit(TRAIN, vectors("noise", seed))
-    found = guard(transfer, control, truth, rng=seed)
-    assert found.recommender is control
+    found = guard(transfer, ablation, truth, seed=seed)
+    assert found.recommender is ablation
     assert not found.verdict.kept
     assert found.verdict.trust == (0, 0, 0, 0)
     assert found.verdict.helped in ("no difference", "hurts")
@@ -182,15 +182,15 @@ def test_noise_returns_the_control_arm_itself(control, truth, seed):
 def test_better_settings_are_not_taken_for_better_content():
     poor = HybridItems(reg=20.0, history_decay=0.05, neighbours=2).fit(TRAIN)
     found = guard(hybrid("noise"), poor, VALID)
-    assert found.verdict.overall.low > 0, "the transfer arm is the better model, though its content is noise"
+    assert found.verdict.overall.low > 0, "the transfer variant is the better model, though its content is noise"
     assert found.recommender is poor
     assert found.verdict.gained.low <= 0
     assert "better, but not by its content" in found.verdict.words
 
 
-def test_content_that_helps_is_kept_and_cold_items_gain_most(control):
+def test_content_that_helps_is_kept_and_cold_items_gain_most(ablation):
     transfer = hybrid("right")
-    found = guard(transfer, control, BOTH)
+    found = guard(transfer, ablation, BOTH)
     verdict = found.verdict
     assert (verdict.helped, verdict.kept) == ("helps", True)
     assert verdict.trust[:2] == (1, 1)
@@ -201,8 +201,8 @@ def test_content_that_helps_is_kept_and_cold_items_gain_most(control):
     assert found.recommender.params() == {**transfer.params(), "trust": verdict.trust}
 
 
-def test_content_is_switched_off_where_it_is_wrong_and_on_where_it_is_right(control):
-    found = guard(hybrid("popular scrambled"), control, BOTH)
+def test_content_is_switched_off_where_it_is_wrong_and_on_where_it_is_right(ablation):
+    found = guard(hybrid("popular scrambled"), ablation, BOTH)
     verdict = found.verdict
     assert verdict.trust == (1, 1, 1, 0)
     assert verdict.gained.low > max(0, verdict.overall.value), "part of the content beats all of it"
@@ -210,15 +210,15 @@ def test_content_is_switched_off_where_it_is_wrong_and_on_where_it_is_right(cont
     assert ">20 users" in verdict.words
 
 
-def test_a_bucket_without_held_out_events_follows_the_others(control):
-    found = guard(hybrid("right"), control, VALID)
+def test_a_bucket_without_held_out_events_follows_the_others(ablation):
+    found = guard(hybrid("right"), ablation, VALID)
     assert "0" not in [bucket.name for bucket in found.verdict.buckets]
     assert found.verdict.kept
     assert found.verdict.trust[0] == 1
 
 
-def test_the_words_hold_the_figures_and_the_dict_is_json(control):
-    verdict = guard(hybrid("right"), control, BOTH).verdict
+def test_the_words_hold_the_figures_and_the_dict_is_json(ablation):
+    verdict = guard(hybrid("right"), ablation, BOTH).verdict
     assert f"{verdict.overall.value:+.4f}" in verdict.words
     assert f"{verdict.overall.low:+.4f} to {verdict.overall.high:+.4f}" in verdict.words
     for bucket in verdict.buckets:
@@ -229,21 +229,21 @@ def test_the_words_hold_the_figures_and_the_dict_is_json(control):
     assert sum(bucket["pairs"] for bucket in plain["buckets"]) == len(BOTH)
 
 
-def test_buckets_and_overall_are_the_arms_own_ndcg(control):
+def test_buckets_and_overall_are_the_variants_own_ndcg(ablation):
     from recotransfer.evaluation.metrics import hits, ndcg
 
     transfer = hybrid("right")
-    verdict = guard(transfer, control, VALID, k=5).verdict
+    verdict = guard(transfer, ablation, VALID, k=5).verdict
     users = VALID.users.take(np.unique(VALID.user))
-    each = [ndcg(hits(arm.recommend(users, 5), VALID), 5) for arm in (control, transfer)]
+    each = [ndcg(hits(variant.recommend(users, 5), VALID), 5) for variant in (ablation, transfer)]
     assert verdict.overall.value == pytest.approx((each[1] - each[0]).mean())
     whole = sum(bucket.pairs * bucket.transfer for bucket in verdict.buckets) / len(VALID)
     assert whole == pytest.approx(each[1].mean()), "one true item per user: buckets are a partition of the users"
 
 
-def test_only_the_allowed_items_and_the_given_histories_count(control):
+def test_only_the_allowed_items_and_the_given_histories_count(ablation):
     cold = IdMap(np.flatnonzero(COLD_ITEMS))
-    found = guard(hybrid("right"), control, COLD_VALID, allow=cold)
+    found = guard(hybrid("right"), ablation, COLD_VALID, allow=cold)
     assert found.verdict.kept
     assert [bucket.name for bucket in found.verdict.buckets] == ["0"]
     assert found.verdict.trust == (1, 1, 1, 1)
@@ -253,10 +253,10 @@ def test_only_the_allowed_items_and_the_given_histories_count(control):
     truth = Interactions.from_frame(
         pd.DataFrame({"user": ["new", "newer", "nobody"], "item": [30, 31, 3]}), items=TRAIN.items
     )
-    few = guard(hybrid("right"), control, truth, histories=whom).verdict
+    few = guard(hybrid("right"), ablation, truth, histories=whom).verdict
     assert sum(bucket.pairs for bucket in few.buckets) == 2
     with pytest.raises(InputError, match="0 users have both a history and held-out events"):
-        guard(hybrid("right"), control, truth)
+        guard(hybrid("right"), ablation, truth)
 
 
 def test_other_recommenders_go_whole_or_not_at_all():
@@ -270,33 +270,33 @@ def test_other_recommenders_go_whole_or_not_at_all():
     assert taken.verdict.gained == taken.verdict.overall
 
 
-def test_the_choice_is_carried_over_to_refitted_arms(control):
+def test_the_choice_is_carried_over_to_refitted_variants(ablation):
     everything = joined(TRAIN, VALID)
     again, bare = HybridItems(reg=20.0).fit(everything, vectors("popular scrambled")), HybridItems().fit(everything)
-    part = guard(hybrid("popular scrambled"), control, BOTH)
+    part = guard(hybrid("popular scrambled"), ablation, BOTH)
     assert part.refitted(again, bare).trust == part.verdict.trust
-    assert guard(hybrid("noise"), control, VALID).refitted(again, bare) is bare
+    assert guard(hybrid("noise"), ablation, VALID).refitted(again, bare) is bare
 
 
-def test_the_verdict_is_repeated_by_its_seed_and_drawn_users_give_nearly_the_same(control, monkeypatch):
+def test_the_verdict_is_repeated_by_its_seed_and_drawn_users_give_nearly_the_same(ablation, monkeypatch):
     transfer = hybrid("right")
-    assert guard(transfer, control, BOTH, rng=3).verdict == guard(transfer, control, BOTH, rng=3).verdict
+    assert guard(transfer, ablation, BOTH, seed=3).verdict == guard(transfer, ablation, BOTH, seed=3).verdict
     module = sys.modules["recotransfer.diagnostics.guard"]  # the name in the package is that of the function
     monkeypatch.setattr(module, "_MOST_USERS", 400)
-    some = guard(transfer, control, BOTH, rng=3).verdict
+    some = guard(transfer, ablation, BOTH, seed=3).verdict
     assert some.kept
     assert sum(bucket.pairs for bucket in some.buckets) < 0.6 * len(BOTH)
 
 
-def test_an_unknown_item_in_the_allowed_ones_is_nobodys_candidate(control):
+def test_an_unknown_item_in_the_allowed_ones_is_nobodys_candidate(ablation):
     more = IdMap([*np.flatnonzero(COLD_ITEMS).tolist(), "unheard of"])
     plain = IdMap(np.flatnonzero(COLD_ITEMS))
     transfer = hybrid("right")
     assert (
-        guard(transfer, control, COLD_VALID, allow=more).verdict
-        == guard(transfer, control, COLD_VALID, allow=plain).verdict
+        guard(transfer, ablation, COLD_VALID, allow=more).verdict
+        == guard(transfer, ablation, COLD_VALID, allow=plain).verdict
     )
-    assert Filter(allow=plain.ids).mask(control.catalogue_, None).sum() == COLD
+    assert Filter(allow=plain.ids).mask(ablation.catalogue_, None).sum() == COLD
 
 
 def test_a_bucket_is_lost_only_where_that_is_measurably_better():

@@ -7,9 +7,9 @@ from recotransfer.diagnostics import coral_distance, h_score, logme, mmd, neighb
 from recotransfer.errors import InputError
 
 
-def classes(n=80, dim=6, kinds=3, spread=1.0, rng=0):
+def classes(n=80, dim=6, kinds=3, spread=1.0, seed=0):
     """Vectors around class centres, with their classes."""
-    draw = np.random.default_rng(rng)
+    draw = np.random.default_rng(seed)
     labels = draw.integers(kinds, size=n)
     return 3 * draw.normal(size=(kinds, dim))[labels] + spread * draw.normal(size=(n, dim)), labels
 
@@ -65,9 +65,9 @@ def test_h_score_is_not_fooled_by_more_dimensions_than_items():
     assert h_score(draw.normal(size=(60, 300)), labels) < 0.5 * h_score(*classes(n=60))
 
 
-def shop(items=200, users=400, groups=10, rng=0):
+def shop(items=200, users=400, groups=10, seed=0):
     """A log in which the items of a group go together, popular ones more often, and the groups."""
-    draw = np.random.default_rng(rng)
+    draw = np.random.default_rng(seed)
     group = np.arange(items) % groups
     appeal = draw.pareto(1.5, size=items) + 0.3
     rows = []
@@ -145,8 +145,8 @@ def test_neighbour_agreement_leaves_out_items_without_content_or_events():
         neighbour_agreement(bare, log, neighbours=0)
 
 
-def domains(shift=0.0, stretch=1.0, n=300, rng=0):
-    draw = np.random.default_rng(rng)
+def domains(shift=0.0, stretch=1.0, n=300, seed=0):
+    draw = np.random.default_rng(seed)
     return draw.normal(size=(n, 5)), stretch * draw.normal(size=(n + 50, 5)) + shift
 
 
@@ -162,7 +162,7 @@ def test_mmd_is_the_unbiased_estimate_of_its_definition():
 
 
 def test_mmd_is_about_nothing_for_equal_domains_and_grows_with_the_shift():
-    equal = [mmd(*domains(rng=rng)) for rng in range(30)]
+    equal = [mmd(*domains(seed=rng)) for rng in range(30)]
     assert abs(np.mean(equal)) < 3 * np.std(equal) / np.sqrt(30)
     assert min(equal) < 0, "the unbiased estimate falls below 0 at times"
     assert max(equal) < mmd(*domains(0.5)) < mmd(*domains(1.0)) < mmd(*domains(2.0))
@@ -190,8 +190,8 @@ def test_great_domains_are_drawn_from_with_a_seed(monkeypatch):
     whole = mmd(source, target), proxy_a_distance(source, target)
     monkeypatch.setattr(transferability, "_MOST_COMPARED", 150)
     monkeypatch.setattr(transferability, "_MOST_LEARNED", 150)
-    part = mmd(source, target, rng=1), proxy_a_distance(source, target, rng=1)
-    assert part == (mmd(source, target, rng=1), proxy_a_distance(source, target, rng=1))
+    part = mmd(source, target, seed=1), proxy_a_distance(source, target, seed=1)
+    assert part == (mmd(source, target, seed=1), proxy_a_distance(source, target, seed=1))
     assert part != whole
     assert part == pytest.approx(whole, rel=0.5)
 

@@ -461,9 +461,9 @@ def test_strange_specs_are_refused():
 
 def test_default_encoders_follow_the_kinds(vision_folders):
     items = shop(["a"], brand=["a"], price=[3.0], image=[picture()])
-    assert [e.block for e in default_encoders(items)] == ["text", "attributes"]
+    assert [e.modality for e in default_encoders(items)] == ["text", "attributes"]
     found = default_encoders(items, image_model=vision_folders / "vit")
-    assert [e.block for e in found] == ["text", "image", "attributes"]
+    assert [e.modality for e in found] == ["text", "image", "attributes"]
     with pytest.raises(InputError, match="no encoder fits"):
         default_encoders(Items(IdMap([1]), pd.DataFrame({"x": [1]})))
 

@@ -17,8 +17,8 @@ def cosines(encoder, values):
     return rows @ rows.T
 
 
-def random_sequences(n, length, rng=0):
-    draw = np.random.default_rng(rng)
+def random_sequences(n, length, seed=0):
+    draw = np.random.default_rng(seed)
     return ["".join(draw.choice(list("ACGT"), length)) for _ in range(n)]
 
 
@@ -60,7 +60,7 @@ def test_case_and_uracil_make_no_difference_and_other_letters_break_words():
     assert np.isfinite(rows[2]).all()
     assert not np.allclose(rows[0], rows[2])
     assert np.isnan(rows[3]).all()
-    assert "ANCNG" in encoder.why("ANCNG")
+    assert "ANCNG" in encoder.explain_failure("ANCNG")
 
 
 def test_sequences_without_a_word_are_reported_and_a_spec_makes_the_same_encoder():

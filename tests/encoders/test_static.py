@@ -127,8 +127,8 @@ def test_texts_of_which_nothing_is_known_are_reported_and_count_as_missing(model
     items = Items(IdMap(["a", "b", "c"]), pd.DataFrame({"title": ["red", "???", None]}), {"title": "text"})
     found = encode_items(items, model, progress=False)
     assert found.embeddings.has_content.tolist() == [True, False, False]
-    assert found.report.unreadable == (("b", model.why("???")),)
-    assert "'???' has no word" in model.why("???")
+    assert found.report.unreadable == (("b", model.explain_failure("???")),)
+    assert "'???' has no word" in model.explain_failure("???")
 
 
 def test_many_texts_give_what_each_gives_alone(model):

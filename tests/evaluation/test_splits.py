@@ -272,9 +272,9 @@ def test_a_cut_in_time_needs_times():
 
 @settings(deadline=None)
 @drawn(events_of(), st.floats(0.05, 0.45), st.integers(0, 99))
-def test_new_items_have_no_event_in_training(rows, share, rng):
+def test_new_items_have_no_event_in_training(rows, share, seed):
     events = log(rows)
-    split = attempt(cold_items, events, share=share, rng=rng)
+    split = attempt(cold_items, events, share=share, seed=seed)
     assume(split is not None)
     assert_sound(split, events)
     names = {name: set(getattr(split, f"{name}_items").ids.tolist()) for name in ("valid", "test")}
@@ -290,9 +290,9 @@ def test_new_items_have_no_event_in_training(rows, share, rng):
 
 @settings(deadline=None)
 @drawn(events_of(), st.floats(0.05, 0.45), st.one_of(st.floats(0.05, 0.95), st.integers(1, 3)), st.integers(0, 99))
-def test_new_users_are_wholly_out_of_training(rows, share, known, rng):
+def test_new_users_are_wholly_out_of_training(rows, share, known, seed):
     events = log(rows)
-    split = attempt(cold_users, events, share=share, given=known, rng=rng)
+    split = attempt(cold_users, events, share=share, given=known, seed=seed)
     assume(split is not None)
     assert_sound(split, events)
     parts = {name: ids_of(getattr(split, name), "user") for name in ALL_PARTS}
@@ -321,9 +321,9 @@ def test_a_new_user_has_something_known_and_something_asked(known, had):
 
 @settings(deadline=None)
 @drawn(events_of(), st.floats(0.01, 0.49), st.integers(0, 99))
-def test_a_random_share_of_every_user_is_held_out(rows, share, rng):
+def test_a_random_share_of_every_user_is_held_out(rows, share, seed):
     events = log(rows)
-    split = attempt(random_per_user, events, share=share, rng=rng)
+    split = attempt(random_per_user, events, share=share, seed=seed)
     assume(split is not None)
     assert_sound(split, events)
     assert split.facts["left_out"] == {}
@@ -350,11 +350,11 @@ def test_shares_too_small_for_one_user_hold_over_all():
 
 @settings(deadline=None)
 @drawn(events_of(), st.lists(st.sampled_from(["p", "q", "r", "s", 5]), min_size=8, max_size=8), st.integers(0, 99))
-def test_a_group_never_stands_in_two_parts(rows, groups, rng):
+def test_a_group_never_stands_in_two_parts(rows, groups, seed):
     events = log(rows)
     group = dict(zip("abcdefgh", groups, strict=True))
     aligned = [group[item] for item in events.items.ids]
-    split = attempt(by_group, events, aligned, share=0.2, rng=rng)
+    split = attempt(by_group, events, aligned, share=0.2, seed=seed)
     assume(split is not None)
     assert_sound(split, events)
     in_part = {name: {group[item] for item in ids_of(getattr(split, name), "item")} for name in PARTS}
@@ -394,8 +394,8 @@ DRAWN = {
 }
 
 
-def many(rng=0):
-    draw = np.random.default_rng(rng)
+def many(seed=0):
+    draw = np.random.default_rng(seed)
     pairs = {(f"u{u}", f"i{i}") for u, i in zip(draw.integers(0, 60, 900), draw.integers(0, 60, 900), strict=True)}
     return [(user, item, at) for at, (user, item) in enumerate(sorted(pairs))]
 
@@ -404,10 +404,10 @@ def many(rng=0):
 def test_a_seed_draws_the_same_whatever_the_order_of_rows(split):
     rows = many()
     shuffled = [rows[n] for n in np.random.default_rng(1).permutation(len(rows))]
-    first, second = split(log(rows), rng=4), split(log(shuffled), rng=4)
+    first, second = split(log(rows), seed=4), split(log(shuffled), seed=4)
     for name in ALL_PARTS:
         assert set(told(getattr(first, name))) == set(told(getattr(second, name)))
-    other = split(log(rows), rng=5)
+    other = split(log(rows), seed=5)
     assert set(told(first.test)) != set(told(other.test))
     assert set(told(first.test)) != set(told(first.valid))
 
@@ -554,5 +554,5 @@ def test_a_split_checks_its_own_parts():
 
 @pytest.mark.parametrize("split", DRAWN.values(), ids=DRAWN)
 def test_seeds_and_shares_may_be_numpy_numbers(split):
-    facts = split(log(many()), share=np.float32(0.25), rng=np.int64(2)).facts
+    facts = split(log(many()), share=np.float32(0.25), seed=np.int64(2)).facts
     assert (facts["share"], facts["seed"]) == (0.25, 2)

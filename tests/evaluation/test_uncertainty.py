@@ -45,7 +45,7 @@ def test_both_roads_of_the_bootstrap_give_the_same_interval(few, monkeypatch):
 
 def test_about_nineteen_of_twenty_intervals_hold_the_true_mean():
     rng = np.random.default_rng(5)
-    found = [interval(rng.random(80), draws=500, rng=seed) for seed in range(1000)]
+    found = [interval(rng.random(80), draws=500, seed=seed) for seed in range(1000)]
     held = np.mean([some.low <= 0.5 <= some.high for some in found])
     assert 0.92 <= held <= 0.97  # the percentile bootstrap of 80 users is a little narrow: .94
 
@@ -53,12 +53,12 @@ def test_about_nineteen_of_twenty_intervals_hold_the_true_mean():
 @pytest.mark.parametrize("distinct", [3, 10**9])
 def test_the_same_seed_gives_the_same_interval_whatever_the_order_and_the_block(distinct, monkeypatch):
     values = draw(300, distinct)
-    found = interval(values, rng=3)
-    assert interval(values, rng=3) == found
-    assert interval(values, rng=4)[1:] != found[1:]
-    assert interval(values[::-1], rng=3)[1:] == found[1:]
+    found = interval(values, seed=3)
+    assert interval(values, seed=3) == found
+    assert interval(values, seed=4)[1:] != found[1:]
+    assert interval(values[::-1], seed=3)[1:] == found[1:]
     monkeypatch.setattr(uncertainty, "_BLOCK", 700)
-    assert interval(values, rng=3) == found
+    assert interval(values, seed=3) == found
 
 
 def test_many_users_take_little_memory():
@@ -92,10 +92,10 @@ def test_a_paired_comparison_is_the_t_test_and_the_interval_of_the_differences()
     rng = np.random.default_rng(1)
     against = rng.random(200)
     values = against + rng.normal(0.02, 0.1, 200)
-    found = paired(values, against, rng=7)
+    found = paired(values, against, seed=7)
     assert found.p == pytest.approx(stats.ttest_rel(values, against).pvalue)
-    assert found[:3] == pytest.approx(interval(values - against, rng=7))
-    back = paired(against, values, rng=7)
+    assert found[:3] == pytest.approx(interval(values - against, seed=7))
+    back = paired(against, values, seed=7)
     assert (back.value, back.p) == pytest.approx((-found.value, found.p))
     apart = interval(values).high - interval(values).low
     assert found.high - found.low < apart / 2  # what the users share cancels

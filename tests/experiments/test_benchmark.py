@@ -18,9 +18,9 @@ from recotransfer.encoders import HashingText
 from recotransfer.errors import ArtifactError, InputError
 from recotransfer.evaluation import metrics
 from recotransfer.evaluation.uncertainty import holm
-from recotransfer.experiments.benchmark import Arm, Benchmark, arms_of
+from recotransfer.experiments.benchmark import Benchmark, Variant, variants_of
 from recotransfer.experiments.benchmark.measure import measure, plain, questions
-from recotransfer.experiments.benchmark.variants import CONTROL, GUARDED
+from recotransfer.experiments.benchmark.variants import ABLATION, GUARDED
 from recotransfer.recommenders import EASE, HybridItems, ItemKNN, Popularity, Recommender
 from recotransfer.task import TransferTask
 from recotransfer.transfer import Whitening
@@ -53,16 +53,16 @@ def run(out, shop, words=("HybridItems", "EASE", "Popularity"), split=None, resu
     items, events = shop
     settings = {"trials": 3, "progress": False, **settings}
     split = splits.leave_last(events) if split is None else split
-    return Benchmark(out, **settings).run(items, split, arms_of(words), task=task(), resume=resume)
+    return Benchmark(out, **settings).run(items, split, variants_of(words), task=task(), resume=resume)
 
 
 def numbers(results):
     """All of the results but what a clock or a meter says."""
     plain = json.loads(json.dumps(results))
     del plain["environment"], plain["created"]
-    for arm in plain["arms"]:
+    for variant in plain["variants"]:
         for name in ("seconds", "users_per_second", "memory_mib"):
-            del arm[name]
+            del variant[name]
     return plain
 
 
@@ -72,24 +72,24 @@ def results(shop, tmp_path_factory):
     return out, run(out, shop, workers=2)
 
 
-def arm(results, name):
-    return next(row for row in results["arms"] if row["name"] == name)
+def variant(results, name):
+    return next(row for row in results["variants"] if row["name"] == name)
 
 
-def test_every_arm_and_its_control_and_guard_are_there(results):
+def test_every_variant_and_its_ablation_and_guard_are_there(results):
     out, found = results
-    names = ["HybridItems", "HybridItems" + GUARDED, "HybridItems" + CONTROL, "EASE", "Popularity"]
-    assert [row["name"] for row in found["arms"]] == names
-    assert all(row["failed"] is None for row in found["arms"])
-    assert [len(row["trials"]) for row in found["arms"]] == [3, 0, 3, 3, 0]
+    names = ["HybridItems", "HybridItems" + GUARDED, "HybridItems" + ABLATION, "EASE", "Popularity"]
+    assert [row["name"] for row in found["variants"]] == names
+    assert all(row["failed"] is None for row in found["variants"])
+    assert [len(row["trials"]) for row in found["variants"]] == [3, 0, 3, 3, 0]
     assert found == json.loads((out / "results.json").read_text())
-    assert arm(found, "HybridItems" + CONTROL)["control_of"] == "HybridItems"
-    assert not arm(found, "HybridItems" + CONTROL)["content"]
+    assert variant(found, "HybridItems" + ABLATION)["ablation_of"] == "HybridItems"
+    assert not variant(found, "HybridItems" + ABLATION)["content"]
     page = (out / "report.html").read_text()
     assert all(name in page for name in names)
-    best = max(found["arms"], key=lambda row: row["valid"])
+    best = max(found["variants"], key=lambda row: row["valid"])
     assert found["reference"] == best["name"]
-    pairs = [(row["ranking"], row["arm"]) for row in found["comparisons"]]
+    pairs = [(row["ranking"], row["variant"]) for row in found["comparisons"]]
     rankings = list(best["rankings"])
     assert pairs == [(ranking, name) for ranking in rankings for name in names if name != found["reference"]]
     assert all(row["p_holm"] >= row["p"] for row in found["comparisons"])
@@ -102,10 +102,10 @@ def test_one_worker_or_two_give_the_same_numbers(results, shop, tmp_path):
 def test_an_interrupted_benchmark_goes_on_to_the_same_numbers(results, shop, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(results[0], out)
-    for name in ("results.json", "report.html", "arms/HybridItems/arm.json"):
+    for name in ("results.json", "report.html", "variants/HybridItems/variant.json"):
         (out / name).unlink()
-    shutil.rmtree(out / "arms" / arm_folder("HybridItems" + GUARDED))
-    trials = out / "arms" / "HybridItems" / "trials.json"
+    shutil.rmtree(out / "variants" / variant_folder("HybridItems" + GUARDED))
+    trials = out / "variants" / "HybridItems" / "trials.json"
     kept = json.loads(trials.read_text())
     kept["trials"] = kept["trials"][:1]
     trials.write_text(json.dumps(kept))
@@ -116,44 +116,48 @@ def test_an_interrupted_benchmark_goes_on_to_the_same_numbers(results, shop, tmp
         run(out, shop, resume=True, trials=4)
 
 
-def arm_folder(name):
-    return Arm(name, Popularity()).folder
+def variant_folder(name):
+    return Variant(name, Popularity()).folder
 
 
 def test_the_figures_are_those_of_a_fit_by_hand(results, shop):
     items, events = shop
     split = splits.leave_last(events).with_items(items.ids)
-    settings = arm(results[1], "EASE")["settings"]
+    settings = variant(results[1], "EASE")["settings"]
     model = EASE(**settings).fit(split.train)
     lists = model.recommend(k=10, histories=split.test_history)
     by_hand = metrics.ndcg(metrics.hits(lists, split.test), 10)
-    assert arm(results[1], "EASE")["rankings"]["all"]["metrics"]["ndcg@10"]["value"] == pytest.approx(by_hand.mean())
-    users = pd.read_parquet(results[0] / "arms" / "EASE" / "users.parquet")
+    assert variant(results[1], "EASE")["rankings"]["all"]["metrics"]["ndcg@10"]["value"] == pytest.approx(
+        by_hand.mean()
+    )
+    users = pd.read_parquet(results[0] / "variants" / "EASE" / "users.parquet")
     np.testing.assert_allclose(users.loc[users["ranking"] == "all", "ndcg@10"], by_hand)
-    written = pd.read_parquet(results[0] / "arms" / "EASE" / "test-lists.parquet")
+    written = pd.read_parquet(results[0] / "variants" / "EASE" / "test-lists.parquet")
     assert written["item"].tolist() == lists.to_frame()["item"].tolist()
     valid = metrics.ndcg(metrics.hits(model.recommend(k=10), split.valid), 10).mean()
-    assert arm(results[1], "EASE")["valid"] == pytest.approx(valid)
+    assert variant(results[1], "EASE")["valid"] == pytest.approx(valid)
 
 
 def test_models_can_be_taken_from_the_folder(results, shop):
-    kept = TransferTask.load(results[0] / "arms" / "HybridItems" / "model")
-    assert json.loads(json.dumps(kept.recommender.params())) == arm(results[1], "HybridItems")["settings"]
+    kept = TransferTask.load(results[0] / "variants" / "HybridItems" / "model")
+    assert json.loads(json.dumps(kept.recommender.params())) == variant(results[1], "HybridItems")["settings"]
 
 
-def test_transfers_of_the_task_map_what_arms_with_content_get(results, shop, tmp_path):
+def test_transfers_of_the_task_map_what_variants_with_content_get(results, shop, tmp_path):
     items, events = shop
     mapped = TransferTask(encoders=[HashingText(dim=64)], transfers=[Whitening(dim=3)], progress=False)
     bench = Benchmark(tmp_path / "out", trials=3, progress=False)
-    found = bench.run(items, splits.leave_last(events), arms_of(("HybridItems",)), task=mapped)
+    found = bench.run(items, splits.leave_last(events), variants_of(("HybridItems",)), task=mapped)
     plain = results[1]
-    assert arm(found, "HybridItems")["rankings"] != arm(plain, "HybridItems")["rankings"]
-    control = "HybridItems" + CONTROL
-    assert arm(found, control)["rankings"]["all"]["metrics"] == arm(plain, control)["rankings"]["all"]["metrics"]
-    kept = TransferTask.load(tmp_path / "out" / "arms" / "HybridItems" / "model")
+    assert variant(found, "HybridItems")["rankings"] != variant(plain, "HybridItems")["rankings"]
+    ablation = "HybridItems" + ABLATION
+    assert (
+        variant(found, ablation)["rankings"]["all"]["metrics"] == variant(plain, ablation)["rankings"]["all"]["metrics"]
+    )
+    kept = TransferTask.load(tmp_path / "out" / "variants" / "HybridItems" / "model")
     assert [type(transfer) for transfer in kept.transfers] == [Whitening]
     with pytest.raises(InputError, match="transfers was"):
-        bench.run(items, splits.leave_last(events), arms_of(("HybridItems",)), task=task(), resume=True)
+        bench.run(items, splits.leave_last(events), variants_of(("HybridItems",)), task=task(), resume=True)
 
 
 def test_refit_learns_the_validation_events_too(shop, tmp_path):
@@ -162,7 +166,7 @@ def test_refit_learns_the_validation_events_too(shop, tmp_path):
     split = splits.leave_last(events).with_items(items.ids)
     model = EASE(reg=50).fit(split.test_history)
     by_hand = metrics.ndcg(metrics.hits(model.recommend(k=10), split.test), 10).mean()
-    row = arm(found, "EASE(reg=50)")
+    row = variant(found, "EASE(reg=50)")
     assert row["rankings"]["all"]["metrics"]["ndcg@10"]["value"] == pytest.approx(by_hand)
     assert not row["tuned"]
     assert found["protocol"]["form"] == "refit"
@@ -171,14 +175,14 @@ def test_refit_learns_the_validation_events_too(shop, tmp_path):
 def test_a_time_cut_ranks_warm_and_cold_items_apart(shop, tmp_path):
     split = splits.time_cut(shop[1], valid=0.1, test=0.15)
     found = run(tmp_path / "out", shop, ["HybridItems", "BPR(epochs=5)"], split=split, ks=(5, 10))
-    row = arm(found, "HybridItems")
+    row = variant(found, "HybridItems")
     assert set(row["rankings"]) == {"all", "warm", "cold"}
     assert row["rankings"]["cold"]["metrics"]["recall@5"]["value"] > 0
-    other = next(row for row in found["arms"] if row["name"] != found["reference"])
-    best = arm(found, found["reference"])
+    other = next(row for row in found["variants"] if row["name"] != found["reference"])
+    best = variant(found, found["reference"])
     for ranking in ("all", "warm", "cold"):
         rows = [row for row in found["comparisons"] if row["ranking"] == ranking]
-        told = next(row for row in rows if row["arm"] == other["name"])
+        told = next(row for row in rows if row["variant"] == other["name"])
         one, two = (a["rankings"][ranking]["metrics"]["ndcg@5"]["value"] for a in (other, best))
         assert told["value"] == pytest.approx(one - two)
         np.testing.assert_allclose([row["p_holm"] for row in rows], holm(np.array([row["p"] for row in rows])))
@@ -187,7 +191,7 @@ def test_a_time_cut_ranks_warm_and_cold_items_apart(shop, tmp_path):
     assert sum(bucket["pairs"] for bucket in row["histories"]) == len(split.test)
     assert 0 < row["beyond"]["coverage@5"] <= 1
     assert "calibration@5" in row["beyond"]
-    assert arm(found, "BPR(epochs=5)")["failed"] is None
+    assert variant(found, "BPR(epochs=5)")["failed"] is None
 
 
 class Broken(Popularity):
@@ -208,15 +212,15 @@ class Mine(ItemKNN):
     """A user's own class, which joins by its import path."""
 
 
-def test_an_arm_that_fails_is_reported_and_takes_no_other_with_it(shop, tmp_path, monkeypatch):
+def test_an_variant_that_fails_is_reported_and_takes_no_other_with_it(shop, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(REPO / "tests"))
     words = [f"broken={__name__}:Broken", f"killed={__name__}:Killed", f"mine={__name__}:Mine(neighbours=20)"]
     found = run(tmp_path / "out", shop, words, workers=3)
-    assert arm(found, "broken")["failed"] == "ZeroDivisionError: nothing works"
-    assert "nothing works" in (tmp_path / "out" / "arms" / "broken" / "traceback.txt").read_text()
-    assert "killed, as happens when memory runs out" in arm(found, "killed")["failed"]
-    assert arm(found, "mine")["failed"] is None
-    with pytest.raises(InputError, match="holds 'mine' as Mine with other settings; name the arm otherwise"):
+    assert variant(found, "broken")["failed"] == "ZeroDivisionError: nothing works"
+    assert "nothing works" in (tmp_path / "out" / "variants" / "broken" / "traceback.txt").read_text()
+    assert "killed, as happens when memory runs out" in variant(found, "killed")["failed"]
+    assert variant(found, "mine")["failed"] is None
+    with pytest.raises(InputError, match="holds 'mine' as Mine with other settings; name the variant otherwise"):
         run(tmp_path / "out", shop, [f"mine={__name__}:Mine(neighbours=30)"], resume=True)
     assert found["reference"] == "mine"
     assert "nothing works" in (tmp_path / "out" / "report.html").read_text()
@@ -224,7 +228,7 @@ def test_an_arm_that_fails_is_reported_and_takes_no_other_with_it(shop, tmp_path
 
 SCRIPT = """
 from pathlib import Path
-from recotransfer import Benchmark, Interactions, arms_of, splits
+from recotransfer import Benchmark, Interactions, variants_of, splits
 from recotransfer.data import IdMap, Items
 import pandas as pd
 
@@ -232,7 +236,7 @@ log = pd.DataFrame({"user": [f"u{n // 5}" for n in range(50)], "item": [f"i{n * 
 events = Interactions.from_frame(log)
 items = Items(events.items, pd.DataFrame(index=range(len(events.items))), {})
 Path("ran").open("a").write("once ")
-Benchmark("bench", progress=False).run(items, splits.leave_last(events), arms_of(["Popularity"], content=False))
+Benchmark("bench", progress=False).run(items, splits.leave_last(events), variants_of(["Popularity"], content=False))
 """
 
 
@@ -242,15 +246,15 @@ def test_a_script_without_a_main_is_told_what_it_lacks(tmp_path):
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
     assert 'put what the script does under if __name__ == "__main__":' in done.stderr.splitlines()[-1]
-    assert not (tmp_path / "bench" / "arms").exists()  # so that the mended script finds the folder free
+    assert not (tmp_path / "bench" / "variants").exists()  # so that the mended script finds the folder free
 
 
-def test_a_guard_that_cannot_judge_is_a_failed_line_beside_the_arms(shop, tmp_path):
+def test_a_guard_that_cannot_judge_is_a_failed_line_beside_the_variants(shop, tmp_path):
     split = splits.leave_last(shop[1])
     split = replace(split, valid=split.valid.select(split.valid.user == split.valid.user[0]))
     found = run(tmp_path / "out", shop, ["HybridItems(reg=50)"], split=split)
-    assert "two are the least to compare" in arm(found, "HybridItems(reg=50)" + GUARDED)["failed"]
-    assert arm(found, "HybridItems(reg=50)")["failed"] is None
+    assert "two are the least to compare" in variant(found, "HybridItems(reg=50)" + GUARDED)["failed"]
+    assert variant(found, "HybridItems(reg=50)")["failed"] is None
     assert found["guard"] == []
 
 
@@ -261,24 +265,24 @@ def test_numbers_that_are_none_are_null_in_json():
     }
 
 
-def test_words_for_arms():
-    arms = arms_of(["HybridItems", "EASE(reg=7, neighbours=20)", "tuned=EASE", "Popularity"])
-    assert [a.name for a in arms] == ["HybridItems", "HybridItems" + CONTROL, "EASE(reg=7, neighbours=20)", "tuned",
-                                      "Popularity"]  # fmt: skip
-    assert [a.tuned for a in arms] == [True, True, False, True, False]
-    assert [a.content for a in arms] == [True, False, False, False, False]
-    assert arms[2].recommender.params() == {"reg": 7, "neighbours": 20, "history_decay": 1.0}
-    assert [a.name for a in arms_of(["HybridItems"], content=False)] == ["HybridItems"]
-    assert arms_of(["EASE"], items=10**6)[0].recommender.neighbours == 200
-    assert "ContentProfiles" not in [a.name for a in arms_of([], content=False)]
-    assert len({a.folder for a in arms_of(["a/b=EASE", "a:b=EASE"])}) == 2
-    assert [a.name for a in arms_of([" <b>mine</b>\n (v=2) =EASE(reg=5)"])] == ["<b>mine</b> (v=2)"]
+def test_words_for_variants():
+    variants = variants_of(["HybridItems", "EASE(reg=7, neighbours=20)", "tuned=EASE", "Popularity"])
+    assert [a.name for a in variants] == ["HybridItems", "HybridItems" + ABLATION, "EASE(reg=7, neighbours=20)",
+                                          "tuned", "Popularity"]  # fmt: skip
+    assert [a.tuned for a in variants] == [True, True, False, True, False]
+    assert [a.content for a in variants] == [True, False, False, False, False]
+    assert variants[2].recommender.params() == {"reg": 7, "neighbours": 20, "history_decay": 1.0}
+    assert [a.name for a in variants_of(["HybridItems"], content=False)] == ["HybridItems"]
+    assert variants_of(["EASE"], items=10**6)[0].recommender.neighbours == 200
+    assert "ContentProfiles" not in [a.name for a in variants_of([], content=False)]
+    assert len({a.folder for a in variants_of(["a/b=EASE", "a:b=EASE"])}) == 2
+    assert [a.name for a in variants_of([" <b>mine</b>\n (v=2) =EASE(reg=5)"])] == ["<b>mine</b> (v=2)"]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["EASE", "EASE"], "two arms are called 'EASE'; name one"),
+        (["EASE", "EASE"], "two variants are called 'EASE'; name one"),
         (["EASE(reg=1, reg=2)"], "each once"),
         (["EASE(**{'reg': 1})"], "each once"),
         (["a=EASE(reg=1"], r"'EASE\(reg=1': write settings"),
@@ -292,12 +296,12 @@ def test_words_for_arms():
 )
 def test_wrong_words_are_refused(words, message):
     with pytest.raises(InputError, match=message):
-        arms_of(words, content=False)
+        variants_of(words, content=False)
 
 
 def test_an_unknown_recommender_is_named():
     with pytest.raises((InputError, ArtifactError), match="'EAZE'"):
-        arms_of(["EAZE"])
+        variants_of(["EAZE"])
 
 
 def test_folders_in_use_are_left_alone(shop, tmp_path):
@@ -329,5 +333,5 @@ def test_buckets_cut_the_truth_and_not_the_lists(shop):
             assert row["recall@10"]["value"] == pytest.approx((rank.rank[own] >= 0).mean())
 
 
-def test_the_contract_of_a_recommender_is_all_an_arm_needs():
+def test_the_contract_of_a_recommender_is_all_an_variant_needs():
     assert issubclass(Mine, Recommender)

@@ -1,4 +1,4 @@
-"""Problems as cases: splits of items, few- and zero-shot, choosing on validation, gains with intervals."""
+"""Problems as problems: splits of items, few- and zero-shot, choosing on validation, gains with intervals."""
 
 import numpy as np
 import pandas as pd
@@ -11,8 +11,8 @@ from recotransfer.encoders import HashingText
 from recotransfer.errors import InputError
 from recotransfer.evaluation.uncertainty import resampled
 from recotransfer.experiments import (
-    Answers,
-    Case,
+    Predictions,
+    Problem,
     accuracy,
     area_under_curve,
     described,
@@ -27,16 +27,16 @@ from recotransfer.experiments import (
 )
 
 
-def run(case, task, **settings):
-    return experiments.run(case, task, draws=100, **settings)
+def run(problem, task, **settings):
+    return experiments.run(problem, task, draws=100, **settings)
 
 
 WORDS = {"sport": "ball goal team match", "food": "soup bread salt pan", "music": "song drum band tune"}
 
 
-def notes(n=180, rng=0):
+def notes(n=180, seed=0):
     """Notes of three words of their topic each, with one word of another."""
-    draw = np.random.default_rng(rng)
+    draw = np.random.default_rng(seed)
     topic = draw.choice(list(WORDS), n)
     pool = {name: words.split() for name, words in WORDS.items()}
     text = [" ".join([*draw.choice(pool[t], 3), draw.choice(pool[draw.choice(list(WORDS))])]) for t in topic]
@@ -44,39 +44,39 @@ def notes(n=180, rng=0):
     return items, Interactions.from_labels(list(topic), items.ids)
 
 
-def parts_of(n, rng=1):
-    return np.random.default_rng(rng).choice(["train", "valid", "test"], n, p=[0.6, 0.2, 0.2])
+def parts_of(n, seed=1):
+    return np.random.default_rng(seed).choice(["train", "valid", "test"], n, p=[0.6, 0.2, 0.2])
 
 
-def case(metrics=None, **changes):
+def problem(metrics=None, **changes):
     items, relations = notes()
     settings = {"encoders": [HashingText(column="text", dim=64)], **changes}
     split = split_items(relations, parts_of(len(items)))
-    return Case("notes", items, split, metrics or {"accuracy": accuracy, "AUC": area_under_curve}, **settings)
+    return Problem("notes", items, split, metrics or {"accuracy": accuracy, "AUC": area_under_curve}, **settings)
 
 
 def noise(of):
-    """The same case with vectors that know nothing."""
+    """The same problem with vectors that know nothing."""
     ids = of.items.ids
     vectors = np.random.default_rng(0).normal(size=(len(ids), 16)).astype(np.float32)
-    return Case(of.name, of.items, of.split, of.metrics, parts=[Embeddings(ids, vectors)])
+    return Problem(of.name, of.items, of.split, of.metrics, parts=[Embeddings(ids, vectors)])
 
 
 def test_a_probe_on_words_beats_one_on_noise_by_an_interval():
-    real, blind = case(), noise(case())
+    real, blind = problem(), noise(problem())
     mine = run(real, TransferTask(Probe()), name="words")
-    control = run(blind, TransferTask(Probe()), name="noise")
+    ablation = run(blind, TransferTask(Probe()), name="noise")
     assert mine.metrics["accuracy"].low > 0.9
-    found = gain(mine, control, accuracy)
+    found = gain(mine, ablation, accuracy)
     assert found.low > 0.2
     assert found.p < 0.05
-    rows = table([control, mine], real.metrics, control="noise").set_index("arm")
+    rows = table([ablation, mine], real.metrics, ablation="noise").set_index("variant")
     assert rows.loc["words", "gain"] == pytest.approx(found.value)
     assert np.isnan(rows.loc["noise", "gain"])
 
 
 def test_settings_are_chosen_on_validation_alone():
-    real = case()
+    real = problem()
     swapped = Interactions(
         real.split.test.users, real.split.test.items, (real.split.test.user + 1) % 3, real.split.test.item,
         real.split.test.weight,
@@ -86,16 +86,16 @@ def test_settings_are_chosen_on_validation_alone():
     other = replace(real, split=replace(real.split, test=swapped))
     one, two = run(real, TransferTask(Probe())), run(other, TransferTask(Probe()))
     assert one.settings == two.settings
-    np.testing.assert_array_equal(one.answers.scores, two.answers.scores)
+    np.testing.assert_array_equal(one.predictions.scores, two.predictions.scores)
     assert two.metrics["accuracy"].value < 0.2
 
 
 def test_no_item_of_the_test_is_seen_before_it_is_asked_about():
-    real = case()
+    real = problem()
     outcome = run(real, TransferTask(Probe()))
     known = outcome.task.recommender.catalogue_
     assert not set(known.ids.tolist()) & set(real.split.test_items.ids.tolist())
-    with_pool = case(unlabelled=real.split.test_items)
+    with_pool = problem(unlabelled=real.split.test_items)
     assert set(real.split.test_items.ids.tolist()) <= set(
         run(with_pool, TransferTask(RidgeProfiles())).task.recommender.catalogue_.ids.tolist()
     )
@@ -118,18 +118,18 @@ def test_folds_are_judged_together():
     metrics = {"accuracy": accuracy}
     encoders = [HashingText(column="text", dim=64)]
     outcomes = [
-        run(Case("notes", items, split, metrics, encoders=encoders), TransferTask(RidgeProfiles()))
+        run(Problem("notes", items, split, metrics, encoders=encoders), TransferTask(RidgeProfiles()))
         for split in fold_items(relations, folds=3)
     ]
     whole = joined(outcomes, metrics)
-    assert len(whole.answers.units) == len(items)
-    each = [len(o.answers.units) * o.metrics["accuracy"].value for o in outcomes]
+    assert len(whole.predictions.queries) == len(items)
+    each = [len(o.predictions.queries) * o.metrics["accuracy"].value for o in outcomes]
     assert whole.metrics["accuracy"].value == pytest.approx(sum(each) / len(items))
 
 
-def repeated(each=4, people=160, dim=30, rng=0):
+def repeated(each=4, people=160, dim=30, seed=0):
     """Records that are alike within a person, whose label they tell little of: vectors, labels and whose they are."""
-    draw = np.random.default_rng(rng)
+    draw = np.random.default_rng(seed)
     label = draw.integers(2, size=people)
     person = np.repeat(np.arange(people), each)
     own = draw.normal(size=(people, dim)) + 0.35 * label[:, None]
@@ -144,7 +144,7 @@ def of_people(**changes):
     items = Items(vectors.ids, pd.DataFrame({"x": [""] * len(person)}))
     split = next(fold_items(relations, folds=2, valid=0.5, groups=person))
     metrics = {"accuracy": accuracy, "calibration error": experiments.expected_calibration_error}
-    return Case("people", items, split, metrics, parts=[vectors], groups=person, **changes)
+    return Problem("people", items, split, metrics, parts=[vectors], groups=person, **changes)
 
 
 @pytest.mark.parametrize("folds", [None, 4])
@@ -157,19 +157,19 @@ def test_temperature_is_learned_from_people_whom_the_model_has_not_seen(folds):
     assert cooled.metrics["calibration error"].value < 0.7 * raw.metrics["calibration error"].value
     assert cooled.metrics["accuracy"].value == raw.metrics["accuracy"].value
     assert cooled.validation.scores.max(axis=1).mean() < raw.validation.scores.max(axis=1).mean()
-    assert len(raw.validation.units) == len(real.split.valid) + (0 if folds is None else len(real.split.train))
+    assert len(raw.validation.queries) == len(real.split.valid) + (0 if folds is None else len(real.split.train))
 
 
 def test_settings_are_chosen_in_folds_of_what_is_not_in_the_test():
-    real = case()
+    real = problem()
     task, settings = TransferTask(Probe()), [{"reg": 1e8}, {"reg": 10.0}]
     outcome = run(real, task, settings=settings, folds=3)
     assert outcome.settings == {"reg": 10.0}
-    assert set(outcome.validation.units) == set(
+    assert set(outcome.validation.queries) == set(
         real.items.ids.take(np.concatenate([real.split.train.item, real.split.valid.item]))
     )
     with pytest.raises(InputError, match="calibrate needs a valid part or folds"):
-        run(case(), TransferTask(RidgeProfiles()), calibrate=True)
+        run(problem(), TransferTask(RidgeProfiles()), calibrate=True)
 
 
 def test_an_item_without_a_label_is_not_asked_and_one_without_content_counts_as_wrong():
@@ -184,12 +184,12 @@ def test_an_item_without_a_label_is_not_asked_and_one_without_content_counts_as_
     blank.loc[test[5:8], "text"] = None
     encoders = [HashingText(column="text", dim=64)]
     metrics = {"accuracy": accuracy, "F1": experiments.macro_f1, "AUC": area_under_curve}
-    real = Case("notes", Items(items.ids, blank, items.kinds), split, metrics, encoders=encoders)
+    real = Problem("notes", Items(items.ids, blank, items.kinds), split, metrics, encoders=encoders)
     outcome = run(real, TransferTask(Probe()))
-    assert len(outcome.answers.units) == len(test) - 5
-    assert outcome.answers.unanswered.sum() == 3
-    rest = outcome.answers.take(np.flatnonzero(~outcome.answers.unanswered))
-    assert outcome.metrics["accuracy"].value == pytest.approx(accuracy(rest) * len(rest.units) / (len(test) - 5))
+    assert len(outcome.predictions.queries) == len(test) - 5
+    assert outcome.predictions.unanswered.sum() == 3
+    rest = outcome.predictions.take(np.flatnonzero(~outcome.predictions.unanswered))
+    assert outcome.metrics["accuracy"].value == pytest.approx(accuracy(rest) * len(rest.queries) / (len(test) - 5))
     assert outcome.metrics["F1"].value < experiments.macro_f1(rest)
     assert np.isfinite(outcome.metrics["AUC"].value)
 
@@ -231,7 +231,7 @@ def test_folds_of_few_records_are_made_or_refused_with_the_numbers():
 
 
 def test_a_gain_in_what_cannot_be_told_is_no_finding():
-    real = case()
+    real = problem()
     mine, other = (run(real, TransferTask(Probe()), name=name) for name in "ab")
     found = gain(mine, other, lambda a: float("nan"))
     assert np.isnan([found.value, found.low, found.high, found.p]).all()
@@ -244,7 +244,7 @@ def test_zero_shot_is_recommending_to_a_subject_known_by_its_text():
     zero = few_shot(split, 0, known=about)
     assert len(zero.train) == 3
     settings = {"encoders": [HashingText(column="text", dim=256)], "unlabelled": IdMap(items.ids.ids)}
-    outcome = run(Case("zero", both, zero, {"accuracy": accuracy}, **settings), TransferTask(ContentProfiles()))
+    outcome = run(Problem("zero", both, zero, {"accuracy": accuracy}, **settings), TransferTask(ContentProfiles()))
     assert outcome.metrics["accuracy"].low > 0.8
     few = few_shot(split, 2, known=about)
     assert np.bincount(few.train.user).tolist() == [3, 3, 3]
@@ -272,9 +272,9 @@ def test_retrieval_ranks_the_candidates_of_each_subject():
     )  # fmt: skip
     metrics = {"MAP": mean_average_precision, "MRR": mean_reciprocal_rank}
     encoders = [HashingText(column="text", dim=256)]
-    real = Case("find", both, split, metrics, encoders=encoders, asks="items", candidates=up)
+    real = Problem("find", both, split, metrics, encoders=encoders, asks="items", candidates=up)
     outcome = run(real, TransferTask(ContentProfiles()))
-    assert np.isfinite(outcome.answers.scores).sum() == 2 * len(some)
+    assert np.isfinite(outcome.predictions.scores).sum() == 2 * len(some)
     assert outcome.metrics["MRR"].value == 1
 
 
@@ -283,10 +283,10 @@ def test_metrics_agree_with_scikit_learn():
     n, m = 40, 6
     truth = np.eye(m, dtype=bool)[draw.integers(m, size=n)]
     scores = draw.normal(size=(n, m)).astype(np.float32)
-    answers = Answers(np.arange(n), IdMap(range(m)), truth, scores, np.arange(n))
-    assert area_under_curve(answers) == pytest.approx(roc_auc_score(truth, scores))
+    predictions = Predictions(np.arange(n), IdMap(range(m)), truth, scores, np.arange(n))
+    assert area_under_curve(predictions) == pytest.approx(roc_auc_score(truth, scores))
     each = [average_precision_score(t, s) for t, s in zip(truth, scores, strict=True)]
-    assert mean_average_precision(answers) == pytest.approx(np.mean(each))
+    assert mean_average_precision(predictions) == pytest.approx(np.mean(each))
 
 
 def test_the_bootstrap_draws_whole_groups():
@@ -303,14 +303,14 @@ def test_the_bootstrap_draws_whole_groups():
 
 def test_wrong_cases_are_refused():
     with pytest.raises(InputError, match="asks"):
-        case(asks="nothing")
+        problem(asks="nothing")
     with pytest.raises(InputError, match="one per item"):
         split_items(notes()[1], ["train"])
     with pytest.raises(InputError, match="no relation is left"):
         split_items(notes()[1], ["train"] * 180)
-    real = case()
+    real = problem()
     mine = run(real, TransferTask(RidgeProfiles()))
-    other = Case("less", real.items, few_shot(split_items(notes()[1], parts_of(180, 2)), 5), real.metrics,
+    other = Problem("less", real.items, few_shot(split_items(notes()[1], parts_of(180, 2)), 5), real.metrics,
                  encoders=real.encoders)  # fmt: skip
     with pytest.raises(InputError, match="different questions"):
         gain(mine, run(other, TransferTask(RidgeProfiles())), accuracy)
@@ -318,5 +318,5 @@ def test_wrong_cases_are_refused():
         run(other, TransferTask(Probe()), settings=[{"reg": 1.0}, {"reg": 2.0}])
     with pytest.raises(InputError, match="no tuner can change"):
         run(noise(real), TransferTask(Probe(), tuners={"text": object()}))
-    with pytest.raises(InputError, match="no arm is called"):
-        table([mine], real.metrics, control="floor")
+    with pytest.raises(InputError, match="no variant is called"):
+        table([mine], real.metrics, ablation="floor")

@@ -12,7 +12,7 @@ from recotransfer.errors import InputError
 from recotransfer.experiments.benchmark import table, write_report
 from recotransfer.experiments.benchmark.wording import verdict
 
-ARMS = [  # name, class, content, control of, NDCG@10, fit seconds, users per second, training epochs
+VARIANTS = [  # name, class, content, ablation of, NDCG@10, fit seconds, users per second, training epochs
     ("HybridItems", "HybridItems", True, None, 0.0614, 6.4, 21_400, 0),
     ("HybridItems without content", "HybridItems", False, "HybridItems", 0.0545, 4.1, 23_900, 0),
     ("SASRec with text", "SASRec", True, None, 0.0586, 412.0, 3_150, 12),
@@ -50,7 +50,7 @@ def cut(value, shares, sizes, content):
     return rows
 
 
-def an_arm(rng, name, kind, content, control_of, value, fit, speed, epochs):
+def an_variant(rng, name, kind, content, ablation_of, value, fit, speed, epochs):
     valid = value * 1.08 + 0.0004
     tried = (valid * (1 - rng.random(20) ** 2 * 0.4)).tolist()
     tried[int(rng.integers(4, 19))] = valid
@@ -60,7 +60,7 @@ def an_arm(rng, name, kind, content, control_of, value, fit, speed, epochs):
     ]
     tuned = kind != "Popularity"
     return {
-        "name": name, "class": kind, "content": content, "control_of": control_of,
+        "name": name, "class": kind, "content": content, "ablation_of": ablation_of,
         "settings": {"reg": 118.4, "history_decay": 0.61, "neighbours": 100} if tuned else {},
         "weights": {"text": 1.0, "image": 0.35} if content else None,
         "tuned": tuned, "given": {"form": "sparse"} if kind == "HybridItems" else {},
@@ -89,28 +89,34 @@ def an_arm(rng, name, kind, content, control_of, value, fit, speed, epochs):
 def fake():
     """Results of a benchmark that was never run, alike to those of one that was."""
     rng = np.random.default_rng(7)
-    arms = [an_arm(rng, *arm) for arm in ARMS]
-    arms.insert(1, an_arm(rng, "HybridItems guarded", "HybridItems", True, None, 0.0618, 6.4, 21_380, 0))
-    arms[1] |= {"guard_of": "HybridItems", "tuned": False, "trials": [], "valid": 0.0661}
-    arms.append({
-        "name": "ALS <b>of & text</b>", "class": "ALS", "content": True, "control_of": None, "tuned": True,
+    variants = [an_variant(rng, *variant) for variant in VARIANTS]
+    variants.insert(1, an_variant(rng, "HybridItems guarded", "HybridItems", True, None, 0.0618, 6.4, 21_380, 0))
+    variants[1] |= {"guard_of": "HybridItems", "tuned": False, "trials": [], "valid": 0.0661}
+    variants.append({
+        "name": "ALS <b>of & text</b>", "class": "ALS", "content": True, "ablation_of": None, "tuned": True,
         "failed": "MemoryError: <img src=x onerror=alert(1)> 12 GiB",
     })  # fmt: skip
     comparisons = []
-    for arm in arms[1:-1]:
-        found = difference(arm["rankings"]["all"]["metrics"]["ndcg@10"]["value"] - 0.0614, 22_363)
+    for variant in variants[1:-1]:
+        found = difference(variant["rankings"]["all"]["metrics"]["ndcg@10"]["value"] - 0.0614, 22_363)
         found["p_holm"] = min(1.0, 3 * found["p"])
-        comparisons.append({"arm": arm["name"], "against": "HybridItems", "metric": "ndcg@10", **found})
-    for arm in arms[1:-1]:
-        found = difference(arm["rankings"]["warm"]["metrics"]["ndcg@10"]["value"] - 0.0620, 22_229) | {"p_holm": 0.0312}
-        comparisons.append(comparisons[0] | {"ranking": "warm", "arm": arm["name"], **found})
+        comparisons.append({"variant": variant["name"], "against": "HybridItems", "metric": "ndcg@10", **found})
+    for variant in variants[1:-1]:
+        found = difference(variant["rankings"]["warm"]["metrics"]["ndcg@10"]["value"] - 0.0620, 22_229) | {
+            "p_holm": 0.0312
+        }
+        comparisons.append(comparisons[0] | {"ranking": "warm", "variant": variant["name"], **found})
     buckets = {"0": (24, 0.041), "1-5": (4_390, 0.0152), "6-20": (9_902, 0.0079), ">20": (8_071, -0.0011)}
     guard = []
-    for arm, control in (("HybridItems", "HybridItems without content"), ("SASRec with text", "SASRec without text")):
-        parts = [{"name": n, "pairs": size, "control": 0.05, "transfer": 0.05 + v, **difference(v, size)}
+    for variant, ablation in (
+        ("HybridItems", "HybridItems without content"),
+        ("SASRec with text", "SASRec without text"),
+    ):
+        parts = [{"name": n, "pairs": size, "ablation": 0.05, "transfer": 0.05 + v, **difference(v, size)}
                  for n, (size, v) in buckets.items()]  # fmt: skip
         guard.append({
-            "arm": arm, "control": control, "helped": "helps", "overall": difference(0.0071, 22_363), "buckets": parts,
+            "variant": variant, "ablation": ablation, "helped": "helps", "overall": difference(0.0071, 22_363),
+            "buckets": parts,
             "words": "Content helps in part: switched off for items of >20 users it gains +0.0077 (95% interval "
             "+0.0063 to +0.0091) of NDCG@10. Everywhere: NDCG@10 0.0663 with content against 0.0592 without, +0.0071 "
             "(95% interval +0.0057 to +0.0085). By training users of the true item, it helps for 1-5 (+0.0152, 4390 "
@@ -130,7 +136,8 @@ def fake():
                      "facts": {"valid": "the event before the last", "test": "the last event of each user",
                                "ties": "events at the same second keep the order of the file", "seed": 0,
                                "left_out": {"users_with_under_3_events": 0, "repeated_events": 1_204}}},
-        "primary": "ndcg@10", "reference": "HybridItems", "arms": arms, "comparisons": comparisons, "guard": guard,
+        "primary": "ndcg@10", "reference": "HybridItems", "variants": variants, "comparisons": comparisons,
+        "guard": guard,
         "transferability": [{"encoder": "all-MiniLM-L6-v2", "score": "LogME", "value": 0.4123,
                              "note": "higher is better; comparable within one data set only"}],
     }  # fmt: skip
@@ -166,22 +173,22 @@ def html(tmp_path_factory):
     return written(fake(), tmp_path_factory.mktemp("report"))
 
 
-def test_every_arm_and_every_figure_is_on_the_page(html):
+def test_every_variant_and_every_figure_is_on_the_page(html):
     text = Page(html).text
-    for arm in fake()["arms"]:
-        assert arm["name"] in text
-        if arm["failed"]:
-            assert arm["failed"] in text
+    for variant in fake()["variants"]:
+        assert variant["name"] in text
+        if variant["failed"]:
+            assert variant["failed"] in text
             continue
-        for ranking, found in arm["rankings"].items():
+        for ranking, found in variant["rankings"].items():
             for metric, figure in found["metrics"].items():
                 if ranking == "all" or metric == "ndcg@10":
                     assert f"{figure['value']:.4f}[{figure['low']:.4f}, {figure['high']:.4f}]" in text
         for kind in ("popularity", "ages", "histories"):
-            for row in arm[kind]:
+            for row in variant[kind]:
                 for figure in (row[name] for name in row if "@" in name):
                     assert f"{figure['value']:.4f}[{figure['low']:.4f}, {figure['high']:.4f}]" in text
-        for name, value in arm["beyond"].items():
+        for name, value in variant["beyond"].items():
             assert name.startswith("average_popularity") or f"{value:.4f}" in text
     for found in fake()["comparisons"]:
         told = "{value:+.4f}[{low:+.4f}, {high:+.4f}]".format(**found).replace("-", "−")
@@ -194,20 +201,20 @@ def test_every_arm_and_every_figure_is_on_the_page(html):
     assert fake()["environment"]["command"] in text
 
 
-def test_the_table_of_arms_is_sorted_by_the_primary_metric(html):
-    body = html[html.index('id="arms"') :]
+def test_the_table_of_variants_is_sorted_by_the_primary_metric(html):
+    body = html[html.index('id="variants"') :]
     values = [float(v) for v in re.findall(r'class="best" data-v="([^"]+)"', body)]
-    assert len(values) == len(ARMS) + 1
+    assert len(values) == len(VARIANTS) + 1
     assert values == sorted(values, reverse=True)
-    assert body.index(">control of HybridItems<") < body.index(">failed: ")
+    assert body.index(">ablation of HybridItems<") < body.index(">failed: ")
 
 
 def test_anyones_text_stays_text(tmp_path):
     results = small()
     evil = '"><script>alert("x")</script><img src=//evil.example/x>$a_b$ 日本 </svg>'
     results["title"] = results["environment"]["command"] = evil
-    results["arms"][2]["name"] = results["arms"][2]["settings"]["reg"] = evil
-    results["arms"][2]["popularity"][1]["bucket"] = results["protocol"]["facts"][evil] = evil
+    results["variants"][2]["name"] = results["variants"][2]["settings"]["reg"] = evil
+    results["variants"][2]["popularity"][1]["bucket"] = results["protocol"]["facts"][evil] = evil
     results["guard"][0]["words"] = results["guard"][0]["buckets"][0]["name"] = evil
     page = Page(written(results, tmp_path))
     assert [tag for tag, _ in page.tags].count("script") == 1
@@ -283,11 +290,11 @@ def said(results):
 def test_the_verdict_says_what_is_more_than_chance(html):
     results = fake()
     assert said(results) in " ".join(Page(html).text.split())
-    del results["arms"][1]
+    del results["variants"][1]
     told = said(results)
     assert "HybridItems is best: NDCG@10 0.0614 [0.0589, 0.0639] over 22,363 test users." in told
     assert "runner-up SASRec with text is +0.0028 [+0.0014, +0.0042], significant after Holm" in told
-    assert "best arm without content, HybridItems without content, is +0.0069" in told
+    assert "best variant without content, HybridItems without content, is +0.0069" in told
     assert "Content helps in part: switched off for items of >20 users it gains +0.0077" in told
     assert "also best on validation" in told
     results["comparisons"][1]["p_holm"] = 0.2
@@ -297,26 +304,26 @@ def test_the_verdict_says_what_is_more_than_chance(html):
 def test_the_verdict_owns_up_to_what_speaks_against_it():
     results = fake()
     assert "Validation alone would have picked HybridItems (test 0.0614" in said(results)
-    assert "1 of 13 arms failed" in said(results)
+    assert "1 of 13 variants failed" in said(results)
     results["comparisons"] = []
     assert "were not tested against each other, their intervals overlap." in said(results)
     assert "were not tested against each other, their intervals do not overlap." in said(results)
-    for arm in results["arms"][:-1]:
-        arm["rankings"]["all"]["users"] = 12
+    for variant in results["variants"][:-1]:
+        variant["rankings"]["all"]["users"] = 12
     assert "Only 12 users were tested" in said(results)
 
 
-def test_an_arm_without_content_can_win():
+def test_an_variant_without_content_can_win():
     results = fake()
-    results |= {"arms": results["arms"][4:], "reference": "EASE", "guard": []}
+    results |= {"variants": results["variants"][4:], "reference": "EASE", "guard": []}
     told = said(results)
     assert told.startswith("SASRec without text is best")
-    assert "best arm with content, RidgeProfiles" in told
+    assert "best variant with content, RidgeProfiles" in told
 
 
 def bare():
     """The least that a report can be written from."""
-    arms = [
+    variants = [
         {
             "name": name,
             "content": False,
@@ -326,7 +333,7 @@ def bare():
     ]
     return {
         "format": 1, "title": "bare", "created": "2026-11-21", "environment": {}, "protocol": {}, "primary": "ndcg@10",
-        "reference": "EASE", "arms": arms, "comparisons": [], "guard": [],
+        "reference": "EASE", "variants": variants, "comparisons": [], "guard": [],
     }  # fmt: skip
 
 
@@ -339,19 +346,19 @@ def test_absent_optional_parts_leave_their_sections_out(tmp_path):
 
 
 def small():
-    """Results of fewer arms: quicker to draw."""
+    """Results of fewer variants: quicker to draw."""
     results = fake()
-    results |= {"arms": results["arms"][:3] + results["arms"][-1:], "guard": results["guard"][:1]}
+    results |= {"variants": results["variants"][:3] + results["variants"][-1:], "guard": results["guard"][:1]}
     return results
 
 
 @pytest.mark.parametrize("how", ["absent", "null"])
-def test_optional_parts_of_some_arms_may_be_absent_or_nothing(how, tmp_path):
+def test_optional_parts_of_some_variants_may_be_absent_or_nothing(how, tmp_path):
     results = small()
     optional = ("ages", "curve", "popularity", "beyond", "trials", "seconds", "valid", "weights", "users_per_second")
-    for arm, spoilt in zip(results["arms"], (optional[::2], optional[1::2], optional), strict=False):
+    for variant, spoilt in zip(results["variants"], (optional[::2], optional[1::2], optional), strict=False):
         for key in spoilt:
-            arm.pop(key, None) if how == "absent" else arm.update({key: None})
+            variant.pop(key, None) if how == "absent" else variant.update({key: None})
     results |= {"transferability": []}
     assert "Where the quality comes from" in written(results, tmp_path)
     assert "NDCG@10" in table(results)
@@ -360,8 +367,8 @@ def test_optional_parts_of_some_arms_may_be_absent_or_nothing(how, tmp_path):
 def test_figures_that_are_not_numbers_are_dashes(tmp_path):
     results = small()
     nothing = {"value": float("nan"), "low": float("nan"), "high": float("nan")}
-    results["arms"][0]["rankings"]["cold"]["metrics"]["ndcg@10"] = nothing
-    results["arms"][0]["popularity"][0]["ndcg@10"] = nothing
+    results["variants"][0]["rankings"]["cold"]["metrics"]["ndcg@10"] = nothing
+    results["variants"][0]["popularity"][0]["ndcg@10"] = nothing
     results["guard"][0]["overall"] |= nothing | {"p": float("nan")}
     results["guard"][0]["test"] = None
     html = written(results, tmp_path)
@@ -369,12 +376,12 @@ def test_figures_that_are_not_numbers_are_dashes(tmp_path):
     assert "nan" not in Page(html).text
 
 
-def test_results_without_one_arm_that_ran_still_make_a_report(tmp_path):
+def test_results_without_one_variant_that_ran_still_make_a_report(tmp_path):
     results = fake()
-    results["arms"] = [results["arms"][-1]]
+    results["variants"] = [results["variants"][-1]]
     results |= {"reference": None, "comparisons": [], "guard": []}
     html = written(results, tmp_path)
-    assert "No arm finished" in html
+    assert "No variant finished" in html
     assert "MemoryError" in Page(html).text
     assert "MemoryError" in table(results)
 
@@ -384,10 +391,10 @@ def test_results_without_one_arm_that_ran_still_make_a_report(tmp_path):
     [
         (lambda r: r.update(format=2), "format 2"),
         (lambda r: r.pop("protocol"), "no protocol"),
-        (lambda r: r["arms"][2].pop("content"), "'HybridItems without content' holds no content"),
-        (lambda r: r["arms"][2]["rankings"].pop("all"), "'HybridItems without content' holds no ndcg@10"),
-        (lambda r: r["arms"][2].update(name="EASE"), "two arms are called 'EASE'"),
-        (lambda r: r.update(reference="nobody"), "'nobody' is none of the arms"),
+        (lambda r: r["variants"][2].pop("content"), "'HybridItems without content' holds no content"),
+        (lambda r: r["variants"][2]["rankings"].pop("all"), "'HybridItems without content' holds no ndcg@10"),
+        (lambda r: r["variants"][2].update(name="EASE"), "two variants are called 'EASE'"),
+        (lambda r: r.update(reference="nobody"), "'nobody' is none of the variants"),
     ],
 )
 def test_results_that_lack_a_required_part_are_refused_with_its_name(spoil, told, tmp_path):
@@ -412,15 +419,15 @@ def test_the_table_for_the_terminal_is_aligned_and_sorted():
     lines = table(fake()).splitlines()
     rule = lines[1]
     ends = [n for n in range(len(rule)) if rule[n : n + 2] in ("- ", "-")]
-    rows = lines[2 : 2 + len(ARMS) + 1]
+    rows = lines[2 : 2 + len(VARIANTS) + 1]
     for row in rows:
         for end in ends:
             assert row[end + 1 : end + 3].strip() == "", "every column ends where its rule ends"
     assert [float(row.split("[")[0].split()[-1]) for row in rows] == sorted(
-        (a[4] for a in [*ARMS, ("", "", 0, "", 0.0618)]), reverse=True
+        (a[4] for a in [*VARIANTS, ("", "", 0, "", 0.0618)]), reverse=True
     )
     assert rows[0].startswith("HybridItems guarded")
-    assert "control" in rows[3]
+    assert "ablation" in rows[3]
     assert "MemoryError" in lines[-1]
     assert max(map(len, lines)) <= 140
 
@@ -435,8 +442,8 @@ def test_moments_of_a_cut_are_written_as_dates(tmp_path):
 def test_long_names_that_begin_and_end_alike_are_told_apart_in_plots(tmp_path):
     results = bare()
     names = [f"HybridItems(reg={reg}, history_decay=0.6, neighbours=200)" for reg in (10, 100, 1000)]
-    first = results["arms"][0]
-    results["arms"] = [{**copy.deepcopy(first), "name": name} for name in names]
+    first = results["variants"][0]
+    results["variants"] = [{**copy.deepcopy(first), "name": name} for name in names]
     results["reference"] = names[0]
     picture = re.search(r"<svg.*?</svg>", written(results, tmp_path), flags=re.DOTALL)[0]
     labels = re.findall(r">(Hybrid[^<]*)<", picture)

@@ -40,10 +40,10 @@ def task(recommender=None, **settings):
 
 
 def test_a_seed_gives_the_same_choice(shelf):
-    once, again = (tune(task(), *shelf, trials=4, rng=3) for _ in range(2))
+    once, again = (tune(task(), *shelf, trials=4, seed=3) for _ in range(2))
     pd.testing.assert_frame_equal(once.trials, again.trials)
     assert (once.params, once.weights) == (again.params, again.weights)
-    other = tune(task(), *shelf, trials=4, rng=4)
+    other = tune(task(), *shelf, trials=4, seed=4)
     assert not other.trials.equals(once.trials)
 
 
@@ -226,7 +226,7 @@ def test_only_allowed_items_are_ranked(shelf):
         tune(task(), items, events, allow=["nothing"], trials=1)
 
 
-def test_the_control_arm_ranks_new_items_too(shelf):
+def test_the_ablation_variant_ranks_new_items_too(shelf):
     items, events = shelf
     tuned = tune(task(encoders=[]), items, events, allow=items.ids.ids[45:], trials=2)
     assert tuned.weights is None

@@ -110,9 +110,9 @@ class Noise(Oracle):
         return np.stack([np.random.default_rng(k).random(len(events.items)) for k in keys]).astype(np.float32)
 
 
-def walks(users=300, items=150, rng=0):
+def walks(users=300, items=150, seed=0):
     """Every user walks up the catalogue item by item, some for 4 steps and some for 30: what comes next is plain."""
-    rng = np.random.default_rng(rng)
+    rng = np.random.default_rng(seed)
     rows = []
     for user in range(users):
         first = rng.integers(items - 40)

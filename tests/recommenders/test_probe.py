@@ -16,9 +16,9 @@ class TestProbe(RecommenderContract):
         return Probe(reg=1.0)
 
 
-def clusters(n=240, labels=3, noise=0.6, dim=8, rng=0):
+def clusters(n=240, labels=3, noise=0.6, dim=8, seed=0):
     """Vectors around one centre per label, and the label of all but a quarter."""
-    draw = np.random.default_rng(rng)
+    draw = np.random.default_rng(seed)
     label = draw.integers(labels, size=n)
     vectors = np.eye(labels, dim)[label] * 2 + noise * draw.normal(size=(n, dim))
     ids = IdMap([f"x{i}" for i in range(n)])

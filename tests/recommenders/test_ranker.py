@@ -20,12 +20,12 @@ CLUSTERS, ITEMS, COLD = 8, 160, 8
 BASE = {"reg": 20.0, "sequence_reg": 10.0}
 
 
-def turns(users=400, rng=0, timed=True):
+def turns(users=400, seed=0, timed=True):
     """Users of two tastes who take two items of one, two of the other and so on; the first items have no events.
 
     What comes next depends on whether the newest two are of a kind: no sum over the history says it.
     """
-    rng = np.random.default_rng(rng)
+    rng = np.random.default_rng(seed)
     cluster = np.arange(ITEMS) % CLUSTERS
     pools = [np.flatnonzero((cluster == c) & (np.arange(ITEMS) >= COLD)) for c in range(CLUSTERS)]
     rows = []
@@ -127,7 +127,7 @@ def test_a_seed_gives_one_model_and_leaves_the_generators_alone(fitted, shop):
     assert torch.equal(torch.get_rng_state(), before[0])
     np.testing.assert_array_equal(np.random.get_state()[1], before[1])
     np.testing.assert_array_equal(again.recommend(k=5).scores, fitted.recommend(k=5).scores)
-    other = HybridRanker(base=BASE, epochs=20, rng=1).fit(shop[0], shop[2])
+    other = HybridRanker(base=BASE, epochs=20, seed=1).fit(shop[0], shop[2])
     assert (other.recommend(k=5).scores != fitted.recommend(k=5).scores).any()
 
 
@@ -218,7 +218,7 @@ def test_dotted_settings_reach_the_first_stage():
     model = HybridRanker(base={"reg": 5.0}, depth=50)
     other = model.with_settings({"base.content_weight": 0.1, "epochs": 2})
     inner = {"reg": 5.0, "content_weight": 0.1}
-    assert other.params() == {"base": inner, "depth": 50, "epochs": 2, "cold_odds": 1.0, "rng": 0}
+    assert other.params() == {"base": inner, "depth": 50, "epochs": 2, "cold_odds": 1.0, "seed": 0}
     assert (other.setting("base.content_weight"), other.setting("base.reg"), other.setting("depth")) == (0.1, 5.0, 50)
     assert HybridRanker().setting("base.reg") == HybridItems().reg
     assert model.base == {"reg": 5.0}
@@ -232,6 +232,6 @@ def test_tuning_sets_the_first_stage():
     )
     assert found.trials["base.reg"].iloc[0] == 60.0
     assert found.trials["base.reg"].nunique() == 3
-    assert set(found.params) == {"base", "depth", "epochs", "cold_odds", "rng"}
+    assert set(found.params) == {"base", "depth", "epochs", "cold_odds", "seed"}
     best = found.trials.loc[found.trials["ndcg"].idxmax()]
     assert HybridRanker(**found.params).setting("base.reg") == best["base.reg"]

@@ -111,9 +111,9 @@ class TestRanker(RecommenderContract):
         return colours()
 
 
-def shop_log(rng=0, users=400, items=120, cold=10):
+def shop_log(seed=0, users=400, items=120, cold=10):
     """A log with clusters: items of a cluster are bought together, and their vectors point the same way."""
-    rng = np.random.default_rng(rng)
+    rng = np.random.default_rng(seed)
     cluster = np.arange(items) % 8
     rows = []
     for user in range(users):

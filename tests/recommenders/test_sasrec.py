@@ -14,9 +14,9 @@ from recotransfer.recommenders._sasrec_network import Network, Sequences, _Packe
 RING = 15
 
 
-def walks(users=120, steps=6, rng=0, timed=True, items=RING):
+def walks(users=120, steps=6, seed=0, timed=True, items=RING):
     """Users walk around a ring of items, half of them backwards: only the order tells where they go next."""
-    rng = np.random.default_rng(rng)
+    rng = np.random.default_rng(seed)
     first, sign = rng.integers(RING, size=(users, 1)), rng.choice([-1, 1], size=(users, 1))
     item = (first + sign * np.arange(steps)) % RING
     following = (item[:, -1] + sign[:, 0]) % RING
@@ -62,7 +62,7 @@ def test_a_seed_fixes_the_result_and_leaves_torchs_own_generator_alone():
     assert torch.get_num_threads() == threads
     torch.manual_seed(2)
     np.testing.assert_array_equal(first.factors_, quick(epochs=3).fit(log).factors_)
-    assert not np.array_equal(first.factors_, quick(epochs=3, rng=1).fit(log).factors_)
+    assert not np.array_equal(first.factors_, quick(epochs=3, seed=1).fit(log).factors_)
 
 
 def test_training_stops_when_nothing_is_gained_and_keeps_the_best():

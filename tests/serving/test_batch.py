@@ -22,8 +22,8 @@ from recotransfer.serving.batch import BatchJob
 from recotransfer.task import TransferTask
 
 
-def log(users=300, items=60, user_id="u{}".format, item_id="i{}".format, rng=0):
-    rng = np.random.default_rng(rng)
+def log(users=300, items=60, user_id="u{}".format, item_id="i{}".format, seed=0):
+    rng = np.random.default_rng(seed)
     user = np.repeat(np.arange(users), 6)
     item = (rng.integers(items // 4, size=len(user)) * 4 + user % 4) % items
     ids = IdMap([user_id(u) for u in range(users)]), IdMap([item_id(i) for i in range(items)])

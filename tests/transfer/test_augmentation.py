@@ -181,7 +181,7 @@ def catalogue():
 def test_copies_have_other_text_the_same_rest_and_the_same_users():
     items = catalogue()
     relations = Interactions.from_labels(["warm", "warm", "cool"], items.ids)
-    out = augmented(items, relations, {"title": TextNoise(drop=0.5)}, copies=2, rng=3)
+    out = augmented(items, relations, {"title": TextNoise(drop=0.5)}, copies=2, seed=3)
     assert out.items.ids.ids.tolist() == ["a", "b", "c", "a copy 1", "b copy 1", "c copy 1", "a copy 2", "b copy 2",
                                           "c copy 2"]  # fmt: skip
     assert out.items.columns["price"].tolist() == [1.0, 2.0, 3.0] * 3
@@ -190,9 +190,9 @@ def test_copies_have_other_text_the_same_rest_and_the_same_users():
     assert out.items.kinds == items.kinds
     held = [out.relations.users.ids[out.relations.user[out.relations.item == i]].tolist() for i in range(9)]
     assert held == [["warm"], ["warm"], ["cool"]] * 3
-    again = augmented(items, relations, {"title": TextNoise(drop=0.5)}, copies=2, rng=3)
+    again = augmented(items, relations, {"title": TextNoise(drop=0.5)}, copies=2, seed=3)
     pd.testing.assert_frame_equal(again.items.columns, out.items.columns)
-    more = augmented(items, relations, {"title": TextNoise(drop=0.5)}, copies=3, rng=3)
+    more = augmented(items, relations, {"title": TextNoise(drop=0.5)}, copies=3, seed=3)
     assert more.items.columns["title"].tolist()[:9] == out.items.columns["title"].tolist()
 
 

@@ -27,7 +27,7 @@ WORDS = [f"{a}{b}" for a in ("lin", "mor", "tek", "sul") for b in ("a", "on", "i
 class Planted:
     """A teacher whose vector of a text is the sum of its words' vectors, and of those of some pairs of neighbours."""
 
-    name, column, block, dim = "Planted/words@1", "title", "text", 12
+    name, column, modality, dim = "Planted/words@1", "title", "text", 12
 
     def __init__(self, pairs: float = 0.0) -> None:
         rng = np.random.default_rng(0)
@@ -47,7 +47,7 @@ class Planted:
             row += sum((self.pairs.get(p, 0) for p in pairwise(parts)), np.zeros(self.dim))
         return out
 
-    def why(self, value):
+    def explain_failure(self, value):
         return "cannot be"
 
 

@@ -20,8 +20,8 @@ TRAINED = {"mmd": MMDMap, "adversarial": Adversarial}
 
 def two_domains(items=200):
     """Source and target with the same topics; the target is shifted along directions of no meaning. Labels, topics."""
-    here, _, topic = planted(items=items, rng=0, noise=1.0)
-    there, _, other = planted(items=items, rng=1, noise=1.0)
+    here, _, topic = planted(items=items, seed=0, noise=1.0)
+    there, _, other = planted(items=items, seed=1, noise=1.0)
     moved = there.vectors.copy()
     moved[:, 6:10] += 3
     both = Embeddings(IdMap(range(2 * items)), np.concatenate([here.vectors, moved]))

@@ -113,9 +113,9 @@ def test_the_changed_inverse_is_the_solved_one(seed, slices, reg):
     np.testing.assert_allclose(weights, ease(matrix.T @ matrix, reg), atol=2e-4)
 
 
-def shop(users, items, rng, *, tastes=5, first_user=0, length=6, time=0.0):
+def shop(users, items, seed, *, tastes=5, first_user=0, length=6, time=0.0):
     """A log in which each user holds items of one taste, that is of one remainder; popularity falls with the id."""
-    rng = np.random.default_rng(rng)
+    rng = np.random.default_rng(seed)
     weight = 1 / (1 + np.arange(items)) ** 0.5
     rows = []
     for user in range(first_user, first_user + users):
@@ -217,9 +217,9 @@ def test_joined_logs_keep_ids_kinds_and_order():
 # -- drift -------------------------------------------------------------------------------------------------------------
 
 
-def crowd(rng, *, users=60, first_user=0, favour=0.0, shift=0, items=50):
+def crowd(seed, *, users=60, first_user=0, favour=0.0, shift=0, items=50):
     """Users who prefer one taste each, all of them item 0 so far, over tastes that begin at `shift`."""
-    rng = np.random.default_rng(rng)
+    rng = np.random.default_rng(seed)
     rows = []
     for user in range(first_user, first_user + users):
         taste = shift + rng.integers(5)
@@ -235,21 +235,21 @@ def test_false_alarms_are_as_rare_as_asked():
         overlap = 60 if seed % 2 else 20  # other users, or mostly the same
         before, after = crowd(2 * seed), crowd(2 * seed + 1, first_user=overlap)
         items = vectors([f"i{i}" for i in range(50)])
-        alarms.append(drift(before, after, items=items, alpha=0.1, draws=99, rng=seed).action != "nothing")
+        alarms.append(drift(before, after, items=items, alpha=0.1, draws=99, seed=seed).action != "nothing")
     assert sum(alarms) <= 10, "of 50 at 10%: more than 10 comes one time in a hundred"
 
 
 def test_users_of_many_events_are_no_false_alarm():
     """Events of one user are alike: taken as independent, two crowds of few users would always differ."""
 
-    def heavy(rng, first_user):
-        rng = np.random.default_rng(rng)
+    def heavy(seed, first_user):
+        rng = np.random.default_rng(seed)
         tastes = rng.integers(10, size=12)
         return log([(first_user + u, int(rng.integers(5) * 10 + tastes[u]), 1.0, 0.0) for u in range(12)
                     for _ in range(60)], True)  # fmt: skip
 
     items = vectors([f"i{i}" for i in range(50)])
-    found = [drift(heavy(2 * s, 0), heavy(2 * s + 1, 12), items=items, draws=99, rng=s).action for s in range(30)]
+    found = [drift(heavy(2 * s, 0), heavy(2 * s + 1, 12), items=items, draws=99, seed=s).action for s in range(30)]
     assert sum(action != "nothing" for action in found) <= 5
 
 
@@ -309,7 +309,7 @@ def test_reservoir_draws_every_event_alike():
     old, new = shop(30, 50, 0), shop(2, 50, 1, first_user=30)
     counts = np.zeros(len(old))
     for seed in range(300):
-        mixed = Replay(45, rng=seed)(old, new)
+        mixed = Replay(45, seed=seed)(old, new)
         key = old.user * 100 + old.items.positions(old.items.ids)[old.item]
         taken = mixed.user[:45] * 100 + mixed.item[:45]
         counts += np.isin(key, taken)
@@ -334,7 +334,7 @@ def test_herding_keeps_the_mean_of_each_label():
 
     herded = Replay(20, how="herding")(old, new, items)
     assert np.bincount(herded.user).tolist() == [10, 10, 1]
-    drawn = [error(Replay(20, rng=seed)) for seed in range(10)]
+    drawn = [error(Replay(20, seed=seed)) for seed in range(10)]
     assert error(Replay(20, how="herding")) < 0.5 * np.median(drawn)
 
 

@@ -15,7 +15,7 @@ from recotransfer.errors import InputError, NotFittedError
 from recotransfer.io.artifacts import open_artifact, write_artifact
 from recotransfer.numerics.vectors import unit_rows
 from recotransfer.transfer import ContrastiveHead, LearnedMetric, MultiTask, RidgeMap, SoftThreshold, Whitening
-from recotransfer.transfer.networks import Task
+from recotransfer.transfer.networks import RelationLoss
 
 QUICK = {"epochs": 4, "learning_rate": 0.01, "hidden": 16, "batch_size": 64}
 MAPS = {
@@ -273,7 +273,7 @@ def uneven():
 
 def test_pairs_are_drawn_as_often_as_stated_and_never_from_the_items_held_out():
     events, held = uneven()
-    task = Task("relations", None, events, held, 0.1)
+    task = RelationLoss("relations", None, events, held, 0.1)
     rows = task.batch(np.random.default_rng(0), 200_000).rows
     drawn = np.bincount(rows[200_000:400_000], minlength=40) / 200_000
     assert_allclose(drawn, np.where(held, 0, task.often), atol=3e-3)
@@ -284,7 +284,7 @@ def test_pairs_are_drawn_as_often_as_stated_and_never_from_the_items_held_out():
 def test_the_loss_of_pairs_asks_for_the_second_among_what_the_user_does_not_have():
     torch = pytest.importorskip("torch")
     events, held = uneven()
-    task = Task("relations", None, events, held, 0.1)
+    task = RelationLoss("relations", None, events, held, 0.1)
     batch = task.batch(np.random.default_rng(1), 50)
     vectors = unit_rows(np.random.default_rng(2).normal(size=(150, 6)))
     has = events.matrix().toarray() > 0
@@ -309,8 +309,8 @@ def gram(items):
 
 
 def test_threshold_0_is_the_target_alone_and_a_large_one_the_source_as_it_is():
-    items, events, _ = planted(rng=0)
-    shop, few, _ = planted(rng=1, users=20)
+    items, events, _ = planted(seed=0)
+    shop, few, _ = planted(seed=1, users=20)
     source = LearnedMetric().fit(items, events)
     alone = LearnedMetric(power=1.0).fit(shop, few).transform(shop)
     assert_allclose(gram(adapted(0.0, source, shop, few)), gram(alone), atol=1e-4)
@@ -319,18 +319,18 @@ def test_threshold_0_is_the_target_alone_and_a_large_one_the_source_as_it_is():
 
 
 def test_few_events_of_a_like_target_are_best_used_with_the_source_s_map():
-    items, events, _ = planted(rng=0)
-    shop, few, topic = planted(rng=1, users=8)
+    items, events, _ = planted(seed=0)
+    shop, few, topic = planted(seed=1, users=8)
     source = LearnedMetric().fit(items, events)
     both, alone = (agreement(adapted(t, source, shop, few), topic) for t in (0.2, 0.0))
     assert both > alone + 0.1
 
 
 def test_a_source_that_knows_another_world_is_overruled_by_the_target():
-    items, _, _ = planted(rng=0)
+    items, _, _ = planted(seed=0)
     loud = (items.vectors[:, 10] > 0).astype(int).tolist()  # a direction that is noise to the target
     source = LearnedMetric().fit(items, Interactions.from_labels(loud, items.ids))
-    shop, events, topic = planted(rng=1)
+    shop, events, topic = planted(seed=1)
     assert agreement(adapted(0.02, source, shop, events), topic) > agreement(source.transform(shop), topic) + 0.3
 
 
@@ -338,7 +338,7 @@ def test_a_source_that_knows_another_world_is_overruled_by_the_target():
 @given(st.floats(0, 2), st.floats(0, 2))
 def test_the_larger_the_threshold_the_less_the_source_s_metric_changes(one, other):
     items, events, _ = planted(items=60, users=30, dim=8)
-    shop, few, _ = planted(items=60, users=10, dim=8, rng=1)
+    shop, few, _ = planted(items=60, users=10, dim=8, seed=1)
     source = LearnedMetric(keep=0.3).fit(items, events)
     near = gram(adapted(1e9, source, shop, few))
     small, large = sorted([one, other])

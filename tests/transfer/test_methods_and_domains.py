@@ -17,7 +17,7 @@ from recotransfer import ContentProfiles, HybridItems, Probe, TransferTask, Weig
 from recotransfer.data import Embeddings, IdMap, Interactions, Items
 from recotransfer.diagnostics import guard, mmd
 from recotransfer.encoders import KmerSequence, PretrainedImage, SentenceText
-from recotransfer.experiments import Case, described, few_shot, gain, run, split_items
+from recotransfer.experiments import Problem, described, few_shot, gain, run, split_items
 from recotransfer.transfer import (
     Adversarial,
     ContrastiveHead,
@@ -59,7 +59,7 @@ ADAPTATIONS = {
 ALL = dict.fromkeys(DOMAINS)
 NO_TOWER = "needs an encoder that reads names and pictures into one space"
 NO_NAMES = "a sequence has no words in common with the name of its class"
-FEW_LABELS = "it draws users, and labels are few: the gain over a control arm is told over items"
+FEW_LABELS = "it draws users, and labels are few: the gain over an ablation is told over items"
 NO_WEIGHTS = "counts of k-mers have no weights; medical pictures are tuned as those of vision"
 MATRIX = {
     **dict.fromkeys([*TRANSFERS, *ADAPTATIONS], ALL),
@@ -74,7 +74,7 @@ MATRIX = {
     "partial fit": ALL,
     "replay": ALL,
     "model fusion": ALL,
-    "gain over a control arm": ALL,
+    "gain over an ablation": ALL,
     "guard": {**dict.fromkeys(DOMAINS, FEW_LABELS), "recommender": None},
 }  # fmt: skip
 
@@ -98,12 +98,12 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def case_of(models):
-    """Domain -> its case: 150 items of three kinds, in train, validation and test."""
-    return {domain: case(domain, models) for domain in DOMAINS}
+def problem_of(models):
+    """Domain -> its problem: 150 items of three kinds, in train, validation and test."""
+    return {domain: problem(domain, models) for domain in DOMAINS}
 
 
-def case(domain, models, n=150):
+def problem(domain, models, n=150):
     rng = np.random.default_rng(0)
     kind = rng.integers(3, size=n)
     names = list(KINDS)
@@ -127,13 +127,13 @@ def case(domain, models, n=150):
     else:
         relations = Interactions.from_labels([names[k] for k in kind], items.ids)
     part = rng.choice(["train", "valid", "test"], n, p=[0.6, 0.15, 0.25])
-    return Case(domain, items, split_items(relations, part), {"accuracy": right_kind}, encoders=[encoder])
+    return Problem(domain, items, split_items(relations, part), {"accuracy": right_kind}, encoders=[encoder])
 
 
 def right_kind(a):
     """Share of items whose best label, or shopper, is of their kind."""
     said = [str(name).split()[0] for name in a.best]
-    true = [str(a.options.ids[row.argmax()]).split()[0] for row in a.truth]
+    true = [str(a.candidates.ids[row.argmax()]).split()[0] for row in a.truth]
     return float(np.mean([x == y for x, y in zip(said, true, strict=True)]))
 
 
@@ -141,9 +141,9 @@ def head(domain):
     return Probe(reg=1.0) if domain != "recommender" else HybridItems(reg=1.0)
 
 
-def reached(case, task, **settings):
-    outcome = run(case, task, settings=[{}], draws=20, **settings)
-    assert np.isfinite(outcome.answers.scores).any()
+def reached(problem, task, **settings):
+    outcome = run(problem, task, settings=[{}], draws=20, **settings)
+    assert np.isfinite(outcome.predictions.scores).any()
     return outcome.metrics["accuracy"].value
 
 
@@ -151,12 +151,12 @@ def cells(*methods):
     return [(m, d) for m in methods for d in DOMAINS if MATRIX[m][d] is None]
 
 
-def with_vectors(case, change):
-    """The case with its encoder's vectors in the encoder's place: centred, of mean length 1, changed by `change`."""
-    (part,) = TransferTask(encoders=case.encoders, progress=False).encode(case.items)
+def with_vectors(problem, change):
+    """The problem with its encoder's vectors in the encoder's place: centred, of mean length 1, changed by `change`."""
+    (part,) = TransferTask(encoders=problem.encoders, progress=False).encode(problem.items)
     vectors = part.vectors - part.vectors.mean(axis=0)
     vectors = change(vectors / np.linalg.norm(vectors, axis=1).mean(), np.random.default_rng(2))
-    return replace(case, encoders=None, parts=[Embeddings(part.ids, vectors.astype(np.float32))])
+    return replace(problem, encoders=None, parts=[Embeddings(part.ids, vectors.astype(np.float32))])
 
 
 def buried(vectors, rng, strength=3):
@@ -166,10 +166,10 @@ def buried(vectors, rng, strength=3):
 
 
 @pytest.fixture(scope="module")
-def buried_of(case_of):
-    """Domain -> its case where most of the vectors tells nothing; relations are of two kinds."""
+def buried_of(problem_of):
+    """Domain -> its problem where most of the vectors tells nothing; relations are of two kinds."""
     out = {}
-    for domain, real in case_of.items():
+    for domain, real in problem_of.items():
         split = replace(real.split, **{part: two_kinds(getattr(real.split, part)) for part in ("train", "valid")})
         out[domain] = with_vectors(replace(real, split=split), buried)
     return out
@@ -199,10 +199,10 @@ def test_maps_find_what_is_buried(method, domain, buried_of, unmapped):
 
 
 @pytest.fixture(scope="module")
-def moved_of(case_of):
-    """Domain -> its case whose test items are another domain: all moved by one vector, and looked at unlabelled."""
+def moved_of(problem_of):
+    """Domain -> its problem whose test items are another domain: all moved by one vector, and looked at unlabelled."""
     out = {}
-    for domain, real in case_of.items():
+    for domain, real in problem_of.items():
         there = np.isin(real.items.ids.ids, real.split.test_items.ids)
 
         def moved(vectors, rng, there=there):
@@ -237,9 +237,9 @@ TUNERS = {
 
 
 @pytest.mark.parametrize(("method", "domain"), cells(*TUNERS))
-def test_tuned_encoders_tell_kinds_apart_and_are_saved_with_the_task(method, domain, case_of, tmp_path):
-    real = case_of[domain]
-    block = real.encoders[0].block
+def test_tuned_encoders_tell_kinds_apart_and_are_saved_with_the_task(method, domain, problem_of, tmp_path):
+    real = problem_of[domain]
+    block = real.encoders[0].modality
     task = TransferTask(head(domain), tuners={block: TUNERS[method](tmp_path / "tuning")})
     outcome = run(real, task, settings=[{}], draws=20)
     assert outcome.metrics["accuracy"].value > 0.75
@@ -252,21 +252,21 @@ def test_tuned_encoders_tell_kinds_apart_and_are_saved_with_the_task(method, dom
 
 
 @pytest.mark.parametrize(("method", "domain"), cells("zero-shot", "few-shot"))
-def test_few_examples_or_a_description_are_enough(method, domain, case_of):
-    real = case_of[domain]
+def test_few_examples_or_a_description_are_enough(method, domain, problem_of):
+    real = problem_of[domain]
     seen = IdMap(real.split.train.items.take(np.unique(real.split.train.item)))
     items, known, examples = real.items, None, 4
     if method == "zero-shot":
         texts = {user: KINDS[str(user).split()[0]] for user in real.split.train.users.ids}
         (items, known), examples = described(real.items, texts, "title"), 0
     split = few_shot(real.split, examples, known=known)
-    few = Case(method, items, split, real.metrics, encoders=real.encoders, unlabelled=seen)
+    few = Problem(method, items, split, real.metrics, encoders=real.encoders, unlabelled=seen)
     assert reached(few, TransferTask(ContentProfiles())) > 0.6
 
 
 @pytest.mark.parametrize(("method", "domain"), cells("augmentation"))
-def test_altered_copies_are_learned_from(method, domain, case_of):
-    real = case_of[domain]
+def test_altered_copies_are_learned_from(method, domain, problem_of):
+    real = problem_of[domain]
     rows = np.unique(real.split.train.item)
     column, noise = ("image", ImageNoise()) if domain == "vision" else ("title", TextNoise())
     items = real.items.take(rows)
@@ -290,8 +290,8 @@ def kinds_found(task, asked, real):
 
 
 @pytest.mark.parametrize(("method", "domain"), cells("pseudo-labels"))
-def test_sure_answers_become_relations(method, domain, case_of):
-    real = case_of[domain]
+def test_sure_answers_become_relations(method, domain, problem_of):
+    real = problem_of[domain]
     train = real.split.train
     kinds = Interactions.from_labels(
         [str(u).split()[0] for u in train.users.take(train.user[np.unique(train.item, return_index=True)[1]])],
@@ -308,9 +308,9 @@ def test_sure_answers_become_relations(method, domain, case_of):
 
 
 @pytest.mark.parametrize(("method", "domain"), cells("label mapping"))
-def test_labels_of_another_set_are_told_by_what_their_items_are_like(method, domain, case_of):
+def test_labels_of_another_set_are_told_by_what_their_items_are_like(method, domain, problem_of):
     """The other set has names that tell nothing, in another order, and no item in common."""
-    real = case_of[domain]
+    real = problem_of[domain]
     train = real.split.train
     here = np.isin(train.item, np.unique(train.item)[::2])
     names = np.random.default_rng(0).permutation(len(train.users))
@@ -332,8 +332,8 @@ def test_labels_of_another_set_are_told_by_what_their_items_are_like(method, dom
 
 
 @pytest.mark.parametrize(("method", "domain"), cells("partial fit", "replay"))
-def test_learning_goes_on_with_new_relations(method, domain, case_of):
-    real = case_of[domain]
+def test_learning_goes_on_with_new_relations(method, domain, problem_of):
+    real = problem_of[domain]
     train = real.split.train
     first = np.isin(train.item, np.unique(train.item)[::2])
     old, new = train.select(first), train.select(~first)
@@ -358,10 +358,10 @@ def _over(events, items):
 
 
 @pytest.mark.parametrize(("method", "domain"), cells("model fusion"))
-def test_several_models_are_fused(method, domain, case_of):
+def test_several_models_are_fused(method, domain, problem_of):
     """What tells nothing misleads one member more than the other; the fusion trusts that one less."""
     strength = 1 if domain == "recommender" else 3  # shoppers' behaviour says nothing of new items
-    real = with_vectors(case_of[domain], lambda vectors, rng: buried(vectors, rng, strength))
+    real = with_vectors(problem_of[domain], lambda vectors, rng: buried(vectors, rng, strength))
     members = [head(domain), ContentProfiles()]
     alone = [reached(real, TransferTask(member)) for member in members]
     outcome = run(real, TransferTask(WeightedFusion(members=members)), settings=[{}], draws=2)
@@ -372,12 +372,12 @@ def test_several_models_are_fused(method, domain, case_of):
     assert better > worse
 
 
-@pytest.mark.parametrize(("method", "domain"), cells("gain over a control arm"))
-def test_what_content_gained_is_told_with_an_interval(method, domain, case_of):
-    real = case_of[domain]
+@pytest.mark.parametrize(("method", "domain"), cells("gain over an ablation"))
+def test_what_content_gained_is_told_with_an_interval(method, domain, problem_of):
+    real = problem_of[domain]
     mine = run(real, TransferTask(head(domain)), settings=[{}], draws=50, name="content")
-    control = run(with_vectors(real, noise), TransferTask(head(domain)), settings=[{}], draws=50, name="noise")
-    assert gain(mine, control, right_kind, draws=200).low > 0
+    ablation = run(with_vectors(real, noise), TransferTask(head(domain)), settings=[{}], draws=50, name="noise")
+    assert gain(mine, ablation, right_kind, draws=200).low > 0
     assert gain(mine, mine, right_kind, draws=200)[:3] == (0, 0, 0)
 
 
@@ -386,15 +386,17 @@ def noise(vectors, rng):
 
 
 @pytest.mark.parametrize(("method", "domain"), cells("guard"))
-def test_content_is_kept_where_it_helps_and_taken_out_where_it_is_noise(method, domain, case_of):
-    real = case_of[domain]
+def test_content_is_kept_where_it_helps_and_taken_out_where_it_is_noise(method, domain, problem_of):
+    real = problem_of[domain]
     split = real.split
-    control = TransferTask(head(domain), encoders=[]).fit(real.items, split.train).recommender
-    for case, kept in ((with_vectors(real, lambda vectors, rng: vectors), True), (with_vectors(real, noise), False)):
-        transfer = TransferTask(head(domain), encoders=[]).fit(case.items, split.train, parts=case.parts).recommender
-        found = guard(transfer, control, split.valid, allow=split.valid_items, draws=200)
+    ablation = TransferTask(head(domain), encoders=[]).fit(real.items, split.train).recommender
+    for problem, kept in ((with_vectors(real, lambda vectors, rng: vectors), True), (with_vectors(real, noise), False)):
+        transfer = (
+            TransferTask(head(domain), encoders=[]).fit(problem.items, split.train, parts=problem.parts).recommender
+        )
+        found = guard(transfer, ablation, split.valid, allow=split.valid_items, draws=200)
         assert found.verdict.kept == kept
-        assert (found.recommender is control) != kept
+        assert (found.recommender is ablation) != kept
 
 
 def test_the_table_of_the_architecture_is_this_one():

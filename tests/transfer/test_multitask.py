@@ -15,9 +15,9 @@ QUICK = {"epochs": 6, "learning_rate": 0.01, "hidden": 16, "batch_size": 64}
 WEIGHTINGS = ("uncertainty", "gradnorm", "equal")
 
 
-def kinds(first=60, rng=0):
+def kinds(first=60, seed=0):
     """Few purchases by topic and labels of a category that halves the topics; items, relations, topics."""
-    items, events, topic = planted(users=first, rng=rng)
+    items, events, topic = planted(users=first, seed=seed)
     category = (topic % 2).astype(np.int64)
     n = len(topic)
     seen = np.flatnonzero(np.arange(n) < 180)

@@ -31,9 +31,9 @@ def encoder(tiny):
     return SentenceText(model=tiny, column="text")
 
 
-def spoken(n, rng):
+def spoken(n, seed):
     """Sentences word by word in another language."""
-    draw = np.random.default_rng(rng)
+    draw = np.random.default_rng(seed)
     words = [draw.integers(0, len(ENGLISH), draw.integers(2, 6)) for _ in range(n)]
     return Pairs(
         [" ".join(ENGLISH[w] for w in row) for row in words], [" ".join(GERMAN[w] for w in row) for row in words]

@@ -35,6 +35,7 @@ def roc_auc(truth: ArrayLike, scores: ArrayLike) -> Float:
     own = np.bincount(label, minlength=grid.shape[1])
     ranks = rankdata(grid, axis=0) if len(grid) else grid  # ties share their mean rank
     above = np.bincount(label, ranks[np.arange(len(grid)), label], grid.shape[1]) - own * (own + 1) / 2
+
     return safe_ratio(above, own * (len(grid) - own))  # the share of pairs in order: Mann and Whitney's U
 
 
@@ -55,15 +56,19 @@ def calibration_error(truth: ArrayLike, probabilities: ArrayLike, bins: int = 15
     grid = _grid(probabilities)
     if bins < 1:
         raise InputError(f"bins must be at least 1, got {bins}")
+
     wrong = (grid < 0).any(axis=1) | ~np.isclose(grid.sum(axis=1), 1, atol=1e-3)
     if wrong.any():
         at = int(np.flatnonzero(wrong)[0])
         raise InputError(f"row {at} of the probabilities sums to {grid[at].sum():g} or is negative; give a softmax")
+
     label, top = _labels(truth, grid.argmax(axis=1), grid.shape[1])
     if not len(grid):
         return float("nan")
+
     confidence = grid.max(axis=1)
     place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+
     return float(np.abs(np.bincount(place, weights=confidence - (label == top))).sum() / len(grid))
 
 
@@ -76,9 +81,12 @@ def _labels(truth: ArrayLike, predicted: ArrayLike, classes: int) -> tuple[NDArr
             raise InputError(f"{name} must be a flat list of class positions, got {array.dtype} of shape {array.shape}")
         if array.size and not (array.min() >= 0 and array.max() < classes):
             raise InputError(f"{name} lies in {array.min()}..{array.max()}, wanted class positions in 0..{classes - 1}")
+
         sides.append(array.astype(np.int64))
+
     if len(sides[0]) != len(sides[1]):
         raise InputError(f"{len(sides[0])} true classes but {len(sides[1])} rows predicted; give one each")
+
     return sides[0], sides[1]
 
 
@@ -86,4 +94,5 @@ def _grid(values: ArrayLike) -> Float:
     out = np.asarray(values, np.float64)
     if out.ndim != 2 or not np.isfinite(out).all():
         raise InputError(f"scores must be finite with shape (n, classes), got shape {out.shape}")
+
     return out

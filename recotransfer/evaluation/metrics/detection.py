@@ -63,11 +63,13 @@ def box_matches(
         judge.params.iouThrs, judge.params.maxDets = np.array([overlap]), [_MOST]
         judge.params.areaRng, judge.params.areaRngLbl = [[0, 1e10]], ["all"]
         judge.evaluate()
+
     table = [[Matches(np.empty(0), np.empty(0, bool), 0) for _ in labels] for _ in pictures]
     for one in judge.evalImgs:
         if one is not None:
             hit = np.asarray(one["dtMatches"], np.float64).reshape(1, -1)[0] > 0
             table[one["image_id"]][one["category_id"]] = Matches(np.asarray(one["dtScores"]), hit, len(one["gtIds"]))
+
     return table
 
 
@@ -81,10 +83,12 @@ def box_precision(scores: ArrayLike, hit: ArrayLike, truths: int) -> float:
     """
     if not truths:
         return float("nan")
+
     order = np.argsort(-np.asarray(scores), kind="mergesort")
     hits = np.cumsum(np.asarray(hit)[order])
     precision = np.maximum.accumulate((hits / np.arange(1, len(hits) + 1))[::-1])[::-1]
     at = np.searchsorted(hits / truths, _RECALLS, side="left")
+
     return float(np.append(precision, 0.0)[at].mean())
 
 
@@ -94,11 +98,13 @@ def _coco(boxes: pd.DataFrame, pictures: Sequence[Any], labels: Sequence[Any]) -
 
     if lost := {"picture", "label", *EDGES} - set(boxes.columns):
         raise InputError(f"the boxes have no column {min(lost)!r}; they have {list(boxes.columns)}")
+
     image = pd.Index(list(pictures), tupleize_cols=False).get_indexer(boxes["picture"])
     category = pd.Index(list(labels), tupleize_cols=False).get_indexer(boxes["label"])
     edges = boxes[EDGES].to_numpy(np.float64)
     score = boxes["score"].to_numpy(np.float64) if "score" in boxes.columns else np.ones(len(boxes))
     annotations: list[dict[str, Any]] = []
+
     for at in np.flatnonzero((image >= 0) & (category >= 0)).tolist():
         x, y, right, bottom = edges[at].tolist()
         annotations.append(
@@ -112,6 +118,7 @@ def _coco(boxes: pd.DataFrame, pictures: Sequence[Any], labels: Sequence[Any]) -
                 "score": float(score[at]),
             }
         )
+
     out = COCO()
     out.dataset = {
         "images": [{"id": at} for at in range(len(pictures))],
@@ -119,4 +126,5 @@ def _coco(boxes: pd.DataFrame, pictures: Sequence[Any], labels: Sequence[Any]) -
         "annotations": annotations,
     }
     out.createIndex()
+
     return out

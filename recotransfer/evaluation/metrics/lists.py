@@ -60,6 +60,7 @@ def novelty(recommendations: Recommendations, popularity: ArrayLike, users: int,
         raise InputError(
             f"popularity lies in {counts.min():g}..{counts.max():g}, wanted 0..{users}, the distinct users"
         )
+
     return _list_mean(recommendations, -np.log2((counts + 1) / (users + 2)), k)
 
 
@@ -78,9 +79,11 @@ def intra_list_diversity(recommendations: Recommendations, embeddings: Embedding
     n = np.diff(lists.indptr).astype(np.float64)
     squares = np.empty(len(n))  # |sum of unit vectors|^2 is the sum of all cosines
     step = max(1, BLOCK // max(1, vectors.shape[1]))
+
     for start in range(0, len(n), step):
         sums = lists[start : start + step] @ vectors
         squares[start : start + step] = np.einsum("nd,nd->n", sums, sums)
+
     return 1 - safe_ratio(squares - n, n * (n - 1))
 
 
@@ -94,10 +97,12 @@ def serendipity(recommendations: Recommendations, truth: Interactions, expected:
     """
     for lists in (recommendations, expected):
         check_k(lists.positions.shape[1], k)
+
     user, _, rank = ranks(recommendations, truth)
     usual = ranks(expected, truth).rank
     surprising = (rank >= 0) & (rank < k) & ~((usual >= 0) & (usual < k))
     _, row = np.unique(user, return_inverse=True)
+
     return np.bincount(row, weights=surprising) / k
 
 
@@ -126,6 +131,7 @@ def calibration(
             f"categories have shape {weights.shape}; wanted {n} rows, one per catalogue item, and no negative or "
             "infinite weight"
         )
+
     share = _shares(weights)
     events = histories.with_items(recommendations.catalogue)
     row = IdMap(recommendations.users).positions(histories.users.ids, missing="negative")[events.user]
@@ -136,6 +142,7 @@ def calibration(
     owner = np.repeat(np.arange(len(recommendations)), np.diff(p.indptr))
     out = np.bincount(owner, weights=p.data * np.log(p.data / smooth.data), minlength=len(recommendations))
     undefined = (np.diff(p.indptr) == 0) | (np.diff(q.indptr) == 0)
+
     return np.where(undefined, np.nan, np.maximum(out, 0))  # below zero by rounding only
 
 
@@ -155,6 +162,7 @@ def _times_shown(recommendations: Recommendations, k: int, mask: NDArray[np.bool
         raise InputError(f"mask has shape {mask.shape}, wanted ({len(catalogue)},), one per item of the catalogue")
     if (stray := np.flatnonzero((shown > 0) & ~mask)).size:
         raise InputError(f"item {catalogue.take(stray[:1])[0]!r} is listed but not in the mask of items to be shown")
+
     return shown[mask]
 
 
@@ -165,6 +173,7 @@ def _list_mean(recommendations: Recommendations, values: ArrayLike, k: int) -> F
     if of_items.shape != (len(recommendations.catalogue),):
         wanted = len(recommendations.catalogue)
         raise InputError(f"popularity has shape {of_items.shape}, wanted ({wanted},), one per item of the catalogue")
+
     return safe_ratio(np.append(of_items, 0)[positions].sum(axis=1), (positions >= 0).sum(axis=1))  # -1 takes the 0
 
 

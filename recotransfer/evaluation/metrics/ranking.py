@@ -44,10 +44,12 @@ def ranks(recommendations: Recommendations, truth: Interactions) -> Ranks:
     rank = np.full(len(user), -1)
     known = np.flatnonzero((row >= 0) & (position >= 0))
     step = max(1, BLOCK // max(1, recommendations.positions.shape[1]))
+
     for start in range(0, len(known), step):
         some = known[start : start + step]
         pair, place = np.nonzero(recommendations.positions[row[some]] == position[some, None])
         rank[some[pair]] = place
+
     return Ranks(user, item, rank)
 
 
@@ -61,6 +63,7 @@ def hits(recommendations: Recommendations, truth: Interactions) -> Hits:
     found = np.zeros((len(relevant), recommendations.positions.shape[1]), bool)
     listed = rank >= 0
     found[row[listed], rank[listed]] = True
+
     return Hits(found, relevant.astype(np.int64))
 
 
@@ -139,12 +142,14 @@ def auc(recommendations: Recommendations, truth: Interactions, candidates: Array
     """
     user, _, rank = ranks(recommendations, truth)
     asked, row, relevant = np.unique(user, return_inverse=True, return_counts=True)
+
     try:
         total = np.broadcast_to(np.asarray(candidates, np.int64), asked.shape)
     except ValueError:
         raise InputError(
             f"candidates: {np.size(candidates)} numbers, wanted one, or {len(asked)} for the users"
         ) from None
+
     at = IdMap(recommendations.users).positions(truth.users.take(asked), missing="negative")
     lengths = np.append((recommendations.positions >= 0).sum(axis=1), 0)[at]  # -1 takes the 0
     listed = rank >= 0
@@ -155,10 +160,12 @@ def auc(recommendations: Recommendations, truth: Interactions, candidates: Array
             f"{total[short[0]]} candidates for user {truth.users.take(asked[short[:1]])[0]!r}, who has {needed} items "
             "listed or true; count every item that could have been listed"
         )
+
     # Other items that stand before each listed true one: its rank less the true ones before it.
     before = np.bincount(row[listed], weights=rank[listed], minlength=len(asked)) - hit * (hit - 1) / 2
     others = total - relevant
     won = hit * others - before + (relevant - hit) * (others - (lengths - hit)) / 2
+
     return safe_ratio(won, relevant * others)
 
 

@@ -33,6 +33,7 @@ def bleu_gain(
     values = resampled(lambda r: _corpus_bleu(mine[r]) - _corpus_bleu(theirs[r]), np.arange(len(mine)), draws=draws)
     low, high = np.percentile(values, [2.5, 97.5])
     p = max(2 * min(float((values <= 0).mean()), float((values >= 0).mean())), 1 / draws)
+
     return Difference(_corpus_bleu(mine) - _corpus_bleu(theirs), float(low), float(high), min(p, 1.0))
 
 
@@ -42,6 +43,7 @@ def _ngram_counts(written: Sequence[str], wanted: Sequence[str]) -> NDArray[np.i
 
     if len(written) != len(wanted) or not len(written):
         raise InputError(f"{len(written)} texts written and {len(wanted)} wanted; give one of each per sentence")
+
     meter = BLEU(effective_order=True)
     found = [meter.sentence_score(text, [truth]) for text, truth in zip(written, wanted, strict=True)]
     return np.array([[*f.counts, *f.totals, f.sys_len, f.ref_len] for f in found], np.int64)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from recotransfer.experiments.benchmark.report import table, write_report
 from recotransfer.experiments.benchmark.runner import Benchmark
-from recotransfer.experiments.benchmark.variants import Arm, arms_of
+from recotransfer.experiments.benchmark.variants import Variant, variants_of
 
 __all__ = [
-    "Arm",
     "Benchmark",
-    "arms_of",
+    "Variant",
     "table",
+    "variants_of",
     "write_report",
 ]

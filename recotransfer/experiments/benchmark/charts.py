@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Float = NDArray[np.float64]
 LABEL = 22  # letters of a row's label
 WIDTH = 440  # pixels: two beside one another on a desk, one on a phone with letters still read
-_TONES = ("ink", "muted", "grid", "card", "accent", "control", "good", "bad", "plain")
+_TONES = ("ink", "muted", "grid", "card", "accent", "ablation", "good", "bad", "plain")
 _COLOUR = {tone: f"#0{n}0{n}0{n}" for n, tone in enumerate(_TONES, start=1)}  # stand-ins, see `_svg`
 _FONT = 11.0
 _ROW = 17.0  # pixels between two rows of a forest
@@ -126,8 +126,10 @@ def forest(name: str, panels: Sequence[Panel], *, axis: str, columns: int = 1, z
             axes.grid(axis="x")
             if zero:
                 axes.axvline(0, color=_COLOUR["muted"], linewidth=1, zorder=1)
+
             if panel.title:
                 _title(figure, axes, panel.title, panel.note)
+
         _below(figure, axis, left)
         return _svg(figure, name)
 
@@ -144,9 +146,11 @@ def scatter(name: str, points: Sequence[Point], *, across: str, up: str, log: bo
             axes.set_xlim(min(xs) / 1.8, max(xs) * 1.8)
         else:
             axes.set_xlim(*_range(xs, False, 0.08))
+
         axes.set_ylim(*_range([v for p in points for v in (p.row.value, p.row.low, p.row.high)], False, 0.06))
         for point in points:
             _dot(axes, point.x, point.row, upright=True)
+
         _log_ticks(axes) if log else _number_ticks(axes.xaxis, wide)
         _number_ticks(axes.yaxis, tall)
         axes.grid()
@@ -174,6 +178,7 @@ def small_lines(name: str, panels: Sequence[Line], *, columns: int, axis: str, w
             _number_ticks(axes.yaxis, tall * 1.5)
             axes.grid()
             _title(figure, axes, panel.title, panel.note)
+
         _below(figure, axis, gap)
         return _svg(figure, name)
 
@@ -229,8 +234,10 @@ def _title(figure: Figure, axes: Axes, title: str, note: str) -> None:
     """Heading over the panel, as short as its room asks, and the note between the two."""
     frame = axes.get_window_extent()
     letters = len(title)
+
     while letters > 6 and _extent(figure, shortened(title, letters))[0] * 1.12 > frame.width:  # bold is wider
         letters -= 1
+
     up = (11 + (_FONT + 2) * bool(note)) / frame.height
     axes.text(0, 1 + up, shortened(title, letters), transform=axes.transAxes, va="center", weight="bold")
     small = axes.text(0, 1 + 10 / frame.height, note, transform=axes.transAxes, va="center", fontsize=_FONT - 1)
@@ -241,6 +248,7 @@ def _head(panels: Sequence[Panel] | Sequence[Line]) -> float:
     """Pixels that the headings and notes need."""
     if any(panel.note for panel in panels):
         return 36.0
+
     return 22.0 if any(panel.title for panel in panels) else 4.0
 
 
@@ -248,6 +256,7 @@ def _rows(axes: Axes, rows: Sequence[Row], labels: bool) -> None:
     for at, row in enumerate(rows):
         if math.isfinite(row.value):
             _dot(axes, at, row, upright=False)
+
     axes.set_yticks(range(len(rows)), [shortened(row.label) for row in rows] if labels else [""] * len(rows))
     for text, row in zip(axes.get_yticklabels(), rows, strict=True):
         text.set(color=_COLOUR["ink" if row.tone == "plain" else row.tone], fontsize=_FONT)
@@ -259,6 +268,7 @@ def _dot(axes: Axes, at: float, row: Row, upright: bool) -> None:
     ends = [row.low, row.high]
     if all(map(math.isfinite, ends)) and row.low < row.high:
         axes.plot(*([at, at], ends) if upright else (ends, [at, at]), color=colour, linewidth=1.6, zorder=2)
+
     face = colour if row.filled else _COLOUR["card"]
     place = ([at], [row.value]) if upright else ([row.value], [at])
     axes.plot(*place, "o", color=face, markeredgecolor=colour, markeredgewidth=1.6, markersize=6, zorder=3)
@@ -274,6 +284,7 @@ def _number_ticks(axis: Any, room: float, signed: bool = False, integer: bool = 
 def _tick(value: float, signed: bool = False) -> str:
     if abs(value) < 1e-9:
         return "0"
+
     text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"
     return ("+" if signed and value > 0 else "") + text.replace("-", "−")
 
@@ -316,6 +327,7 @@ def _place_labels(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
     own = far / 10 + _overlaps(boxes, np.concatenate(marks)) + 1e6 * outside
     orders = [np.lexsort((at[:, 0], -at[:, 1])), np.lexsort((at[:, 1], at[:, 0])), np.lexsort((at[:, 1], -at[:, 0]))]
     _, chosen = min((_settled(boxes, own, order) for order in orders), key=lambda outcome: outcome[0])
+
     for n, point in enumerate(points):
         _write_label(axes, point.row, at[n], boxes[n, chosen[n]], bool(far[chosen[n]] > 12))
 
@@ -324,6 +336,7 @@ def _settled(boxes: Float, own: Float, order: NDArray[np.int64]) -> tuple[float,
     """Cost and places of the labels when they choose in this order, three times round."""
     chosen = np.full(len(boxes), -1)
     total = 0.0
+
     for _ in range(3):
         total = 0.0
         for n in order:
@@ -331,6 +344,7 @@ def _settled(boxes: Float, own: Float, order: NDArray[np.int64]) -> tuple[float,
             cost = own[n] + _overlaps(boxes[n], boxes[others, chosen[others]]) if others else own[n]
             chosen[n] = cost.argmin()
             total += float(cost.min())
+
     return total, chosen.tolist()
 
 
@@ -363,6 +377,7 @@ def _write_label(axes: Axes, row: Row, point: Float, box: Float, far: bool) -> N
         near = np.clip(point, np.add(box[:2], (0, 2)), np.subtract(box[2:], (0, 2)))
         ends = axes.transData.inverted().transform([point, near])
         axes.plot(ends[:, 0], ends[:, 1], color=_COLOUR["muted"], linewidth=0.7, zorder=1)
+
     side = "left" if box[0] >= x else "right" if box[2] <= x else "center"
     edge = {"left": box[0], "right": box[2], "center": (box[0] + box[2]) / 2}[side]
     place = axes.transData.inverted().transform((edge, (box[1] + box[3]) / 2))
@@ -386,6 +401,8 @@ def _svg(figure: Figure, name: str) -> str:
     height = figure.get_figheight() * 72
     head = f'<svg class="plot" role="img" aria-label="{escape(name)}" viewBox="0 0 {WIDTH} {height:.0f}">'
     svg = re.sub(r"^<svg[^>]*>", lambda _: head, svg)
+
     for tone, colour in _COLOUR.items():
         svg = svg.replace(colour, f"var(--{tone})")
+
     return svg.strip()

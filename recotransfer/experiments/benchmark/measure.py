@@ -42,20 +42,24 @@ def questions(split: Split) -> dict[str, Question]:
     if split.test_items is not None:
         if len(split.test_items) < len(split.test.items):
             out["mixed"] = Question(split.test, None)
+
         return out
+
     warm = np.bincount(split.train.item, minlength=len(split.train.items)) > 0
     asked = warm[split.test.item]
     if asked.all() or not asked.any():
         return out
+
     for name, side, rows in (("warm", warm, asked), ("cold", ~warm, ~asked)):
         ids = IdMap(split.test.items.take(np.flatnonzero(side)))
         out[name] = Question(split.test.select(rows), ids)
+
     return out
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What an arm's lists are worth.
+    """What a variant's lists are worth.
 
     Attributes:
         tables: JSON-able: "rankings", "popularity", "ages" (timed logs only), "histories", "beyond".
@@ -85,12 +89,14 @@ def measure(
     """
     asked, k = questions(split), ks[0]
     rankings, per_user = {}, []
+
     for name, found in lists.items():
         truth = asked[name].truth
         each = metrics.rank_metrics(metrics.hits(found, truth), ks)
         users = truth.users.take(np.unique(truth.user))
         rankings[name] = {"users": len(users), "metrics": {metric: _estimate(v) for metric, v in each.items()}}
         per_user.append(pd.DataFrame({"ranking": name, "user": users, **each}))
+
     main, truth = lists["all"], asked["all"].truth
     tables = {
         "rankings": rankings,
@@ -100,6 +106,7 @@ def measure(
     }
     if (ages := _by_age(main, truth, split, k)) is not None:
         tables["ages"] = ages
+
     return Measured(tables, pd.concat(per_user, ignore_index=True))
 
 
@@ -109,6 +116,7 @@ def plain(value: Any) -> Any:
         return {name: plain(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(inner) for inner in value]
+
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -128,7 +136,9 @@ def _bucketed(
             hit = metrics.hits(found, part)
             row[f"recall@{k}"] = _estimate(metrics.recall(hit, k))
             row[f"ndcg@{k}"] = _estimate(metrics.ndcg(hit, k))
+
         out.append(row)
+
     return out
 
 
@@ -150,13 +160,16 @@ def _by_age(found: Recommendations, truth: Interactions, split: Split, k: int) -
     known, end = split.test_history, truth.time
     if known.time is None or end is None or not len(known) or np.ptp(known.time) < 2 * _DAY:
         return None
+
     first = np.full(len(known.items), np.inf)
     for part in (split.train, known):
         np.minimum.at(first, part.item, part.time if part.time is not None else np.inf)
+
     age = (end - first[truth.item]) / _DAY
     new = ~np.isfinite(first[truth.item])
     buckets = [("no event yet", new)]
     buckets += [(name, ~new & (age >= low) & (age < high)) for low, high, name in _AGES]
+
     return _bucketed(found, truth, k, buckets)
 
 
@@ -179,9 +192,12 @@ def _beyond(
     }
     if vectors is not None:
         out["diversity"] = metrics.intra_list_diversity(found, vectors, k)
+
     if items is not None and (categories := _categories(items, found.catalogue)) is not None:
         out["calibration"] = metrics.calibration(found, split.test_history, categories, k)
+
     values = {name: np.asarray(value, float) for name, value in out.items()}
+
     return {f"{name}@{k}": float(np.nanmean(value)) for name, value in values.items() if not np.isnan(value).all()}
 
 
@@ -197,9 +213,11 @@ def _categories(items: Items, catalogue: IdMap) -> sparse.csr_array | None:
     named = items.of_kind("category")
     if not named:
         return None
+
     at = items.ids.positions(catalogue.ids, missing="negative")
     codes, _ = pd.factorize(items.columns[named[0]])
     own = np.where(at >= 0, codes[np.maximum(at, 0)], -1)
     rows = np.flatnonzero(own >= 0)
     shape = (len(catalogue), int(codes.max(initial=-1)) + 1)
+
     return sparse.coo_array((np.ones(len(rows), np.float32), (rows, own[rows])), shape=shape).tocsr()

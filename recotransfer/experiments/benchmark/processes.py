@@ -20,19 +20,20 @@ from typing import Any
 from tqdm import tqdm
 
 from recotransfer.errors import InputError
-from recotransfer.experiments.benchmark.variants import Arm, guarded
-from recotransfer.experiments.benchmark.work import Work, died, done, run_arm, write_failed
+from recotransfer.experiments.benchmark.variants import Variant, guarded
+from recotransfer.experiments.benchmark.work import Work, died, done, run_variant, write_failed
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-PROCESS_NAME = "recotransfer arm"  # name of the processes that arms run in
-SCRIPT_AGAIN = 97  # exit status of such a process that came upon a benchmark to run before its arm
+PROCESS_NAME = "recotransfer variant"  # name of the processes that variants run in
+SCRIPT_AGAIN = 97  # exit status of such a process that came upon a benchmark to run before its variant
 _PACKAGES = ("recotransfer", "numpy", "scipy", "torch", "implicit", "faiss-cpu", "faiss-gpu", "numba", "optuna")
 
 
-def run_each(work: Work, jobs: Sequence[tuple[Arm, ...]], workers: int, show: Callable[[], None]) -> None:
-    """`run_arm` for every job in a process of its own; an arm whose process dies has failed, the others go on."""
+def run_each(work: Work, jobs: Sequence[tuple[Variant, ...]], workers: int, show: Callable[[], None]) -> None:
+    """Run every job in a process of its own; a variant whose process dies has failed, the others go on."""
     context = multiprocessing.get_context("spawn")  # OpenMP after a fork hangs
-    waiting, running = list(jobs), dict[SpawnProcess, tuple[Arm, ...]]()
+    waiting, running = list(jobs), dict[SpawnProcess, tuple[Variant, ...]]()
+
     try:
         while waiting or running:
             fresh = []
@@ -43,12 +44,15 @@ def run_each(work: Work, jobs: Sequence[tuple[Arm, ...]], workers: int, show: Ca
                 receive.close()
                 running[process] = waiting[0]
                 fresh.append((send, waiting.pop(0)))
+
             for send, job in fresh:
                 with send, contextlib.suppress(BrokenPipeError):  # its exit status says more
                     send.send((work, *job))
+
             connection.wait([process.sentinel for process in running], timeout=2)
             for process in [process for process in running if process.exitcode is not None]:
                 _check_ended(work, running.pop(process), process.exitcode or 0)
+
             show()
     finally:
         for process in running:
@@ -59,24 +63,25 @@ def run_each(work: Work, jobs: Sequence[tuple[Arm, ...]], workers: int, show: Ca
 def _work_alone(receive: connection.Connection) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, interrupted, ends its arms itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, interrupted, ends its variants itself
 
     def follow() -> None:
-        parent.join()  # killed: nobody else would end this arm, and a resumed benchmark runs it anew
+        parent.join()  # killed: nobody else would end this variant, and a resumed benchmark runs it anew
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its own has semaphores, of which a process that is ended leaves warnings behind
-    run_arm(*receive.recv())
+    run_variant(*receive.recv())
 
 
-def _check_ended(work: Work, job: tuple[Arm, ...], status: int) -> None:
-    """An arm's own errors are in its folder already; this looks at processes that ended before they could write any."""
+def _check_ended(work: Work, job: tuple[Variant, ...], status: int) -> None:
+    """Report a process that ended before it could write its variant's error to the variant's folder."""
     if status == SCRIPT_AGAIN:
         raise InputError(
-            "every arm runs in a process of its own, which imports this script again and came upon the benchmark; "
+            "every variant runs in a process of its own, which imports this script again and came upon the benchmark; "
             'put what the script does under if __name__ == "__main__":'
         )
+
     line = job[0] if len(job) == 1 else guarded(job[0])
     if status and not done(work.folder(line)):
         write_failed(work.folder(line), line, died(status))
@@ -88,6 +93,7 @@ def limited_threads(count: int) -> Iterator[None]:
     wanted = {**dict.fromkeys(_THREADS, str(count)), "OMP_WAIT_POLICY": "PASSIVE"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
+
     try:
         yield
     finally:
@@ -104,10 +110,12 @@ def environment() -> dict[str, Any]:
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             packages[name] = version(name)
+
     here = Path(__file__).parent
     commit = _git(here, "rev-parse", "--short", "HEAD")
     changed = " with uncommitted changes" if _git(here, "status", "--porcelain", "--untracked-files=no") else ""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
     return {
         "machine": f"{_cpu()}, {cores} cores",
         "python": platform.python_version(),
@@ -123,6 +131,7 @@ def _cpu() -> str:
         for line in info.read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
+
     return platform.processor() or platform.machine()
 
 
@@ -131,4 +140,5 @@ def _git(folder: Path, *words: str) -> str:
         done = subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=folder)
     except (OSError, subprocess.CalledProcessError):
         return ""
+
     return done.stdout.strip()

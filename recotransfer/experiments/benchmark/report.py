@@ -11,8 +11,8 @@ from typing import Any
 from recotransfer.evaluation.metrics import POPULARITY_BUCKET_NAMES
 from recotransfer.experiments.benchmark.charts import Line, Panel, Point, Row, forest, scatter, small_lines
 from recotransfer.experiments.benchmark.results import (
-    Arm,
     Results,
+    Variant,
     best_figure,
     checked_results,
     difference_between,
@@ -51,7 +51,7 @@ def write_report(results: Results, path: str | Path) -> None:
 
     page = Environment(
         loader=PackageLoader("recotransfer.experiments.benchmark", "."),
-        autoescape=True,  # names of items, arms and errors are anyone's text
+        autoescape=True,  # names of items, variants and errors are anyone's text
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -67,39 +67,50 @@ def write_report(results: Results, path: str | Path) -> None:
         "short": short_value,
     }
     html = page.get_template("report.html.j2").render(_page(results))
+
     with atomic_file(path) as file:
         file.write(html.encode())
 
 
 def table(results: Results) -> str:
-    """The main table in plain text, best arm first; control arms are marked, failed ones say why below it."""
+    """The main table in plain text, best variant first; ablations are marked, failed ones say why below it."""
     results = checked_results(results)
     primary = results["primary"]
-    heads = ["arm", "content", metric_name(primary), "95% interval", "difference", "95% interval", "p (Holm)"]
+    heads = ["variant", "content", metric_name(primary), "95% interval", "difference", "95% interval", "p (Holm)"]
     heads += ["valid", "fit s", "users/s", "MiB"]
     rows = [heads]
-    for arm in ranked_variants(results):
-        best, against = best_figure(results, arm), difference_between(results, arm["name"], results["reference"])
+
+    for variant in ranked_variants(results):
+        best, against = (
+            best_figure(results, variant),
+            difference_between(results, variant["name"], results["reference"]),
+        )
         rows.append(
             [
-                arm["name"],
-                "control" if arm["control_of"] else "yes" if arm["content"] else "no",
+                variant["name"],
+                "ablation" if variant["ablation_of"] else "yes" if variant["content"] else "no",
                 four(best["value"]),
                 interval_words(best),
                 *([signed(against["value"]), interval_words(against, signed), chance(against["p_holm"])] if against
-                  else ["reference" if arm["name"] == results["reference"] else "–", "", ""]),
-                four(arm["valid"]),
-                seconds(arm["seconds"].get("fit")),
-                count(arm["users_per_second"]),
-                count(arm["memory_mib"]),
+                  else ["reference" if variant["name"] == results["reference"] else "–", "", ""]),
+                four(variant["valid"]),
+                seconds(variant["seconds"].get("fit")),
+                count(variant["users_per_second"]),
+                count(variant["memory_mib"]),
             ]
         )  # fmt: skip
+
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
     if results["reference"] is not None:
-        lines += ["", f"difference: the arm minus {results['reference']}, paired over users; the best arm comes first"]
-    lines += [f"failed: {arm['name']}: {arm['failed']}" for arm in failed_variants(results)]
+        lines += [
+            "",
+            f"difference: the variant minus {results['reference']}, paired over users; the best variant comes first",
+        ]
+
+    lines += [f"failed: {variant['name']}: {variant['failed']}" for variant in failed_variants(results)]
+
     return "\n".join(lines)
 
 
@@ -110,20 +121,24 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
 
 def _page(results: Results) -> dict[str, Any]:
     """Everything the template names."""
-    arms = ranked_variants(results)
-    rankings = _rankings(arms)
+    variants = ranked_variants(results)
+    rankings = _rankings(variants)
     against = {
-        ranking: {arm["name"]: difference_between(results, arm["name"], results["reference"], ranking) for arm in arms}
+        ranking: {
+            variant["name"]: difference_between(results, variant["name"], results["reference"], ranking)
+            for variant in variants
+        }
         for ranking in rankings
     }
-    tables = {kind: _buckets(results, arms, kind) for kind in ("popularity", "ages", "histories")}
-    beyond = dict.fromkeys(name for arm in arms for name in arm["beyond"])
+    tables = {kind: _buckets(results, variants, kind) for kind in ("popularity", "ages", "histories")}
+    beyond = dict.fromkeys(name for variant in variants for name in variant["beyond"])
     at_k = "@" + results["primary"].partition("@")[2]
+
     return {
         "results": results,
         "protocol": results["protocol"],
         "environment": results["environment"],
-        "arms": arms,
+        "variants": variants,
         "failed": failed_variants(results),
         "primary": results["primary"],
         "metrics": metric_names(results),
@@ -137,7 +152,7 @@ def _page(results: Results) -> dict[str, Any]:
         "buckets": tables,
         "beyond": list(beyond),
         "explained": _explained(results, beyond),
-        "plots": _plots(results, arms, tables),
+        "plots": _plots(results, variants, tables),
         "level": LEVEL,
         "few": FEW,
     }
@@ -147,28 +162,33 @@ def _moment(name: str, value: Any) -> Any:
     """Seconds since 1970 of a cut as a date; any other fact as it is."""
     if not name.endswith("_from") or not is_known(value) or not 1e8 < value < 1e11:
         return value
+
     return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _rankings(arms: Sequence[Arm]) -> list[str]:
-    """Rankings that some arm has, the protocol's own first."""
-    found = dict.fromkeys(name for arm in arms for name in arm["rankings"])
+def _rankings(variants: Sequence[Variant]) -> list[str]:
+    """Rankings that some variant has, the protocol's own first."""
+    found = dict.fromkeys(name for variant in variants for name in variant["rankings"])
     return [name for name in ("all", "mixed", "warm", "cold") if name in found] + [
         name for name in found if name not in ("all", "mixed", "warm", "cold")
     ]
 
 
-def _buckets(results: Results, arms: Sequence[Arm], kind: str) -> dict[str, Any] | None:
-    """One way of cutting the test: names and sizes of its buckets, and each arm's figures in them, by metric."""
-    cut = {arm["name"]: {row["bucket"]: row for row in arm[kind]} for arm in arms}
+def _buckets(results: Results, variants: Sequence[Variant], kind: str) -> dict[str, Any] | None:
+    """One way of cutting the test: names and sizes of its buckets, and each variant's figures in them, by metric."""
+    cut = {variant["name"]: {row["bucket"]: row for row in variant[kind]} for variant in variants}
     first: dict[str, Any] = {}
+
     for rows in cut.values():
         first = rows | first
+
     metrics = dict.fromkeys(name for rows in cut.values() for row in rows.values() for name in row if "@" in name)
     if not first or not metrics:
         return None
+
     order = [name for name in (results["primary"],) if name in metrics]
     sizes = {name: row.get("pairs", row.get("users")) for name, row in first.items()}
+
     return {
         "metrics": list(dict.fromkeys([*order, *metrics])),
         "sizes": sizes,
@@ -187,68 +207,81 @@ def _ends(figure: Mapping[str, Any]) -> tuple[float, float, float]:
     return value, low, high
 
 
-def _row(results: Results, arm: Arm, figure: Mapping[str, Any] | None) -> Row:
-    """The arm as a row of a plot: the reference and the control arms have colours of their own."""
-    tone = "accent" if arm["name"] == results["reference"] else "control" if arm["control_of"] else "plain"
-    return Row(arm["label"], *_ends(figure or {}), tone, bool(arm["content"]))
+def _row(results: Results, variant: Variant, figure: Mapping[str, Any] | None) -> Row:
+    """The variant as a row of a plot: the reference and the ablations have colours of their own."""
+    tone = "accent" if variant["name"] == results["reference"] else "ablation" if variant["ablation_of"] else "plain"
+    return Row(variant["label"], *_ends(figure or {}), tone, bool(variant["content"]))
 
 
-def _plots(results: Results, arms: Sequence[Arm], tables: Mapping[str, Any]) -> dict[str, Any]:
+def _plots(results: Results, variants: Sequence[Variant], tables: Mapping[str, Any]) -> dict[str, Any]:
     """Name -> picture; a picture whose figures are absent is absent."""
     from markupsafe import Markup
 
     name = metric_name(results["primary"])
-    rows = {arm["name"]: _row(results, arm, best_figure(results, arm)) for arm in arms}
+    rows = {variant["name"]: _row(results, variant, best_figure(results, variant)) for variant in variants}
     out: dict[str, str | None] = {}
-    if arms:
-        out["primary"] = forest(f"{name} of each arm", [Panel("", list(rows.values()))], axis=name)
-    against = [_row(results, arm, difference_between(results, arm["name"], results["reference"])) for arm in arms]
+    if variants:
+        out["primary"] = forest(f"{name} of each variant", [Panel("", list(rows.values()))], axis=name)
+
+    against = [
+        _row(results, variant, difference_between(results, variant["name"], results["reference"]))
+        for variant in variants
+    ]
     against = [row for row in against if math.isfinite(row.value)]
     if against:
         title = f"{name} minus that of {results['reference']}"
         out["against"] = forest(title, [Panel("", against)], axis=title, zero=True)
+
     for key, across, path, log in (
         ("fit", "seconds to fit (log)", ("seconds", "fit"), True),
         ("speed", "users per second when recommending (log)", ("users_per_second",), True),
-        ("coverage", "share of the catalogue recommended to someone", ("beyond", _first(arms, "coverage")), False),
-        ("novelty", "novelty of what is recommended", ("beyond", _first(arms, "novelty")), False),
+        ("coverage", "share of the catalogue recommended to someone", ("beyond", _first(variants, "coverage")), False),
+        ("novelty", "novelty of what is recommended", ("beyond", _first(variants, "novelty")), False),
     ):
         points = [
-            Point(float(x), rows[arm["name"]])
-            for arm in arms
-            if is_known(x := value_at(arm, *path)) and (x > 0 or not log)
+            Point(float(x), rows[variant["name"]])
+            for variant in variants
+            if is_known(x := value_at(variant, *path)) and (x > 0 or not log)
         ]
         if points:
             out[key] = scatter(f"{name} against {across}", points, across=across, up=name, log=log)
+
     for kind, found in tables.items():
         if found is not None:
-            out[kind] = _cut_plot(results, arms, kind, found)
-    out["tuning"] = _tuning_plot(results, arms)
-    out["training"] = _training_plot(results, arms)
+            out[kind] = _cut_plot(results, variants, kind, found)
+
+    out["tuning"] = _tuning_plot(results, variants)
+    out["training"] = _training_plot(results, variants)
     plots: dict[str, Any] = {key: Markup(svg) for key, svg in out.items() if svg}
     plots["guard"] = [Markup(_guard_plot(results, each)) for each in results["guard"]]
+
     return plots
 
 
-def _first(arms: Sequence[Arm], base: str) -> str:
+def _first(variants: Sequence[Variant], base: str) -> str:
     """The metric of that name at the first list length given."""
-    return next((key for arm in arms for key in arm["beyond"] if key.startswith(base)), base)
+    return next((key for variant in variants for key in variant["beyond"] if key.startswith(base)), base)
 
 
-def _cut_plot(results: Results, arms: Sequence[Arm], kind: str, found: Mapping[str, Any]) -> str | None:
+def _cut_plot(results: Results, variants: Sequence[Variant], kind: str, found: Mapping[str, Any]) -> str | None:
     metric = found["metrics"][0]
     panels = []
     for bucket, size in found["sizes"].items():
         if size == 0:
             continue
-        rows = [_row(results, arm, found["rows"][arm["name"]].get(bucket, {}).get(metric)) for arm in arms]
+
+        rows = [
+            _row(results, variant, found["rows"][variant["name"]].get(bucket, {}).get(metric)) for variant in variants
+        ]
         panels.append(Panel(bucket, rows, f"n = {count(size)}" + ", few" * (bucket in found["few"])))
+
     name = metric_name(metric)
+
     return forest(f"{name} by {kind}", panels, axis=name, columns=2) if panels else None
 
 
 def _guard_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Lines of the guard's table: the arms as wholes, then the buckets with the trust kept in each."""
+    """Lines of the guard's table: the variants as wholes, then the buckets with the trust kept in each."""
     wholes = (
         ("all, validation", "overall"),
         ("all, test", "test"),
@@ -259,8 +292,10 @@ def _guard_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     trust = dict(zip(POPULARITY_BUCKET_NAMES, found.get("trust") or (), strict=False))
     parts = found.get("buckets") or ()
     rows += [{"label": part["name"], **part, "trust": trust.get(part["name"])} for part in parts]
+
     for row in rows:
         row["side"] = "" if not is_known(row["low"]) else "good" if row["low"] > 0 else "bad" if row["high"] < 0 else ""
+
     return rows
 
 
@@ -269,31 +304,35 @@ def _guard_plot(results: Results, found: Mapping[str, Any]) -> str:
     for row in _guard_rows(found):
         label = row["label"] if row["pairs"] is None else f"{row['label']} · {count(row['pairs'])} pairs"
         rows.append(Row(label, *_ends(row), row["side"] or "plain"))
+
     axis = f"{metric_name(results['primary'])} with content minus without"
-    return forest(f"{axis}: {found['arm']}", [Panel("", rows)], axis=axis, zero=True)
+    return forest(f"{axis}: {found['variant']}", [Panel("", rows)], axis=axis, zero=True)
 
 
-def _tuning_plot(results: Results, arms: Sequence[Arm]) -> str | None:
+def _tuning_plot(results: Results, variants: Sequence[Variant]) -> str | None:
     lines = []
-    for arm in arms:
-        tried = [(trial["number"], trial["value"]) for trial in arm["trials"] if is_known(trial["value"])]
+    for variant in variants:
+        tried = [(trial["number"], trial["value"]) for trial in variant["trials"] if is_known(trial["value"])]
         if len(tried) > 1:
             numbers, values = zip(*tried, strict=True)
             best = [max(values[: n + 1]) for n in range(len(values))]
-            lines.append(Line(arm["label"], numbers, values, best, _row(results, arm, None).tone))
+            lines.append(Line(variant["label"], numbers, values, best, _row(results, variant, None).tone))
+
     axis = "number of the trial; upright: validation"
-    return small_lines("Tuning of each arm", lines, columns=2, axis=axis) if lines else None
+
+    return small_lines("Tuning of each variant", lines, columns=2, axis=axis) if lines else None
 
 
-def _training_plot(results: Results, arms: Sequence[Arm]) -> str | None:
+def _training_plot(results: Results, variants: Sequence[Variant]) -> str | None:
     lines = []
-    for arm in arms:
+    for variant in variants:
         for key, what in (("loss", "loss"), ("ndcg", "NDCG on validation")):
-            steps = [(step["epoch"], step[key]) for step in arm["curve"] or () if is_known(step.get(key))]
+            steps = [(step["epoch"], step[key]) for step in variant["curve"] or () if is_known(step.get(key))]
             if len(steps) > 1:
                 epochs, values = zip(*steps, strict=True)
-                lines.append(Line(arm["label"], epochs, values, values, _row(results, arm, None).tone, what))
-    return small_lines("Training of each arm", lines, columns=2, axis="epoch", whole=False) if lines else None
+                lines.append(Line(variant["label"], epochs, values, values, _row(results, variant, None).tone, what))
+
+    return small_lines("Training of each variant", lines, columns=2, axis="epoch", whole=False) if lines else None
 
 
 _EXPLAINED = {

@@ -1,4 +1,4 @@
-"""The lines of a benchmark: what each arm is, and its work from tuning to test, done in a process of its own."""
+"""The lines of a benchmark: what each variant is, and its work from tuning to test, done in a process of its own."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from recotransfer.io.artifacts import digest
 from recotransfer.recommenders import Recommender
 from recotransfer.registry import recommenders
 
-CONTROL, GUARDED = " without content", " guarded"  # what the names of an arm's control and of its guarded form end in
+ABLATION, GUARDED = (
+    " without content",
+    " guarded",
+)  # what the names of a variant's ablation and of its guarded form end in
 _DENSE_ITEMS = 25_000  # beyond this many, items x items solves give way to their sparse form
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """One line of the table.
 
     Attributes:
@@ -27,53 +30,58 @@ class Arm:
         recommender: not fitted; its settings are the first trial, or the only ones.
         content: whether it is given the items' embeddings.
         tuned: whether its settings are chosen on validation; otherwise they are taken as given.
-        control_of: the arm whose control this is: the same model without content, with the same number of trials.
+        ablation_of: the variant whose ablation this is: the same model without content, with the same number of trials.
     """
 
     name: str
     recommender: Recommender
     content: bool = True
     tuned: bool = True
-    control_of: str | None = None
+    ablation_of: str | None = None
 
     @property
     def folder(self) -> str:
-        """Name of the arm's folder: its own, with what file systems dislike replaced."""
+        """Name of the variant's folder: its own, with what file systems dislike replaced."""
         safe = re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip("-.")
         return safe if safe == self.name else f"{safe}-{digest([self.name])[:6]}"
 
 
-def arms_of(words: Sequence[str], *, items: int = 0, content: bool = True) -> list[Arm]:
-    """Arms from words such as "EASE", "mine=my_package.my_module:MyRecommender", "EASE(reg=100)".
+def variants_of(words: Sequence[str], *, items: int = 0, content: bool = True) -> list[Variant]:
+    """Variants from words such as "EASE", "mine=my_package.my_module:MyRecommender", "EASE(reg=100)".
 
     A name alone is tuned; brackets give settings, and those are taken as they are, without tuning. A recommender that
-    can do with and without content gets its control arm beside it. With no words: every recommender of the package.
+    can do with and without content gets its ablation beside it. With no words: every recommender of the package.
 
     Args:
         words: see above.
         items: size of the catalogue; great ones get the sparse form of models that hold items x items.
         content: whether there are embeddings; without, recommenders that need them are left out or refused.
     """
-    arms: list[Arm] = []
+    variants: list[Variant] = []
     for word in words or _default_words(items, content):
-        arm = _arm_of(word, items)
-        needs = arm.recommender.needs_items
+        variant = _variant_of(word, items)
+        needs = variant.recommender.needs_items
         if needs and not content:
-            raise InputError(f"{arm.name} ranks by content alone, and there is none; leave it out or give content")
-        both = arm.recommender.scores_new_items and not needs
-        arm = replace(arm, content=content and (needs or both))
-        arms.append(arm)
+            raise InputError(f"{variant.name} ranks by content alone, and there is none; leave it out or give content")
+
+        both = variant.recommender.scores_new_items and not needs
+        variant = replace(variant, content=content and (needs or both))
+        variants.append(variant)
         if both and content:
-            arms.append(replace(arm, name=arm.name + CONTROL, content=False, control_of=arm.name))
-    check_names(arms)
-    return arms
+            variants.append(replace(variant, name=variant.name + ABLATION, content=False, ablation_of=variant.name))
+
+    check_names(variants)
+
+    return variants
 
 
-def check_names(arms: Sequence[Arm]) -> None:
-    """Refuse arms whose results would fall into one place, those of the guard counted in."""
-    names = [arm.name for arm in arms] + [arm.control_of + GUARDED for arm in arms if arm.control_of is not None]
+def check_names(variants: Sequence[Variant]) -> None:
+    """Refuse variants whose results would fall into one place, those of the guard counted in."""
+    names = [variant.name for variant in variants] + [
+        variant.ablation_of + GUARDED for variant in variants if variant.ablation_of is not None
+    ]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"two arms are called {twice[0]!r}; name one of them otherwise, as in 'other=EASE'")
+        raise InputError(f"two variants are called {twice[0]!r}; name one of them otherwise, as in 'other=EASE'")
 
 
 def _default_words(items: int, content: bool) -> list[str]:
@@ -89,10 +97,11 @@ def _default_words(items: int, content: bool) -> list[str]:
         "ContentProfiles",
         "Popularity",
     ]
+
     return [word for word in words if content or not recommenders.find(word)().needs_items]
 
 
-def _arm_of(word: str, items: int) -> Arm:
+def _variant_of(word: str, items: int) -> Variant:
     marks = [n for n, letter in enumerate(word) if letter == "="]  # the first that stands in no bracket ends the label
     mark = next((n for n in marks if word.count("(", 0, n) == word.count(")", 0, n)), -1)
     label, spec = " ".join(word[: max(mark, 0)].split()), word[mark + 1 :].strip()
@@ -102,11 +111,14 @@ def _arm_of(word: str, items: int) -> Arm:
     known = inspect.signature(kind).parameters
     if lost := [setting for setting in given if setting not in known]:
         raise InputError(f"{spec!r}: {kind.__name__} has no setting {lost[0]!r}; it has {', '.join(known)}")
+
     if "neighbours" in known and known["neighbours"].default is None and items > _DENSE_ITEMS:
         given.setdefault("neighbours", 200)
+
     recommender = kind(**given)
     recommender.check_settings()
-    return Arm(label or spec, recommender, tuned=not bracket and bool(recommender.search_space))
+
+    return Variant(label or spec, recommender, tuned=not bracket and bool(recommender.search_space))
 
 
 def _settings_of(spec: str, inside: str) -> dict[str, Any]:
@@ -115,6 +127,7 @@ def _settings_of(spec: str, inside: str) -> dict[str, Any]:
         call = ast.parse(f"f({inside}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args:
             raise ValueError
+
         given = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg is not None}
         if len(given) < len(call.keywords):  # one twice, or **
             raise ValueError
@@ -122,9 +135,10 @@ def _settings_of(spec: str, inside: str) -> dict[str, Any]:
         raise InputError(
             f"{spec!r}: write settings as in EASE(reg=100, history_decay=0.6), each once, text in quotes"
         ) from None
+
     return given
 
 
-def guarded(arm: Arm) -> Arm:
-    """The line of what the guard lets through of an arm."""
-    return replace(arm, name=arm.name + GUARDED, tuned=False)
+def guarded(variant: Variant) -> Variant:
+    """The line of what the guard lets through of a variant."""
+    return replace(variant, name=variant.name + GUARDED, tuned=False)

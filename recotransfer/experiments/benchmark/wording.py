@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from recotransfer.experiments.benchmark.results import (
-    Arm,
     Results,
+    Variant,
     best_figure,
     checked_results,
     difference_between,
@@ -29,6 +29,7 @@ def four(value: Any) -> str:
     """A metric: four decimals."""
     if not is_known(value):
         return "–"
+
     return f"{value:.4f}".replace("-", "−")
 
 
@@ -64,6 +65,7 @@ def short_value(value: Any) -> str:
         return "; ".join(f"{str(key).replace('_', ' ')}: {short_value(each)}" for key, each in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(short_value, value))
+
     return "none" if value == {} else str(value)
 
 
@@ -84,55 +86,62 @@ def metric_name(name: str) -> str:
 def verdict(results: Results) -> list[str]:
     """Plain sentences: who is best and by how much, whether that is more than chance, whether transfer helped."""
     results = checked_results(results)
-    arms = ranked_variants(results)
-    if not arms:
-        return ["No arm finished, so there is nothing to compare."]
-    best, name = arms[0], metric_name(results["primary"])
+    variants = ranked_variants(results)
+    if not variants:
+        return ["No variant finished, so there is nothing to compare."]
+
+    best, name = variants[0], metric_name(results["primary"])
     figure = best_figure(results, best)
     users = best["rankings"]["all"].get("users")
     said = [
         f"{best['name']} is best: {name} {four(figure['value'])} {interval_words(figure)} "
         f"over {count(users)} test users."
     ]
-    if others := [arm for arm in arms if not _alike(best, arm)]:
+    if others := [variant for variant in variants if not _alike(best, variant)]:
         said += _leads(results, best, others)
+
     said += _transfers(results, best)
-    said += _doubts(results, arms)
+    said += _doubts(results, variants)
+
     return said
 
 
-def _alike(best: Arm, other: Arm) -> bool:
-    """Whether two arms are one model: an arm and its guarded form, or the control arm that the guard fell back to."""
+def _alike(best: Variant, other: Variant) -> bool:
+    """True for one model under two names: a variant and its guarded form, or the ablation the guard fell back to."""
     if (best["guard_of"] or best["name"]) == (other["guard_of"] or other["name"]):
         return True
+
     return any(
-        a["guard_of"] and not a["content"] and b["control_of"] == a["guard_of"]
+        a["guard_of"] and not a["content"] and b["ablation_of"] == a["guard_of"]
         for a, b in ((best, other), (other, best))
     )
 
 
-def _leads(results: Results, best: Arm, others: Sequence[Arm]) -> Iterator[str]:
+def _leads(results: Results, best: Variant, others: Sequence[Variant]) -> Iterator[str]:
     second = others[0]
-    across = next((arm for arm in others if arm["content"] != best["content"]), None)
+    across = next((variant for variant in others if variant["content"] != best["content"]), None)
     kind = "without content" if best["content"] else "with content"
     if across is second:
-        yield _lead(results, best, second, f"the runner-up {second['name']}, also the best arm {kind},")
+        yield _lead(results, best, second, f"the runner-up {second['name']}, also the best variant {kind},")
         return
+
     yield _lead(results, best, second, f"the runner-up {second['name']}")
     if across is not None:
-        yield _lead(results, best, across, f"the best arm {kind}, {across['name']},")
+        yield _lead(results, best, across, f"the best variant {kind}, {across['name']},")
 
 
-def _lead(results: Results, best: Arm, other: Arm, whom: str) -> str:
+def _lead(results: Results, best: Variant, other: Variant, whom: str) -> str:
     found = difference_between(results, best["name"], other["name"])
     if found is None:
         ours, theirs = best_figure(results, best), best_figure(results, other)
         apart = "do not overlap" if ours["low"] > theirs["high"] else "overlap"
         gap = signed(ours["value"] - theirs["value"])
         return f"Its lead over {whom} is {gap}; the two were not tested against each other, their intervals {apart}."
+
     told = f"Its lead over {whom} is {signed(found['value'])} {interval_words(found, signed)}"
     if found["p_holm"] < LEVEL:
         return f"{told}, significant after Holm's correction ({_p(found['p_holm'])})."
+
     return f"{told}, not significant after Holm's correction ({_p(found['p_holm'])}): take the two as tied."
 
 
@@ -140,26 +149,27 @@ def _p(value: float) -> str:
     return f"p {chance(value)}" if value < 0.001 else f"p = {chance(value)}"
 
 
-def _transfers(results: Results, best: Arm) -> Iterator[str]:
-    """Whether content helped: the guard's first words on the arm that matters most, in short for the others."""
+def _transfers(results: Results, best: Variant) -> Iterator[str]:
+    """Whether content helped: the guard's first words on the variant that matters most, in short for the others."""
     first = (best["name"], best["guard_of"], results["reference"])
-    found = sorted(results["guard"], key=lambda each: each["arm"] not in first)
+    found = sorted(results["guard"], key=lambda each: each["variant"] not in first)
+
     for n, each in enumerate(found):
         if n == 0:
             words = each["words"].split(". ")[0].rstrip(".")
-            yield f"{each['arm']} against its control arm, {each['control']}: {words}."
+            yield f"{each['variant']} against its ablation, {each['ablation']}: {words}."
         else:
             effect = {"helps": "helps", "hurts": "hurts"}.get(each["helped"], "makes no difference to")
             told = each.get("test") or each["overall"]
-            yield f"Content {effect} {each['arm']}: {signed(told['value'])} {interval_words(told, signed)}."
+            yield f"Content {effect} {each['variant']}: {signed(told['value'])} {interval_words(told, signed)}."
 
 
-def _doubts(results: Results, arms: Sequence[Arm]) -> Iterator[str]:
+def _doubts(results: Results, variants: Sequence[Variant]) -> Iterator[str]:
     """What a reader should hold against the first sentence."""
-    judged = [arm for arm in arms if is_known(arm["valid"])]
+    judged = [variant for variant in variants if is_known(variant["valid"])]
     if len(judged) > 1:
-        chosen = max(judged, key=lambda arm: float(arm["valid"]))
-        if chosen is not arms[0]:
+        chosen = max(judged, key=lambda variant: float(variant["valid"]))
+        if chosen is not variants[0]:
             figure = best_figure(results, chosen)
             yield (
                 f"Validation alone would have picked {chosen['name']} (test {four(figure['value'])} "
@@ -167,8 +177,11 @@ def _doubts(results: Results, arms: Sequence[Arm]) -> Iterator[str]:
             )
         else:
             yield "It is also best on validation, which is where a choice would be made."
-    users = arms[0]["rankings"]["all"].get("users")
+
+    users = variants[0]["rankings"]["all"].get("users")
     if is_known(users) and users < FEW:
         yield f"Only {count(users)} users were tested: take none of this as settled."
+
     if failed := failed_variants(results):
-        yield f"{len(failed)} of {len(results['arms'])} arms failed: {', '.join(arm['name'] for arm in failed)}."
+        names = ", ".join(variant["name"] for variant in failed)
+        yield f"{len(failed)} of {len(results['variants'])} variants failed: {names}."

@@ -18,7 +18,7 @@ from recotransfer.encoders import encoder_from_spec
 from recotransfer.evaluation import metrics
 from recotransfer.evaluation.split import Split
 from recotransfer.experiments.benchmark.measure import measure, plain, questions
-from recotransfer.experiments.benchmark.variants import Arm, guarded
+from recotransfer.experiments.benchmark.variants import Variant, guarded
 from recotransfer.experiments.tuning import lists_for, tune
 from recotransfer.io.artifacts import atomic_file, read_json, write_json
 from recotransfer.recommenders import Recommender
@@ -28,13 +28,13 @@ from recotransfer.transfer import Transfer
 
 @dataclass(frozen=True)
 class Work:
-    """What every arm's process is given."""
+    """What every variant's process is given."""
 
     out: Path
     ks: tuple[int, ...]
     trials: int
     refit: bool
-    rng: int
+    seed: int
     items: Items
     split: Split
     parts: Sequence[Embeddings]
@@ -42,85 +42,92 @@ class Work:
     weights: Mapping[str, float] | None
     transfers: Sequence[Transfer] = ()
 
-    def folder(self, arm: Arm) -> Path:
-        """Where an arm's model, trials and figures are."""
-        return self.out / "arms" / arm.folder
+    def folder(self, variant: Variant) -> Path:
+        """Where a variant's model, trials and figures are."""
+        return self.out / "variants" / variant.folder
 
     def task(self, recommender: Recommender, content: bool, weights: Mapping[str, float] | None) -> TransferTask:
-        """A task with the encoders and the transfers, not fitted yet, as far as the arm is given content."""
+        """A task with the encoders and the transfers, not fitted yet, as far as the variant is given content."""
         if not content:
             return TransferTask(recommender, encoders=[], progress=False)
+
         encoders = [encoder_from_spec(spec) for spec in self.specs]
         transfers = [copy.copy(transfer) for transfer in self.transfers]
         return TransferTask(recommender, encoders=encoders, weights=weights, transfers=transfers, progress=False)
 
     def parts_for(self, content: bool) -> Sequence[Embeddings]:
-        """The embeddings as far as the arm is given content."""
+        """The embeddings as far as the variant is given content."""
         return self.parts if content else []
 
 
-def run_arm(work: Work, arm: Arm, control: Arm | None = None) -> None:
-    """Tune, fit, ask and measure one arm; everything goes into its folder, `arm.json` last.
+def run_variant(work: Work, variant: Variant, ablation: Variant | None = None) -> None:
+    """Tune, fit, ask and measure one variant; everything goes into its folder, `variant.json` last.
 
-    With its control arm, both of them done, the arm is guarded instead.
+    With its ablation, both of them done, the variant is guarded instead.
     """
-    at = arm if control is None else guarded(arm)
+    at = variant if ablation is None else guarded(variant)
     folder = work.folder(at)
     if done(folder):
         return
+
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "traceback.txt").unlink(missing_ok=True)
     try:
-        facts = _measured_arm(work, arm, folder) if control is None else _guarded_arm(work, arm, control, folder)
-    except Exception as cause:  # one arm must not take hours of the others with it; the report and a trace say why
+        facts = (
+            _measured_variant(work, variant, folder)
+            if ablation is None
+            else _guarded_variant(work, variant, ablation, folder)
+        )
+    except Exception as cause:  # one variant must not take hours of the others with it; the report and a trace say why
         with atomic_file(folder / "traceback.txt") as file:
             file.write(traceback.format_exc().encode())
         write_failed(folder, at, f"{type(cause).__name__}: {cause}")
     else:
-        write_json(folder / "arm.json", plain({**_facts(at), **facts}))
+        write_json(folder / "variant.json", plain({**_facts(at), **facts}))
 
 
 def done(folder: Path) -> bool:
-    """Whether an arm's folder holds its figures."""
-    path = folder / "arm.json"
+    """Whether a variant's folder holds its figures."""
+    path = folder / "variant.json"
     return path.exists() and read_json(path)["failed"] is None
 
 
-def write_failed(folder: Path, arm: Arm, why: str) -> None:
-    """Note in the arm's folder why it has no figures."""
-    write_json(folder / "arm.json", {**_facts(arm), "failed": " ".join(why.split())})
+def write_failed(folder: Path, variant: Variant, why: str) -> None:
+    """Note in the variant's folder why it has no figures."""
+    write_json(folder / "variant.json", {**_facts(variant), "failed": " ".join(why.split())})
 
 
 def died(status: int) -> str:
-    """What is known of an arm whose process ended with this exit status and left nothing."""
+    """What is known of a variant whose process ended with this exit status and left nothing."""
     if status == -signal.SIGKILL:
         return (
             "its process was killed, as happens when memory runs out; give it more, or run fewer workers side by side"
         )
+
     how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
     return f"its process {how} before it was done; stderr says more"
 
 
-def _facts(arm: Arm) -> dict[str, Any]:
+def _facts(variant: Variant) -> dict[str, Any]:
     return {
-        "name": arm.name,
-        "class": type(arm.recommender).__name__,
-        "start": plain(arm.recommender.params()),
-        "content": arm.content,
-        "control_of": arm.control_of,
-        "tuned": arm.tuned,
+        "name": variant.name,
+        "class": type(variant.recommender).__name__,
+        "start": plain(variant.recommender.params()),
+        "content": variant.content,
+        "ablation_of": variant.ablation_of,
+        "tuned": variant.tuned,
     }
 
 
-def _measured_arm(work: Work, arm: Arm, folder: Path) -> dict[str, Any]:
+def _measured_variant(work: Work, variant: Variant, folder: Path) -> dict[str, Any]:
     split = work.split
-    params, weights, trials, seconds = arm.recommender.params(), work.weights, [], {}
+    params, weights, trials, seconds = variant.recommender.params(), work.weights, [], {}
     start = time.perf_counter()
-    if arm.tuned:
+    if variant.tuned:
         kept = folder / "trials.json"
         resumed = kept.exists()
         tuned = tune(
-            work.task(arm.recommender, arm.content, weights),
+            work.task(variant.recommender, variant.content, weights),
             work.items,
             split.train,
             valid=split.valid,
@@ -128,24 +135,27 @@ def _measured_arm(work: Work, arm: Arm, folder: Path) -> dict[str, Any]:
             allow=None if split.valid_items is None else split.valid_items.ids,
             trials=work.trials,
             k=work.ks[0],
-            rng=work.rng,
-            parts=work.parts_for(arm.content),
+            seed=work.seed,
+            parts=work.parts_for(variant.content),
             journal=kept,
         )
         params, weights = dict(tuned.params), tuned.weights
         trials = [_trial(number, row) for number, row in enumerate(tuned.trials.to_dict("records"))]
         seconds["tune"] = None if resumed else time.perf_counter() - start
-    task, seconds["fit"] = _fitted(work, arm, params, weights, split.train)
+
+    task, seconds["fit"] = _fitted(work, variant, params, weights, split.train)
     task.save(folder / ("model-train" if work.refit else "model"))
     valid = _valid_score(work, task.recommender)
     curve = getattr(task.recommender, "curve_", None)
     if work.refit:
-        task, seconds["fit"] = _fitted(work, arm, params, weights, split.known_before_test())
+        task, seconds["fit"] = _fitted(work, variant, params, weights, split.known_before_test())
         task.save(folder / "model")
+
     facts = _asked(work, task, folder)
+
     return {
         "settings": params,
-        "weights": None if weights is None or not arm.content else dict(weights),
+        "weights": None if weights is None or not variant.content else dict(weights),
         "trials": trials,
         "curve": curve,
         "valid": valid,
@@ -160,11 +170,11 @@ def _trial(number: int, row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _fitted(
-    work: Work, arm: Arm, params: Mapping[str, Any], weights: Mapping[str, float] | None, events: Interactions
+    work: Work, variant: Variant, params: Mapping[str, Any], weights: Mapping[str, float] | None, events: Interactions
 ) -> tuple[TransferTask, float]:
-    task = work.task(type(arm.recommender)(**params), arm.content, weights)
+    task = work.task(type(variant.recommender)(**params), variant.content, weights)
     start = time.perf_counter()
-    task.fit(work.items, events, parts=work.parts_for(arm.content))
+    task.fit(work.items, events, parts=work.parts_for(variant.content))
     return task, time.perf_counter() - start
 
 
@@ -179,17 +189,21 @@ def _asked(work: Work, task: TransferTask, folder: Path) -> dict[str, Any]:
     """The test, once: lists for every question, measured; per-user figures go to `users.parquet`."""
     split, model = work.split, task.recommender
     lists, seconds = {}, {}
+
     for name, question in questions(split).items():
         allow = None if question.allow is None else question.allow.ids
         start = time.perf_counter()
         lists[name] = lists_for(model, question.truth, max(work.ks), histories=split.test_history, allow=allow)
         seconds[name] = time.perf_counter() - start
+
     vectors = work.parts[0] if work.parts else None
     measured = measure(lists, split, work.ks, items=work.items, vectors=vectors)
     with atomic_file(folder / "users.parquet") as file:
         measured.per_user.to_parquet(file, index=False)
+
     with atomic_file(folder / "test-lists.parquet") as file:
         lists["all"].to_frame().to_parquet(file, index=False)
+
     return {
         **measured.tables,
         "seconds": {"recommend": seconds["all"]},
@@ -199,11 +213,11 @@ def _asked(work: Work, task: TransferTask, folder: Path) -> dict[str, Any]:
     }
 
 
-def _guarded_arm(work: Work, arm: Arm, control: Arm, folder: Path) -> dict[str, Any]:
-    """Weigh an arm against its control on validation, and test what the guard lets through."""
+def _guarded_variant(work: Work, variant: Variant, ablation: Variant, folder: Path) -> dict[str, Any]:
+    """Weigh a variant against its ablation on validation, and test what the guard lets through."""
     split = work.split
-    at = [work.folder(one) for one in (arm, control)]
-    rows = [read_json(folder / "arm.json") for folder in at]
+    at = [work.folder(one) for one in (variant, ablation)]
+    rows = [read_json(folder / "variant.json") for folder in at]
     tasks = [TransferTask.load(one / ("model-train" if work.refit else "model")) for one in at]
     start = time.perf_counter()
     found = guard(
@@ -213,22 +227,24 @@ def _guarded_arm(work: Work, arm: Arm, control: Arm, folder: Path) -> dict[str, 
         histories=split.valid_history,
         allow=split.valid_items,
         k=work.ks[0],
-        rng=work.rng,
+        seed=work.seed,
     )
     seconds = time.perf_counter() - start
     valid, recommender = _valid_score(work, found.recommender), found.recommender
     if work.refit:
         tasks = [TransferTask.load(one / "model") for one in at]
         recommender = found.refitted(tasks[0].recommender, tasks[1].recommender)
+
     task, row = (tasks[0], rows[0]) if found.verdict.kept else (tasks[1], rows[1])
     task.recommender = recommender
     task.save(folder / "model")
     facts = _asked(work, task, folder)
     carried = ("content", "settings", "weights", "curve")
+
     return {
-        **{name: row[name] for name in carried}, "guard_of": arm.name, "trials": [], "valid": valid, **facts,
+        **{name: row[name] for name in carried}, "guard_of": variant.name, "trials": [], "valid": valid, **facts,
         "seconds": {**facts["seconds"], "guard": seconds, "fit": row["seconds"]["fit"]},
-        "guard": {"arm": arm.name, "control": control.name, **found.verdict.to_dict()},
+        "guard": {"variant": variant.name, "ablation": ablation.name, **found.verdict.to_dict()},
     }  # fmt: skip
 
 
@@ -239,6 +255,7 @@ def peak_memory_mib() -> float:
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
+
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
