@@ -146,7 +146,7 @@ def hybrid(vectors: Embeddings, valid: Fold, trials: int, journal: Path) -> Hybr
     """HybridItems at the settings that validation chooses for these vectors."""
     chosen = tune(
         TransferTask(HybridItems()), valid.items, valid.train, valid=valid.truth, allow=valid.candidates,
-        trials=trials, k=K, parts=[vectors], journal=journal,
+        trials=trials, k=K, embeddings=[vectors], journal=journal,
     )  # fmt: skip
     return HybridItems(**chosen.params)
 

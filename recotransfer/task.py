@@ -76,26 +76,26 @@ class TransferTask:
 
     # -- fit -----------------------------------------------------------------------------------------------------------
 
-    def fit(self, items: Items, interactions: Interactions, *, parts: Sequence[Embeddings] | None = None) -> Self:
+    def fit(self, items: Items, interactions: Interactions, *, embeddings: Sequence[Embeddings] | None = None) -> Self:
         """Tune encoders, encode the items, fuse their modalities, map the vectors, fit the recommender. Returns self.
 
         Args:
             items: the catalogue.
             interactions: the log, or any other relation of subjects to these items: labels are users too.
-            parts: vectors of these items, one `Embeddings` per encoder: what `encode` gave, to save encoding them
+            embeddings: vectors of these items, one `Embeddings` per encoder: what `encode` gave, to save encoding them
                 twice. Without encoders (an empty sequence) they are the content, and new items come with theirs.
 
         Raises:
-            InputError: `parts` for a task with tuners, which they have not been through; see `tuned`.
+            InputError: `embeddings` for a task with tuners, which they have not been through; see `tuned`.
         """
         self.recommender.check_settings()
-        if parts is None:
+        if embeddings is None:
             if self.tuners:
                 self.encoders_ = self._tuned(items, interactions)
             else:
                 self.encoders_ = self._encoders_for(items)
 
-            parts = self._encode(items)
+            embeddings = self._encode(items)
         elif self.tuners:
             raise InputError(f"vectors are given, but {_BEFORE_TUNING}")
         else:
@@ -104,17 +104,17 @@ class TransferTask:
 
             self.reports_ = []
 
-        self.fusion_ = Fusion(weights=self.modality_weights()).fit(parts) if parts else None
-        if self.transfers and not parts:
+        self.fusion_ = Fusion(weights=self.modality_weights()).fit(embeddings) if embeddings else None
+        if self.transfers and not embeddings:
             raise InputError("transfers map vectors, and there are none without content; give encoders")
 
-        embeddings = self.fusion_.transform(parts) if self.fusion_ is not None else None
+        fused = self.fusion_.transform(embeddings) if self.fusion_ is not None else None
         for transfer in self.transfers:
-            assert embeddings is not None
-            embeddings = transfer.fit(embeddings, interactions).transform(embeddings)
+            assert fused is not None
+            fused = transfer.fit(fused, interactions).transform(fused)
 
         catalogue = items.ids.union(interactions.items)  # with or without content, so that variants rank the same items
-        self.recommender.fit(interactions.with_items(catalogue), embeddings)
+        self.recommender.fit(interactions.with_items(catalogue), fused)
         self._attach(items)
 
         return self
@@ -131,8 +131,8 @@ class TransferTask:
 
     def _encode(self, items: Items) -> list[Embeddings]:
         self.modality_weights()  # a misspelt one is named before hours of encoding, not after
-        parts, self.reports_ = self._encoded(items, self.progress)
-        return parts
+        embeddings, self.reports_ = self._encoded(items, self.progress)
+        return embeddings
 
     def tuned(self, items: Items, interactions: Interactions) -> Self:
         """A task without tuners, not fitted, whose encoders have been through them: what `fit` begins with."""
@@ -203,25 +203,30 @@ class TransferTask:
         return self._embedded(items)[0]
 
     def _embedded(
-        self, items: Items, parts: Sequence[Embeddings] | None = None
+        self, items: Items, embeddings: Sequence[Embeddings] | None = None
     ) -> tuple[Embeddings, list[EncodeReport]]:
         self._check_fitted()
-        if self.fusion_ is None or (parts is None and not self.encoders_):
+        if self.fusion_ is None or (embeddings is None and not self.encoders_):
             name = type(self.recommender).__name__
             raise InputError(f"this {name} was fitted without encoders, so new items mean nothing to it; fit with some")
 
         reports: list[EncodeReport] = []
-        if parts is None:
-            parts, reports = self._encoded(items, progress=False)
+        if embeddings is None:
+            embeddings, reports = self._encoded(items, progress=False)
 
-        out = self.fusion_.transform(parts)
+        out = self.fusion_.transform(embeddings)
         for transfer in self.transfers:
             out = transfer.transform(out)
 
         return out, reports
 
     def label(
-        self, items: Items, k: int = 1, *, users: ArrayLike | None = None, parts: Sequence[Embeddings] | None = None
+        self,
+        items: Items,
+        k: int = 1,
+        *,
+        users: ArrayLike | None = None,
+        embeddings: Sequence[Embeddings] | None = None,
     ) -> Recommendations:
         """The k best users of each item, known or new, with their scores; labels are users too.
 
@@ -229,9 +234,9 @@ class TransferTask:
             items: what to ask about.
             k: list length.
             users: ids to choose from; everyone known by default.
-            parts: vectors of these items, as in `fit`.
+            embeddings: vectors of these items, as in `fit`.
         """
-        return self.recommender.label(self._embedded(items, parts)[0], k, users=users)
+        return self.recommender.label(self._embedded(items, embeddings)[0], k, users=users)
 
     def extend(self, items: Items) -> TransferTask:
         """A copy that also recommends `items`, without a refit; ids it knows already are left as they are.
@@ -253,21 +258,21 @@ class TransferTask:
         return out
 
     def partial_fit(
-        self, items: Items, interactions: Interactions, *, parts: Sequence[Embeddings] | None = None
+        self, items: Items, interactions: Interactions, *, embeddings: Sequence[Embeddings] | None = None
     ) -> Self:
         """Learn from further events, of new users and items too; encoders, fusion and maps stay. Returns self.
 
         Args:
             items: the new items, at least; items known already are left as they are.
             interactions: the new events.
-            parts: vectors of `items`, as in `fit`.
+            embeddings: vectors of `items`, as in `fit`.
         """
         self._check_fitted()
         model, old = self.recommender, self.recommender.item_columns
         fresh = items.take(np.flatnonzero(model.catalogue_.positions(items.ids.ids, missing="negative") < 0))
         vectors = None
         if len(fresh) and self.fusion_ is not None:
-            given = None if parts is None else [part.align(fresh.ids) for part in parts]
+            given = None if embeddings is None else [part.align(fresh.ids) for part in embeddings]
             vectors, self.reports_ = self._embedded(fresh, given)
 
         model.partial_fit(interactions.with_items(fresh.ids.union(interactions.items)), vectors)

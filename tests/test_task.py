@@ -326,14 +326,14 @@ def tuning(**settings):
 
 def test_vectors_that_tuners_have_not_seen_are_refused():
     catalogue, log = little()
-    parts = quick(encoders=[Teachable()]).fit(catalogue, log).encode(catalogue)
-    for call in (lambda: tuning().encode(catalogue), lambda: tuning().fit(catalogue, log, parts=parts)):
+    embeddings = quick(encoders=[Teachable()]).fit(catalogue, log).encode(catalogue)
+    for call in (lambda: tuning().encode(catalogue), lambda: tuning().fit(catalogue, log, embeddings=embeddings)):
         with pytest.raises(
             InputError, match=r"has tuners that have not been at work; go on with task\.tuned\(items, e"
         ):
             call()
     ready = tuning().tuned(catalogue, log)
-    passed = ready.fit(catalogue, log, parts=ready.encode(catalogue))
+    passed = ready.fit(catalogue, log, embeddings=ready.encode(catalogue))
     assert passed.embed(catalogue).dim == 64
     same(passed.recommend(k=3), tuning().fit(catalogue, log).recommend(k=3))
 
@@ -344,7 +344,7 @@ def test_encoding_leaves_a_fitted_task_its_encoders(tmp_path):
     before = task.label(catalogue)
     assert [part.dim for part in task.encode(catalogue)] == [64]
     same(task.label(catalogue), before)
-    same(task.label(catalogue, parts=task.encode(catalogue)), before)
+    same(task.label(catalogue, embeddings=task.encode(catalogue)), before)
     task.save(tmp_path / "m")
     same(TransferTask.load(tmp_path / "m").label(catalogue), before)
     chosen = TransferTask(progress=False).fit(*little(in_stock=[True] * 5))

@@ -195,7 +195,7 @@ def wikiqa(data: Path, work: Path) -> dict[str, Any]:
     likeness /= np.linalg.norm(vectors[0].vectors, axis=1) * np.linalg.norm(vectors[1].vectors, axis=1)
     pairs = told_apart(nlp.answer_pairs(pd.concat([table, clues(table, likeness)], axis=1)))
     told_of = TransferTask(encoders=[attributes]).encode(pairs.items)
-    compared = replace(pairs, parts=[*told_of, *nlp.compared(vectors)[1:]])
+    compared = replace(pairs, embeddings=[*told_of, *nlp.compared(vectors)[1:]])
     frozen = experiments.run(
         compared, TransferTask(Probe()), name="frozen MiniLM, compared, + Probe", settings=grid, draws=10
     )
@@ -291,7 +291,7 @@ def agnews(data: Path, work: Path) -> dict[str, Any]:
         frozen = TransferTask(Probe(), cache=cache)
         ridge = TransferTask(RidgeProfiles(unobserved=1.0))
         vectors = TransferTask(encoders=problem.encoders, cache=cache).encode(problem.items)
-        both = replace(problem, parts=[*vectors, word_topics(problem)])
+        both = replace(problem, embeddings=[*vectors, word_topics(problem)])
         few, about = nlp.few(problem, 8, seed=fold), nlp.few(problem, 8, about=ABOUT, weight=10.0, seed=fold)
         content, weak = TransferTask(ContentProfiles(), cache=cache), TransferTask(Probe(reg=400.0), cache=cache)
         fixed: dict[str, Any] = {"settings": [{}], "draws": 10}

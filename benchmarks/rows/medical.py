@@ -25,7 +25,7 @@ FOLDS = [{"reg": reg} for reg in (10.0, 100.0, 1000.0)]
 
 
 def given(vectors: NDArray[Any], source: str) -> list[Embeddings]:
-    """Vectors of items 0, 1, ... as the parts of a problem."""
+    """Vectors of items 0, 1, ... as the embeddings of a problem."""
     return [Embeddings(IdMap(np.arange(len(vectors))), np.asarray(vectors, np.float32), source)]
 
 
@@ -67,10 +67,10 @@ def pneumonia(data: Path, work: Path) -> dict[str, Any]:
     part[_repeated(images, part)] = ""
     network = data / NETWORK
 
-    def problem(encoders: Sequence[Any] = (), parts: Any = None) -> experiments.Problem:
+    def problem(encoders: Sequence[Any] = (), embeddings: Any = None) -> experiments.Problem:
         diagnoses = np.where(labels == 1, "pneumonia", "normal").tolist()
         (one,) = medical.image_diagnosis(images, diagnoses, positive="pneumonia", encoders=encoders, part=part)
-        return replace(one, parts=parts)
+        return replace(one, embeddings=embeddings)
 
     pixels = given(images.reshape(len(images), -1) / 255, "pixels")
     variants: list[tuple[str, Any, Any]] = [
@@ -79,10 +79,10 @@ def pneumonia(data: Path, work: Path) -> dict[str, Any]:
         ("middle layer, 4 x 4 cells", [ImageGrid(model=network, layer=9)], None),
     ]
     outcomes, metrics = [], problem().metrics
-    for name, encoders, parts in variants:
+    for name, encoders, embeddings in variants:
         task = TransferTask(Probe(), cache=work, progress=False)
         # Without a refit the threshold of the validation is that of the model that predictions the test.
-        outcome = experiments.run(problem(encoders, parts), task, name=name, calibrate=True, refit=False)
+        outcome = experiments.run(problem(encoders, embeddings), task, name=name, calibrate=True, refit=False)
         assert outcome.validation is not None  # the file has a validation part
         above = medical.accuracy_at(medical.threshold(outcome.validation, "pneumonia"), "pneumonia")
         outcomes.append(experiments.joined([outcome], {**metrics, ACCURACY: above}))
@@ -124,7 +124,7 @@ def heart(data: Path, work: Path) -> dict[str, Any]:
         return run
 
     variants = {
-        "numbers as they are": variant("numbers as they are", parts=raw),
+        "numbers as they are": variant("numbers as they are", embeddings=raw),
         "hashed bins": variant("hashed bins", encoders=[TabularAttributes()]),
         "standard table": variant("standard table"),
     }

@@ -70,8 +70,8 @@ def manners(data: Path, work: Path) -> dict[str, Any]:
     bands = LogMelAudio().encode(list(clips["path"]))[:, :40]
     means = [Embeddings(IdMap(np.arange(len(clips))), _scaled(bands), "mean spectrum")]
     variants = {
-        "length and loudness": {"parts": loudness},
-        "mean log-mel spectrum": {"parts": means},
+        "length and loudness": {"embeddings": loudness},
+        "mean log-mel spectrum": {"embeddings": means},
         "log-mel, pitch and their courses": {},
     }
     outcomes = []

@@ -77,9 +77,9 @@ def fashion(data: Path, work: Path) -> dict[str, Any]:
         return experiments.run(over, TransferTask(recommender or Probe(), cache=cache), name=name, settings=settings)
 
     outcomes = [
-        variant("8x8 pixels", replace(problem, parts=[shrunk])),
-        variant("frozen MobileNetV2, ridge", replace(problem, parts=[frozen]), RidgeProfiles(), ridges),
-        variant("frozen MobileNetV2", replace(problem, parts=[frozen])),
+        variant("8x8 pixels", replace(problem, embeddings=[shrunk])),
+        variant("frozen MobileNetV2, ridge", replace(problem, embeddings=[frozen]), RidgeProfiles(), ridges),
+        variant("frozen MobileNetV2", replace(problem, embeddings=[frozen])),
         variant("title", replace(problem, encoders=[read])),
         variant("frozen, image and title", replace(problem, encoders=[seen, read])),
     ]

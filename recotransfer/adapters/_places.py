@@ -37,7 +37,7 @@ def scores_of_places(
         rows = vectors[start : start + _BLOCK]
         ids = IdMap(np.arange(len(rows)))
         items = Items(ids, pd.DataFrame(index=range(len(rows))))
-        found = task.label(items, len(asked), users=users, parts=[Embeddings(ids, rows, source, blocks=blocks)])
+        found = task.label(items, len(asked), users=users, embeddings=[Embeddings(ids, rows, source, blocks=blocks)])
         table = np.zeros(found.scores.shape, np.float32)
         at = asked.positions(known.ids, missing="negative")[found.positions]
         np.put_along_axis(table, at, found.scores, axis=1)
@@ -59,7 +59,9 @@ def problem_of_places(
     vectors = Embeddings(ids, np.concatenate([v for _, _, _, _, v in sampled]), source)
     metrics = {"accuracy": experiments.accuracy, "macro F1": experiments.macro_f1}
 
-    return Problem(name, Items(ids, pd.DataFrame(index=range(len(ids)))), split, metrics, parts=[vectors], groups=owner)
+    return Problem(
+        name, Items(ids, pd.DataFrame(index=range(len(ids)))), split, metrics, embeddings=[vectors], groups=owner
+    )
 
 
 def parts_of_pictures(part: Mapping[Any, str]) -> dict[Any, str]:

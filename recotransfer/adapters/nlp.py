@@ -302,7 +302,7 @@ def span_answers(
     vectors = encoder.spans(spans)
     present = np.asarray(vectors.any(axis=1))
 
-    return replace(problem, parts=[Embeddings(problem.items.ids, vectors, f"{encoder.name}/spans", present)])
+    return replace(problem, embeddings=[Embeddings(problem.items.ids, vectors, f"{encoder.name}/spans", present)])
 
 
 def translation(

@@ -154,7 +154,7 @@ def _tuned(task: TransferTask, items: Items, events: Interactions, o: Mapping[st
     say(f"every trial: {path}")
     model = type(task.recommender)(**tuned.params)
     best_task = TransferTask(model, encoders=task.encoders_, weights=tuned.weights, cache=task.cache)
-    best_task.fit(items, events, parts=tuned.parts)
+    best_task.fit(items, events, embeddings=tuned.embeddings)
     best_task.reports_ = task.reports_
 
     return best_task

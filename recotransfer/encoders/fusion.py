@@ -28,7 +28,7 @@ class Fusion:
     other blocks tell. An item without any block has zeros and `present` False.
 
     Args:
-        weights: block name -> weight of at least 0; blocks not named weigh 1. Two parts of one name are told
+        weights: block name -> weight of at least 0; blocks not named weigh 1. Two embeddings of one modality are told
             apart as "text", "text 2".
         seed: random seed for the choice of rows where there are more than 20,000.
     """
@@ -39,17 +39,17 @@ class Fusion:
         self._state: _State | None = None
         self._maps: dict[tuple[int, tuple[int, ...]], NDArray[np.float32]] = {}
 
-    def fit(self, parts: Sequence[Embeddings]) -> Self:
+    def fit(self, embeddings: Sequence[Embeddings]) -> Self:
         """Learn means, and how the blocks foretell each other, from a catalogue; one `Embeddings` per block."""
-        names = _block_names(parts)
+        names = _block_names(embeddings)
         _shares(names, self.weights)
-        _, tables, masks = _together(parts)
+        _, tables, masks = _together(embeddings)
         means = [_mean(t, m) for t, m in zip(tables, masks, strict=True)]
         rows = [_centre(t, m, mean) for t, m, mean in zip(tables, masks, means, strict=True)]
         widths = tuple(t.shape[1] for t in tables)
         rng = np.random.default_rng(self.seed)
         moments = _moments(rows, masks, rng) if len(rows) > 1 else np.zeros((0, 0), np.float32)
-        sources = tuple(part.source for part in parts)
+        sources = tuple(part.source for part in embeddings)
         state = _State(names, widths, sources, means, moments, np.ones(len(names)))
 
         for target in range(len(names) if len(names) > 1 else 0):
@@ -59,22 +59,22 @@ class Fusion:
 
         return self
 
-    def transform(self, parts: Sequence[Embeddings]) -> Embeddings:
-        """The fused vectors of any items, new ones too; parts in the order of `fit`, ids are joined."""
+    def transform(self, embeddings: Sequence[Embeddings]) -> Embeddings:
+        """The fused vectors of any items, new ones too; embeddings in the order of `fit`, ids are joined."""
         state = self._fitted()
-        names = _block_names(parts)
-        widths = tuple(part.dim for part in parts)
+        names = _block_names(embeddings)
+        widths = tuple(part.dim for part in embeddings)
         if (names, widths) != (state.names, state.widths):
             raise InputError(
                 f"fitted on blocks {state.names} of widths {state.widths}, but given {names} of widths {widths}"
             )
 
-        ids, tables, masks = _together(parts)
+        ids, tables, masks = _together(embeddings)
         rows = [_centre(t, m, mean) for t, m, mean in zip(tables, masks, state.means, strict=True)]
         self._impute(rows, np.stack(masks))
         shares = _shares(names, self.weights)
         vectors = np.concatenate([np.sqrt(s, dtype=np.float32) * r for s, r in zip(shares, rows, strict=True)], axis=1)
-        source = " + ".join(f"{s:.3g} x {part.source}" for s, part in zip(shares, parts, strict=True))
+        source = " + ".join(f"{s:.3g} x {part.source}" for s, part in zip(shares, embeddings, strict=True))
         blocks = tuple(zip(names, widths, strict=True))
 
         return Embeddings(ids, vectors, f"fused({source})", np.any(masks, axis=0), blocks)
@@ -114,7 +114,7 @@ class Fusion:
         return self._maps[target, sources]
 
     def save(self, writer: ArtifactWriter, prefix: str = "fusion") -> None:
-        """Add the parts of this fusion to a folder that is being written."""
+        """Add the files of this fusion to a folder that is being written."""
         state = self._fitted()
         about = {"names": state.names, "widths": state.widths, "sources": state.sources, "rng": self.seed}
         writer.json(prefix, {**about, "weights": None if self.weights is None else dict(self.weights)})
@@ -134,9 +134,9 @@ class Fusion:
         return fusion
 
 
-def fuse(parts: Sequence[Embeddings], weights: Mapping[str, float] | None = None) -> Embeddings:
+def fuse(embeddings: Sequence[Embeddings], weights: Mapping[str, float] | None = None) -> Embeddings:
     """One vector per item from several modalities; keep a fitted `Fusion` instead where new items will come."""
-    return Fusion(weights=weights).fit(parts).transform(parts)
+    return Fusion(weights=weights).fit(embeddings).transform(embeddings)
 
 
 @dataclass
@@ -154,12 +154,12 @@ class _State:
         return np.arange(start, start + self.widths[block])
 
 
-def _block_names(parts: Sequence[Embeddings]) -> tuple[str, ...]:
-    if not parts:
+def _block_names(embeddings: Sequence[Embeddings]) -> tuple[str, ...]:
+    if not embeddings:
         raise InputError("no embeddings to fuse; give at least one")
 
     names: list[str] = []
-    for part in parts:
+    for part in embeddings:
         base = "+".join(name for name, _ in part.blocks)
         again = sum(1 for name in names if name == base or name.startswith(f"{base} "))
         names.append(f"{base} {again + 1}" if again else base)
@@ -183,10 +183,10 @@ def _shares(names: Sequence[str], weights: Mapping[str, float] | None) -> NDArra
     return shares
 
 
-def _together(parts: Sequence[Embeddings]) -> tuple[IdMap, list[NDArray[np.float32]], list[NDArray[np.bool_]]]:
-    """Ids of all parts, and each part's vectors and presence in that order."""
-    ids = reduce(lambda left, right: left.union(right), [part.ids for part in parts])
-    aligned = [part.align(ids) for part in parts]
+def _together(embeddings: Sequence[Embeddings]) -> tuple[IdMap, list[NDArray[np.float32]], list[NDArray[np.bool_]]]:
+    """Ids of all embeddings, and each part's vectors and presence in that order."""
+    ids = reduce(lambda left, right: left.union(right), [part.ids for part in embeddings])
+    aligned = [part.align(ids) for part in embeddings]
     return ids, [part.vectors for part in aligned], [part.has_content for part in aligned]
 
 

@@ -113,7 +113,7 @@ class Problem:
         split: relations to learn from, to choose settings by, and to judge on.
         metrics: name -> figure of predictions, greater is better; the first chooses settings.
         encoders: what reads the items; None leaves that to the task.
-        parts: vectors of `items`, where they do not come from an encoder one item at a time (patches of pictures).
+        embeddings: vectors of `items`, where they do not come from an encoder one item at a time (patches of pictures).
         asks: "labels" asks each item of the test for its users, "items" each user of the test for their items.
         groups: (items or users,) group of each unit, over the split's map; None draws queries one by one.
         candidates: pairs that are up for choice where "items" are asked for; None is every item that the split ranks.
@@ -125,7 +125,7 @@ class Problem:
     split: Split
     metrics: Mapping[str, Metric]
     encoders: Sequence[Encoder] | None = None
-    parts: Sequence[Embeddings] | None = None
+    embeddings: Sequence[Embeddings] | None = None
     asks: Literal["labels", "items"] = "labels"
     groups: NDArray[Any] | None = None
     candidates: Interactions | None = None

@@ -82,11 +82,11 @@ def run(
     begin = time.perf_counter()
     task = copy.copy(task)
     if task.encoders is None:
-        task.encoders = [] if problem.parts is not None else problem.encoders
+        task.encoders = [] if problem.embeddings is not None else problem.encoders
 
     train, known = problem.split.train, training_and_validation(problem.split)
     tuners = task.tuners
-    if tuners and problem.parts is not None:
+    if tuners and problem.embeddings is not None:
         raise InputError(
             f"the problem {problem.name!r} brings its vectors, which no tuner can change; leave the tuners out"
         )
@@ -94,7 +94,7 @@ def run(
     if tuners:
         task = task.tuned(_seen(problem, train), train)
 
-    parts = list(problem.parts) if problem.parts is not None else task.encode(problem.items)
+    embeddings = list(problem.embeddings) if problem.embeddings is not None else task.encode(problem.items)
     tried = [dict(s) for s in settings] if settings is not None else _grid(task.recommender)
     figures, checked = [float("nan")], []
     metric = next(iter(problem.metrics.values()))
@@ -102,9 +102,11 @@ def run(
         if tuners:
             raise InputError("tuned encoders have seen the records of all folds; leave folds out, or the tuners")
 
-        checked = [_of_folds(problem, task, s, parts, folds) for s in tried]
+        checked = [_of_folds(problem, task, s, embeddings, folds) for s in tried]
     elif len(problem.split.valid):
-        checked = [_predictions(problem, _fitted(problem, task, s, train, parts), parts, "valid") for s in tried]
+        checked = [
+            _predictions(problem, _fitted(problem, task, s, train, embeddings), embeddings, "valid") for s in tried
+        ]
     elif settings is None:
         tried = [{}]
     elif len(tried) > 1:
@@ -125,8 +127,8 @@ def run(
         values = {**values, "temperature": by * task.recommender.with_settings(values).setting("temperature")}
         checked[chosen] = _tempered(checked[chosen], by)
 
-    fitted = _fitted(problem, task, values, known if refit else train, parts)
-    predictions = _predictions(problem, fitted, parts, "test")
+    fitted = _fitted(problem, task, values, known if refit else train, embeddings)
+    predictions = _predictions(problem, fitted, embeddings, "test")
     found = {label: _estimate(each, predictions, draws) for label, each in problem.metrics.items()}
     reports = {modality: tuner.report_ for modality, tuner in tuners.items()}
     seconds = time.perf_counter() - begin
@@ -217,7 +219,7 @@ def _together(predictions: Sequence[Predictions]) -> Predictions:
 
 
 def _of_folds(
-    problem: Problem, task: TransferTask, values: Mapping[str, Any], parts: Sequence[Embeddings], folds: int
+    problem: Problem, task: TransferTask, values: Mapping[str, Any], embeddings: Sequence[Embeddings], folds: int
 ) -> Predictions:
     """Predictions to all that is not in the test, each record's from the fold that it was held out of."""
     groups = None if problem.groups is None else problem.groups.tolist()
@@ -226,7 +228,9 @@ def _of_folds(
     for split in fold_items(training_and_validation(problem.split), folds=folds, groups=groups):
         inner = replace(problem, split=split)
         found.append(
-            _predictions(inner, _fitted(inner, task, values, training_and_validation(split), parts), parts, "test")
+            _predictions(
+                inner, _fitted(inner, task, values, training_and_validation(split), embeddings), embeddings, "test"
+            )
         )
 
     return _together(found)
@@ -274,7 +278,11 @@ def _seen(problem: Problem, events: Interactions) -> Items:
 
 
 def _fitted(
-    problem: Problem, task: TransferTask, values: Mapping[str, Any], events: Interactions, parts: Sequence[Embeddings]
+    problem: Problem,
+    task: TransferTask,
+    values: Mapping[str, Any],
+    events: Interactions,
+    embeddings: Sequence[Embeddings],
 ) -> TransferTask:
     out = copy.copy(task)
     out.recommender = task.recommender.with_settings(values)
@@ -286,11 +294,11 @@ def _fitted(
         events.weight, events.time, events.kind, events.kinds,
     )  # fmt: skip
 
-    return out.fit(seen, used, parts=[part.align(seen.ids) for part in parts])
+    return out.fit(seen, used, embeddings=[part.align(seen.ids) for part in embeddings])
 
 
 def _predictions(
-    problem: Problem, task: TransferTask, parts: Sequence[Embeddings], which: Literal["valid", "test"]
+    problem: Problem, task: TransferTask, embeddings: Sequence[Embeddings], which: Literal["valid", "test"]
 ) -> Predictions:
     split = problem.split
     asked: Interactions = getattr(split, which)
@@ -299,7 +307,7 @@ def _predictions(
         at = np.unique(asked.item)
         ids = IdMap(asked.items.take(at))
         rows = problem.items.take(problem.items.ids.positions(ids.ids))
-        found = task.label(rows, len(asked.users), parts=[part.align(ids) for part in parts])
+        found = task.label(rows, len(asked.users), embeddings=[part.align(ids) for part in embeddings])
         truth = np.asarray(asked.matrix().T.tocsr()[at].toarray() > 0)
         candidates, queries = asked.users, ids.ids
     else:

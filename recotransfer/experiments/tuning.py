@@ -38,14 +38,14 @@ class Tuned:
         params: constructor arguments of the recommender.
         weights: modality -> weight; None where there is one modality or none.
         trials: one row per trial: settings, ndcg, recall, in the order tried; the first is the starting point.
-        parts: vectors of all items, for `TransferTask.fit` to take instead of encoding them again; where the task had
-            tuners, by encoders that they tuned on what was not held out.
+        embeddings: vectors of all items, for `TransferTask.fit` to take instead of encoding them again. Where the task
+            had tuners, they come from encoders tuned on what was not held out.
     """
 
     params: Mapping[str, Any]
     weights: Mapping[str, float] | None
     trials: pd.DataFrame
-    parts: Sequence[Embeddings]
+    embeddings: Sequence[Embeddings]
 
     metric: ClassVar[str] = "ndcg"
 
@@ -61,7 +61,7 @@ def tune(
     trials: int = 20,
     k: int = 10,
     seed: int = 0,
-    parts: Sequence[Embeddings] | None = None,
+    embeddings: Sequence[Embeddings] | None = None,
     journal: Path | None = None,
 ) -> Tuned:
     """The settings with the best NDCG@k on held-out events, found by a seeded search (TPE; Bergstra et al., 2011).
@@ -78,7 +78,7 @@ def tune(
         trials: models to fit.
         k: length of the lists.
         seed: random seed.
-        parts: what `task.encode` gave for these items, to save encoding them twice; not for a task with tuners.
+        embeddings: what `task.encode` gave for these items, to save encoding them twice; not for a task with tuners.
         journal: file that keeps finished trials; with it an interrupted search goes on and ends in the same choice, and
             one that is done goes on where `trials` is greater.
     """
@@ -93,17 +93,21 @@ def tune(
     allowed = None if allow is None else Filter(allow=np.asarray(allow)).mask(catalogue, None)
     train, valid = _held_out(interactions.with_items(catalogue), valid, histories)
     if task.tuners:
-        if parts is not None:
-            raise InputError("vectors are given, but the task has tuners; leave parts out, or give task.tuned(...)")
+        if embeddings is not None:
+            raise InputError(
+                "vectors are given, but the task has tuners; leave embeddings out, or give task.tuned(...)"
+            )
 
         task = task.tuned(items, train)
 
-    parts = task.encode(items) if parts is None else parts
-    if not parts and (task.transfers or task.weights):
+    embeddings = task.encode(items) if embeddings is None else embeddings
+    if not embeddings and (task.transfers or task.weights):
         raise InputError("transfers and weights are for vectors, and there are none without content; give encoders")
 
-    fusion = Fusion(weights=task.weights).fit(parts) if parts else None
-    names = [name for name, _ in fusion.transform(parts).blocks] if fusion is not None and len(parts) > 1 else []
+    fusion = Fusion(weights=task.weights).fit(embeddings) if embeddings else None
+    names = (
+        [name for name, _ in fusion.transform(embeddings).blocks] if fusion is not None and len(embeddings) > 1 else []
+    )
 
     @functools.lru_cache(maxsize=1)  # with one modality, all trials have these vectors
     def content(weights: tuple[tuple[str, float], ...]) -> Embeddings | None:
@@ -111,7 +115,7 @@ def tune(
             return None
 
         fusion.weights = dict(weights) or None
-        vectors = fusion.transform(parts)
+        vectors = fusion.transform(embeddings)
         for transfer in task.transfers:
             vectors = copy.copy(transfer).fit(vectors, train).transform(vectors)
 
@@ -132,7 +136,7 @@ def tune(
         "start": {**task.recommender.params(), **start},
         "bounds": {name: list(bound) for name, bound in bounds.items()},
         "transfers": [[transfers.name_of(type(transfer)), transfer.params()] for transfer in task.transfers],
-        "data": digest(*(p.vectors.ravel() for p in parts), [digest_of_events(train), digest_of_events(valid)]),
+        "data": digest(*(p.vectors.ravel() for p in embeddings), [digest_of_events(train), digest_of_events(valid)]),
         "histories": "the log" if histories is None else digest_of_events(histories),
         "allow": "all items" if allowed is None else digest(allowed),
         "k": k,
@@ -143,7 +147,7 @@ def tune(
     best = max(rows, key=lambda row: row[Tuned.metric])
     params, weights = _split({name: best[name] for name in bounds})
 
-    return Tuned(task.recommender.with_settings(params).params(), weights, pd.DataFrame(rows), parts)
+    return Tuned(task.recommender.with_settings(params).params(), weights, pd.DataFrame(rows), embeddings)
 
 
 def lists_for(

@@ -261,5 +261,5 @@ def test_given_vectors_take_the_place_of_an_encoder():
     sequences, labels = promoters(40)
     vectors = np.array([[label == "box", 1.0] for label in labels], np.float32)
     problem = medical.dna(sequences, labels, positive="box", folds=2)[0]
-    parts = [Embeddings(problem.items.ids, vectors)]
-    assert quick(replace(problem, parts=parts), [{"reg": 1.0}]).metrics["accuracy"].value == 1.0
+    embeddings = [Embeddings(problem.items.ids, vectors)]
+    assert quick(replace(problem, embeddings=embeddings), [{"reg": 1.0}]).metrics["accuracy"].value == 1.0

@@ -182,7 +182,7 @@ def test_a_span_is_the_mean_of_its_token_states_in_its_passage(tiny):
     rows += [("test", "where went ada", passage, b, e, int(passage[b:e] == "paris")) for _, _, _, b, e, _ in rows]
     table = pd.DataFrame(rows, columns=["split", "question", "passage", "begin", "end", "label"])
     problem = nlp.span_answers(table, encoder=tiny)
-    part = problem.parts[0]
+    part = problem.embeddings[0]
     assert part.has_content.all()
     states = tiny.module().eval()(tiny.collate([passage])).dense[0].detach().numpy()[1:-1]
     at = part.ids.positions([(passage, 0, 8)])
@@ -203,7 +203,7 @@ def test_spans_past_the_longest_text_have_no_vector_and_come_last(tiny):
     problem = nlp.span_answers(
         pd.DataFrame(rows, columns=["split", "question", "passage", "begin", "end", "label"]), encoder=tiny
     )
-    there = problem.parts[0].has_content[problem.parts[0].ids.positions([(passage, b, e) for b, e in pieces])]
+    there = problem.embeddings[0].has_content[problem.embeddings[0].ids.positions([(passage, b, e) for b, e in pieces])]
     assert there.tolist() == [True] * 14 + [False] * (len(pieces) - 14)
     scores = run(problem, ContentProfiles()).predictions.scores[0]
     assert (scores[~np.array(there)] == scores.min()).all()

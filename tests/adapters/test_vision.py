@@ -318,7 +318,7 @@ def test_answers_around_a_pixel_are_context():
     alone = segmentation.Segmentation(pictures, masks, part, DenseImage(sigmas=(1.0,)), samples=300)
     around = alone.in_context(task)
     assert [known for _, known in around.before] == [{"p0", "p4", "p8"}, {"p1", "p5", "p9"}]
-    assert around.problem.parts[0].dim == alone.problem.parts[0].dim + 1 + 6 * 4
+    assert around.problem.embeddings[0].dim == alone.problem.embeddings[0].dim + 1 + 6 * 4
     first, second = (
         p.judged(experiments.run(p.problem, task, settings=[{}], draws=10), "disc") for p in (alone, around)
     )
@@ -408,7 +408,7 @@ def test_vectors_of_places_are_parts_of_the_problem():
     problem = segmentation.Segmentation(
         pictures, masks, dict(zip(pictures, dealt(4), strict=True)), DenseImage(), samples=50
     )
-    (part,) = problem.problem.parts
+    (part,) = problem.problem.embeddings
     assert isinstance(part, Embeddings)
     assert part.source == problem.features.name
     picture, y, x = part.ids.ids[60]

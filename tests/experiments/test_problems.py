@@ -59,7 +59,7 @@ def noise(of):
     """The same problem with vectors that know nothing."""
     ids = of.items.ids
     vectors = np.random.default_rng(0).normal(size=(len(ids), 16)).astype(np.float32)
-    return Problem(of.name, of.items, of.split, of.metrics, parts=[Embeddings(ids, vectors)])
+    return Problem(of.name, of.items, of.split, of.metrics, embeddings=[Embeddings(ids, vectors)])
 
 
 def test_a_probe_on_words_beats_one_on_noise_by_an_interval():
@@ -144,7 +144,7 @@ def of_people(**changes):
     items = Items(vectors.ids, pd.DataFrame({"x": [""] * len(person)}))
     split = next(fold_items(relations, folds=2, valid=0.5, groups=person))
     metrics = {"accuracy": accuracy, "calibration error": experiments.expected_calibration_error}
-    return Problem("people", items, split, metrics, parts=[vectors], groups=person, **changes)
+    return Problem("people", items, split, metrics, embeddings=[vectors], groups=person, **changes)
 
 
 @pytest.mark.parametrize("folds", [None, 4])

@@ -88,7 +88,7 @@ def test_scores_are_those_of_a_fit_on_the_rest(shelf):
 def test_vectors_are_handed_on_and_give_the_same_fit(shelf):
     tuned = tune(task(), *shelf, trials=2)
     model = HybridItems(**tuned.params)
-    passed = task(model, weights=tuned.weights).fit(*shelf, parts=tuned.parts).recommend(k=5)
+    passed = task(model, weights=tuned.weights).fit(*shelf, embeddings=tuned.embeddings).recommend(k=5)
     anew = task(HybridItems(**tuned.params), weights=tuned.weights).fit(*shelf).recommend(k=5)
     np.testing.assert_array_equal(passed.positions, anew.positions)
 
@@ -125,20 +125,20 @@ def test_tuners_are_at_work_before_settings_are_chosen(shelf):
     given = task(encoders=[Teachable()], tuners={"text": tuner})
     tuned = tune(given, items, events, trials=2)
     assert tuner.events == len(events) - 120, "the last event of each user is not learned from"
-    assert [part.dim for part in tuned.parts] == [16]
+    assert [part.dim for part in tuned.embeddings] == [16]
     plain = tune(task(encoders=[HashingText(dim=16)]), items, events, trials=2)
     pd.testing.assert_frame_equal(tuned.trials, plain.trials)
-    with pytest.raises(InputError, match=r"the task has tuners; leave parts out, or give task\.tuned"):
-        tune(given, items, events, trials=1, parts=tuned.parts)
+    with pytest.raises(InputError, match=r"the task has tuners; leave embeddings out, or give task\.tuned"):
+        tune(given, items, events, trials=1, embeddings=tuned.embeddings)
 
 
 def test_given_vectors_are_weighed_without_encoding(shelf):
-    parts = task().encode(shelf[0])
-    weighed = tune(task(weights={"text": 3.0}), *shelf, trials=2, parts=parts)
+    embeddings = task().encode(shelf[0])
+    weighed = tune(task(weights={"text": 3.0}), *shelf, trials=2, embeddings=embeddings)
     assert weighed.trials["weight.text"][0] == 3.0
     pd.testing.assert_frame_equal(weighed.trials, tune(task(weights={"text": 3.0}), *shelf, trials=2).trials)
     with pytest.raises(InputError, match="weights name unknown blocks"):
-        tune(task(weights={"colour": 1.0}), *shelf, trials=1, parts=parts)
+        tune(task(weights={"colour": 1.0}), *shelf, trials=1, embeddings=embeddings)
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_the_ablation_variant_ranks_new_items_too(shelf):
     items, events = shelf
     tuned = tune(task(encoders=[]), items, events, allow=items.ids.ids[45:], trials=2)
     assert tuned.weights is None
-    assert tuned.parts == []
+    assert tuned.embeddings == []
     assert not [c for c in tuned.trials if c.startswith("weight.")]
 
 

@@ -130,11 +130,11 @@ def test_task_labels_new_items_from_given_vectors():
 
     vectors, relations, label = clusters()
     frame = pd.DataFrame({"note": ["x"] * len(label)})
-    task = TransferTask(Probe(), encoders=[]).fit(Items(vectors.ids, frame), relations, parts=[vectors])
+    task = TransferTask(Probe(), encoders=[]).fit(Items(vectors.ids, frame), relations, embeddings=[vectors])
     asked, rows = held_out(vectors)
     new = Items(IdMap([f"new {i}" for i in rows]), frame.iloc[rows])
-    parts = [Embeddings(new.ids, asked.vectors)]
-    found = task.label(new, parts=parts)
+    embeddings = [Embeddings(new.ids, asked.vectors)]
+    found = task.label(new, embeddings=embeddings)
     assert (found.items[:, 0] == np.array([f"class {v}" for v in label[rows]])).mean() > 0.9
     with pytest.raises(InputError, match="without encoders"):
         task.label(new)

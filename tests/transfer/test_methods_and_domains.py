@@ -156,7 +156,7 @@ def with_vectors(problem, change):
     (part,) = TransferTask(encoders=problem.encoders, progress=False).encode(problem.items)
     vectors = part.vectors - part.vectors.mean(axis=0)
     vectors = change(vectors / np.linalg.norm(vectors, axis=1).mean(), np.random.default_rng(2))
-    return replace(problem, encoders=None, parts=[Embeddings(part.ids, vectors.astype(np.float32))])
+    return replace(problem, encoders=None, embeddings=[Embeddings(part.ids, vectors.astype(np.float32))])
 
 
 def buried(vectors, rng, strength=3):
@@ -220,7 +220,7 @@ def test_another_domain_is_brought_nearer_and_serves_no_worse(method, domain, mo
     found = {}
     for name, transfers in (("as it is", []), (method, [ADAPTATIONS[method]])):
         outcome = run(real, TransferTask(ContentProfiles(), transfers=transfers), settings=[{}], draws=2)
-        vectors = outcome.task.fusion_.transform(real.parts)
+        vectors = outcome.task.fusion_.transform(real.embeddings)
         for transfer in outcome.task.transfers:
             vectors = transfer.transform(vectors)
         found[name] = mmd(vectors.vectors[~there], vectors.vectors[there]), outcome.metrics["accuracy"].value
@@ -392,7 +392,9 @@ def test_content_is_kept_where_it_helps_and_taken_out_where_it_is_noise(method, 
     ablation = TransferTask(head(domain), encoders=[]).fit(real.items, split.train).recommender
     for problem, kept in ((with_vectors(real, lambda vectors, rng: vectors), True), (with_vectors(real, noise), False)):
         transfer = (
-            TransferTask(head(domain), encoders=[]).fit(problem.items, split.train, parts=problem.parts).recommender
+            TransferTask(head(domain), encoders=[])
+            .fit(problem.items, split.train, embeddings=problem.embeddings)
+            .recommender
         )
         found = guard(transfer, ablation, split.valid, allow=split.valid_items, draws=200)
         assert found.verdict.kept == kept

@@ -115,13 +115,23 @@ class Benchmark:
         if task.tuners and content:
             task = task.tuned(items, split.train)
 
-        parts = task.encode(items) if content else []
-        for report in task.reports_ if parts and self.progress else []:
+        embeddings = task.encode(items) if content else []
+        for report in task.reports_ if embeddings and self.progress else []:
             print(report, file=sys.stderr)
 
-        specs = [encoder.spec() for encoder in task.encoders_] if parts else []
+        specs = [encoder.spec() for encoder in task.encoders_] if embeddings else []
         work = Work(
-            out, self.ks, self.trials, self.refit, self.seed, items, split, parts, specs, task.weights, task.transfers
+            out,
+            self.ks,
+            self.trials,
+            self.refit,
+            self.seed,
+            items,
+            split,
+            embeddings,
+            specs,
+            task.weights,
+            task.transfers,
         )
         self._begin(work, variants)
         self._run_all(work, variants)
@@ -157,7 +167,7 @@ class Benchmark:
             "seed": self.seed,
             "threads": self.threads,
             "data": digest([digest_of_events(part) for part in (s.train, s.valid, s.test, s.test_history)]),
-            "vectors": digest([digest(part.vectors.ravel()) for part in work.parts]),
+            "vectors": digest([digest(part.vectors.ravel()) for part in work.embeddings]),
             "weights": work.weights,
             "transfers": [[transfers.name_of(type(transfer)), transfer.params()] for transfer in work.transfers],
         }
@@ -290,7 +300,7 @@ class Benchmark:
             "test_events": len(split.test),
             "test_users": len(np.unique(split.test.user)),
             "items_without_training_events": int((~seen).sum()),
-            "encoders": [part.source for part in work.parts],
+            "encoders": [part.source for part in work.embeddings],
         }
 
 
@@ -315,7 +325,7 @@ def _transferability(work: Work) -> list[dict[str, Any]]:
         {"encoder": part.source, "score": "neighbour agreement",
          "note": "how many times as often content neighbours go together as items of their popularity; 1 is chance",
          "value": float(neighbour_agreement(part, work.split.train, seed=work.seed))}
-        for part in work.parts
+        for part in work.embeddings
     ]  # fmt: skip
 
 

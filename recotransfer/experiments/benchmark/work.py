@@ -37,7 +37,7 @@ class Work:
     seed: int
     items: Items
     split: Split
-    parts: Sequence[Embeddings]
+    embeddings: Sequence[Embeddings]
     specs: Sequence[Mapping[str, Any]]
     weights: Mapping[str, float] | None
     transfers: Sequence[Transfer] = ()
@@ -55,9 +55,9 @@ class Work:
         transfers = [copy.copy(transfer) for transfer in self.transfers]
         return TransferTask(recommender, encoders=encoders, weights=weights, transfers=transfers, progress=False)
 
-    def parts_for(self, content: bool) -> Sequence[Embeddings]:
+    def embeddings_for(self, content: bool) -> Sequence[Embeddings]:
         """The embeddings as far as the variant is given content."""
-        return self.parts if content else []
+        return self.embeddings if content else []
 
 
 def run_variant(work: Work, variant: Variant, ablation: Variant | None = None) -> None:
@@ -136,7 +136,7 @@ def _measured_variant(work: Work, variant: Variant, folder: Path) -> dict[str, A
             trials=work.trials,
             k=work.ks[0],
             seed=work.seed,
-            parts=work.parts_for(variant.content),
+            embeddings=work.embeddings_for(variant.content),
             journal=kept,
         )
         params, weights = dict(tuned.params), tuned.weights
@@ -174,7 +174,7 @@ def _fitted(
 ) -> tuple[TransferTask, float]:
     task = work.task(type(variant.recommender)(**params), variant.content, weights)
     start = time.perf_counter()
-    task.fit(work.items, events, parts=work.parts_for(variant.content))
+    task.fit(work.items, events, embeddings=work.embeddings_for(variant.content))
     return task, time.perf_counter() - start
 
 
@@ -196,7 +196,7 @@ def _asked(work: Work, task: TransferTask, folder: Path) -> dict[str, Any]:
         lists[name] = lists_for(model, question.truth, max(work.ks), histories=split.test_history, allow=allow)
         seconds[name] = time.perf_counter() - start
 
-    vectors = work.parts[0] if work.parts else None
+    vectors = work.embeddings[0] if work.embeddings else None
     measured = measure(lists, split, work.ks, items=work.items, vectors=vectors)
     with atomic_file(folder / "users.parquet") as file:
         measured.per_user.to_parquet(file, index=False)
