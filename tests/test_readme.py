@@ -1,7 +1,10 @@
+"""The README's lines run, print what they show, and name commands and flags that exist."""
+
 import re
 import subprocess
 import sys
 
+import pytest
 from conftest import REPO
 
 README = (REPO / "README.md").read_text(encoding="utf-8")
@@ -11,16 +14,32 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_first_example_prints_what_the_readme_shows(tmp_path):
-    code, shown = blocks("python")[0], blocks("text")[0]
-    assert len([line for line in code.splitlines() if line.strip()]) <= 8
+PRINTING = [code for code in blocks("python") if "print(" in code]
+
+
+def printed_by(code, tmp_path):
     code = code.replace("demo_out/cache", str(tmp_path / "cache"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, check=True)
-    printed, expected = done.stdout.splitlines(), shown.splitlines()
-    assert printed[0].split() == expected[0].split()
-    assert len(printed) == len(expected)
+    return done.stdout.splitlines()
+
+
+def test_the_first_screen_is_seven_lines_and_the_whole_a_thousand_words():
+    assert len([line for line in PRINTING[0].splitlines() if line.strip()]) <= 7
+    assert len(README.split()) <= 1000
+
+
+@pytest.mark.parametrize("at", range(len(PRINTING)))
+def test_examples_print_what_the_readme_shows(at, tmp_path):
+    printed, shown = printed_by(PRINTING[at], tmp_path), blocks("text")[at].splitlines()
+    assert printed[0].split() == shown[0].split()
+    assert len(printed) == len(shown)
     # Processors without bfloat16 give slightly other vectors, so a near tie may fall the other way.
-    assert len({line.split()[2] for line in printed[1:]} & {line.split()[2] for line in expected[1:]}) >= 2
+    assert len({line.split()[2] for line in printed[1:]} & {line.split()[2] for line in shown[1:]}) >= 2
+
+
+def test_the_lines_about_transfer_methods_build_a_task(tmp_path):
+    code = next(code for code in blocks("python") if "FineTune" in code)
+    subprocess.run([sys.executable, "-c", code.replace(".fit(items, events)", "")], check=True, cwd=tmp_path)
 
 
 def test_commands_and_targets_named_exist():
