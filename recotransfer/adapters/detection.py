@@ -23,7 +23,7 @@ from recotransfer.adapters._places import (
 )
 from recotransfer.data import IdMap
 from recotransfer.encoders.image_map import DenseImage, places
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 from recotransfer.evaluation.metrics import EDGES, Matches, box_matches, box_precision
 from recotransfer.experiments import Outcome, Predictions, Problem
 from recotransfer.task import TransferTask
@@ -209,7 +209,7 @@ def _merged(edges: NDArray[np.float64], scores: NDArray[np.float32], overlap: fl
     Non-maximum suppression is OpenCV's; the mean is box voting (Gidaris and Komodakis, "Object detection via a
     multi-region and semantic segmentation-aware CNN model", 2015).
     """
-    import cv2
+    cv2 = require("cv2")
 
     size = edges[:, 2:] - edges[:, :2]
     kept = cv2.dnn.NMSBoxes(np.hstack([edges[:, :2], size]).tolist(), scores.tolist(), 0.0, overlap)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from recotransfer.data import Embeddings, Interactions
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 from recotransfer.numerics.vectors import gaussian_kernel, reciprocal, unit_rows
 from recotransfer.retrieval import nearest
 
@@ -80,7 +80,7 @@ def h_score(features: Vectors, labels: ArrayLike) -> float:
         features: (n, d).
         labels: (n,) class of each item.
     """
-    from sklearn.covariance import ledoit_wolf
+    ledoit_wolf = require("sklearn.covariance").ledoit_wolf
 
     centred = _checked(features) - np.mean(features, axis=0, dtype=np.float64)
     codes = _codes(labels, len(centred))
@@ -194,10 +194,11 @@ def proxy_a_distance(source: Vectors, target: Vectors, seed: int = 0) -> float:
         target: (m, d) vectors of the other.
         seed: random seed of the draw and of the folds.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    LogisticRegression = require("sklearn.linear_model").LogisticRegression
+    StratifiedKFold = require("sklearn.model_selection").StratifiedKFold
+    cross_val_score = require("sklearn.model_selection").cross_val_score
+    make_pipeline = require("sklearn.pipeline").make_pipeline
+    StandardScaler = require("sklearn.preprocessing").StandardScaler
 
     draw = np.random.default_rng(seed)
     source, target = (_some_rows(part, _MOST_LEARNED, draw) for part in _pair(source, target))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from recotransfer.data import Items
 from recotransfer.encoders.base import columns_of, is_missing
 from recotransfer.encoders.models import folder_revision, model_folder, quiet_loading
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 
 Float = NDArray[np.float32]
 _WINDOW, _STEP = 0.025, 0.010  # seconds, as everywhere in speech
@@ -127,8 +127,8 @@ class PretrainedAudio:
 
     @cached_property
     def _network(self) -> Any:
-        import torch
-        from transformers import AutoModel
+        torch = require("torch")
+        AutoModel = require("transformers").AutoModel
 
         with quiet_loading():
             model = AutoModel.from_pretrained(self._folder, dtype=torch.float32).eval()
@@ -137,7 +137,7 @@ class PretrainedAudio:
 
     @cached_property
     def _extractor(self) -> Any:
-        from transformers import AutoFeatureExtractor
+        AutoFeatureExtractor = require("transformers").AutoFeatureExtractor
 
         with quiet_loading():
             return AutoFeatureExtractor.from_pretrained(self._folder)
@@ -158,7 +158,7 @@ class PretrainedAudio:
 
     def encode(self, values: Sequence[Any]) -> Float:
         """(len(values), dim) float32, in order; NaN where a clip cannot be read."""
-        import torch
+        torch = require("torch")
 
         out = np.full((len(values), self.dim), np.nan, np.float32)
 

@@ -19,6 +19,7 @@ from recotransfer.data import Embeddings, Items
 from recotransfer.encoders.base import Encoder, content_bytes
 from recotransfer.errors import InputError
 from recotransfer.io.artifacts import atomic_file
+from recotransfer.progress import progress_bar
 
 _KEY_BYTES = 16
 
@@ -150,9 +151,7 @@ def _distinct(values: list[Any]) -> _Values:
 
 
 def _chunks(todo: NDArray[np.int64], size: int, name: str, progress: bool) -> Iterator[NDArray[np.int64]]:
-    from tqdm import tqdm
-
-    with tqdm(total=len(todo), desc=name, unit="item", disable=None if progress and len(todo) else True) as bar:
+    with progress_bar(len(todo), desc=name, unit="item", shown=progress and len(todo) > 0) as bar:
         for start in range(0, len(todo), size):
             part = todo[start : start + size]
             yield part

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from recotransfer.data import Interactions, Items
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 
 if TYPE_CHECKING:
     from sklearn.compose import ColumnTransformer
@@ -52,7 +52,7 @@ def attribute_transformer(
     >>> attribute_transformer(items, min_frequency=1).fit_transform(items.columns).round(1).tolist()
     [[-1.2, -0.7, 1.0, 0.0], [0.0, 1.4, 1.0, 0.0], [1.2, -0.7, 0.0, 1.0]]
     """
-    from sklearn.compose import ColumnTransformer
+    ColumnTransformer = require("sklearn.compose").ColumnTransformer
 
     names = _attribute_columns(items, columns)
     numbers = [c for c in names if items.kinds.get(c) != "category"]
@@ -100,9 +100,10 @@ def _attribute_columns(items: Items, columns: Sequence[str] | None) -> list[str]
 
 
 def _number_steps(*, log: bool) -> Any:
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+    SimpleImputer = require("sklearn.impute").SimpleImputer
+    make_pipeline = require("sklearn.pipeline").make_pipeline
+    FunctionTransformer = require("sklearn.preprocessing").FunctionTransformer
+    StandardScaler = require("sklearn.preprocessing").StandardScaler
 
     return make_pipeline(
         FunctionTransformer(as_log if log else as_numbers, feature_names_out="one-to-one"),
@@ -112,8 +113,9 @@ def _number_steps(*, log: bool) -> Any:
 
 
 def _category_steps(min_frequency: int, max_categories: int) -> Any:
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
+    make_pipeline = require("sklearn.pipeline").make_pipeline
+    FunctionTransformer = require("sklearn.preprocessing").FunctionTransformer
+    OneHotEncoder = require("sklearn.preprocessing").OneHotEncoder
 
     encoder = OneHotEncoder(
         handle_unknown="infrequent_if_exist",
@@ -127,9 +129,9 @@ def _category_steps(min_frequency: int, max_categories: int) -> Any:
 
 
 def _values_steps(max_categories: int) -> Any:
-    from sklearn.feature_extraction.text import CountVectorizer
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import FunctionTransformer
+    CountVectorizer = require("sklearn.feature_extraction.text").CountVectorizer
+    make_pipeline = require("sklearn.pipeline").make_pipeline
+    FunctionTransformer = require("sklearn.preprocessing").FunctionTransformer
 
     # No `min_df` here: a vocabulary that it empties is an error in CountVectorizer, not an empty result.
     counter = CountVectorizer(analyzer=split_values, binary=True, max_features=max_categories, dtype=np.float32)
@@ -188,7 +190,7 @@ def clusters(profiles: pd.DataFrame, count: int = 8, *, seed: int = 0) -> NDArra
     Raises:
         InputError: no number column, or not 1 to len(profiles) clusters.
     """
-    from sklearn.cluster import KMeans
+    KMeans = require("sklearn.cluster").KMeans
 
     numbers = profiles.select_dtypes("number")
     if not len(numbers.columns):

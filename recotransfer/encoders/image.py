@@ -149,7 +149,7 @@ class PretrainedImage:
 
     def collate(self, values: Sequence[Any]) -> dict[str, Any]:
         """The model's inputs of a batch of pictures; `Unreadable` where one cannot be decoded."""
-        import torch
+        torch = require("torch")
 
         batch = [self._network.features(decode(value, self._network.size)) for value in values]
         return {name: torch.from_numpy(np.stack([one[name] for one in batch])) for name in batch[0]}
@@ -198,8 +198,8 @@ def decode(value: Any, size: int | None = None) -> Any:
 
     With `size`, a JPEG more than four times as large is decoded at reduced scale, at least twice `size`.
     """
-    image_module = require("PIL.Image", "image")
-    ops = require("PIL.ImageOps", "image")
+    image_module = require("PIL.Image")
+    ops = require("PIL.ImageOps")
 
     try:
         image = _open(value, image_module)
@@ -258,9 +258,10 @@ class _Vision:
     """A loaded vision model and its image processor."""
 
     def __init__(self, folder: Path, precision: str) -> None:
-        require("PIL.Image", "image")
-        import torch
-        from transformers import AutoConfig, AutoImageProcessor
+        require("PIL.Image")
+        torch = require("torch")
+        AutoConfig = require("transformers").AutoConfig
+        AutoImageProcessor = require("transformers").AutoImageProcessor
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = getattr(torch, precision)
@@ -290,7 +291,7 @@ class _Vision:
         if len({tuple((name, array.shape) for name, array in one.items()) for one in batch}) > 1:
             return np.concatenate([self.vectors([one]) for one in batch])
 
-        import torch
+        torch = require("torch")
 
         layout = torch.channels_last if self.device == "cpu" else torch.contiguous_format
         inputs = {}
@@ -338,11 +339,13 @@ def _patches(out: Any, pixels: Any, config: Any) -> Any:
 
 def _training_form(network: _Vision) -> Any:
     """A copy of a vision model as a module that takes a batch and returns `Features`."""
-    import torch
+    torch = require("torch")
 
     pooled = network.pooled
 
-    class TrainableImage(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
+    base: Any = torch.nn.Module
+
+    class TrainableImage(base):  # type: ignore[misc]  # torch is untyped here
         def __init__(self) -> None:
             super().__init__()
             self.network = copy.deepcopy(network.model).float()
@@ -356,8 +359,8 @@ def _training_form(network: _Vision) -> Any:
 
 def _load(folder: Path, config: Any) -> tuple[Any, list[str]]:
     """The model in float32, and the names of the weights that the folder lacks."""
-    import torch
-    import transformers
+    torch = require("torch")
+    transformers = require("transformers")
 
     # AutoModel would drop the projection of a CLIPVisionModelWithProjection.
     kind = (config.architectures or ["AutoModel"])[0]

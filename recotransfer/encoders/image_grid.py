@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from recotransfer.data import Items
 from recotransfer.encoders.image import PretrainedImage, Unreadable, decode
 from recotransfer.encoders.models import folder_revision, model_folder
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 
 _BATCH = 8  # pictures at a time; more leave a processor's caches
 
@@ -95,7 +95,7 @@ class ImageGrid:
 
     def _cells(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n, dim) of pictures (n, 3, size, size)."""
-        import torch
+        torch = require("torch")
 
         network = self._reader._network
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recotransfer.encoders.image import PretrainedImage, decode
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 
 Float = NDArray[np.float32]
 _MULTIPLE = 32  # convolutional networks halve the picture five times
@@ -172,7 +172,7 @@ class _Layers:
         self.interpolates = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
 
     def layers(self, image: Any, scale: float, strides: Sequence[int] | None) -> list[Layer]:
-        import torch
+        torch = require("torch")
 
         pixels = self._pixels(image, scale)
         if self.patch is not None:
@@ -191,7 +191,7 @@ class _Layers:
 
     def _pixels(self, image: Any, scale: float) -> Any:
         """(1, 3, h, w) the whole picture as the model takes it, its edges rounded to what the model can divide."""
-        import torch
+        torch = require("torch")
 
         step = self.patch or _MULTIPLE
         size = [max(1, round(edge * scale / step)) * step for edge in image.size]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import atomic_folder, sha256
 
 _REVISION_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
@@ -37,7 +37,7 @@ def model_folder(model: str | Path) -> Path:
     if isinstance(model, Path) or model.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         raise InputError(f"{model} is no folder; give a folder with a saved model, or the model's name on the hub")
 
-    from huggingface_hub import snapshot_download
+    snapshot_download = require("huggingface_hub").snapshot_download
 
     try:
         return Path(snapshot_download(model, ignore_patterns=["onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot"]))
@@ -69,7 +69,7 @@ def is_tuned(model: Any) -> bool:
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
     """No progress bars and load reports from transformers within; errors still come through."""
-    from transformers.utils import logging
+    logging = require("transformers.utils.logging")
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

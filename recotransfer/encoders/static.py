@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from recotransfer.data import Items
 from recotransfer.encoders.base import Features, one_or_many, text_values
 from recotransfer.encoders.models import folder_revision, model_folder, saved_model
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 
 Float = NDArray[np.float32]
 _FORMAT = 1
@@ -123,7 +123,7 @@ class StaticText:
         if config.get("class") != "StaticText" or config.get("format") != _FORMAT:
             raise InputError(f"{self._folder} holds no static text model of this version; distil it again")
 
-        from safetensors.numpy import load_file
+        load_file = require("safetensors.numpy").load_file
 
         network = StaticNetwork(load_file(self._folder / _WEIGHTS))
         if len(network.weights["table"]) != len(self.vocabulary.entries):
@@ -157,7 +157,7 @@ class StaticText:
 
     def collate(self, values: Sequence[str]) -> dict[str, Any]:
         """The rows of all words of a batch, and where each text's begin."""
-        import torch
+        torch = require("torch")
 
         rows = self.vocabulary.rows(values)
         return {"found": torch.from_numpy(rows.found), "start": torch.from_numpy(rows.start)}
@@ -221,11 +221,13 @@ _PARAMETERS = {  # names in `StaticNetwork` and in its training form, whose matr
 
 def _training_form(weights: Mapping[str, Float]) -> Any:
     """`StaticNetwork` as a torch module that takes a batch and returns `Features`."""
-    import torch
+    torch = require("torch")
 
     (size, dim), (_, width), (_, hidden) = weights["table"].shape, weights["own"].shape, weights["in"].shape
 
-    class TrainableStatic(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
+    base: Any = torch.nn.Module
+
+    class TrainableStatic(base):  # type: ignore[misc]  # torch is untyped here
         def __init__(self) -> None:
             super().__init__()
             self.table = torch.nn.Embedding(size, dim)
@@ -265,7 +267,7 @@ def write_static(folder: str | Path, entries: Sequence[str], weights: Mapping[st
         entries: as in `Vocabulary`.
         weights: as in `StaticNetwork`.
     """
-    from safetensors.numpy import save
+    save = require("safetensors.numpy").save
 
     with saved_model(folder) as new:
         config = {"class": "StaticText", "format": _FORMAT}

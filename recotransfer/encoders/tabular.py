@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from recotransfer.data import Items
 from recotransfer.encoders.base import columns_of, is_missing
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 
 _FEW = 10  # whole values at most that a number has to be a category too
 _MOST = 4.0  # standard deviations beyond which a number counts as that far out
@@ -68,7 +68,7 @@ class TabularAttributes:
 
     def encode(self, values: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
         """(len(values), dim) float32, in order; rows have about unit length."""
-        from sklearn.feature_extraction import FeatureHasher
+        FeatureHasher = require("sklearn.feature_extraction").FeatureHasher
 
         hasher = FeatureHasher(n_features=self.dim, input_type="pair", dtype=np.float64)
         counts = hasher.transform([list(self._tokens(value)) for value in values])

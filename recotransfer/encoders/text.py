@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from recotransfer.data import Items
 from recotransfer.encoders.base import Features, one_or_many, text_values
 from recotransfer.encoders.models import folder_revision, model_folder, quiet_loading, saved_model
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import sha256
 from recotransfer.numerics.vectors import unit_rows
 
@@ -91,7 +91,7 @@ class SentenceText:
     @cached_property
     def network(self) -> Any:
         """The loaded `sentence_transformers.SentenceTransformer`."""
-        from sentence_transformers import SentenceTransformer
+        SentenceTransformer = require("sentence_transformers").SentenceTransformer
 
         with quiet_loading():
             network = SentenceTransformer(str(self.folder)).eval()
@@ -112,7 +112,7 @@ class SentenceText:
 
     def encode(self, values: Sequence[str]) -> NDArray[np.float32]:
         """(len(values), dim) float32, in order."""
-        import torch
+        torch = require("torch")
 
         if self.batch_tokens < 1:
             raise InputError(f"batch_tokens is {self.batch_tokens}; it must be at least 1")
@@ -136,7 +136,8 @@ class SentenceText:
         Of unit length; zeros where no token of the piece lies within the model's longest text.
         """
         import pandas as pd
-        import torch
+
+        torch = require("torch")
 
         module = self.module().eval()
         tokenizer, longest = self.network[0].tokenizer, self.network.max_seq_length
@@ -211,7 +212,7 @@ class SentenceText:
     @cached_property
     def _packed(self) -> _PackedBert | None:
         """The packed network, if there is one for this model and it agrees with the library on a few probe texts."""
-        import torch
+        torch = require("torch")
 
         packed = _PackedBert.of(self.network, self.resolved_precision)
         if packed is None:
@@ -226,7 +227,7 @@ class SentenceText:
         return packed if (np.einsum("nd,nd->n", mine, theirs) >= 0.999 * norms).all() else None
 
     def _by_library(self, texts: list[str], precision: str) -> NDArray[np.float32]:
-        import torch
+        torch = require("torch")
 
         enabled = precision == "bfloat16"
         with torch.autocast(self.network.device.type, dtype=torch.bfloat16, enabled=enabled):
@@ -263,8 +264,8 @@ class HashingText:
 
     def encode(self, values: Sequence[str]) -> NDArray[np.float32]:
         """(len(values), dim) float32 of unit length, in order."""
-        from sklearn.feature_extraction.text import HashingVectorizer
-        from sklearn.preprocessing import normalize
+        HashingVectorizer = require("sklearn.feature_extraction.text").HashingVectorizer
+        normalize = require("sklearn.preprocessing").normalize
 
         out = np.zeros((len(values), self.dim), np.float32)
 
@@ -290,9 +291,11 @@ class HashingText:
 
 def _training_form(network: Any) -> Any:
     """A copy of a sentence-transformers network as a module that takes a batch and returns `Features`."""
-    import torch
+    torch = require("torch")
 
-    class TrainableText(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
+    base: Any = torch.nn.Module
+
+    class TrainableText(base):  # type: ignore[misc]  # torch is untyped here
         def __init__(self) -> None:
             super().__init__()
             self.network = copy.deepcopy(network).float()
@@ -327,7 +330,7 @@ def _packaged_model() -> Path:
 
 def computes_in_bfloat16() -> str:
     """The name "bfloat16" where torch's device multiplies bfloat16 in hardware, else "float32"."""
-    import torch
+    torch = require("torch")
 
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
@@ -369,7 +372,7 @@ class _PackedBert:
     @classmethod
     def of(cls, network: Any, precision: str) -> _PackedBert | None:
         """The packed form, or None where model, device or build of torch are of another kind."""
-        import torch
+        torch = require("torch")
 
         config: Any = getattr(getattr(network[0], "auto_model", None), "config", None)
         fits = (
@@ -393,7 +396,7 @@ class _PackedBert:
         return cls(network, getattr(torch, precision)) if fits else None
 
     def _layer(self, layer: Any) -> dict[str, Any]:
-        import torch
+        torch = require("torch")
 
         def linear(*parts: Any) -> tuple[Any, Any]:
             weight = torch.cat([p.weight for p in parts]).detach().to(self.dtype).contiguous()
@@ -417,7 +420,7 @@ class _PackedBert:
 
     def vectors(self, tokens: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """(len(tokens), dim) float32; `tokens` come sorted by length."""
-        import torch
+        torch = require("torch")
 
         lengths, counts = np.unique([len(t) for t in tokens], return_counts=True)
         groups = list(zip(lengths.tolist(), counts.tolist(), strict=True))
@@ -441,7 +444,7 @@ class _PackedBert:
 
     def _states(self, ids: Any, places: Any, groups: list[tuple[int, int]]) -> Any:
         """(tokens, hidden) float32, the last layer's states."""
-        import torch
+        torch = require("torch")
 
         product = torch.ops.mkldnn._linear_pointwise
         layer_norm = torch.nn.functional.layer_norm
@@ -460,7 +463,7 @@ class _PackedBert:
 
     def _attend(self, qkv: Any, groups: list[tuple[int, int]]) -> Any:
         """(tokens, hidden): attention within each sentence, all sentences of one length at once."""
-        import torch
+        torch = require("torch")
 
         width = qkv.shape[1] // 3
         out, start = [], 0

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from recotransfer.data import IdMap, Interactions
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 from recotransfer.evaluation.split import Split
 
 SIDES = ("train", "valid", "test")  # the parts of a split
@@ -66,7 +66,7 @@ def fold_items(
         groups: (items,) such as patients.
         seed: random seed.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
+    StratifiedGroupKFold = require("sklearn.model_selection").StratifiedGroupKFold
 
     item, first = np.unique(relations.item, return_index=True)
     label = relations.user[first]

@@ -13,15 +13,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from tqdm import tqdm
 
 from recotransfer._version import __version__
 from recotransfer.data import Embeddings, Filter, IdMap, Interactions, Items, Recommendations
 from recotransfer.encoders import Fusion
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 from recotransfer.evaluation.metrics import hits, ndcg, recall
 from recotransfer.evaluation.splits import hold_out_last
 from recotransfer.io.artifacts import digest, digest_of_events, read_json, write_json
+from recotransfer.progress import counted
 from recotransfer.recommenders import Recommender
 from recotransfer.registry import transfers
 from recotransfer.task import TransferTask
@@ -227,14 +227,14 @@ def _search(
     stopped and taken up again tries the same points. Finished trials count at the points that they were measured at:
     a search may be taken up with more trials, which then are not those of a longer search from the start.
     """
-    import optuna
+    optuna = require("optuna")
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
     ranges = {name: _distribution(low, high) for name, (low, high) in bounds.items()}
     inside = all(start[name] is not None and low <= start[name] <= high for name, (low, high) in bounds.items())
 
-    for number in tqdm(range(trials), desc="choosing settings", disable=None if progress else True):
+    for number in counted(range(trials), desc="choosing settings", shown=progress):
         trial = None
         if number == len(journal.rows):
             if number:
@@ -283,7 +283,8 @@ def _split(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float] 
 
 
 def _distribution(low: float, high: float) -> Any:
-    from optuna.distributions import FloatDistribution, IntDistribution
+    FloatDistribution = require("optuna.distributions").FloatDistribution
+    IntDistribution = require("optuna.distributions").IntDistribution
 
     if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high, log=True)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recotransfer.data import Interactions
+from recotransfer.errors import require
 from recotransfer.numerics.vectors import Float
 
 Int = NDArray[np.int64]
@@ -108,7 +109,7 @@ def ranges(first: Int, size: Int) -> Int:
 
 def read_users(network: Network, factors: Float, sequences: Sequences, users: Int, length: int) -> Float:
     """(users, dim) state after each user's newest item; zero for an empty history."""
-    import torch
+    torch = require("torch")
 
     out = np.zeros((len(users), factors.shape[1]), np.float32)
     size = np.minimum((sequences.end - sequences.start)[users], length)
@@ -139,7 +140,7 @@ class Network:
     @classmethod
     def new(cls, items: int, dim: int, length: int, blocks: int, content: Float | None) -> Network:
         """Random weights from torch's generator, on the GPU where there is one."""
-        import torch
+        torch = require("torch")
 
         weights = {"position": torch.randn(length, dim) * SPREAD}
         if content is None:
@@ -166,13 +167,13 @@ class Network:
     @classmethod
     def of(cls, arrays: Mapping[str, Float]) -> Network:
         """The transformer with these weights, to read histories on the CPU."""
-        import torch
+        torch = require("torch")
 
         return cls({name: torch.tensor(np.asarray(values)) for name, values in arrays.items()})
 
     def learn(self) -> None:
         """Gradients from here on, on the GPU where there is one."""
-        import torch
+        torch = require("torch")
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.weights = {name: weight.to(self.device).requires_grad_() for name, weight in self.weights.items()}
@@ -188,8 +189,8 @@ class Network:
 
     def vectors(self, items: Int) -> Any:
         """(len(items), dim) item vectors."""
-        import torch
-        from torch.nn import functional
+        torch = require("torch")
+        functional = require("torch.nn.functional")
 
         rows = torch.from_numpy(items).to(self.device)
         own = functional.embedding(rows, self.weights["own"])
@@ -197,7 +198,7 @@ class Network:
 
     def all_vectors(self) -> Float:
         """(items, dim) vectors of the whole catalogue."""
-        import torch
+        torch = require("torch")
 
         with torch.no_grad():
             out = self.weights["own"]
@@ -206,8 +207,8 @@ class Network:
 
     def states(self, vectors: Any, packed: _Packed, dropout: float = 0.0) -> Any:
         """(tokens, dim) state after each token, from the token's vector and those before it of the same user."""
-        import torch
-        from torch.nn import functional
+        torch = require("torch")
+        functional = require("torch.nn.functional")
 
         def linear(name: str, x: Any) -> Any:
             return functional.linear(x, self.weights[name], self.weights[f"{name}.bias"])
@@ -245,8 +246,8 @@ def _main_components(content: Float, most: int) -> Float:
 
 def _attended(parts: tuple[Any, Any, Any], groups: list[_Group], dropout: float) -> Any:
     """(tokens, dim) causal attention of queries, keys and values; only attention itself sees padding."""
-    import torch
-    from torch.nn import functional
+    torch = require("torch")
+    functional = require("torch.nn.functional")
 
     out = []
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from threadpoolctl import threadpool_limits
 
 from recotransfer.data import Embeddings, Interactions
+from recotransfer.errors import require
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.numerics.histories import histories
 from recotransfer.numerics.ridge import half_step, unobserved_metric
@@ -24,7 +24,8 @@ def _train(
     kind: Any, events: Interactions, begin: tuple[Float, Float] | None = None, **settings: Any
 ) -> tuple[Float, Float]:
     """User and item factors of a model of the `implicit` package, from those to begin with where there are some."""
-    with threadpool_limits(1, "blas"):  # implicit runs its own threads; nested BLAS pools slow it many times over
+    # implicit runs threads of its own; BLAS pools inside them slow it many times over.
+    with require("threadpoolctl").threadpool_limits(1, "blas"):
         model = kind(**settings)
         if begin is not None:
             model.user_factors, model.item_factors = begin
@@ -73,7 +74,7 @@ class ALS(FactorModel):
         return f"{sweeps} sweeps from the present factors"
 
     def _sweep(self, events: Interactions, epochs: int, begin: tuple[Float, Float] | None = None) -> None:
-        from implicit.cpu.als import AlternatingLeastSquares
+        AlternatingLeastSquares = require("implicit.cpu.als").AlternatingLeastSquares
 
         _, factors = _train(
             AlternatingLeastSquares,
@@ -156,7 +157,7 @@ class BPR(FactorModel):
         return f"{sweeps} sweeps from the present factors"
 
     def _sweep(self, events: Interactions, epochs: int, begin: tuple[Float, Float] | None = None) -> None:
-        from implicit.cpu.bpr import BayesianPersonalizedRanking
+        BayesianPersonalizedRanking = require("implicit.cpu.bpr").BayesianPersonalizedRanking
 
         self.users_, factors = _train(
             BayesianPersonalizedRanking,

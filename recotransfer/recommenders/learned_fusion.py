@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recotransfer.data import Embeddings, Interactions
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 from recotransfer.evaluation.metrics import Hits, ndcg
 from recotransfer.evaluation.splits import hold_out_last
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
@@ -249,7 +249,7 @@ class StackedFusion(_Learned):
         return np.stack([self._popularity(candidates), np.log1p(candidates.history)], axis=1)
 
     def _estimate(self, features: Doubles, lesson: Lesson) -> Doubles:
-        from sklearn.linear_model import LogisticRegression
+        LogisticRegression = require("sklearn.linear_model").LogisticRegression
 
         model = LogisticRegression(C=1 / max(self.reg, 1e-9), max_iter=1000)
         model.fit(features, lesson.hit, sample_weight=_importance(lesson))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recotransfer.data import Embeddings, IdMap, Interactions
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.numerics.topk import TopK
 from recotransfer.numerics.vectors import Float
@@ -94,8 +94,8 @@ class Probe(Recommender):
             self.outer_, self.bias_ = self._linear(z, bears)
             return
 
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.neural_network import MLPClassifier
+        ConvergenceWarning = require("sklearn.exceptions").ConvergenceWarning
+        MLPClassifier = require("sklearn.neural_network").MLPClassifier
 
         stopping = len(z) >= _LEAST_FOR_STOPPING and bears.sum(axis=0).min() > 1  # both sides of its split need each
         net = MLPClassifier(
@@ -111,7 +111,7 @@ class Probe(Recommender):
         self.outer_, self.bias_ = _both_sides(outer, bias) if bears.shape[1] == 2 and self.exclusive_ else (outer, bias)
 
     def _linear(self, z: Float, bears: NDArray[np.bool_]) -> tuple[Float, Float]:
-        from sklearn.linear_model import LogisticRegression
+        LogisticRegression = require("sklearn.linear_model").LogisticRegression
 
         wide = z.astype(np.float64)  # in float32 the line search gives up where the ridge is great
 

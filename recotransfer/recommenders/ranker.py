@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recotransfer.data import Embeddings, Interactions
-from recotransfer.errors import ArtifactError, InputError
+from recotransfer.errors import ArtifactError, InputError, require
 from recotransfer.evaluation.splits import hold_out_last
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.numerics.histories import seen_items, sequences, subset, transitions
@@ -393,8 +393,12 @@ def _trained(lessons: list[_Lessons], width: int, epochs: int, seed: int) -> dic
     x are features as they come, within `low` and `high` of those learned from. The output begins at zero.
     NetworkTransfer with AdamW under a one-cycle schedule (Smith and Topin, 2019).
     """
-    import torch
-    from torch.nn import Dropout, Linear, ReLU, Sequential, functional
+    torch = require("torch")
+    Dropout = require("torch.nn").Dropout
+    Linear = require("torch.nn").Linear
+    ReLU = require("torch.nn").ReLU
+    Sequential = require("torch.nn").Sequential
+    functional = require("torch.nn.functional")
 
     if not sum(len(lesson.answer) for lesson in lessons):
         none, hidden = np.zeros(width, np.float32), np.zeros(_HIDDEN, np.float32)

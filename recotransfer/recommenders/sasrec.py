@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recotransfer.data import Embeddings, Interactions
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.numerics.histories import changed_users
 from recotransfer.numerics.topk import TopK, top_k
 from recotransfer.numerics.vectors import Float, unit_rows
+from recotransfer.progress import counted
 from recotransfer.recommenders._sasrec_network import (
     SPREAD,
     Int,
@@ -98,7 +99,7 @@ class SASRec(FactorModel):
     # -- fit -----------------------------------------------------------------------------------------------------------
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
-        import torch
+        torch = require("torch")
 
         if self.dropout >= 1:
             raise InputError(f"SASRec: dropout must be below 1, got {self.dropout}")
@@ -130,7 +131,7 @@ class SASRec(FactorModel):
 
     def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
         """Vectors go on from where they are, those of new items from their mapped content; the map itself stays."""
-        import torch
+        torch = require("torch")
 
         rng = np.random.default_rng(self.seed)
         sequences, changed = training_sequences(events, np.ones(len(events.items), bool)), changed_users(before, events)
@@ -177,8 +178,7 @@ class SASRec(FactorModel):
 
         Of all users, or of those `changed` and as many others, drawn for each sweep.
         """
-        import torch
-        from tqdm import tqdm
+        torch = require("torch")
 
         steps = [
             {"params": [weight], "lr": self.learning_rate * (_MAP_STEP if name == "map" else 1)}
@@ -191,7 +191,7 @@ class SASRec(FactorModel):
         others = long[:0] if changed is None else np.setdiff1d(long, changed)
         users = long if changed is None else np.intersect1d(long, changed)
 
-        for epoch in tqdm(range(1, epochs + 1), desc="SASRec", unit="epoch", disable=None, delay=10):
+        for epoch in counted(range(1, epochs + 1), desc="SASRec", unit="epoch", delay=10):
             start = time.perf_counter()
             replayed = rng.permutation(others)[: len(users)]
             order = rng.permutation(np.concatenate([users, replayed]))
@@ -228,8 +228,8 @@ class SASRec(FactorModel):
         rng: np.random.Generator,
     ) -> float:
         """One pass over `users` in their order; the mean loss."""
-        import torch
-        from torch.nn import functional
+        torch = require("torch")
+        functional = require("torch.nn.functional")
 
         total, count = 0.0, 0
 

@@ -131,7 +131,7 @@ def nearest(
         index = ExactIndex().build(vectors)
         parts = [index.search(block, k, mask=mask) for block in blocks]
     else:
-        faiss = require("faiss", extra="cpu")
+        faiss = require("faiss")
         rows = np.arange(len(vectors)) if mask is None else np.flatnonzero(mask)
         lists = int(4 * len(rows) ** 0.5)
         found = faiss.IndexIVFFlat(

@@ -89,7 +89,7 @@ class FaissIndex:
         before = len(self)
         out._exact = self._exact.extended(vectors)
         if self._index is not None:
-            faiss = require("faiss", extra="cpu")
+            faiss = require("faiss")
             out._index = out._on_device(
                 faiss.clone_index(faiss.index_gpu_to_cpu(self._index) if self.gpu else self._index)
             )
@@ -112,7 +112,7 @@ class FaissIndex:
 
     def _new(self, vectors: NDArray[np.float32]) -> Any:
         """An empty FAISS index, trained where its kind needs it."""
-        faiss = require("faiss", extra="cpu")
+        faiss = require("faiss")
         n, d = vectors.shape
         if self.kind == "flat":
             return faiss.IndexFlatIP(d)
@@ -211,7 +211,7 @@ class FaissIndex:
         return best, (approximate[:, -1] < nearly) | (positions[:, -1] < 0) | (fetch == len(self))
 
     def _parameters(self, fetch: int, mask: NDArray[np.bool_] | None) -> Any:
-        faiss = require("faiss", extra="cpu")
+        faiss = require("faiss")
         words: dict[str, Any] = {}
         if mask is not None and not self.gpu:
             words["sel"] = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
@@ -232,7 +232,7 @@ class FaissIndex:
         writer.json(prefix, {"class": "FaissIndex", "parameters": values, "built": built})
         writer.array(f"{prefix}.vectors", self.vectors)
         if built:
-            faiss = require("faiss", extra="cpu")
+            faiss = require("faiss")
             index = faiss.index_gpu_to_cpu(self._index) if self.gpu else self._index
             writer.array(f"{prefix}.faiss", faiss.serialize_index(index))
 
@@ -247,7 +247,7 @@ class FaissIndex:
         if not stored["built"]:
             return index.build(vectors)
 
-        faiss = require("faiss", extra="cpu")
+        faiss = require("faiss")
         index._exact.build(vectors)
         index._index = index._on_device(faiss.deserialize_index(np.array(artifact.array(f"{prefix}.faiss"))))
         if index._index.ntotal != len(vectors) or index._index.d != vectors.shape[1]:

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
-from tqdm import tqdm
 
 from recotransfer._version import __version__
 from recotransfer.data import Filter, IdMap, Interactions, Recommendations
 from recotransfer.errors import InputError
 from recotransfer.io.artifacts import atomic_file, digest, digest_of_events, read_json, sha256, write_json
+from recotransfer.progress import progress_bar
 from recotransfer.recommenders import Recommender
 
 _JOB, _MANIFEST = "_job.json", "_manifest.json"  # readers of Parquet folders pass over names with an underscore
@@ -85,7 +85,7 @@ class BatchJob:
         earlier = self._begin(job, resume)
         shards = []
 
-        with tqdm(total=len(asked), unit=" users", disable=None if self.progress else True, desc="recommending") as bar:
+        with progress_bar(len(asked), desc="recommending", unit=" users", shown=self.progress) as bar:
             for number, first in enumerate(range(0, max(len(asked), 1), self.shard)):
                 path = self.out / f"part-{number:05d}.parquet"
                 batch = asked[first : first + self.shard]

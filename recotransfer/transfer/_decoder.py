@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recotransfer.encoders.text import computes_in_bfloat16
+from recotransfer.errors import require
 from recotransfer.transfer.training import TrainingRun
 
 _SPECIAL = ("[PAD]", "[BEGIN]", "[END]", "[UNKNOWN]")
@@ -54,7 +55,7 @@ class EncodedSources(NamedTuple):
     @classmethod
     def of(cls, encoder: Any, told: Tokens) -> EncodedSources:
         """What the encoder gives for the sources."""
-        import torch
+        torch = require("torch")
 
         lengths = np.array([len(s) for s in told.sources])
         begin = np.concatenate([[0], np.cumsum(lengths)])
@@ -75,7 +76,7 @@ class EncodedSources(NamedTuple):
 
     def batch(self, rows: NDArray[np.int64]) -> tuple[Any, Any]:
         """(rows, longest, width) states and (rows, longest) 1 where a state is real."""
-        import torch
+        torch = require("torch")
 
         lengths = self.begin[rows + 1] - self.begin[rows]
         places = np.arange(lengths.max())
@@ -94,7 +95,7 @@ class DecoderRun(TrainingRun):
     def __init__(
         self, network: Any, save: Callable[[Path], None], folder: Path, settings: dict[str, Any], *, train_encoder: bool
     ) -> None:
-        import torch
+        torch = require("torch")
 
         super().__init__(folder, settings)
         self.module = network
@@ -121,14 +122,18 @@ class DecoderRun(TrainingRun):
 
 
 def default_device() -> str:
-    import torch
+    torch = require("torch")
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def learned_vocabulary(texts: Sequence[str], size: int) -> Any:
     """A byte-pair tokenizer with at most `size` tokens, learned from the texts."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    Tokenizer = require("tokenizers").Tokenizer
+    decoders = require("tokenizers.decoders")
+    models = require("tokenizers.models")
+    pre_tokenizers = require("tokenizers.pre_tokenizers")
+    trainers = require("tokenizers.trainers")
 
     out = Tokenizer(models.BPE(unk_token=_SPECIAL[-1]))
     # Marks of their own words, as they stand apart from the word before: "Mann." and "Mann" share a token.
@@ -173,9 +178,11 @@ def loss_of_rows() -> Callable[..., Any]:
     Logits of a few rows at a time are made, and turned into their gradient, while they are in the processor's cache;
     on a CPU that halves the time of a step with a small decoder.
     """
-    import torch
+    torch = require("torch")
 
-    class Loss(torch.autograd.Function):  # type: ignore[misc]  # torch is untyped here
+    base: Any = torch.autograd.Function
+
+    class Loss(base):  # type: ignore[misc]  # torch is untyped here
         @staticmethod
         def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, target: Any, smoothing: float) -> Any:
             kind = hidden.dtype

@@ -112,9 +112,9 @@ class ImageNoise:
         Raises:
             InputError: what is no picture.
         """
-        enhance = require("PIL.ImageEnhance", "image")
+        enhance = require("PIL.ImageEnhance")
         image = decode((value.get("bytes") or value.get("path")) if isinstance(value, Mapping) else value)
-        size, modes = image.size, require("PIL.Image", "image")
+        size, modes = image.size, require("PIL.Image")
         area = rng.uniform(self.crop, 1)
         widest = min(0.25, -0.5 * np.log(max(area, 1e-9)))  # beyond it a side would not fit
         aspect = np.exp(rng.uniform(-1, 1) * widest)

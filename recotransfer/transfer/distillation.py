@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from recotransfer.data import Embeddings, Interactions, Items
 from recotransfer.encoders import TrainableEncoder, encode_items, encoder_from_spec
 from recotransfer.encoders.text import computes_in_bfloat16
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import digest_of_events
 from recotransfer.numerics.vectors import unit_rows
 from recotransfer.recommenders import Probe
@@ -152,7 +152,7 @@ def _soft_labels(taught: Embeddings, relations: Interactions, temperature: float
 
 def _keep_layers(module: Any, count: int) -> None:
     """Leave `count` layers in a network, evenly spaced from the first to the last; its configuration says so."""
-    import torch
+    torch = require("torch")
 
     lists = [(name, part) for name, part in module.named_modules() if isinstance(part, torch.nn.ModuleList)]
     name, layers = max(lists, key=lambda pair: (len(pair[1]), "vision" in pair[0]), default=("", []))

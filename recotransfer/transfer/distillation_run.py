@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from recotransfer.data import IdMap, Items
 from recotransfer.encoders import Encoder, encode_items
 from recotransfer.encoders.base import one_or_many
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 from recotransfer.transfer.training import TrainingRun, in_batches, lengths
 
 Float = NDArray[np.float32]
@@ -95,7 +95,7 @@ class DistillationRun(TrainingRun):
         *,
         half: bool = False,
     ) -> None:
-        import torch
+        torch = require("torch")
 
         super().__init__(tuner.folder, settings)
         self.collate = collate
@@ -147,7 +147,7 @@ class DistillationRun(TrainingRun):
         return self.report(values=len(self.lesson.train), held_out=len(self.lesson.valid))
 
     def _embed(self, items: NDArray[np.int64]) -> Any:
-        import torch
+        torch = require("torch")
 
         batch = {
             name: part.to(self.device) for name, part in self.collate([self.lesson.values[i] for i in items]).items()
@@ -156,13 +156,13 @@ class DistillationRun(TrainingRun):
             return self.module(batch).pooled.float()
 
     def _unit(self, rows: Any) -> Any:
-        import torch
+        torch = require("torch")
 
         return torch.nn.functional.normalize(self.heads["map"](rows) if "map" in self.heads else rows, dim=1)
 
     def _learn(self, items: NDArray[np.int64]) -> float:
         """The loss of a batch, before one step down its gradient."""
-        import torch
+        torch = require("torch")
 
         rows = self._embed(items)
         mine, theirs = self._unit(rows), torch.from_numpy(self.lesson.targets[items]).to(self.device)
@@ -188,7 +188,7 @@ class DistillationRun(TrainingRun):
 
     def _score(self) -> float | None:
         """Mean cosine to the teacher over the values held out."""
-        import torch
+        torch = require("torch")
 
         held, size = self.lesson.valid, 4 * self.tuner.batch_size
         if not len(held):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recotransfer.data import Embeddings, IdMap, Interactions
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.transfer.base import Array, Ints, Transfer
 from recotransfer.transfer.networks import NetworkTransfer, RelationLoss, Step, forward
@@ -109,7 +109,7 @@ class _Aligned(NetworkTransfer):
 
     def _both(self, outputs: Any, step: Step) -> tuple[Any, Any]:
         """Vectors of the batch's labelled items, or of its pairs' first items, and of as many target items."""
-        import torch
+        torch = require("torch")
 
         source = outputs[: self.batch_size]
         rows = torch.from_numpy(self._targets[step.draw.integers(len(self._targets), size=len(source))])
@@ -134,7 +134,7 @@ class MMDMap(_Aligned):
     """
 
     def _total(self, losses: dict[str, Any], outputs: Any, step: Step) -> Any:
-        import torch
+        torch = require("torch")
 
         source, target = self._both(outputs, step)
         n = len(source)
@@ -167,7 +167,7 @@ class Adversarial(_Aligned):
     """
 
     def _extras(self, dim: int) -> dict[str, Any]:
-        import torch
+        torch = require("torch")
 
         return {
             "judge": torch.randn(dim, _JUDGE) / dim**0.5,
@@ -176,8 +176,8 @@ class Adversarial(_Aligned):
         }
 
     def _total(self, losses: dict[str, Any], outputs: Any, step: Step) -> Any:
-        import torch
-        from torch.nn import functional
+        torch = require("torch")
+        functional = require("torch.nn.functional")
 
         source, target = self._both(outputs, step)
         strength = self.weight * (2 / (1 + np.exp(-_SHARPNESS * step.progress)) - 1)

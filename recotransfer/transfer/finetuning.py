@@ -14,7 +14,7 @@ import numpy as np
 from recotransfer.data import Interactions, Items
 from recotransfer.encoders import TrainableEncoder, encoder_from_spec
 from recotransfer.encoders.text import computes_in_bfloat16
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import digest_of_events
 from recotransfer.transfer.base import Tuner
 from recotransfer.transfer.objectives import OBJECTIVES, Batch, Ints, Objective, Related, related
@@ -169,7 +169,7 @@ class _Run(TrainingRun):
         objective: Objective,
         settings: dict[str, Any],
     ) -> None:
-        import torch
+        torch = require("torch")
 
         super().__init__(tuner.folder, settings)
         self.tuner = tuner
@@ -281,7 +281,7 @@ class _Run(TrainingRun):
         self.finish_epoch(self.lost / self.batch if self.batch else None, score)
 
     def _score(self) -> float | None:
-        import torch
+        torch = require("torch")
 
         asked = self.objective.asked
         if not len(asked):
@@ -305,7 +305,7 @@ class _Run(TrainingRun):
 
     def _learn(self, batch: Batch) -> float:
         """The loss of a batch, before one step down its gradient."""
-        import torch
+        torch = require("torch")
 
         self.module.train()
 
@@ -322,7 +322,7 @@ class _Run(TrainingRun):
 
     def gradients(self, batch: Batch) -> float:
         """The loss of a batch; adds its gradients to the weights', in pieces where it would keep too many bytes."""
-        import torch
+        torch = require("torch")
 
         pieces = self._pieces(batch.items)
         inverse = _inverse(pieces)
@@ -357,7 +357,7 @@ class _Run(TrainingRun):
 
     def _embed(self, items: Ints, piece: int | None = None) -> Any:
         """(items, dim) float32 vectors; with `piece` as in training, the same at each call of one step."""
-        import torch
+        torch = require("torch")
 
         values = [self.data.values[item] for item in items]
         if piece is not None and self.tuner.augment is not None:
@@ -371,7 +371,7 @@ class _Run(TrainingRun):
 
     def _measured(self, items: Ints) -> float:
         """Bytes kept for the backward pass per unit of size."""
-        import torch
+        torch = require("torch")
 
         own = {value.data_ptr() for value in self.module.parameters()}
         kept: dict[int, int] = {}
@@ -409,7 +409,7 @@ def _inverse(pieces: Sequence[Ints]) -> Ints:
 @contextlib.contextmanager
 def _seeded(*seed: int) -> Iterator[None]:
     """Torch draws from this seed within, and goes on as before afterwards."""
-    import torch
+    torch = require("torch")
 
     with torch.random.fork_rng():
         torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
@@ -426,7 +426,7 @@ def _depths(module: Any) -> tuple[dict[str, int], int]:
 
     The layers are the longest list of modules; of a model for text and pictures, that for pictures.
     """
-    import torch
+    torch = require("torch")
 
     lists = [(name, part) for name, part in module.named_modules() if isinstance(part, torch.nn.ModuleList)]
     name, layers = max(lists, key=lambda pair: (len(pair[1]), "vision" in pair[0]), default=("", ()))
@@ -444,8 +444,9 @@ def _depths(module: Any) -> tuple[dict[str, int], int]:
 
 def _add_lora(module: Any, rank: int, weights: Sequence[str]) -> None:
     """Low-rank updates beside the linear maps among `weights`; all else is frozen."""
-    import torch
-    from peft import LoraConfig, inject_adapter_in_model
+    torch = require("torch")
+    LoraConfig = require("peft").LoraConfig
+    inject_adapter_in_model = require("peft").inject_adapter_in_model
 
     learning = {name.rpartition(".")[0] for name in weights}
     names = [n for n, part in module.named_modules() if isinstance(part, torch.nn.Linear) and n in learning]
@@ -456,7 +457,7 @@ def _add_lora(module: Any, rank: int, weights: Sequence[str]) -> None:
 
 
 def _merge_lora(module: Any) -> None:
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    BaseTunerLayer = require("peft.tuners.tuners_utils").BaseTunerLayer
 
     for name, part in list(module.named_modules()):
         if isinstance(part, BaseTunerLayer):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recotransfer.data import Interactions
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 from recotransfer.transfer.base import Array
 from recotransfer.transfer.networks import NetworkTransfer, RelationLoss, Step
 
@@ -82,7 +82,7 @@ class MultiTask(NetworkTransfer):
         return state
 
     def _extras(self, dim: int) -> dict[str, Any]:
-        import torch
+        torch = require("torch")
 
         return {"log variance": torch.zeros(len(self._names))} if self.weighting == "uncertainty" else {}
 
@@ -102,7 +102,7 @@ class MultiTask(NetworkTransfer):
 
     def _rebalance(self, losses: dict[str, Any], shared: Any) -> None:
         """One step of GradNorm's own gradient: of sum |w_i |g_i| - target_i| by w_i, then weights of mean 1."""
-        import torch
+        torch = require("torch")
 
         now = {name: float(loss.detach()) for name, loss in losses.items()}
         self._first = self._first or now

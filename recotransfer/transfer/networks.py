@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recotransfer.data import Interactions
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 from recotransfer.numerics.vectors import unit_rows
 from recotransfer.transfer.base import Array, Ints, Transfer
 
@@ -77,7 +77,7 @@ class NetworkTransfer(Transfer):
         return sum(losses.values())
 
     def _learn(self, vectors: Array, relations: Interactions) -> dict[str, NDArray[Any]]:
-        import torch
+        torch = require("torch")
 
         mean = vectors.mean(axis=0)
         inputs = unit_rows(vectors - mean)
@@ -106,7 +106,7 @@ class NetworkTransfer(Transfer):
     def _descend(
         self, inputs: Array, tasks: dict[str, RelationLoss], network: dict[str, Any], trained: dict[str, Any]
     ) -> None:
-        import torch
+        torch = require("torch")
 
         x, draw = torch.from_numpy(inputs), np.random.default_rng(self.seed)
         groups: dict[float, list[Any]] = {1.0: [], _HEAD_PACE: []}
@@ -159,8 +159,8 @@ class NetworkTransfer(Transfer):
 
 def forward(network: dict[str, Any], inputs: Any) -> Any:
     """(n, dim) unit rows of the network's outputs; numpy or torch in, torch out."""
-    import torch
-    from torch.nn import functional
+    torch = require("torch")
+    functional = require("torch.nn.functional")
 
     x = torch.as_tensor(inputs)
     out = x @ network["skip"]
@@ -196,7 +196,7 @@ class RelationLoss:
     def __init__(
         self, name: str, vectors: Any, relations: Interactions, held: NDArray[np.bool_], temperature: float
     ) -> None:
-        import torch
+        torch = require("torch")
 
         self.temperature = temperature
         self.head = None
@@ -252,8 +252,8 @@ class RelationLoss:
 
     def loss(self, outputs: Any, batch: Batch) -> Any:
         """The mean loss of a batch whose rows have these vectors."""
-        import torch
-        from torch.nn import functional
+        torch = require("torch")
+        functional = require("torch.nn.functional")
 
         if self.labels:
             logits = outputs @ functional.normalize(self.head, dim=1).T / self.temperature

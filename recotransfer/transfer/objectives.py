@@ -12,7 +12,7 @@ from scipy import sparse
 
 from recotransfer.data import Interactions, Items
 from recotransfer.encoders import TrainableEncoder, encode_items
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 from recotransfer.transfer.training import in_batches, lengths
 
 Ints = NDArray[np.int64]
@@ -117,7 +117,7 @@ class _Labels(Objective):
     """A linear head over users."""
 
     def __init__(self, data: Related, size: int, seed: int) -> None:
-        import torch
+        torch = require("torch")
 
         super().__init__(data, size, seed)
         self.kin = lengths(data.values)
@@ -130,7 +130,7 @@ class _Labels(Objective):
         self._fit_head(np.random.default_rng([seed, 1]))
 
     def _fit_head(self, rng: np.random.Generator) -> None:
-        import torch
+        torch = require("torch")
 
         frozen = torch.from_numpy(self.data.frozen)
         optimizer = torch.optim.AdamW(self.head.parameters(), lr=_HEAD_RATE, weight_decay=_HEAD_DECAY)
@@ -153,7 +153,7 @@ class _Labels(Objective):
         return self._loss(batch.items, self.head(vectors))
 
     def _loss(self, items: Ints, logits: Any) -> Any:
-        import torch
+        torch = require("torch")
 
         rows = self.data.users_of[items]
         if self.single:
@@ -250,7 +250,7 @@ class _Pairs(_Retrieval):
         return batches
 
     def loss(self, batch: Batch, vectors: Any) -> Any:
-        import torch
+        torch = require("torch")
 
         anchor, partner = (torch.from_numpy(part).to(vectors.device) for part in batch.parts)
         unit = torch.nn.functional.normalize(vectors, dim=1)
@@ -280,7 +280,7 @@ class _Elsa(_Retrieval):
         return batches
 
     def loss(self, batch: Batch, vectors: Any) -> Any:
-        import torch
+        torch = require("torch")
 
         unit = torch.nn.functional.normalize(vectors, dim=1)
         rows = torch.from_numpy(self.known[batch.parts[0]][:, batch.items].toarray()).to(vectors.device)

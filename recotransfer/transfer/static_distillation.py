@@ -15,7 +15,7 @@ from scipy import sparse
 from recotransfer.data import Interactions, Items
 from recotransfer.encoders import Encoder, StaticText
 from recotransfer.encoders.static import Vocabulary, words, write_static
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import digest
 from recotransfer.numerics.vectors import unit_rows
 from recotransfer.transfer.base import Tuner
@@ -231,7 +231,7 @@ def regression(features: sparse.csr_array, targets: Float, reg: float, sweeps: i
 
 def _kin(targets: Float, rows: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """(n,) the cluster of each of the teacher's vectors, of so many that a batch gets `_KIN` of one."""
-    from sklearn.cluster import MiniBatchKMeans
+    MiniBatchKMeans = require("sklearn.cluster").MiniBatchKMeans
 
     count = max(1, min(AMONG * size, len(rows)) // _KIN)
     sample = targets[rows[:: max(1, len(rows) // 40_000)]]

@@ -14,7 +14,7 @@ import numpy as np
 from recotransfer.data import Items
 from recotransfer.encoders import Encoder
 from recotransfer.encoders.base import content_bytes
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import atomic_file, digest, read_json, write_json
 from recotransfer.transfer.base import Ints
 
@@ -70,7 +70,7 @@ class TrainingRun:
 
     def best_module(self) -> Any:
         """The module with the best weights, on the CPU."""
-        import torch
+        torch = require("torch")
 
         with torch.no_grad():
             for name, value in self.weights.items():
@@ -136,7 +136,7 @@ def ended(folder: Path, made: Path, settings: Mapping[str, Any]) -> dict[str, An
 
 def write_checkpoint(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
     """Write tensors and plain JSON facts to one file, whole or not at all."""
-    from safetensors.torch import save
+    save = require("safetensors.torch").save
 
     plain = {name: on_file(value) for name, value in tensors.items()}
     with atomic_file(path) as file:
@@ -145,7 +145,8 @@ def write_checkpoint(path: Path, facts: Mapping[str, Any], tensors: Mapping[str,
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The facts and tensors of `write_checkpoint`; `InputError` where the file is damaged."""
-    from safetensors import SafetensorError, safe_open
+    SafetensorError = require("safetensors").SafetensorError
+    safe_open = require("safetensors").safe_open
 
     try:
         with safe_open(path, "pt") as file:
@@ -159,7 +160,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def on_file(tensor: Any) -> Any:
     """A copy of a tensor that safetensors takes: on the CPU, in the plain layout."""
-    import torch
+    torch = require("torch")
 
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 

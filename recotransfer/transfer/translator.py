@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from recotransfer.encoders import SentenceText
 from recotransfer.encoders.models import quiet_loading
 from recotransfer.encoders.text import computes_in_bfloat16
-from recotransfer.errors import ArtifactError, InputError, NotFittedError
+from recotransfer.errors import ArtifactError, InputError, NotFittedError, require
 from recotransfer.io.artifacts import Artifact, ArtifactWriter, digest, open_artifact, write_artifact
 from recotransfer.transfer._decoder import (
     BEGIN,
@@ -164,8 +164,10 @@ class Translator:
 
     def _build(self, encoder: SentenceText, pairs: Pairs) -> None:
         """Both tokenizers and the network, its decoder not trained."""
-        import torch
-        from transformers import BertConfig, BertLMHeadModel, EncoderDecoderModel
+        torch = require("torch")
+        BertConfig = require("transformers").BertConfig
+        BertLMHeadModel = require("transformers").BertLMHeadModel
+        EncoderDecoderModel = require("transformers").EncoderDecoderModel
 
         self.source_ = encoder.network[0].tokenizer
         self.longest_source_ = int(encoder.network.max_seq_length or 512)
@@ -202,7 +204,7 @@ class Translator:
 
     def _epoch(self, run: DecoderRun, told: Tokens, states: EncodedSources | None, steps: int) -> float:
         """One pass; returns the mean loss per target token."""
-        import torch
+        torch = require("torch")
 
         generator = np.random.default_rng([self.seed, run.epoch])
         batches = batches_of(told.lengths, self.batch_size, generator)
@@ -237,7 +239,7 @@ class Translator:
         return self.learning_rate * at(done), self.encoder_learning_rate * at(share)
 
     def _loss(self, told: Tokens, states: EncodedSources | None, batches: Sequence[NDArray[np.int64]]) -> float:
-        import torch
+        torch = require("torch")
 
         self.network_.eval()
         with torch.no_grad():
@@ -249,7 +251,7 @@ class Translator:
         self, told: Tokens, states: EncodedSources | None, rows: NDArray[np.int64], smoothing: float
     ) -> tuple[Any, int]:
         """Summed loss of the target tokens of a batch, and their number."""
-        import torch
+        torch = require("torch")
 
         network, device = self.network_, self.network_.device
         decoder = network.decoder
@@ -284,7 +286,7 @@ class Translator:
             sources: texts.
             beams: beginnings followed at a time; 1 takes the likeliest token at each step.
         """
-        import torch
+        torch = require("torch")
 
         if not hasattr(self, "network_"):
             raise NotFittedError(f"this {type(self).__name__} has not learned anything; call fit or load first")
@@ -326,8 +328,9 @@ class Translator:
                 writer.folder_of_model(part, Path(name) / part)
 
     def _open(self, artifact: Artifact) -> Self:
-        from tokenizers import Tokenizer
-        from transformers import AutoTokenizer, EncoderDecoderModel
+        Tokenizer = require("tokenizers").Tokenizer
+        AutoTokenizer = require("transformers").AutoTokenizer
+        EncoderDecoderModel = require("transformers").EncoderDecoderModel
 
         self.longest_source_ = artifact.json("limits")["source"]
         self.target_ = Tokenizer.from_str(artifact.json("target"))

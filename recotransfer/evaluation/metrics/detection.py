@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 
 EDGES = ["xmin", "ymin", "xmax", "ymax"]
 _MOST = 100  # boxes of a label that count in a picture, as in COCO
@@ -56,7 +56,7 @@ def box_matches(
         labels: which to match.
         overlap: least intersection over union of a hit.
     """
-    from pycocotools.cocoeval import COCOeval
+    COCOeval = require("pycocotools.cocoeval").COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         judge = COCOeval(_coco(truth, pictures, labels), _coco(found, pictures, labels), "bbox")
@@ -94,7 +94,7 @@ def box_precision(scores: ArrayLike, hit: ArrayLike, truths: int) -> float:
 
 def _coco(boxes: pd.DataFrame, pictures: Sequence[Any], labels: Sequence[Any]) -> Any:
     """Boxes in the form that pycocotools takes; ids are positions in `pictures` and `labels`."""
-    from pycocotools.coco import COCO
+    COCO = require("pycocotools.coco").COCO
 
     if lost := {"picture", "label", *EDGES} - set(boxes.columns):
         raise InputError(f"the boxes have no column {min(lost)!r}; they have {list(boxes.columns)}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from recotransfer.errors import InputError
+from recotransfer.errors import InputError, require
 from recotransfer.evaluation.uncertainty import Difference, Estimate, resampled
 
 
@@ -39,7 +39,7 @@ def bleu_gain(
 
 def _ngram_counts(written: Sequence[str], wanted: Sequence[str]) -> NDArray[np.int64]:
     """(sentences, 10): n-grams found right and n-grams written, for n = 1 to 4, and both lengths."""
-    from sacrebleu.metrics.bleu import BLEU
+    BLEU = require("sacrebleu.metrics.bleu").BLEU
 
     if len(written) != len(wanted) or not len(written):
         raise InputError(f"{len(written)} texts written and {len(wanted)} wanted; give one of each per sentence")
@@ -50,7 +50,7 @@ def _ngram_counts(written: Sequence[str], wanted: Sequence[str]) -> NDArray[np.i
 
 
 def _corpus_bleu(counts: NDArray[np.int64]) -> float:
-    from sacrebleu.metrics.bleu import BLEU
+    BLEU = require("sacrebleu.metrics.bleu").BLEU
 
     total = counts.sum(axis=0).tolist()
     return float(BLEU.compute_bleu(total[:4], total[4:8], total[8], total[9]).score)

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from recotransfer.errors import require
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -186,7 +188,7 @@ def small_lines(name: str, panels: Sequence[Line], *, columns: int, axis: str, w
 @contextmanager
 def _styled() -> Iterator[None]:
     """The plot style, whatever the reader's own settings are; they are put back."""
-    import matplotlib as mpl
+    mpl = require("matplotlib")
 
     with mpl.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # the browser's fonts have it
@@ -196,11 +198,10 @@ def _styled() -> Iterator[None]:
 
 
 def _figure(height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    size = (WIDTH / 72, height / 72)
+    figure: Figure = require("matplotlib.figure").Figure(figsize=size, dpi=72)  # one point is one pixel
+    require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
 
-    figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)  # one point is one pixel
-    FigureCanvasAgg(figure)
     return figure
 
 
@@ -275,7 +276,8 @@ def _dot(axes: Axes, at: float, row: Row, upright: bool) -> None:
 
 
 def _number_ticks(axis: Any, room: float, signed: bool = False, integer: bool = False) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    FuncFormatter = require("matplotlib.ticker").FuncFormatter
+    MaxNLocator = require("matplotlib.ticker").MaxNLocator
 
     axis.set_major_locator(MaxNLocator(max(2, int(room // 45)), integer=integer, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, signed)))
@@ -290,7 +292,9 @@ def _tick(value: float, signed: bool = False) -> str:
 
 
 def _log_ticks(axes: Axes) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    FixedLocator = require("matplotlib.ticker").FixedLocator
+    FuncFormatter = require("matplotlib.ticker").FuncFormatter
+    NullLocator = require("matplotlib.ticker").NullLocator
 
     low, high = axes.get_xlim()
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -387,7 +391,7 @@ def _write_label(axes: Axes, row: Row, point: Float, box: Float, far: bool) -> N
 
 def _svg(figure: Figure, name: str) -> str:
     """The picture for a page: page's fonts and colours, ids of its own, nothing that names another address."""
-    import matplotlib as mpl
+    mpl = require("matplotlib")
 
     mpl.rcParams["svg.hashsalt"] = name  # what is drawn once per picture must not share an id with another's
     out = io.StringIO()

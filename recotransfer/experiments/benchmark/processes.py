@@ -17,11 +17,10 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from recotransfer.errors import InputError
 from recotransfer.experiments.benchmark.variants import Variant, guarded
 from recotransfer.experiments.benchmark.work import Work, died, done, run_variant, write_failed
+from recotransfer.progress import draw_in_this_process_only
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 PROCESS_NAME = "recotransfer variant"  # name of the processes that variants run in
@@ -70,7 +69,7 @@ def _work_alone(receive: connection.Connection) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-    tqdm.set_lock(threading.RLock())  # its own has semaphores, of which a process that is ended leaves warnings behind
+    draw_in_this_process_only()
     run_variant(*receive.recv())
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from recotransfer.errors import require
 from recotransfer.evaluation.metrics import POPULARITY_BUCKET_NAMES
 from recotransfer.experiments.benchmark.charts import Line, Panel, Point, Row, forest, scatter, small_lines
 from recotransfer.experiments.benchmark.results import (
@@ -47,7 +48,9 @@ def write_report(results: Results, path: str | Path) -> None:
         InputError: a required part of the results is missing; absent optional parts leave their section out.
     """
     results = checked_results(results)
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    Environment = require("jinja2").Environment
+    PackageLoader = require("jinja2").PackageLoader
+    StrictUndefined = require("jinja2").StrictUndefined
 
     page = Environment(
         loader=PackageLoader("recotransfer.experiments.benchmark", "."),

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from recotransfer._version import __version__
 from recotransfer.data import Items
@@ -38,6 +37,7 @@ from recotransfer.experiments.benchmark.report import write_report
 from recotransfer.experiments.benchmark.variants import GUARDED, Variant, check_names, guarded
 from recotransfer.experiments.benchmark.work import Work, done
 from recotransfer.io.artifacts import digest, digest_of_events, read_json, write_json
+from recotransfer.progress import progress_bar
 from recotransfer.registry import transfers
 from recotransfer.task import TransferTask
 
@@ -195,7 +195,7 @@ class Benchmark:
         total = sum(self.trials if variant.tuned else 1 for variant in variants)
         with (
             limited_threads(self.threads),
-            tqdm(total=total, desc="fitting", unit=" models", disable=None if self.progress else True) as bar,
+            progress_bar(total, desc="fitting", unit=" models", shown=self.progress) as bar,
         ):
 
             def show() -> None:
