@@ -370,9 +370,12 @@ class TransferTask:
         self.recommender.write(writer.within("model"))
 
     @classmethod
-    def load(cls, path: str | Path, *, cache: str | Path | None = None) -> Self:
-        """The task saved at `path`, its arrays memory-mapped. Encoders load when they are first asked to encode."""
-        artifact = open_artifact(path)
+    def load(cls, path: str | Path, *, cache: str | Path | None = None, verify: bool = True) -> Self:
+        """The task saved at `path`, its arrays memory-mapped. Encoders load when they are first asked to encode.
+
+        verify=False skips the checksums, where they were checked before.
+        """
+        artifact = open_artifact(path, verify=verify)
         if artifact.class_name != cls.__name__:
             raise ArtifactError(
                 f"{path} holds a {artifact.class_name}, not a {cls.__name__}; load it with {artifact.class_name}.load"

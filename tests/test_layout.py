@@ -58,6 +58,7 @@ SHARED = {
 }
 # And what a file builds on beside these: compiled loops, a first stage, what it trains for, what it puts together.
 STAGES = {
+    "io.artifacts": "folders",
     "io.readers": "schema tables",
     "numerics.ridge": "_item_loops sparse",
     "numerics.sparse": "_item_loops",

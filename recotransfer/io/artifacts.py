@@ -1,8 +1,8 @@
-"""A saved thing is a folder of checksummed parts, written atomically and loaded without executing anything.
+"""An artefact is a folder of checksummed files, replaced in one step and loaded without executing anything.
 
-`manifest.json` holds {"format": 1, "class": ..., "package": ..., "parts": {file: {"sha256": ..., "bytes": ...}}}. Parts
-are `NAME.npy` (memory-mapped on load), `NAME.json`, `NAME.parquet` and the files of folders `NAME/`, which hold models.
-There is no pickle anywhere.
+`manifest.json` holds {"format": 1, "class": ..., "package": ..., "parts": {file: {"sha256": ..., "bytes": ...}}}. The
+files are `NAME.npy` (memory-mapped on load), `NAME.json`, `NAME.parquet` and those of folders `NAME/`, which hold
+models. There is no pickle anywhere.
 """
 
 from __future__ import annotations
@@ -13,18 +13,22 @@ import json
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import IO, Any
 from uuid import UUID
 
 import numpy as np
 import pandas as pd
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 from scipy import sparse
 
 from recotransfer.data import Interactions
 from recotransfer.errors import ArtifactError, InputError
+from recotransfer.io.folders import OpenFolder, replace_folder, sync_folder
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -63,18 +67,21 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
     A folder that is at `path` already is replaced: check first that nothing in it is to be kept.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a link goes on pointing to it
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
 
     try:
         yield folder
+        for inner in (folder, *(p for p in folder.rglob("*") if p.is_dir())):
+            sync_folder(inner)
+
         for part in _files(folder):
             with part.open("rb") as file:
                 os.fsync(file.fileno())
 
         os.chmod(folder, 0o777 & ~_umask())
-        _swap_in(folder, path)
+        replace_folder(folder, path)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -190,53 +197,86 @@ class ArtifactWriter:
             shutil.copyfile(file, target)
 
 
-class Artifact:
-    """An opened folder; parts are checked against the manifest and read when asked for."""
+class _OpenFiles:
+    """The files of an artefact, held open: they stay as they were checked when another takes the folder's name."""
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any], prefix: str = "") -> None:
+    def __init__(self) -> None:
+        self._descriptors: dict[str, int] = {}
+        weakref.finalize(self, _close_all, self._descriptors)
+
+    def add(self, name: str, descriptor: int) -> None:
+        self._descriptors[name] = descriptor
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[BufferedReader]:
+        """The file, from its beginning."""
+        with open(self._descriptors[name], "rb", closefd=False) as file:
+            file.seek(0)
+            yield file
+
+    def read(self, name: str) -> bytes:
+        with self.open(name) as file:
+            return file.read()
+
+
+def _close_all(descriptors: dict[str, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
+
+    descriptors.clear()
+
+
+class Artifact:
+    """An opened folder, whose files are those of one save; each is decoded when it is asked for.
+
+    Reads of one `Artifact` share file positions, so that it belongs to one thread.
+    """
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], files: _OpenFiles, prefix: str = "") -> None:
         self.folder = folder
         self.manifest = manifest
         self.prefix = prefix
+        self._files = files
 
     def within(self, name: str) -> Artifact:
-        """The parts whose names begin with `name.`, as `ArtifactWriter.within` wrote them."""
-        return Artifact(self.folder, self.manifest, f"{self.prefix}{name}.")
+        """The files whose names begin with `name.`, as `ArtifactWriter.within` wrote them."""
+        return Artifact(self.folder, self.manifest, self._files, f"{self.prefix}{name}.")
 
     @property
     def class_name(self) -> str:
         """The class that wrote the folder."""
         return str(self.manifest["class"])
 
-    def _part(self, file: str) -> Path:
+    def _name_of(self, file: str) -> str:
         if file not in self:
             raise ArtifactError(f"{self.folder}: part {self.prefix}{file} is not in {_MANIFEST}; save the model again")
 
-        return self.folder / (self.prefix + file)
+        return self.prefix + file
 
     def __contains__(self, file: str) -> bool:
         return self.prefix + file in self.manifest["parts"]
 
     def array(self, name: str) -> NDArray[Any]:
         """The array, memory-mapped and read-only."""
-        values: NDArray[Any] = np.load(self._part(f"{name}.npy"), mmap_mode="r", allow_pickle=False)
-        return values
+        with self._files.open(self._name_of(f"{name}.npy")) as file:
+            return _mapped(file)
 
-    def matrix(self, name: str) -> Any:
+    def matrix(self, name: str) -> sparse.csr_array | NDArray[Any]:
         """The matrix, sparse or dense as it was stored, over memory-mapped arrays."""
         if f"{name}.npy" in self:
             return self.array(name)
 
         rows, columns = (int(n) for n in self.array(f"{name}.shape"))
-        parts = (self.array(f"{name}.data"), self.array(f"{name}.indices"), self.array(f"{name}.indptr"))
-        return sparse.csr_array(parts, shape=(rows, columns), copy=False)
+        arrays = (self.array(f"{name}.data"), self.array(f"{name}.indices"), self.array(f"{name}.indptr"))
+        return sparse.csr_array(arrays, shape=(rows, columns), copy=False)
 
     def json(self, name: str) -> Any:
         """The JSON value."""
-        return json.loads(self._part(f"{name}.json").read_text(encoding="utf-8"))
+        return json.loads(self._files.read(self._name_of(f"{name}.json")))
 
     def table(self, name: str) -> pd.DataFrame:
         """The frame."""
-        return pd.read_parquet(self._part(f"{name}.parquet"))
+        return pd.read_parquet(BytesIO(self._files.read(self._name_of(f"{name}.parquet"))))
 
     def ids(self, name: str) -> NDArray[Any]:
         """The ids, each of its own type."""
@@ -247,18 +287,28 @@ class Artifact:
         return any(part.startswith(f"{self.prefix}{name}/") for part in self.manifest["parts"])
 
     def folder_of_model(self, name: str) -> Path:
-        """The folder that `ArtifactWriter.folder_of_model` stored; its files were checked like every part."""
+        """The folder that `ArtifactWriter.folder_of_model` stored; its files were checked like all others."""
         start = f"{self.prefix}{name}/"
         names = {part.removeprefix(start).split("/")[0] for part in self.manifest["parts"] if part.startswith(start)}
-        held = [
+        stored = [
             f for f in _files(self.folder / start) if f.relative_to(self.folder).as_posix() in self.manifest["parts"]
         ]
-        if len(names) != 1 or len(held) != len(_files(self.folder / start)):
+        if len(names) != 1 or len(stored) != len(_files(self.folder / start)):
             raise ArtifactError(f"{self.folder}: {start} is not as it was saved; restore it or save the model again")
-        if bad := next((f for f in held if f.suffix not in _MODEL_FILES), None):
+        if bad := next((f for f in stored if f.suffix not in _MODEL_FILES), None):
             raise ArtifactError(f"{bad} is neither text nor safetensors; restore the folder or save the model again")
 
         return Path(self.folder, start, names.pop())
+
+
+def _mapped(file: BufferedReader) -> NDArray[Any]:
+    """The array of an open `.npy` file, memory-mapped; numpy's own reader maps files by path only."""
+    read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
+    shape, fortran, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects is not read, for it could run code")
+
+    return np.memmap(file, dtype, "r", file.tell(), shape, "F" if fortran else "C")
 
 
 def check_replaceable(path: Path) -> None:
@@ -271,20 +321,31 @@ def check_replaceable(path: Path) -> None:
         raise InputError(f"{path} is the working folder or holds it; give a folder of its own")
     elif not path.is_dir():
         raise InputError(f"{path} is a file; give a new folder, or that of an earlier model")
-    elif held := {p.name for p in path.iterdir()}:
-        try:
-            parts = set(json.loads((path / _MANIFEST).read_text(encoding="utf-8"))["parts"])
-        except (OSError, ValueError, LookupError, TypeError):
-            raise InputError(f"{path} holds other files; give a new folder, or that of an earlier model") from None
+    else:
+        with OpenFolder(path) as folder:
+            if present := set(folder.names()):
+                _check_ours(folder, present)
 
-        if more := sorted(held - {_MANIFEST} - {part.split("/")[0] for part in parts}):
-            raise InputError(f"{path} holds {more[0]!r} beside a model, which would be lost; move it away")
+
+def _check_ours(folder: OpenFolder, present: set[str]) -> None:
+    try:
+        with open(folder.open(_MANIFEST), "rb") as file:
+            parts = set(json.load(file)["parts"])
+    except (OSError, ValueError, LookupError, TypeError):
+        if folder.replaced():
+            return  # by another save: what stands there now is an artefact
+
+        raise InputError(f"{folder.path} holds other files; give a new folder, or that of an earlier model") from None
+
+    if more := sorted(present - {_MANIFEST} - {part.split("/")[0] for part in parts}):
+        raise InputError(f"{folder.path} holds {more[0]!r} beside a model, which would be lost; move it away")
 
 
 def write_artifact(path: str | Path, class_name: str, fill: Callable[[ArtifactWriter], None]) -> None:
     """Write a folder through `fill`, then put it in place of `path` in one step.
 
-    An existing artefact at `path` is replaced; anything else is refused, see `check_replaceable`.
+    An existing artefact at `path` is replaced; anything else is refused, see `check_replaceable`. Who has the old one
+    open goes on reading it.
     """
     from recotransfer._version import __version__
 
@@ -300,47 +361,67 @@ def write_artifact(path: str | Path, class_name: str, fill: Callable[[ArtifactWr
         (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
 
 
-def _swap_in(folder: Path, path: Path) -> None:
-    if not path.exists():
-        os.rename(folder, path)
-        return
+def open_artifact(path: str | Path, *, verify: bool = True) -> Artifact:
+    """An opened folder, whole as one save wrote it, also while others save to the same path.
 
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    os.rename(path, old / "was")
+    Args:
+        path: the folder.
+        verify: compare every file's checksum with the manifest, which reads all bytes. False trusts the disk, for
+            folders that were checked before; sizes are compared all the same.
+
+    Raises:
+        ArtifactError: no artefact, another format, or a damaged file, which is named.
+    """
+    path = Path(path)
+    while True:
+        try:
+            with OpenFolder(path) as folder:
+                try:
+                    return _open(folder, verify)
+                except ArtifactError:
+                    if not folder.replaced():
+                        raise
+        except (FileNotFoundError, NotADirectoryError):
+            if not path.is_dir():  # else it has just come back under its name
+                raise ArtifactError(f"{path} holds no {_MANIFEST}; give the folder that `save` wrote") from None
+
+
+def _open(folder: OpenFolder, verify: bool) -> Artifact:
+    where = folder.path
     try:
-        os.rename(folder, path)
-    except BaseException:
-        os.rename(old / "was", path)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+        with open(folder.open(_MANIFEST), "rb") as file:
+            manifest = json.load(file)
 
-
-def open_artifact(path: str | Path) -> Artifact:
-    """An opened folder whose format, sizes and checksums were checked; `ArtifactError` names the bad part."""
-    folder = Path(path)
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         if (version := manifest["format"]) != FORMAT:
             raise ArtifactError(
-                f"{folder} has format {version}, this version reads {FORMAT}; install the version that wrote it"
+                f"{where} has format {version}, this version reads {FORMAT}; install the version that wrote it"
             )
 
         parts = [(name, part["bytes"], part["sha256"]) for name, part in manifest["parts"].items()]
         _ = manifest["class"]
-    except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"{folder} holds no {_MANIFEST}; give the folder that `save` wrote") from None
+    except FileNotFoundError:
+        raise ArtifactError(f"{where} holds no {_MANIFEST}; give the folder that `save` wrote") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
-        raise ArtifactError(f"{folder / _MANIFEST} is damaged ({cause}); save the model again") from None
+        raise ArtifactError(f"{where / _MANIFEST} is damaged ({cause}); save the model again") from None
 
+    files = _OpenFiles()
     for name, size, digest in parts:
-        part = folder / name
-        if not {"", ".", ".."}.isdisjoint(name.split("/")) or "\\" in name or not part.is_file():
-            raise ArtifactError(f"{folder}: part {name} is missing; restore the folder or save the model again")
-        if part.stat().st_size != size or sha256(part) != digest:
-            raise ArtifactError(f"{folder}: part {name} was truncated or edited; restore it or save the model again")
+        try:
+            if not {"", ".", ".."}.isdisjoint(name.split("/")) or "\\" in name:
+                raise FileNotFoundError(name)
 
-    return Artifact(folder, manifest)
+            files.add(name, folder.open(name))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise ArtifactError(
+                f"{where}: part {name} is missing; restore the folder or save the model again"
+            ) from None
+
+        with files.open(name) as file:
+            intact = os.fstat(file.fileno()).st_size == size
+            if not intact or (verify and hashlib.file_digest(file, "sha256").hexdigest() != digest):
+                raise ArtifactError(f"{where}: part {name} was truncated or edited; restore it or save the model again")
+
+    return Artifact(where, manifest, files)
 
 
 def _parts_to_text(value: tuple[Any, ...]) -> str:

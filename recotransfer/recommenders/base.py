@@ -429,9 +429,12 @@ class Recommender(ABC):
         write_artifact(path, type(self).__name__, self.write)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """The model saved at `path`, its arrays memory-mapped; refuses a folder of another class."""
-        artifact = open_artifact(path)
+    def load(cls, path: str | Path, *, verify: bool = True) -> Self:
+        """The model saved at `path`, its arrays memory-mapped; refuses a folder of another class.
+
+        verify=False skips the checksums, where they were checked before.
+        """
+        artifact = open_artifact(path, verify=verify)
         if artifact.class_name != cls.__name__:
             raise ArtifactError(f"{path} holds a {artifact.class_name}, not a {cls.__name__}; load it with that class")
 

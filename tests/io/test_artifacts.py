@@ -2,6 +2,9 @@ import ast
 import json
 import os
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import UUID
 
@@ -17,7 +20,7 @@ from recotransfer.data import IdMap, Interactions, Items
 from recotransfer.encoders import HashingText
 from recotransfer.errors import ArtifactError, InputError
 from recotransfer.experiments import described, few_shot, split_items
-from recotransfer.io import artifacts
+from recotransfer.io import artifacts, folders
 from recotransfer.io.artifacts import atomic_file, open_artifact, write_artifact
 from recotransfer.recommenders import ContentProfiles
 from recotransfer.task import TransferTask
@@ -245,19 +248,153 @@ def test_a_model_replaces_another_whole(saved):
     assert reader.tolist() == [[1, 1, 1], [1, 1, 1]], "who had the old model open goes on reading it"
 
 
-def test_a_failed_exchange_puts_the_old_model_back(saved, monkeypatch):
+def without_exchange(monkeypatch):
+    """As on a file system that cannot exchange two names."""
+    monkeypatch.setattr(folders, "exchange", lambda one, other: False)
+
+
+def test_a_failed_exchange_leaves_the_old_model(saved, monkeypatch):
+    def fails(one, other):
+        raise OSError("disk is gone")
+
+    monkeypatch.setattr(folders, "exchange", fails)
+    with pytest.raises(OSError, match="disk is gone"):
+        write_artifact(saved, "Other", fill)
+    assert open_artifact(saved).class_name == "Thing"
+    assert [p.name for p in saved.parent.iterdir()] == ["m"]
+
+
+def test_a_failed_rename_puts_the_old_model_back(saved, monkeypatch):
     rename = os.rename
 
     def fails_once(source, target):
-        if Path(target) == saved and Path(source).name != "was":
+        if Path(target) == saved and not Path(source).name.endswith(".replaced"):
             raise OSError("disk is gone")
         rename(source, target)
 
+    without_exchange(monkeypatch)
     monkeypatch.setattr(os, "rename", fails_once)
     with pytest.raises(OSError, match="disk is gone"):
         write_artifact(saved, "Other", fill)
     assert open_artifact(saved).class_name == "Thing"
     assert [p.name for p in saved.parent.iterdir()] == ["m"]
+
+
+def test_a_crash_between_two_renames_loses_nothing(saved, monkeypatch):
+    os.rename(saved, saved.with_name(".m.replaced"))  # what a process leaves that is killed there
+    assert open_artifact(saved).array("numbers").tolist() == [[1, 1, 1], [1, 1, 1]]
+    write_artifact(saved, "Other", lambda writer: fill(writer, 2.0))
+    assert open_artifact(saved).array("numbers").tolist() == [[2, 2, 2], [2, 2, 2]]
+    assert [p.name for p in saved.parent.iterdir()] == ["m"]
+
+
+def test_a_folder_that_replaces_another_without_exchange_leaves_nothing_behind(saved, monkeypatch):
+    without_exchange(monkeypatch)
+    write_artifact(saved, "Other", lambda writer: fill(writer, 2.0))
+    assert open_artifact(saved).class_name == "Other"
+    assert [p.name for p in saved.parent.iterdir()] == ["m"]
+
+
+def test_a_link_to_a_model_goes_on_pointing_to_it(saved):
+    link = saved.with_name("current")
+    link.symlink_to(saved)
+    write_artifact(link, "Other", fill)
+    assert link.is_symlink()
+    assert open_artifact(saved).class_name == open_artifact(link).class_name == "Other"
+
+
+def several(writer, value):
+    """Files of each kind that tell which save they are of; the greater value has more of them."""
+    writer.json("value", value)
+    writer.array("numbers", np.full(100 * value, value))
+    writer.table("columns", pd.DataFrame({"value": [value] * value}))
+    writer.ids("ids", np.array([value, "a"], dtype=object))
+    for more in range(value):
+        writer.within(f"inner {more}").array("numbers", np.full(3, value))
+
+
+def value_of(artifact):
+    """The one value that all files of `several` agree on."""
+    value = artifact.json("value")
+    assert artifact.array("numbers").tolist() == [value] * 100 * value
+    assert artifact.table("columns")["value"].tolist() == [value] * value
+    assert artifact.ids("ids").tolist() == [value, "a"]
+    for more in range(value):
+        assert artifact.within(f"inner {more}").array("numbers").tolist() == [value] * 3
+    return value
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("verify", [True, False])
+def test_loading_while_another_saves_gives_the_old_artefact_or_the_new_one(tmp_path, monkeypatch, at_once, verify):
+    if not at_once:
+        without_exchange(monkeypatch)
+    path, seen, failed, stop = tmp_path / "m", set(), [], threading.Event()
+    write_artifact(path, "Thing", lambda writer: several(writer, 1))
+
+    def read():
+        while not stop.is_set():
+            try:
+                artifact = open_artifact(path, verify=verify)
+                time.sleep(0.001)  # whoever saves goes on between opening and decoding
+                seen.add(value_of(artifact))
+            except Exception as cause:
+                failed.append(repr(cause))
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for at in range(60):
+        write_artifact(path, "Thing", lambda writer, value=1 + at % 3: several(writer, value))
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert failed == []
+    assert seen <= {1, 2, 3}
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_several_may_save_to_one_path(tmp_path):
+    path = tmp_path / "m"
+    with ThreadPoolExecutor(4) as pool:
+        for done in [
+            pool.submit(write_artifact, path, "Thing", lambda writer, value=1 + at % 3: several(writer, value))
+            for at in range(40)
+        ]:
+            done.result()
+    assert value_of(open_artifact(path)) in (1, 2, 3)
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_an_opened_artefact_stays_as_it_was(tmp_path):
+    write_artifact(tmp_path / "m", "Thing", lambda writer: several(writer, 1))
+    opened = open_artifact(tmp_path / "m")
+    write_artifact(tmp_path / "m", "Thing", lambda writer: several(writer, 2))
+    assert value_of(opened) == 1
+
+
+def test_files_are_let_go_of_with_the_artefact(saved):
+    def count():
+        return len(os.listdir("/proc/self/fd"))
+
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("no /proc on this system")
+    before = count()
+    opened = open_artifact(saved)
+    assert count() > before
+    del opened
+    assert count() == before
+
+
+def test_without_verification_checksums_are_not_compared(saved):
+    facts = saved / "facts.json"
+    facts.write_text('{"list": [1, null], "name": "n"}'.ljust(facts.stat().st_size))
+    with pytest.raises(ArtifactError, match="was truncated or edited"):
+        open_artifact(saved)
+    assert open_artifact(saved, verify=False).json("facts")["name"] == "n"
+    facts.write_text("{}")
+    with pytest.raises(ArtifactError, match="was truncated or edited"):
+        open_artifact(saved, verify=False)
 
 
 def test_only_models_and_empty_folders_are_overwritten(tmp_path):
