@@ -48,7 +48,7 @@ SHARED = {
     "io": "parsing",
     "numerics": "vectors",
     "retrieval": "base",
-    "encoders": "base models",
+    "encoders": "base models precision",
     "evaluation": "split",
     "recommenders": "base item_item factor_model",
     "transfer": "base networks training",

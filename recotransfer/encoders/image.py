@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from recotransfer.data import Items
 from recotransfer.encoders.base import Features, columns_of, is_missing
 from recotransfer.encoders.models import folder_revision, model_folder, quiet_loading, saved_model
+from recotransfer.encoders.precision import Precision, checked_precision
 from recotransfer.errors import InputError, require
 
 _MAX_PIXELS = 64_000_000  # a larger picture is more likely an attack on memory than a product photo
@@ -49,7 +50,7 @@ class PretrainedImage:
         model: str | Path,
         column: str = "image",
         folder: str | Path | None = None,
-        precision: Literal["auto", "float32", "bfloat16"] = "auto",
+        precision: Precision = "auto",
         batch_size: int | None = None,
         workers: int = 2,
     ) -> None:
@@ -68,18 +69,17 @@ class PretrainedImage:
     def name(self) -> str:
         """Model, revision of its files and precision."""
         revision = folder_revision(self._model_folder)
-        return f"PretrainedImage/{Path(self.model).name}@{revision}/{self._resolved_precision}"
+        return f"PretrainedImage/{Path(self.model).name}@{revision}/{self.resolved_precision}"
 
     @property
-    def _resolved_precision(self) -> str:
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise InputError(f"precision is {self.precision!r}; it must be 'auto', 'float32' or 'bfloat16'")
-
-        return "bfloat16" if self.precision == "bfloat16" else "float32"
+    def resolved_precision(self) -> str:
+        """What the network computes in: "auto" is float32 for pictures."""
+        precision = checked_precision(self.precision)
+        return "float32" if precision == "auto" else precision
 
     @cached_property
     def _network(self) -> _Vision:
-        return _Vision(self._model_folder, self._resolved_precision)
+        return _Vision(self._model_folder, self.resolved_precision)
 
     @cached_property
     def dim(self) -> int:

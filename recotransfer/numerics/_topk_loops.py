@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import njit
 from numba.core import cgutils, config, types
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 LANES = 16  # items side by side in one vector: the width of 512-bit float32, split in two or four elsewhere
 ROWS = 6  # queries of one register tile: 6 x 4 vectors leave 8 of 32 registers for the operands
-_FEATURES = ((config.CPU_FEATURES if config.CPU_NAME else llvm.get_host_cpu_features().flatten()) or "").split(",")
+# The instructions that numba itself compiles for: those of NUMBA_CPU_FEATURES, and none for a "generic" processor.
+_NAMED: str | None = config.CPU_FEATURES
+_FEATURES = (get_host_cpu_features() if _NAMED is None else _NAMED).split(",")
 PAIRS = "+avx512bf16" in _FEATURES  # products of bfloat16 pairs, at four times the speed of float32
 VECTORS = 4 if "+avx512f" in _FEATURES else 1  # vectors of items in one register tile
 _SUPER = 64  # groups under one entry of the upper level of maxima

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from recotransfer.encoders.text import computes_in_bfloat16
+from recotransfer.encoders.precision import computes_in_bfloat16
 from recotransfer.errors import require
 from recotransfer.transfer.training import TrainingRun
 
@@ -59,7 +59,7 @@ class EncodedSources(NamedTuple):
 
         lengths = np.array([len(s) for s in told.sources])
         begin = np.concatenate([[0], np.cumsum(lengths)])
-        kind = torch.bfloat16 if computes_in_bfloat16() == "bfloat16" else torch.float16
+        kind = torch.bfloat16 if computes_in_bfloat16() else torch.float16
         out = torch.empty((int(begin[-1]), encoder.config.hidden_size), dtype=kind)
         encoder.eval()
         order = np.argsort(lengths, kind="stable")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from recotransfer.data import Embeddings, Interactions, Items
 from recotransfer.encoders import TrainableEncoder, encode_items, encoder_from_spec
-from recotransfer.encoders.text import computes_in_bfloat16
+from recotransfer.encoders.precision import computes_in_bfloat16
 from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import digest_of_events
 from recotransfer.numerics.vectors import unit_rows
@@ -123,9 +123,7 @@ class Distil(Tuner):
             temperature=self.temperature,
             label_weight=self.labels,
         )
-        run = DistillationRun(
-            module, student.collate, lesson, self, settings, half=computes_in_bfloat16() == "bfloat16"
-        )
+        run = DistillationRun(module, student.collate, lesson, self, settings, half=computes_in_bfloat16())
         self.report_ = run.train()
         made = student.saved(run.best_module(), target)
         run.finish(self.report_)

@@ -13,7 +13,7 @@ import numpy as np
 
 from recotransfer.data import Interactions, Items
 from recotransfer.encoders import TrainableEncoder, encoder_from_spec
-from recotransfer.encoders.text import computes_in_bfloat16
+from recotransfer.encoders.precision import computes_in_bfloat16
 from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import digest_of_events
 from recotransfer.transfer.base import Tuner
@@ -177,7 +177,7 @@ class _Run(TrainingRun):
         self.data = data
         self.objective = objective
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.half = computes_in_bfloat16() == "bfloat16"
+        self.half = computes_in_bfloat16()
         self.module = encoder.module()
         self.depths, self.top = _depths(self.module)
         if tuner.lora is not None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from recotransfer.encoders import SentenceText
 from recotransfer.encoders.models import quiet_loading
-from recotransfer.encoders.text import computes_in_bfloat16
+from recotransfer.encoders.precision import computes_in_bfloat16
 from recotransfer.errors import ArtifactError, InputError, NotFittedError, require
 from recotransfer.io.artifacts import Artifact, ArtifactWriter, digest, open_artifact, write_artifact
 from recotransfer.transfer._decoder import (
@@ -256,7 +256,7 @@ class Translator:
         network, device = self.network_, self.network_.device
         decoder = network.decoder
 
-        with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bfloat16() == "bfloat16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bfloat16()):
             if states is None:
                 ids, mask = (torch.from_numpy(a).to(device) for a in padded([told.sources[i] for i in rows]))
                 context = network.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -298,7 +298,7 @@ class Translator:
 
         with (
             torch.inference_mode(),
-            torch.autocast(network.device.type, torch.bfloat16, enabled=computes_in_bfloat16() == "bfloat16"),
+            torch.autocast(network.device.type, torch.bfloat16, enabled=computes_in_bfloat16()),
         ):
             for first in range(0, len(order), SENTENCES):
                 rows = order[first : first + SENTENCES]

@@ -28,6 +28,7 @@ from recotransfer.encoders import (
     fuse,
 )
 from recotransfer.encoders.image import Unreadable, decode
+from recotransfer.encoders.precision import computes_in_bfloat16, multiplies_in_bfloat16
 from recotransfer.errors import InputError, NotFittedError
 from recotransfer.io.artifacts import open_artifact, write_artifact
 
@@ -88,7 +89,16 @@ def by_library():
     return network, network.encode(TITLES, show_progress_bar=False)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+PRECISIONS = [
+    "float32",
+    pytest.param(
+        "bfloat16",
+        marks=pytest.mark.skipif(not multiplies_in_bfloat16(), reason="torch cannot multiply in bfloat16 here"),
+    ),
+]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_sentence_text_agrees_with_sentence_transformers(precision, by_library):
     encoder = SentenceText(precision=precision, batch_tokens=200)
     found = encoder.encode(TITLES)
@@ -97,11 +107,34 @@ def test_sentence_text_agrees_with_sentence_transformers(precision, by_library):
     assert cosine(found, by_library[1]).min() >= (0.99999 if precision == "float32" else 0.999)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_models_without_a_packed_form_go_through_the_library(precision, by_library):
     encoder = SentenceText(precision=precision)
     encoder._packed = None
     assert cosine(encoder.encode(TITLES), by_library[1]).min() >= 0.999
+
+
+def test_bfloat16_is_chosen_by_multiplying_in_it_and_refused_where_that_fails(monkeypatch):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is asked instead of the processor")
+
+    def refuse(*_):
+        raise RuntimeError("bf16 path needs the cpu support avx512bw")
+
+    for question in (multiplies_in_bfloat16, computes_in_bfloat16):
+        question.cache_clear()
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refuse)
+            assert SentenceText().resolved_precision == "float32"
+            for encoder in (SentenceText(precision="bfloat16"), PretrainedImage(model="m", precision="bfloat16")):
+                with pytest.raises(InputError, match="torch cannot multiply on this machine; use 'auto'"):
+                    _ = encoder.resolved_precision
+    finally:
+        for question in (multiplies_in_bfloat16, computes_in_bfloat16):
+            question.cache_clear()
 
 
 def test_other_pooling_from_a_folder_is_honoured(tmp_path):

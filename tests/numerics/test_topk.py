@@ -230,10 +230,12 @@ def test_importing_pulls_in_nothing_heavy():
 @pytest.mark.parametrize("processor", ["haswell", "skylake-avx512"])
 def test_processors_without_bfloat16_give_the_same_answer(tmp_path, processor):
     code = (
-        "import sys, numpy as np; from recotransfer import _topk; from recotransfer.scoring import top_k\n"
+        "import sys, numpy as np\n"
+        "from recotransfer.numerics import _topk_loops as loops\n"
+        "from recotransfer.numerics.topk import top_k\n"
         "rng = np.random.default_rng(0)\n"
         "queries, items = (rng.standard_normal((n, 33)).astype(np.float32) for n in (100, 3000))\n"
-        "print(_topk.PAIRS); np.save(sys.argv[1], top_k(queries, items, 10).positions)"
+        "print(loops.PAIRS); np.save(sys.argv[1], top_k(queries, items, 10).positions)"
     )
     answers = []
     for some in ({}, {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": FEATURES[processor]}):

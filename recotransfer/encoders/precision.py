@@ -1,0 +1,62 @@
+"""The number type that a network computes in: bfloat16 where torch multiplies in it here, else float32."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Literal, get_args
+
+from recotransfer.errors import InputError, require
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def checked_precision(precision: str) -> str:
+    """The setting as it came.
+
+    Raises:
+        InputError: it names no precision, or bfloat16 where torch cannot multiply in it.
+    """
+    if precision not in get_args(Precision):
+        raise InputError(f"precision is {precision!r}; it must be 'auto', 'float32' or 'bfloat16'")
+
+    if precision == "bfloat16" and not multiplies_in_bfloat16():
+        raise InputError("precision is 'bfloat16', in which torch cannot multiply on this machine; use 'auto'")
+
+    return precision
+
+
+@cache
+def multiplies_in_bfloat16() -> bool:
+    """True where a product of bfloat16 can be had, quick or not; asked by multiplying once.
+
+    Processor flags do not tell: oneDNN may be built or told (ONEDNN_MAX_CPU_ISA) to leave instructions unused, and then
+    refuses the packed products that `SentenceText` runs.
+    """
+    torch = require("torch")
+
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+
+    ones = torch.ones(16, 16, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        try:
+            if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+                weight = torch.ops.mkldnn._reorder_linear_weight(ones, 16)
+                torch.ops.mkldnn._linear_pointwise(ones, weight, None, "none", [], "")
+
+            return bool((ones @ ones == 16).all())
+        except RuntimeError:
+            return False
+
+
+@cache
+def computes_in_bfloat16() -> bool:
+    """True where torch's device multiplies bfloat16 in hardware, so that it is the quicker choice."""
+    torch = require("torch")
+
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+    cpu: Any = torch.cpu  # these probes are private, but torch offers no public one
+    probes = [getattr(cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return any(probe is not None and probe() for probe in probes) and multiplies_in_bfloat16()
