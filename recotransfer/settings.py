@@ -1,10 +1,253 @@
-"""Settings: the keyword arguments of a constructor, by name."""
+"""Settings: the keyword arguments of a constructor, declared once with their types and bounds.
+
+A constructor's annotations are the declaration. `fit`, `tune`, the command line and `Name(setting=value)` specs all
+check against it. Plain `int`, `float`, `bool` and `str` have no bounds; the names below add the usual ones.
+
+>>> class Mine:
+...     def __init__(self, *, dim: PositiveInt = 8, bias: bool = False, shift: float = 0.0) -> None:
+...         self.dim, self.bias, self.shift = dim, bias, shift
+>>> check_settings(Mine(bias=True, shift=-1.5))
+>>> check_settings(Mine(dim=0))
+Traceback (most recent call last):
+...
+recotransfer.errors.InputError: Mine: dim must be a whole number of at least 1, got 0
+"""
 
 from __future__ import annotations
 
+import ast
 import inspect
-from collections.abc import Mapping
-from typing import Any
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+
+from recotransfer.errors import InputError
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The numbers that a setting may take, as `Annotated[float, Bounds(above=0, most=1)]`; None leaves a side open."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+
+    def allow(self, number: float) -> bool:
+        """True where the number lies within."""
+        return (
+            (self.least is None or number >= self.least)
+            and (self.above is None or number > self.above)
+            and (self.most is None or number <= self.most)
+            and (self.below is None or number < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.least is not None and self.most is not None:
+            return f"from {self.least:g} to {self.most:g}"
+
+        sides = (("of at least", self.least), ("above", self.above), ("at most", self.most), ("below", self.below))
+        return " and ".join(f"{words} {number:g}" for words, number in sides if number is not None)
+
+
+PositiveInt: TypeAlias = Annotated[int, Bounds(least=1)]
+NonNegativeInt: TypeAlias = Annotated[int, Bounds(least=0)]
+Positive: TypeAlias = Annotated[float, Bounds(above=0)]
+NonNegative: TypeAlias = Annotated[float, Bounds(least=0)]
+Share: TypeAlias = Annotated[float, Bounds(least=0, most=1)]
+Decay: TypeAlias = Annotated[float, Bounds(above=0, most=1)]
+
+
+def settings_of(kind: type) -> dict[str, Any]:
+    """Setting -> its type, as the constructor of `kind` declares it; `Any` where that names what cannot be found."""
+    init = inspect.unwrap(kind.__init__)  # type: ignore[misc]  # only its signature is read
+    space = getattr(init, "__globals__", {})
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    declared = {n: p.annotation for n, p in inspect.signature(kind).parameters.items() if p.kind not in variadic}
+
+    return {name: _resolved(name, annotation, space) for name, annotation in declared.items()}
+
+
+def _resolved(name: str, annotation: Any, space: dict[str, Any]) -> Any:
+    """The annotation as a type. Text, as `from __future__ import annotations` leaves it, is looked up in `space`."""
+    if annotation is inspect.Parameter.empty:
+        return Any
+
+    holder = types.SimpleNamespace(__annotations__={name: annotation})
+    try:
+        return typing.get_type_hints(holder, globalns=space, include_extras=True)[name]
+    except (NameError, AttributeError):  # imported for type checkers only, or local to a function
+        return Any
+
+
+def check_settings(owner: object) -> None:
+    """Raise unless every setting of `owner` fits its declaration.
+
+    Args:
+        owner: an object that keeps its constructor's arguments as attributes of the same names.
+
+    Raises:
+        InputError: a value that is not allowed; names the class, the setting, the value and what is allowed.
+    """
+    for name, hint in settings_of(type(owner)).items():
+        if hasattr(owner, name) and not fits(value := getattr(owner, name), hint):
+            raise InputError(f"{type(owner).__name__}: {name} must be {in_words(hint)}, got {value!r}")
+
+
+def check_names(kind: type, names: Iterable[str], source: str) -> None:
+    """Raise `InputError` unless `kind` has every setting named; `source` is what the message begins with."""
+    known = settings_of(kind)
+    if unknown := [name for name in names if name not in known]:
+        listed = ", ".join(known) or "none"
+        raise InputError(f"{source}: {kind.__name__} has no setting {unknown[0]!r}; it has {listed}")
+
+
+def fits(value: object, hint: Any) -> bool:
+    """True where `value` is of the type `hint` and within its bounds; numbers must be finite."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        bounds = [extra for extra in inner[1:] if isinstance(extra, Bounds)]
+        return fits(value, inner[0]) and all(bound.allow(typing.cast(float, value)) for bound in bounds)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, one) for one in inner)
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in inner)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is None:
+        return value is None
+
+    kind = origin or hint
+    if not inspect.isclass(kind) or kind is Any or _is_plain_protocol(kind):
+        return True  # a type variable, or a contract that only its use can show
+    if kind is type:
+        return isinstance(value, type)
+    if issubclass(kind, Mapping):
+        return isinstance(value, Mapping) and all(_fit_pair(pair, inner) for pair in value.items())
+    if kind is not str and issubclass(kind, Iterable):
+        return _fit_list(value, kind, inner)
+
+    return isinstance(value, kind)
+
+
+def _is_plain_protocol(kind: type) -> bool:
+    """True for a protocol that `isinstance` refuses."""
+    return getattr(kind, "_is_protocol", False) and not getattr(kind, "_is_runtime_protocol", False)
+
+
+def _fit_pair(pair: tuple[object, object], hints: tuple[Any, ...]) -> bool:
+    return len(hints) != 2 or all(fits(one, hint) for one, hint in zip(pair, hints, strict=True))
+
+
+def _fit_list(value: object, kind: type, hints: tuple[Any, ...]) -> bool:
+    """As `fits`, for lists and tuples, each for the other: a file and a command line know only lists."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, (list, tuple, kind)):
+        return False
+    if not hints:
+        return True
+
+    entries = list(typing.cast(Iterable[object], value))
+    if kind is tuple and hints[-1] is not Ellipsis:
+        return len(entries) == len(hints) and all(fits(one, hint) for one, hint in zip(entries, hints, strict=True))
+
+    return all(fits(one, hints[0]) for one in entries)
+
+
+_WORDS: dict[Any, tuple[str, str]] = {  # in Python, and in JSON
+    int: ("a whole number", "a whole number"),
+    float: ("a number", "a number"),
+    bool: ("True or False", "true or false"),
+    str: ("text", "text"),
+    type(None): ("None", "null"),
+    None: ("None", "null"),
+}
+
+
+def in_words(hint: Any, *, json: bool = False) -> str:
+    """What `fits` allows, for messages.
+
+    Args:
+        hint: the type.
+        json: name constants as JSON spells them, for what is typed on a command line.
+
+    >>> in_words(PositiveInt | None)
+    'a whole number of at least 1 or None'
+    >>> in_words(Literal["sparse", "dense"])
+    '"sparse" or "dense"'
+    """
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return " ".join([in_words(inner[0]), *(str(extra) for extra in inner[1:] if isinstance(extra, Bounds))])
+    if origin in (Union, types.UnionType):
+        return " or ".join(in_words(one, json=json) for one in inner)
+    if origin is Literal:
+        return " or ".join(f'"{one}"' if isinstance(one, str) else repr(one) for one in inner)
+    if hint in _WORDS:
+        return _WORDS[hint][json]
+
+    kind = origin or hint
+    if not inspect.isclass(kind):
+        return f"a {kind}"
+    if issubclass(kind, Mapping):
+        return f"a mapping to {in_words(inner[1], json=json)}" if len(inner) == 2 else "a mapping"
+    if issubclass(kind, Iterable):
+        return f"a list, each entry {in_words(inner[0], json=json)}" if inner else "a list"
+
+    return f"a{'n' * (kind.__name__[0] in 'AEIOU')} {kind.__name__}"
+
+
+# -- settings written as text ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Named:
+    """A class's name and settings, as "EASE(reg=100)" writes them; `settings` is None where there are no brackets."""
+
+    name: str
+    settings: dict[str, Any] | None
+
+
+def parse_named(text: str) -> Named:
+    """The name and the settings in `text`: "EASE", "EASE(reg=100)", "my_shop.models:Mine(form='round')".
+
+    Raises:
+        InputError: what is in the brackets is not a list of setting=value with plain values.
+    """
+    name, bracket, inside = text.strip().partition("(")
+    if not bracket:
+        return Named(name.strip(), None)
+
+    try:
+        call = ast.parse(f"f({inside}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or isinstance(call.func, ast.Call):
+            raise ValueError
+
+        given = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg is not None}
+        if len(given) < len(call.keywords):  # one twice, or **
+            raise ValueError
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        raise InputError(
+            f"{text.strip()!r}: write settings as in EASE(reg=100, history_decay=0.6), each once, text in quotes"
+        ) from None
+
+    return Named(name.strip(), given)
+
+
+def split_label(text: str) -> tuple[str, str]:
+    """("mine", "EASE(reg=100)") of "mine=EASE(reg=100)": what stands before the first "=" outside brackets, and after.
+
+    The label is empty where there is none.
+    """
+    marks = [at for at, letter in enumerate(text) if letter == "="]
+    mark = next((at for at in marks if text.count("(", 0, at) == text.count(")", 0, at)), -1)
+
+    return " ".join(text[: max(mark, 0)].split()), text[mark + 1 :].strip()
+
+
+# -- settings in saved folders -----------------------------------------------------------------------------------------
 
 _FORMER_NAMES = {"rng": "seed"}  # as saved folders of format 1 may call them
 

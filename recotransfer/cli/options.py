@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import click
 
 from recotransfer.errors import InputError
+from recotransfer.settings import check_names, fits, in_words, settings_of
 
 
 def pairs(values: Sequence[str], flag: str) -> dict[str, str]:
@@ -42,48 +40,26 @@ def numbers(values: Sequence[str], flag: str) -> dict[str, float]:
 
 
 def settings(kind: type, values: Sequence[str]) -> dict[str, Any]:
-    """Constructor arguments of the class `kind` from words such as "reg=200"; names and types are checked.
+    """Constructor arguments of the class `kind` from words such as "reg=200"; names and values are checked.
 
     >>> from recotransfer.recommenders import EASE
     >>> settings(EASE, ["reg=7", "neighbours=null"])
     {'reg': 7, 'neighbours': None}
     """
-    hints = {name: p.annotation for name, p in inspect.signature(kind, eval_str=True).parameters.items()}
+    declared = settings_of(kind)
     out: dict[str, Any] = {}
 
     for name, text in pairs(values, "set").items():
-        if name not in hints:
-            raise InputError(f"--set {name}={text}: {kind.__name__} has no setting {name!r}; it has {', '.join(hints)}")
-
+        check_names(kind, [name], f"--set {name}={text}")
         try:
             out[name] = json.loads(text)
         except json.JSONDecodeError:
             out[name] = text
 
-        if not _fits(out[name], hints[name]):
-            raise InputError(f"--set {name}={text}: {name} must be {_in_words(hints[name])}")
+        if not fits(out[name], declared[name]):
+            raise InputError(f"--set {name}={text}: {name} must be {in_words(declared[name], json=True)}")
 
     return out
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, one) for one in get_args(hint))
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if isinstance(value, bool) or hint not in (int, float):
-        return isinstance(value, get_origin(hint) or hint)  # a JSON list or object, for Sequence[...] or Mapping[...]
-
-    return isinstance(value, (int, hint)) and math.isfinite(value)
-
-
-def _in_words(hint: Any) -> str:
-    if get_origin(hint) in (Union, UnionType):
-        return " or ".join(map(_in_words, get_args(hint)))
-    if get_origin(hint) is Literal:
-        return " or ".join(map(str, get_args(hint)))
-
-    return {int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}.get(hint, "text")
 
 
 def config_option(command: Any) -> Any:

@@ -22,7 +22,7 @@ from recotransfer.io.artifacts import Artifact, ArtifactWriter, open_artifact, w
 from recotransfer.numerics.histories import histories, seen_items, subset
 from recotransfer.numerics.topk import TopK, top_k_of_scores, top_k_of_sparse
 from recotransfer.numerics.vectors import Float
-from recotransfer.settings import saved_settings
+from recotransfer.settings import check_settings, saved_settings
 
 BLOCK = 2048  # users scored at a time: what memory depends on
 Matrix: TypeAlias = Float | sparse.csr_array
@@ -190,21 +190,8 @@ class Recommender(ABC):
         return out
 
     def check_settings(self) -> None:
-        """Refuse numbers that no setting of that name can have; `fit` begins with it."""
-        for name, parameter in inspect.signature(type(self)).parameters.items():
-            value, usual, kind = getattr(self, name), parameter.default, str(parameter.annotation)
-            if value is None or isinstance(usual, (str, tuple)) or name == "seed" or "Mapping" in kind:
-                continue
-
-            whole = isinstance(usual, int) or "int" in kind
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-                kind = "a whole number" if whole else "a number"
-                raise InputError(f"{type(self).__name__}: {name} must be {kind}, got {value!r}")
-
-            least = 1 if whole else 0
-            if not least <= value < np.inf or (name == "history_decay" and not 0 < value <= 1):
-                wanted = "above 0 and at most 1" if name == "history_decay" else f"at least {least}"
-                raise InputError(f"{type(self).__name__}: {name} must be {wanted}, got {value}")
+        """Raise `InputError` for a setting that its declaration does not allow; `fit` begins with it."""
+        check_settings(self)
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "catalogue_"):

@@ -16,6 +16,7 @@ from recotransfer.numerics.ridge import half_step, unobserved_metric
 from recotransfer.numerics.topk import TopK
 from recotransfer.numerics.vectors import Float, unit_rows
 from recotransfer.recommenders.factor_model import FactorModel
+from recotransfer.settings import Decay, NonNegative
 
 
 class _Profiles(FactorModel):
@@ -95,7 +96,7 @@ class ContentProfiles(_Profiles):
 
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"history_decay": (0.3, 1.0)}
 
-    def __init__(self, *, history_decay: float = 1.0) -> None:
+    def __init__(self, *, history_decay: Decay = 1.0) -> None:
         self.history_decay = history_decay
 
     def _weights(self, events: Interactions) -> sparse.csr_array:
@@ -122,7 +123,7 @@ class RidgeProfiles(_Profiles):
         "history_decay": (0.3, 1.0),
     }
 
-    def __init__(self, *, reg: float = 1.0, unobserved: float = 0.01, history_decay: float = 1.0) -> None:
+    def __init__(self, *, reg: NonNegative = 1.0, unobserved: NonNegative = 0.01, history_decay: Decay = 1.0) -> None:
         self.reg = reg
         self.unobserved = unobserved
         self.history_decay = history_decay

@@ -11,6 +11,7 @@ from recotransfer.data import Embeddings, Interactions
 from recotransfer.numerics.histories import changed_users, histories
 from recotransfer.numerics.ridge import ease, ease_updated, local_ridge
 from recotransfer.recommenders.item_item import ItemItem
+from recotransfer.settings import Decay, NonNegative, PositiveInt
 
 _FEW = 8  # items per changed user from which on changing the inverse beats solving for a new one
 
@@ -27,7 +28,9 @@ class EASE(ItemItem):
 
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"reg": (10.0, 2000.0), "history_decay": (0.3, 1.0)}
 
-    def __init__(self, *, reg: float = 200.0, neighbours: int | None = None, history_decay: float = 1.0) -> None:
+    def __init__(
+        self, *, reg: NonNegative = 200.0, neighbours: PositiveInt | None = None, history_decay: Decay = 1.0
+    ) -> None:
         self.reg = reg
         self.neighbours = neighbours
         self.history_decay = history_decay

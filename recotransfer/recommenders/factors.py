@@ -16,6 +16,7 @@ from recotransfer.numerics.histories import histories
 from recotransfer.numerics.ridge import half_step, unobserved_metric
 from recotransfer.numerics.vectors import Float
 from recotransfer.recommenders.factor_model import FactorModel
+from recotransfer.settings import NonNegative, NonNegativeInt, Positive, PositiveInt
 
 _FEWER = 5  # sweeps of a fit to one of an update
 
@@ -54,7 +55,13 @@ class ALS(FactorModel):
     }
 
     def __init__(
-        self, *, dim: int = 64, reg: float = 0.1, alpha: float = 10.0, epochs: int = 15, seed: int = 0
+        self,
+        *,
+        dim: PositiveInt = 64,
+        reg: NonNegative = 0.1,
+        alpha: NonNegative = 10.0,
+        epochs: PositiveInt = 15,
+        seed: NonNegativeInt = 0,
     ) -> None:
         self.dim = dim
         self.reg = reg
@@ -132,7 +139,13 @@ class BPR(FactorModel):
     }
 
     def __init__(
-        self, *, dim: int = 64, learning_rate: float = 0.05, reg: float = 0.01, epochs: int = 100, seed: int = 0
+        self,
+        *,
+        dim: PositiveInt = 64,
+        learning_rate: Positive = 0.05,
+        reg: NonNegative = 0.01,
+        epochs: PositiveInt = 100,
+        seed: NonNegativeInt = 0,
     ) -> None:
         self.dim = dim
         self.learning_rate = learning_rate

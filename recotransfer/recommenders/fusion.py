@@ -25,7 +25,7 @@ from recotransfer.numerics.histories import seen_items
 from recotransfer.numerics.topk import TopK, rank_candidates
 from recotransfer.recommenders.base import Recommender
 from recotransfer.registry import recommenders
-from recotransfer.settings import saved_settings
+from recotransfer.settings import PositiveInt, saved_settings
 
 Members: TypeAlias = Sequence[Recommender | Mapping[str, Any]]
 Doubles: TypeAlias = NDArray[np.float64]
@@ -87,10 +87,11 @@ class FusedRecommender(Recommender):
         return out
 
     def check_settings(self) -> None:
-        """Refuse impossible settings, those of the members too."""
-        super().check_settings()
+        """Raise `InputError` for a setting that is not allowed, those of the members included."""
         for member in self._prototypes():
             member.check_settings()
+
+        super().check_settings()
 
     def _prototypes(self) -> list[Recommender]:
         if not isinstance(self.members, (list, tuple)) or len(self.members) < 2:
@@ -237,7 +238,7 @@ class RankFusion(FusedRecommender):
         depth: items that each member lists.
     """
 
-    def __init__(self, *, members: Members = DEFAULT_MEMBERS, depth: int = 200) -> None:
+    def __init__(self, *, members: Members = DEFAULT_MEMBERS, depth: PositiveInt = 200) -> None:
         self.members = members
         self.depth = depth
 

@@ -21,6 +21,7 @@ from recotransfer.numerics.vectors import Float, reciprocal, unit_rows
 from recotransfer.recommenders.base import Matrix
 from recotransfer.recommenders.item_item import ItemItem, cells
 from recotransfer.retrieval import nearest
+from recotransfer.settings import Decay, NonNegative, PositiveInt, Share, fits
 
 _PAST, _FUTURE = 1.5, 1.2  # powers of history_decay in the order part: what came just before tells most of what is next
 _AGREEMENT = 1.0  # how much more behaviour counts between items whose content is the same; 1 to 3 measured alike
@@ -76,16 +77,16 @@ class HybridItems(ItemItem):
     def __init__(
         self,
         *,
-        reg: float = 200.0,
-        sequence_weight: float = 1.0,
-        sequence_reg: float = 50.0,
-        content_weight: float = 0.25,
-        sharpness: float = 5.0,
-        prior_events: float = 0.2,
-        history_decay: float = 0.6,
-        neighbours: int = 100,
+        reg: NonNegative = 200.0,
+        sequence_weight: NonNegative = 1.0,
+        sequence_reg: NonNegative = 50.0,
+        content_weight: NonNegative = 0.25,
+        sharpness: NonNegative = 5.0,
+        prior_events: NonNegative = 0.2,
+        history_decay: Decay = 0.6,
+        neighbours: PositiveInt = 100,
         form: Literal["sparse", "dense"] = "sparse",
-        trust: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+        trust: Sequence[Share] = (1.0, 1.0, 1.0, 1.0),
     ) -> None:
         self.reg = reg
         self.sequence_weight = sequence_weight
@@ -99,14 +100,12 @@ class HybridItems(ItemItem):
         self.trust = trust
 
     def check_settings(self) -> None:
-        """Refuse settings that cannot be; `fit` begins with it."""
-        super().check_settings()
-        if self.form not in ("sparse", "dense"):
-            raise InputError(f'form must be "sparse" or "dense", got {self.form!r}')
+        """Raise `InputError` for a setting that is not allowed; `fit` begins with it."""
+        count = len(POPULARITY_BUCKETS)
+        if np.shape(self.trust) != (count,) or not fits(self.trust, Sequence[Share]):
+            raise InputError(f"HybridItems: trust must be {count} numbers from 0 to 1, got {self.trust!r}")
 
-        shares, count = np.asarray(self.trust), len(POPULARITY_BUCKETS)
-        if shares.shape != (count,) or shares.dtype.kind not in "fiu" or not ((shares >= 0) & (shares <= 1)).all():
-            raise InputError(f"trust must be {count} numbers from 0 to 1, got {self.trust!r}")
+        super().check_settings()
 
     # -- fit -----------------------------------------------------------------------------------------------------------
 

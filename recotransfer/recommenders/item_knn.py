@@ -13,6 +13,7 @@ from recotransfer.numerics.histories import histories
 from recotransfer.numerics.sparse import keep_largest, scaled, without_diagonal
 from recotransfer.numerics.vectors import reciprocal
 from recotransfer.recommenders.item_item import ItemItem
+from recotransfer.settings import Decay, NonNegative, PositiveInt
 
 
 class ItemKNN(ItemItem):
@@ -32,7 +33,9 @@ class ItemKNN(ItemItem):
         "history_decay": (0.3, 1.0),
     }
 
-    def __init__(self, *, neighbours: int = 100, shrink: float = 10.0, history_decay: float = 1.0) -> None:
+    def __init__(
+        self, *, neighbours: PositiveInt = 100, shrink: NonNegative = 10.0, history_decay: Decay = 1.0
+    ) -> None:
         self.neighbours = neighbours
         self.shrink = shrink
         self.history_decay = history_decay

@@ -18,6 +18,7 @@ from recotransfer.numerics.histories import seen_items, subset
 from recotransfer.numerics.topk import rank_candidates
 from recotransfer.recommenders.base import BLOCK
 from recotransfer.recommenders.fusion import DEFAULT_MEMBERS, TOP, Candidates, Doubles, FusedRecommender, Members
+from recotransfer.settings import NonNegative, PositiveInt
 
 _FOLDS = 3
 _MOST_USERS = 10_000  # users to learn from: a few weights need no more
@@ -206,7 +207,7 @@ class WeightedFusion(_Learned):
         depth: items that each member lists.
     """
 
-    def __init__(self, *, members: Members = DEFAULT_MEMBERS, depth: int = 200) -> None:
+    def __init__(self, *, members: Members = DEFAULT_MEMBERS, depth: PositiveInt = 200) -> None:
         self.members = members
         self.depth = depth
 
@@ -236,7 +237,7 @@ class StackedFusion(_Learned):
         reg: ridge on the coefficients.
     """
 
-    def __init__(self, *, members: Members = DEFAULT_MEMBERS, depth: int = 200, reg: float = 1.0) -> None:
+    def __init__(self, *, members: Members = DEFAULT_MEMBERS, depth: PositiveInt = 200, reg: NonNegative = 1.0) -> None:
         self.members = members
         self.depth = depth
         self.reg = reg
@@ -269,7 +270,7 @@ class AdaptiveFusion(_Learned):
         reg: ridge on the coefficients.
     """
 
-    def __init__(self, *, members: Members = DEFAULT_MEMBERS, depth: int = 200, reg: float = 1.0) -> None:
+    def __init__(self, *, members: Members = DEFAULT_MEMBERS, depth: PositiveInt = 200, reg: NonNegative = 1.0) -> None:
         self.members = members
         self.depth = depth
         self.reg = reg

@@ -9,12 +9,13 @@ from recotransfer.errors import InputError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.numerics.vectors import Float
 from recotransfer.recommenders.base import Recommender
+from recotransfer.settings import Positive
 
 
 class Popularity(Recommender):
     """Ranks by summed event weight, halved every `half_life` days before the newest event; None never forgets."""
 
-    def __init__(self, *, half_life: float | None = None) -> None:
+    def __init__(self, *, half_life: Positive | None = None) -> None:
         self.half_life = half_life
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
@@ -22,8 +23,6 @@ class Popularity(Recommender):
         if self.half_life is not None:
             if events.time is None:
                 raise InputError("half_life needs events with times; leave it out or give a time column")
-            if self.half_life <= 0:
-                raise InputError(f"half_life must be positive days, got {self.half_life}")
 
             weight = weight * 0.5 ** ((events.time.max() - events.time) / 86400 / self.half_life)
 

@@ -16,6 +16,7 @@ from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.numerics.topk import TopK
 from recotransfer.numerics.vectors import Float
 from recotransfer.recommenders.base import Recommender
+from recotransfer.settings import NonNegative, NonNegativeInt, Positive, PositiveInt
 
 _STATE = ("mean", "scale", "outer", "bias")
 _FLAT = 1e-6  # spread, against the widest column's, below which a column says nothing
@@ -47,21 +48,15 @@ class Probe(Recommender):
     def __init__(
         self,
         *,
-        reg: float = 10.0,
-        hidden: int | None = None,
-        temperature: float = 1.0,
-        seed: int = 0,
+        reg: NonNegative = 10.0,
+        hidden: PositiveInt | None = None,
+        temperature: Positive = 1.0,
+        seed: NonNegativeInt = 0,
     ) -> None:
         self.reg = reg
         self.hidden = hidden
         self.temperature = temperature
         self.seed = seed
-
-    def check_settings(self) -> None:
-        """Refuse settings that cannot be; `fit` begins with it."""
-        super().check_settings()
-        if not 0 < self.temperature < np.inf:
-            raise InputError(f"temperature must be a number above 0, got {self.temperature!r}")
 
     # -- fit -----------------------------------------------------------------------------------------------------------
 

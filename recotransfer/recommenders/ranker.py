@@ -20,6 +20,7 @@ from recotransfer.numerics.topk import TopK
 from recotransfer.numerics.vectors import Float, reciprocal, unit_rows
 from recotransfer.recommenders.base import BLOCK, Recommender
 from recotransfer.recommenders.hybrid import HybridItems
+from recotransfer.settings import NonNegative, NonNegativeInt, PositiveInt
 
 _HIDDEN = 96
 _MOST_USERS = 20_000  # whose held-out events are learned from
@@ -96,10 +97,10 @@ class HybridRanker(Recommender):
         self,
         *,
         base: Mapping[str, Any] | None = None,
-        depth: int = 100,
-        epochs: int = 8,
-        cold_odds: float = 1.0,
-        seed: int = 0,
+        depth: PositiveInt = 100,
+        epochs: PositiveInt = 8,
+        cold_odds: NonNegative = 1.0,
+        seed: NonNegativeInt = 0,
     ) -> None:
         self.base = base
         self.depth = depth
@@ -110,9 +111,9 @@ class HybridRanker(Recommender):
     # -- settings ------------------------------------------------------------------------------------------------------
 
     def check_settings(self) -> None:
-        """Refuse impossible settings, those of the first stage too."""
-        super().check_settings()
+        """Raise `InputError` for a setting that is not allowed, those of the first stage included."""
         self._first_stage().check_settings()
+        super().check_settings()
 
     def _first_stage(self) -> HybridItems:
         """The first stage, not fitted."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from recotransfer.recommenders._sasrec_network import (
     training_sequences,
 )
 from recotransfer.recommenders.factor_model import FactorModel
+from recotransfer.settings import Bounds, NonNegativeInt, Positive, PositiveInt
 
 _K = 10
 _MAP_STEP = 0.02  # of the learning rate: one entry of the map moves every item, a vector's entry only its own
@@ -74,16 +75,16 @@ class SASRec(FactorModel):
     def __init__(
         self,
         *,
-        dim: int = 64,
-        blocks: int = 1,
-        dropout: float = 0.5,
-        length: int = 50,
-        negatives: int = 512,
-        learning_rate: float = 0.002,
-        batch_size: int = 128,
-        epochs: int = 100,
-        patience: int = 5,
-        seed: int = 0,
+        dim: PositiveInt = 64,
+        blocks: PositiveInt = 1,
+        dropout: Annotated[float, Bounds(least=0, below=1)] = 0.5,
+        length: PositiveInt = 50,
+        negatives: PositiveInt = 512,
+        learning_rate: Positive = 0.002,
+        batch_size: PositiveInt = 128,
+        epochs: PositiveInt = 100,
+        patience: PositiveInt = 5,
+        seed: NonNegativeInt = 0,
     ) -> None:
         self.dim = dim
         self.blocks = blocks
@@ -100,9 +101,6 @@ class SASRec(FactorModel):
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
         torch = require("torch")
-
-        if self.dropout >= 1:
-            raise InputError(f"SASRec: dropout must be below 1, got {self.dropout}")
 
         rng = np.random.default_rng(self.seed)
         sequences = training_sequences(events, np.ones(len(events.items), bool))

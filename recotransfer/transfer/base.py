@@ -13,11 +13,10 @@ from recotransfer.data import Embeddings, IdMap, Interactions, Items
 from recotransfer.encoders import TrainableEncoder
 from recotransfer.errors import InputError, NotFittedError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
-from recotransfer.settings import saved_settings
+from recotransfer.settings import check_settings, saved_settings
 
 Array = NDArray[np.float32]
 Ints = NDArray[np.int64]
-_FROM_0, _ABOVE_0, _SHARES = {"hidden", "epochs"}, {"learning_rate", "temperature"}, {"keep"}  # names of settings
 
 
 class Transfer(ABC):
@@ -59,21 +58,8 @@ class Transfer(ABC):
         return self
 
     def check_settings(self) -> None:
-        """Refuse numbers that no setting of that name can have; `fit` begins with it."""
-        for name, parameter in inspect.signature(type(self)).parameters.items():
-            value, kind = getattr(self, name), str(parameter.annotation)
-            if name == "seed" or not kind.startswith(("int", "float")) or (value is None and "None" in kind):
-                continue
-
-            whole = kind.startswith("int")
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-                wanted = "a whole number" if whole else "a number"
-                raise InputError(f"{type(self).__name__}: {name} must be {wanted}, got {value!r}")
-
-            least, most = int(whole and name not in _FROM_0), 1 if name in _SHARES else np.inf
-            if not least <= value <= most or value == np.inf or (value == 0 and name in _ABOVE_0):
-                wanted = "above 0" if name in _ABOVE_0 else f"at least {least}" + " and at most 1" * (most == 1)
-                raise InputError(f"{type(self).__name__}: {name} must be {wanted}, got {value}")
+        """Raise `InputError` for a setting that its declaration does not allow; `fit` begins with it."""
+        check_settings(self)
 
     def transform(self, items: Embeddings) -> Embeddings:
         """The mapped embeddings; `source` tells the maps applied, in order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from recotransfer.settings import NonNegativeInt, Positive, PositiveInt
 from recotransfer.transfer.networks import NetworkTransfer
 
 
@@ -25,14 +26,14 @@ class ContrastiveHead(NetworkTransfer):
     def __init__(
         self,
         *,
-        dim: int | None = None,
-        hidden: int = 256,
-        temperature: float = 0.1,
-        batch_size: int = 512,
-        learning_rate: float = 0.0003,
-        epochs: int = 10,
-        patience: int = 2,
-        seed: int = 0,
+        dim: PositiveInt | None = None,
+        hidden: NonNegativeInt = 256,
+        temperature: Positive = 0.1,
+        batch_size: PositiveInt = 512,
+        learning_rate: Positive = 0.0003,
+        epochs: NonNegativeInt = 10,
+        patience: PositiveInt = 2,
+        seed: NonNegativeInt = 0,
     ) -> None:
         self.dim = dim
         self.hidden = hidden

@@ -16,12 +16,12 @@ from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import digest_of_events
 from recotransfer.numerics.vectors import unit_rows
 from recotransfer.recommenders import Probe
+from recotransfer.settings import NonNegative, NonNegativeInt, Positive, PositiveInt, check_settings
 from recotransfer.transfer.base import Tuner
 from recotransfer.transfer.distillation_run import (
     TEACHER,
     DistillationRun,
     Lesson,
-    check_tuner_settings,
     train_and_held_out,
 )
 from recotransfer.transfer.training import digest_of_content, ended, model_of
@@ -61,14 +61,14 @@ class Distil(Tuner):
         *,
         folder: str | Path,
         student: TrainableEncoder | None = None,
-        layers: int = 3,
-        relation: float = 1.0,
-        labels: float = 0.0,
-        temperature: float = 2.0,
-        epochs: int = 10,
-        learning_rate: float = 3e-4,
-        batch_size: int = 64,
-        seed: int = 0,
+        layers: PositiveInt = 3,
+        relation: NonNegative = 1.0,
+        labels: NonNegative = 0.0,
+        temperature: Positive = 2.0,
+        epochs: PositiveInt = 10,
+        learning_rate: Positive = 3e-4,
+        batch_size: PositiveInt = 64,
+        seed: NonNegativeInt = 0,
     ) -> None:
         self.folder = folder
         self.student = student
@@ -87,9 +87,7 @@ class Distil(Tuner):
         Raises:
             InputError: settings that cannot be, no items to learn from, or a folder of another run.
         """
-        check_tuner_settings(
-            self, ("epochs", "batch_size", "layers"), ("learning_rate", "temperature"), ("relation", "labels")
-        )
+        check_settings(self)
         folder, student = Path(self.folder), self.student or encoder
         names = ("layers", "relation", "labels", "temperature", "epochs", "learning_rate", "batch_size", "seed")
         settings = {

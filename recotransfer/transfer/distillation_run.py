@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from recotransfer.data import IdMap, Items
 from recotransfer.encoders import Encoder, encode_items
 from recotransfer.encoders.base import one_or_many
-from recotransfer.errors import InputError, require
+from recotransfer.errors import require
 from recotransfer.transfer.training import TrainingRun, in_batches, lengths
 
 Float = NDArray[np.float32]
@@ -68,18 +68,6 @@ def train_and_held_out(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]
     held = min(_MOST_HELD, int(_HELD_OUT * count)) if count >= _FEWEST else 0
     order = np.random.default_rng(0).permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])
-
-
-def check_tuner_settings(tuner: Any, whole: Sequence[str], positive: Sequence[str], least_zero: Sequence[str]) -> None:
-    """Raise `InputError` for a setting out of its range."""
-    for name in whole:
-        if isinstance(value := getattr(tuner, name), bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} is {value!r}; it must be a whole number from 1")
-
-    for name in (*positive, *least_zero):
-        if not (getattr(tuner, name) > 0 or (name in least_zero and getattr(tuner, name) == 0)):
-            least = "at least 0" if name in least_zero else "above 0"
-            raise InputError(f"{name} is {getattr(tuner, name)!r}; it must be {least}")
 
 
 class DistillationRun(TrainingRun):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from recotransfer.data import Embeddings, IdMap, Interactions
 from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
+from recotransfer.settings import NonNegative, NonNegativeInt, Positive, PositiveInt
 from recotransfer.transfer.base import Array, Ints, Transfer
 from recotransfer.transfer.networks import NetworkTransfer, RelationLoss, Step, forward
 
@@ -34,7 +35,7 @@ class Coral(Transfer):
         reg: share of the mean variance added to each direction of both domains.
     """
 
-    def __init__(self, *, reg: float = 0.1) -> None:
+    def __init__(self, *, reg: NonNegative = 0.1) -> None:
         self.reg = reg
 
     def fit(self, items: Embeddings, relations: Interactions) -> Self:
@@ -85,14 +86,14 @@ class _Aligned(NetworkTransfer):
     def __init__(
         self,
         *,
-        dim: int | None = None,
-        hidden: int = 0,
-        weight: float = 1.0,
-        batch_size: int = 256,
-        learning_rate: float = 0.0003,
-        epochs: int = 10,
-        patience: int = 3,
-        seed: int = 0,
+        dim: PositiveInt | None = None,
+        hidden: NonNegativeInt = 0,
+        weight: NonNegative = 1.0,
+        batch_size: PositiveInt = 256,
+        learning_rate: Positive = 0.0003,
+        epochs: NonNegativeInt = 10,
+        patience: PositiveInt = 3,
+        seed: NonNegativeInt = 0,
     ) -> None:
         self.dim = dim
         self.hidden = hidden

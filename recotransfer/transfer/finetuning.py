@@ -16,6 +16,7 @@ from recotransfer.encoders import TrainableEncoder, encoder_from_spec
 from recotransfer.encoders.precision import computes_in_bfloat16
 from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import digest_of_events
+from recotransfer.settings import Decay, NonNegativeInt, Positive, PositiveInt, check_settings
 from recotransfer.transfer.base import Tuner
 from recotransfer.transfer.objectives import OBJECTIVES, Batch, Ints, Objective, Related, related
 from recotransfer.transfer.training import TrainingRun, digest_of_content, ended, model_of
@@ -70,14 +71,14 @@ class FineTune(Tuner):
         *,
         folder: str | Path,
         objective: Literal["auto", "labels", "pairs", "elsa"] = "auto",
-        epochs: int = 4,
-        learning_rate: float = 5e-5,
-        batch_size: int = 128,
-        trainable_layers: int | Literal["gradual"] | None = None,
-        layer_decay: float = 0.9,
-        lora: int | None = None,
+        epochs: PositiveInt = 4,
+        learning_rate: Positive = 5e-5,
+        batch_size: PositiveInt = 128,
+        trainable_layers: NonNegativeInt | Literal["gradual"] | None = None,
+        layer_decay: Decay = 0.9,
+        lora: PositiveInt | None = None,
         augment: Callable[[Any, np.random.Generator], Any] | None = None,
-        seed: int = 0,
+        seed: NonNegativeInt = 0,
     ) -> None:
         self.folder = folder
         self.objective = objective
@@ -96,7 +97,7 @@ class FineTune(Tuner):
         Raises:
             InputError: settings that cannot be, too few related items with content, or a folder of another run.
         """
-        self._check_settings()
+        check_settings(self)
         folder = Path(self.folder)
         target = folder / f"{model_of(encoder).removesuffix('-tuned')}-tuned"
         settings = self._facts(encoder, items, relations)
@@ -111,21 +112,6 @@ class FineTune(Tuner):
         run.finish(self.report_)
 
         return tuned
-
-    def _check_settings(self) -> None:
-        layers = self.trainable_layers
-        numbers = (self.epochs, self.batch_size, 1 if self.lora is None else self.lora)
-        if self.objective not in ("auto", *OBJECTIVES):
-            raise InputError(f"objective is {self.objective!r}; it must be auto, {', '.join(OBJECTIVES)}")
-        if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in numbers):
-            raise InputError(f"epochs, batch_size and lora are {numbers}; they must be whole numbers from 1")
-        if layers not in (None, "gradual") and (not isinstance(layers, int) or isinstance(layers, bool) or layers < 0):
-            raise InputError(f'trainable_layers is {layers!r}; it must be a number of layers, "gradual" or None')
-        if not (self.learning_rate > 0 and 0 < self.layer_decay <= 1):
-            raise InputError(
-                f"learning_rate is {self.learning_rate} and layer_decay {self.layer_decay}; the first must be above 0 "
-                "and the second above 0 and at most 1"
-            )
 
     def _facts(self, encoder: TrainableEncoder, items: Items, relations: Interactions) -> dict[str, Any]:
         """What decides the outcome, as plain JSON."""

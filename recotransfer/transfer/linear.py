@@ -13,6 +13,7 @@ from recotransfer.errors import InputError
 from recotransfer.numerics.ridge import ridge
 from recotransfer.numerics.sparse import scaled
 from recotransfer.numerics.vectors import reciprocal
+from recotransfer.settings import NonNegative, PositiveInt, Share
 from recotransfer.transfer.base import Array, Transfer
 from recotransfer.transfer.networks import check_apart
 
@@ -41,7 +42,7 @@ class Whitening(_Linear):
         power: 1 whitens; 0 only centres and turns to the principal directions; between, half-way.
     """
 
-    def __init__(self, *, dim: int | None = None, shrink: float = 0.1, power: float = 1.0) -> None:
+    def __init__(self, *, dim: PositiveInt | None = None, shrink: NonNegative = 0.1, power: NonNegative = 1.0) -> None:
         self.dim = dim
         self.shrink = shrink
         self.power = power
@@ -71,7 +72,7 @@ class RidgeMap(_Linear):
             that the relations do not reach would fall together without it.
     """
 
-    def __init__(self, *, dim: int = 128, reg: float = 0.1, keep: float = 0.5) -> None:
+    def __init__(self, *, dim: PositiveInt = 128, reg: NonNegative = 0.1, keep: Share = 0.5) -> None:
         self.dim = dim
         self.reg = reg
         self.keep = keep
@@ -110,7 +111,9 @@ class LearnedMetric(_Linear):
         keep: share of the original (centred) vectors in the cosines that come out, which pulls M to the identity.
     """
 
-    def __init__(self, *, dim: int | None = None, reg: float = 0.1, power: float = 0.5, keep: float = 0.0) -> None:
+    def __init__(
+        self, *, dim: PositiveInt | None = None, reg: NonNegative = 0.1, power: NonNegative = 0.5, keep: Share = 0.0
+    ) -> None:
         self.dim = dim
         self.reg = reg
         self.power = power
@@ -139,7 +142,9 @@ class SoftThreshold(_Linear):
         reg: ridge on the covariance, as a share of the vectors' mean variance.
     """
 
-    def __init__(self, *, source: Transfer | None = None, threshold: float = 0.01, reg: float = 0.1) -> None:
+    def __init__(
+        self, *, source: Transfer | None = None, threshold: NonNegative = 0.01, reg: NonNegative = 0.1
+    ) -> None:
         self.source = source
         self.threshold = threshold
         self.reg = reg

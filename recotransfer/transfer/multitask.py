@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recotransfer.data import Interactions
-from recotransfer.errors import InputError, require
+from recotransfer.errors import require
+from recotransfer.settings import NonNegativeInt, Positive, PositiveInt
 from recotransfer.transfer.base import Array
 from recotransfer.transfer.networks import NetworkTransfer, RelationLoss, Step
 
@@ -38,14 +39,14 @@ class MultiTask(NetworkTransfer):
     def __init__(
         self,
         *,
-        dim: int | None = None,
-        hidden: int = 256,
+        dim: PositiveInt | None = None,
+        hidden: NonNegativeInt = 256,
         weighting: Weighting = "uncertainty",
-        batch_size: int = 256,
-        learning_rate: float = 0.0003,
-        epochs: int = 10,
-        patience: int = 2,
-        seed: int = 0,
+        batch_size: PositiveInt = 256,
+        learning_rate: Positive = 0.0003,
+        epochs: NonNegativeInt = 10,
+        patience: PositiveInt = 2,
+        seed: NonNegativeInt = 0,
     ) -> None:
         self.dim = dim
         self.hidden = hidden
@@ -55,12 +56,6 @@ class MultiTask(NetworkTransfer):
         self.epochs = epochs
         self.patience = patience
         self.seed = seed
-
-    def check_settings(self) -> None:
-        """Refuse settings that cannot be; `fit` begins with it."""
-        super().check_settings()
-        if self.weighting not in ("uncertainty", "gradnorm", "equal"):
-            raise InputError(f"weighting is {self.weighting!r}; it must be 'uncertainty', 'gradnorm' or 'equal'")
 
     def _kinds(self, relations: Interactions) -> dict[str, Interactions]:
         if relations.kind is None or not len(relations):

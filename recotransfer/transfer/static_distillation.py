@@ -18,6 +18,7 @@ from recotransfer.encoders.static import Vocabulary, words, write_static
 from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import digest
 from recotransfer.numerics.vectors import unit_rows
+from recotransfer.settings import NonNegative, NonNegativeInt, Positive, PositiveInt, check_settings
 from recotransfer.transfer.base import Tuner
 from recotransfer.transfer.distillation_run import (
     AMONG,
@@ -25,7 +26,6 @@ from recotransfer.transfer.distillation_run import (
     DistillationRun,
     Float,
     Lesson,
-    check_tuner_settings,
     teacher_vectors,
     train_and_held_out,
 )
@@ -61,15 +61,15 @@ class DistilStatic(Tuner):
         self,
         *,
         folder: str | Path,
-        dim: int = 384,
-        width: int = 384,
-        hidden: int = 512,
-        made_up: int = 150_000,
-        relation: float = 5.0,
-        epochs: int = 8,
-        learning_rate: float = 2e-3,
-        batch_size: int = 512,
-        seed: int = 0,
+        dim: PositiveInt = 384,
+        width: PositiveInt = 384,
+        hidden: PositiveInt = 512,
+        made_up: NonNegativeInt = 150_000,
+        relation: NonNegative = 5.0,
+        epochs: PositiveInt = 8,
+        learning_rate: Positive = 2e-3,
+        batch_size: PositiveInt = 512,
+        seed: NonNegativeInt = 0,
     ) -> None:
         self.folder = folder
         self.dim = dim
@@ -88,9 +88,7 @@ class DistilStatic(Tuner):
         Raises:
             InputError: settings that cannot be, no texts to learn from, or a folder of another run.
         """
-        check_tuner_settings(
-            self, ("epochs", "batch_size", "dim", "width", "hidden"), ("learning_rate",), ("relation", "made_up")
-        )
+        check_settings(self)
         names = ("dim", "width", "hidden", "made_up", "relation", "epochs", "learning_rate", "batch_size", "seed")
         texts = list(dict.fromkeys(text for text in encoder.values(items) if text is not None))
         if len(texts) < 2 or not all(isinstance(text, str) for text in texts):

@@ -16,6 +16,7 @@ from recotransfer.encoders.models import quiet_loading
 from recotransfer.encoders.precision import computes_in_bfloat16
 from recotransfer.errors import ArtifactError, InputError, NotFittedError, require
 from recotransfer.io.artifacts import Artifact, ArtifactWriter, digest, open_artifact, write_artifact
+from recotransfer.settings import NonNegativeInt, Positive, PositiveInt, check_settings
 from recotransfer.transfer._decoder import (
     BEGIN,
     END,
@@ -70,16 +71,16 @@ class Translator:
     def __init__(
         self,
         *,
-        vocabulary: int = 4000,
-        dim: int = 256,
-        layers: int = 3,
-        epochs: int = 12,
-        encoder_epochs: int = 0,
-        learning_rate: float = 2e-3,
-        encoder_learning_rate: float = 1e-4,
-        batch_size: int = 2048,
-        patience: int = 3,
-        seed: int = 0,
+        vocabulary: PositiveInt = 4000,
+        dim: PositiveInt = 256,
+        layers: PositiveInt = 3,
+        epochs: PositiveInt = 12,
+        encoder_epochs: NonNegativeInt = 0,
+        learning_rate: Positive = 2e-3,
+        encoder_learning_rate: Positive = 1e-4,
+        batch_size: PositiveInt = 2048,
+        patience: PositiveInt = 3,
+        seed: NonNegativeInt = 0,
     ) -> None:
         self.vocabulary = vocabulary
         self.dim = dim
@@ -152,6 +153,7 @@ class Translator:
         return {name: value for name, value in vars(self).items() if not name.endswith("_")}
 
     def _check(self, train: Pairs, valid: Pairs) -> None:
+        check_settings(self)
         for name, pairs in (("train", train), ("valid", valid)):
             if len(pairs.sources) != len(pairs.targets) or not len(pairs.sources):
                 counts = f"{len(pairs.sources)} sources and {len(pairs.targets)} targets"
@@ -159,8 +161,8 @@ class Translator:
 
         if self.dim < _HEAD or self.dim % _HEAD:
             raise InputError(f"dim is {self.dim}; it must be a multiple of {_HEAD}, the width of an attention head")
-        if not 0 <= self.encoder_epochs <= self.epochs:
-            raise InputError(f"encoder_epochs is {self.encoder_epochs}; it must lie in 0..epochs, here {self.epochs}")
+        if self.encoder_epochs > self.epochs:
+            raise InputError(f"encoder_epochs is {self.encoder_epochs}; it must be at most epochs, here {self.epochs}")
 
     def _build(self, encoder: SentenceText, pairs: Pairs) -> None:
         """Both tokenizers and the network, its decoder not trained."""

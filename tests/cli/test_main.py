@@ -306,9 +306,9 @@ def test_a_benchmark_tells_what_was_asked_and_what_came_out(place, run):
         ([*FIT, "m", "--set", "reg=NaN"], ["--set reg=NaN: reg must be a number"]),
         ([*FIT, "m", "--set", "reg=true"], ["--set reg=true: reg must be a number"]),
         ([*FIT, "m", "--set", "neighbours=2.5"], ["neighbours must be a whole number"]),
-        ([*FIT, "m", "--set", "form=round"], ["form must be sparse or dense"]),
+        ([*FIT, "m", "--set", "form=round"], ["form must be \"sparse\" or \"dense\""]),
         ([*FIT, "m", "--set", "reg"], ["--set 'reg': write NAME=VALUE"]),
-        ([*FIT, "m", "--no-content", "--set", "reg=-1"], ["reg must be at least 0, got -1"]),
+        ([*FIT, "m", "--no-content", "--set", "reg=-1"], ["reg must be a number of at least 0, got -1"]),
         ([*FIT, "m", "--weight", "text=heavy"], ["--weight text=heavy: 'heavy' is not a number"]),
         ([*FIT, "m", "--weight", "txt=1"], ["'txt'", "text, attributes"]),
         ([*FIT, "m", "--only", "colour"], ["no column 'colour' to encode"]),
@@ -443,7 +443,7 @@ def test_a_closed_pipe_is_no_error(place):
 def test_settings_are_read_as_their_types():
     assert settings(EASE, ["reg=3", "neighbours=null"]) == {"reg": 3, "neighbours": None}
     assert settings(HybridItems, ["form=dense", "neighbours=5"]) == {"form": "dense", "neighbours": 5}
-    with pytest.raises(InputError, match="neighbours must be a whole number or null"):
+    with pytest.raises(InputError, match="neighbours must be a whole number of at least 1 or null"):
         settings(EASE, ["neighbours=many"])
 
 

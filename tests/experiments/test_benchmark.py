@@ -290,7 +290,7 @@ def test_words_for_variants():
         (["EASE(100)"], r"write settings as in EASE\(reg=100"),
         (["EASE(reg=__import__('os'))"], r"write settings as in EASE\(reg=100"),
         (["EASE(rge=1)"], "EASE has no setting 'rge'; it has reg, neighbours, history_decay"),
-        (["EASE(reg=-1)"], "reg must be at least 0"),
+        (["EASE(reg=-1)"], "reg must be a number of at least 0"),
         (["RidgeProfiles"], "ranks by content alone"),
     ],
 )

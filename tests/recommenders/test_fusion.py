@@ -287,7 +287,7 @@ def test_prototypes_stay_unfitted_and_settings_survive_json():
         ([EASE(), EASE], "a member must be a recommender or"),
         ([EASE(), {"class": "EASE", "reg": 3}], "a member must be a recommender or"),
         ([EASE(), {"class": "EASE", "settings": {"rage": 3}}], "member EASE: .*'rage'"),
-        ([EASE(), EASE(reg=-1.0)], "reg must be at least 0, got -1.0"),
+        ([EASE(), EASE(reg=-1.0)], "EASE: reg must be a number of at least 0, got -1.0"),
     ],
 )
 def test_impossible_members_are_refused(members, words):

@@ -203,10 +203,10 @@ def test_reasons_are_those_of_the_first_stage(fitted):
         ({"base": 3}, "base must be the settings of a HybridItems, got 3"),
         ({"base": {"regg": 1}}, "base does not fit HybridItems.*regg"),
         ({"base": {"form": "dense"}}, 'leave form at "sparse"'),
-        ({"base": {"reg": -1.0}}, "reg must be at least 0, got -1.0"),
-        ({"cold_odds": -1.0}, "cold_odds must be at least 0, got -1.0"),
-        ({"depth": 0}, "depth must be at least 1, got 0"),
-        ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
+        ({"base": {"reg": -1.0}}, "reg must be a number of at least 0, got -1.0"),
+        ({"cold_odds": -1.0}, "cold_odds must be a number of at least 0, got -1.0"),
+        ({"depth": 0}, "depth must be a whole number of at least 1, got 0"),
+        ({"epochs": 1.5}, "epochs must be a whole number of at least 1, got 1.5"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(settings, words):

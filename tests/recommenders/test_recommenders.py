@@ -130,11 +130,11 @@ def shop_log(seed=0, users=400, items=120, cold=10):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"neighbours": 0}, "neighbours must be at least 1, got 0"),
-        ({"neighbours": 2.5}, "neighbours must be a whole number, got 2.5"),
-        ({"reg": "abc"}, "reg must be a number, got 'abc'"),
-        ({"reg": -1.0}, "reg must be at least 0, got -1.0"),
-        ({"history_decay": 1.5}, "history_decay must be above 0 and at most 1, got 1.5"),
+        ({"neighbours": 0}, "neighbours must be a whole number of at least 1, got 0"),
+        ({"neighbours": 2.5}, "neighbours must be a whole number of at least 1, got 2.5"),
+        ({"reg": "abc"}, "reg must be a number of at least 0, got 'abc'"),
+        ({"reg": -1.0}, "reg must be a number of at least 0, got -1.0"),
+        ({"history_decay": 1.5}, "history_decay must be a number above 0 and at most 1, got 1.5"),
         ({"form": "wide"}, 'form must be "sparse" or "dense"'),
     ],
 )

@@ -296,10 +296,10 @@ def test_a_finished_run_on_other_texts_under_the_same_ids_is_refused(own, tiny, 
     ("settings", "says"),
     [
         ({"layers": 4}, "keep fewer"),
-        ({"layers": 0}, "layers is 0"),
-        ({"epochs": True}, "epochs is True"),
-        ({"temperature": 0.0}, "temperature is 0.0"),
-        ({"relation": -1.0}, "relation is -1.0"),
+        ({"layers": 0}, "Distil: layers must be a whole number of at least 1, got 0"),
+        ({"epochs": True}, "Distil: epochs must be a whole number of at least 1, got True"),
+        ({"temperature": 0.0}, "Distil: temperature must be a number above 0, got 0.0"),
+        ({"relation": -1.0}, "Distil: relation must be a number of at least 0, got -1.0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, says, tiny, tmp_path):

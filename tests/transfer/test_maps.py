@@ -157,7 +157,7 @@ def test_keep_moves_between_the_map_and_the_original(make):
     assert_allclose(cosines[1.0] @ cosines[1.0].T, original @ original.T, atol=1e-4)
     apart = {k: np.abs(v @ v.T - original @ original.T).mean() for k, v in cosines.items()}
     assert apart[0.0] > apart[0.5] > apart[1.0]
-    with pytest.raises(InputError, match="keep must be at least 0 and at most 1"):
+    with pytest.raises(InputError, match="keep must be a number from 0 to 1"):
         make(keep=1.5).fit(items, events)
 
 
@@ -243,16 +243,16 @@ def test_items_taken_together_that_are_less_alike_than_others_leave_no_direction
 @pytest.mark.parametrize(
     ("make", "settings", "says"),
     [
-        (Whitening, {"dim": -5}, "dim must be at least 1"),
-        (Whitening, {"shrink": -0.1}, "shrink must be at least 0"),
-        (RidgeMap, {"dim": 2.5}, "dim must be a whole number"),
-        (LearnedMetric, {"reg": np.nan}, "reg must be at least 0"),
-        (ContrastiveHead, {"batch_size": 0}, "batch_size must be at least 1"),
-        (ContrastiveHead, {"learning_rate": -1.0}, "learning_rate must be above 0"),
-        (ContrastiveHead, {"temperature": 0.0}, "temperature must be above 0"),
+        (Whitening, {"dim": -5}, "dim must be a whole number of at least 1"),
+        (Whitening, {"shrink": -0.1}, "shrink must be a number of at least 0"),
+        (RidgeMap, {"dim": 2.5}, "dim must be a whole number of at least 1, got 2.5"),
+        (LearnedMetric, {"reg": np.nan}, "reg must be a number of at least 0"),
+        (ContrastiveHead, {"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+        (ContrastiveHead, {"learning_rate": -1.0}, "learning_rate must be a number above 0"),
+        (ContrastiveHead, {"temperature": 0.0}, "temperature must be a number above 0"),
         (ContrastiveHead, {"patience": True}, "patience must be a whole number"),
-        (MultiTask, {"hidden": -1}, "hidden must be at least 0"),
-        (SoftThreshold, {"threshold": "0.1"}, "threshold must be a number"),
+        (MultiTask, {"hidden": -1}, "hidden must be a whole number of at least 0"),
+        (SoftThreshold, {"threshold": "0.1"}, "threshold must be a number of at least 0"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(make, settings, says):

@@ -34,7 +34,7 @@ from recotransfer.experiments.benchmark.processes import (
     run_each,
 )
 from recotransfer.experiments.benchmark.report import write_report
-from recotransfer.experiments.benchmark.variants import GUARDED, Variant, check_names, guarded
+from recotransfer.experiments.benchmark.variants import GUARDED, Variant, check_labels, guarded
 from recotransfer.experiments.benchmark.work import Work, done
 from recotransfer.io.artifacts import digest, digest_of_events, read_json, write_json
 from recotransfer.progress import progress_bar
@@ -151,7 +151,7 @@ class Benchmark:
         if not variants:
             raise InputError("no variants to run; name a recommender")
 
-        check_names(variants)
+        check_labels(variants)
         if (users := len(np.unique(split.test.user))) < 2:
             raise InputError(f"test has events of {users} user only, and intervals need two at least; hold out more, "
                              "or give a longer log")  # fmt: skip

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from recotransfer.errors import InputError
 from recotransfer.io.artifacts import digest
 from recotransfer.recommenders import Recommender
 from recotransfer.registry import recommenders
+from recotransfer.settings import check_names, parse_named, split_label
 
 ABLATION, GUARDED = (
     " without content",
@@ -70,12 +69,12 @@ def variants_of(words: Sequence[str], *, items: int = 0, content: bool = True) -
         if both and content:
             variants.append(replace(variant, name=variant.name + ABLATION, content=False, ablation_of=variant.name))
 
-    check_names(variants)
+    check_labels(variants)
 
     return variants
 
 
-def check_names(variants: Sequence[Variant]) -> None:
+def check_labels(variants: Sequence[Variant]) -> None:
     """Refuse variants whose results would fall into one place, those of the guard counted in."""
     names = [variant.name for variant in variants] + [
         variant.ablation_of + GUARDED for variant in variants if variant.ablation_of is not None
@@ -101,42 +100,20 @@ def _default_words(items: int, content: bool) -> list[str]:
     return [word for word in words if content or not recommenders.find(word)().needs_items]
 
 
-def _variant_of(word: str, items: int) -> Variant:
-    marks = [n for n, letter in enumerate(word) if letter == "="]  # the first that stands in no bracket ends the label
-    mark = next((n for n in marks if word.count("(", 0, n) == word.count(")", 0, n)), -1)
-    label, spec = " ".join(word[: max(mark, 0)].split()), word[mark + 1 :].strip()
-    name, bracket, inside = spec.partition("(")
-    kind = recommenders.find(name.strip())
-    given = _settings_of(spec, inside) if bracket else {}
+def _variant_of(text: str, items: int) -> Variant:
+    label, spec = split_label(text)
+    named = parse_named(spec)
+    kind = recommenders.find(named.name)
+    given = dict(named.settings or {})
+    check_names(kind, given, repr(spec))
     known = inspect.signature(kind).parameters
-    if lost := [setting for setting in given if setting not in known]:
-        raise InputError(f"{spec!r}: {kind.__name__} has no setting {lost[0]!r}; it has {', '.join(known)}")
-
     if "neighbours" in known and known["neighbours"].default is None and items > _DENSE_ITEMS:
         given.setdefault("neighbours", 200)
 
     recommender = kind(**given)
     recommender.check_settings()
 
-    return Variant(label or spec, recommender, tuned=not bracket and bool(recommender.search_space))
-
-
-def _settings_of(spec: str, inside: str) -> dict[str, Any]:
-    """The settings of "EASE(reg=100)", of which `inside` is what follows the bracket."""
-    try:
-        call = ast.parse(f"f({inside}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
-            raise ValueError
-
-        given = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg is not None}
-        if len(given) < len(call.keywords):  # one twice, or **
-            raise ValueError
-    except (SyntaxError, ValueError):
-        raise InputError(
-            f"{spec!r}: write settings as in EASE(reg=100, history_decay=0.6), each once, text in quotes"
-        ) from None
-
-    return given
+    return Variant(label or spec, recommender, tuned=named.settings is None and bool(recommender.search_space))
 
 
 def guarded(variant: Variant) -> Variant:
