@@ -17,6 +17,7 @@ from recotransfer.data import Filter, IdMap, Interactions, Recommendations
 from recotransfer.errors import InputError
 from recotransfer.evaluation.metrics import POPULARITY_BUCKET_NAMES, hits, ndcg, popularity_bucket
 from recotransfer.evaluation.uncertainty import Difference, paired
+from recotransfer.numerics.rounding import exceeds, first_best
 from recotransfer.recommenders import HybridItems, Recommender
 
 Trust = tuple[float, ...]
@@ -158,7 +159,7 @@ def guard(
     trust, gained = None, overall
     if isinstance(transfer, HybridItems) and transfer.items_ is not None:
         off = ask.gains(ask.lists(transfer.with_trust(_NONE)))
-        bar = off if off.mean() > without.mean() else without
+        bar = off if exceeds(off.mean(), without.mean()) else without
         tried = _choices((pairs >= _LEAST_PAIRS).tolist())
         scores = np.stack([ask.gains(ask.lists(transfer.with_trust(choice))) for choice in tried])
         trust, chosen = _choose(tried, scores, bar, whole_by - without_by, seed)
@@ -284,16 +285,19 @@ def _best(tried: Sequence[Trust], scores: Float, bar: Float, own: Float) -> int 
     keeping = on[:, gaining].all(axis=1)
 
     for pool in (keeping, np.ones(len(tried), bool)):
-        top = int(np.argmax(np.where(pool, means, -np.inf)))
+        top = first_best(np.where(pool, means, -np.inf))
         if _clear(scores[top] - bar):
             break
 
-    if means[top] <= bar.mean():
+    better = np.array([exceeds(mean, bar.mean()) for mean in means])
+    if not better[top]:
         return None
 
-    level = [at for at in np.flatnonzero(pool & (means > bar.mean())) if not _clear(scores[top] - scores[at])]
+    level = [at for at in np.flatnonzero(pool & better) if not _clear(scores[top] - scores[at])]
+    most = max(on[at].sum() for at in level)
+    widest = [at for at in level if on[at].sum() == most]
 
-    return int(max(level, key=lambda at: (on[at].sum(), means[at])))
+    return int(widest[first_best(means[widest])])
 
 
 def _clear(change: Float) -> bool:

@@ -130,7 +130,7 @@ def neighbour_agreement(items: Embeddings, interactions: Interactions, *, neighb
     near = _others(nearest(vectors, vectors[drawn], neighbours + 1).positions, drawn)
     rows = np.repeat(np.arange(len(drawn)), neighbours)
     seen = np.asarray(together[rows, near.ravel()]).sum()
-    group = np.floor(4 * np.log2(count[pool])).astype(np.int64)  # small counts apart, great ones within a fifth
+    group = np.floor(4 * np.log2(count[pool]) + 1e-9).astype(np.int64)  # small counts apart, great ones within a fifth
     inside = sparse.coo_array((np.ones(len(pool)), (np.arange(len(pool)), group))).tocsr()
     total = np.asarray((together @ inside).todense())  # (drawn, groups)
     others = np.bincount(group)[None, :] - (group[drawn][:, None] == np.arange(total.shape[1]))

@@ -71,7 +71,12 @@ def paired(values: ArrayLike, against: ArrayLike, *, draws: int = 2000, seed: in
     both = ~(np.isnan(left) | np.isnan(right))
     left, right = left[both], right[both]
 
-    return Difference(*_interval(left - right, draws, seed), p=_p_value(left, right))
+    value, low, high = _interval(left - right, draws, seed)
+    # A bound that is 0 but for rounding is 0, or its sign, and what is decided by it, would be the processor's.
+    rounding = 1e-12 * max(np.abs(left).max(initial=0), np.abs(right).max(initial=0))
+    low, high = (0.0 if abs(bound) <= rounding else bound for bound in (low, high))
+
+    return Difference(value, low, high, p=_p_value(left, right))
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:

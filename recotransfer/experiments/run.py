@@ -20,6 +20,7 @@ from recotransfer.evaluation.uncertainty import Difference, Estimate, resampled
 from recotransfer.experiments.item_splits import fold_items, training_and_validation
 from recotransfer.experiments.problem import Metric, Predictions, Problem
 from recotransfer.numerics.histories import seen_items
+from recotransfer.numerics.rounding import DOUBLE, first_best
 from recotransfer.recommenders import Recommender
 from recotransfer.task import TransferTask
 
@@ -117,7 +118,7 @@ def run(
     if checked:
         figures = [metric(each) for each in checked]
 
-    chosen = int(np.argmax(np.nan_to_num(figures, nan=-np.inf)))
+    chosen = first_best(figures)
     values = tried[chosen]
     if calibrate:
         if not checked or "temperature" not in task.recommender.params():
@@ -174,6 +175,7 @@ def gain(outcome: Outcome, ablation: Outcome, metric: Metric, *, draws: int = 10
 
     value, values = metric(mine) - metric(theirs), resampled(figure, mine.groups, draws=draws, seed=seed)
     values = values[~np.isnan(values)]
+    values[np.abs(values) <= DOUBLE * max(abs(metric(mine)), abs(metric(theirs)))] = 0  # equal but for rounding
     if np.isnan(value) or not len(values):
         return Difference(value, float("nan"), float("nan"), float("nan"))
 

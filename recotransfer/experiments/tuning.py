@@ -21,6 +21,7 @@ from recotransfer.errors import InputError, require
 from recotransfer.evaluation.metrics import hits, ndcg, recall
 from recotransfer.evaluation.splits import hold_out_last
 from recotransfer.io.artifacts import digest, digest_of_events, read_json, write_json
+from recotransfer.numerics.rounding import first_best
 from recotransfer.progress import counted
 from recotransfer.recommenders import Recommender
 from recotransfer.registry import transfers
@@ -144,7 +145,7 @@ def tune(
         "package": __version__,
     }
     rows = _search(score, start, bounds, trials, seed, task.progress, _Journal(journal, job))
-    best = max(rows, key=lambda row: row[Tuned.metric])
+    best = rows[first_best([row[Tuned.metric] for row in rows])]
     params, weights = _split({name: best[name] for name in bounds})
 
     return Tuned(task.recommender.with_settings(params).params(), weights, pd.DataFrame(rows), embeddings)
@@ -248,13 +249,18 @@ def _search(
 
         row = journal.rows[number]
         if trial is not None:
-            study.tell(trial, row[Tuned.metric])
+            study.tell(trial, _told(row))
         elif number or inside:
             params = {name: row[name] for name in bounds}
-            done = optuna.trial.create_trial(params=params, distributions=ranges, value=row[Tuned.metric])
+            done = optuna.trial.create_trial(params=params, distributions=ranges, value=_told(row))
             study.add_trial(done)
 
     return journal.rows[:trials]
+
+
+def _told(row: Mapping[str, Any]) -> float:
+    """The figure as the search hears it: which of two equal trials is the better must not depend on rounding."""
+    return round(float(row[Tuned.metric]), 9)
 
 
 def _held_out(

@@ -13,6 +13,8 @@ from recotransfer.data import Embeddings, IdMap, Interactions, Recommendations
 from recotransfer.errors import InputError
 from recotransfer.numerics.vectors import reciprocal, unit_rows
 
+_DECIMALS = 6  # of a cosine of float32 vectors; two that agree so far are equally alike
+
 
 def pseudo_labels(
     predicted: Recommendations,
@@ -49,7 +51,7 @@ def pseudo_labels(
     sure = np.bincount(label[score >= threshold], minlength=len(predicted.catalogue)).astype(float)
     share = sure / max(sure.max(initial=0), 1)
     bar = threshold * (1 + share / (2 - share)) / 2 if adapt and sure.any() else np.full(len(sure), threshold)
-    kept = np.flatnonzero(score >= bar[label])
+    kept = np.flatnonzero(score >= bar.astype(score.dtype)[label])
     if most is not None:
         order = kept[np.lexsort((-score[kept], label[kept]))]
         first = np.searchsorted(label[order], label[order])
@@ -108,7 +110,7 @@ def map_labels(
 
     best = _matched(likeness, matching)
     value = np.where(best >= 0, likeness[np.arange(len(best)), best], 0.0) if likeness.size else np.zeros(len(best))
-    best = np.where(value > least, best, -1)
+    best = np.where(np.round(value - least, _DECIMALS) > 0, best, -1)
     table = pd.DataFrame(
         {"source": source.users.ids, "target": pd.Series(wanted.take(best), dtype=object), "likeness": value}
     )
@@ -126,11 +128,11 @@ def _matched(likeness: NDArray[np.float64], matching: str) -> NDArray[np.int64]:
     if not likeness.size:
         return out
     if matching == "nearest":
-        return np.asarray(likeness.argmax(axis=1), np.int64)
+        return np.asarray(np.round(likeness, _DECIMALS).argmax(axis=1), np.int64)
 
     from scipy.optimize import linear_sum_assignment
 
-    rows, columns = linear_sum_assignment(likeness, maximize=True)
+    rows, columns = linear_sum_assignment(np.round(likeness, _DECIMALS), maximize=True)
     out[rows] = columns
 
     return out

@@ -18,6 +18,8 @@ from recotransfer.transfer.base import Array, Transfer
 from recotransfer.transfer.networks import check_apart
 
 Double = NDArray[np.float64]
+_NOISE = 1e-9  # share of the strongest direction, or of two sums that are subtracted, below which rounding decides
+_SINGULAR = 1e-12  # share of the greatest variance below which a direction has none
 
 
 class _Linear(Transfer):
@@ -88,7 +90,8 @@ class RidgeMap(_Linear):
         mean = vectors[items].mean(axis=0, dtype=np.float64)
         x = vectors[items] - mean
         gram = x.T @ x
-        if not (penalty := self.reg * np.trace(gram) / len(gram)) > 0:
+        penalty = self.reg * np.trace(gram) / len(gram)
+        if not penalty > 0 or _is_rounding(np.trace(gram) / len(items), vectors[items]):
             raise _no_spread(self.reg)
 
         weights = ridge(gram, x.T @ (factors - factors.mean(axis=0)), penalty)
@@ -163,7 +166,7 @@ class SoftThreshold(_Linear):
 
         mean, together, gram = _moments(vectors, relations, self.reg)
         spread, turn = np.linalg.eigh(gram)
-        if not spread[0] > 0:
+        if not spread[0] > _SINGULAR * spread[-1]:
             raise _no_spread(self.reg)
 
         there, back = turn / np.sqrt(spread), turn * np.sqrt(spread)  # in these coordinates the covariance is I
@@ -180,18 +183,29 @@ class SoftThreshold(_Linear):
 
 
 def _leading(together: Double, gram: Double, reg: float) -> tuple[Double, Double]:
-    """Positive generalised eigenvalues, greatest first, and their directions (dim, values)."""
+    """Positive generalised eigenvalues, greatest first, and their directions (dim, values).
+
+    Eigenvalues that are zero but for rounding are left out, whichever sign the processor gave them.
+    """
     try:
+        pivots = np.diag(np.linalg.cholesky(gram)) ** 2
         strength, turn = linalg.eigh(together, gram)
-    except linalg.LinAlgError:
+    except np.linalg.LinAlgError:
         raise _no_spread(reg) from None
 
-    if not strength[-1] > 0:
+    if not pivots.min() > _SINGULAR * np.diag(gram).max():
+        raise _no_spread(reg)
+
+    kept = strength[::-1] > _NOISE * np.abs(strength).max()
+    if not kept.any():
         raise InputError("items taken together are no more alike in any direction than others; use no learned map here")
 
-    kept = strength[::-1] > 0
-
     return strength[::-1][kept], turn[:, ::-1][:, kept]
+
+
+def _is_rounding(power: float, vectors: Array) -> bool:
+    """Whether the mean squared length of the centred vectors is no more than rounding."""
+    return bool(power <= 1e-20 * np.square(vectors, dtype=np.float64).sum(axis=1).mean())
 
 
 def _no_spread(reg: float) -> InputError:
@@ -224,8 +238,15 @@ def _moments(vectors: Array, relations: Interactions, reg: float) -> tuple[Doubl
     mean = often @ vectors / often.sum()
     x = vectors - mean
     sums = (taken @ x) / np.sqrt(size - 1)[:, None]
-    together = (sums.T @ sums - (x.T * itself) @ x) / often.sum()
+    pairs = sums.T @ sums
+    together = (pairs - (x.T * itself) @ x) / often.sum()
+    if np.abs(together).max() * often.sum() <= _NOISE * np.abs(pairs).max():
+        together = np.zeros_like(together)  # what is left of two equal sums is rounding
+
     gram = (x.T * often) @ x / often.sum()
+    if _is_rounding(np.trace(gram), vectors):
+        raise _no_spread(reg)
+
     gram[np.diag_indices_from(gram)] += reg * np.trace(gram) / len(gram)
 
     return mean, (together + together.T) / 2, gram

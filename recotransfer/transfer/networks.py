@@ -11,6 +11,7 @@ from scipy import sparse
 
 from recotransfer.data import Interactions
 from recotransfer.errors import InputError, require
+from recotransfer.numerics.rounding import SINGLE, exceeds
 from recotransfer.numerics.vectors import unit_rows
 from recotransfer.transfer.base import Array, Ints, Transfer
 
@@ -133,7 +134,8 @@ class NetworkTransfer(Transfer):
                 held = {n: float(t.loss(forward(network, x[t.held.rows]), t.held)) for n, t in tasks.items() if t.held}
 
             curve.append({"epoch": epoch, **held})
-            if not held or (epoch and sum(held.values()) < sum(curve[best][name] for name in held)):
+            # A loss that is lower by rounding alone is no gain: which epoch is kept must not depend on the machine.
+            if not held or (epoch and exceeds(sum(curve[best][name] for name in held), sum(held.values()), SINGLE)):
                 best = epoch
 
             if best == epoch:

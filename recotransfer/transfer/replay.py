@@ -78,7 +78,8 @@ class Replay:
         lack, left, taken = mean.copy(), np.ones(len(rows), bool), []
 
         for _ in range(self.size // len(users) if len(users) else 0):
-            gain = np.where(left, np.einsum("ij,ij->i", own, lack[user]), -np.inf)
+            # Rounded, so that of events that tell as much the first is taken on every machine.
+            gain = np.where(left, np.round(np.einsum("ij,ij->i", own, lack[user]), 5), -np.inf)
             order = np.lexsort((-gain, user))[start]
             best = order[left[order]]
             if not len(best):

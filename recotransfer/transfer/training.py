@@ -16,6 +16,7 @@ from recotransfer.encoders import Encoder
 from recotransfer.encoders.base import content_bytes
 from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import atomic_file, digest, read_json, write_json
+from recotransfer.numerics.rounding import SINGLE, exceeds
 from recotransfer.transfer.base import Ints
 
 _STATE, _REPORT = "checkpoint.safetensors", "report.json"
@@ -50,13 +51,15 @@ class TrainingRun:
         self.kept: dict[str, Any] = {}
 
     def finish_epoch(self, loss: float | None, score: float | None) -> None:
-        """Add an epoch to the curve, and keep its weights if no other had a better score, or none has one.
+        """Add an epoch to the curve; keep its weights if its score is the best so far or nothing can be scored.
 
-        A score that is no number is never better, and is None in the curve.
+        Better by no more than rounding is not better. A score that is not finite is never better, and is None in the
+        curve.
         """
-        before = [self.sign * point["valid"] for point in self.curve if point["valid"] is not None]
         known = score is not None and bool(np.isfinite(score))
-        better = score is None or not self.curve or (known and self.sign * score > max(before, default=-np.inf))
+        kept = next((point["valid"] for point in self.curve if point["epoch"] == self.best), None)
+        highest = -np.inf if kept is None else self.sign * kept
+        better = score is None or not self.curve or (known and exceeds(self.sign * score, highest, SINGLE))
         point = {"epoch": self.epoch, "step": self.step, "loss": loss, "valid": score if known else None}
         self.curve.append({**point, "seconds": round(self.spent, 1)})
         self.worse = 0 if better else self.worse + 1

@@ -315,3 +315,12 @@ def test_a_bucket_is_lost_only_where_that_is_measurably_better():
     better[[0, 2]] -= 2
     assert _best(tried, better, bar, own) == 1, "but not at the price of all users together"
     assert _best(tried, scores - 2, bar, own) is None
+
+
+@pytest.mark.parametrize("last_bits", [1e-15, -1e-15])
+def test_a_choice_that_rounding_alone_tells_from_the_bar_is_not_better(last_bits):
+    tried, own = [(1.0, 1.0), (1.0, 0.0)], np.full((2, 200), np.nan)
+    bar = np.random.default_rng(0).random(200)
+    assert _best(tried, np.stack([bar + last_bits, bar]), bar, own) is None
+    better = bar + np.where(np.arange(200) < 100, 0.2, 0.1)
+    assert _best(tried[:1] * 2, np.stack([better, better + last_bits]), bar, own) == 0, "the first of two equal ones"

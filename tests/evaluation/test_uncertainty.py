@@ -110,6 +110,7 @@ def test_equal_differences_have_a_stated_p():
     assert paired([0.5, 0.25], [0.5, 0.25]) == Difference(0, 0, 0, 1)
     assert paired([0.3, 0.4, 0.5], [0.1, 0.2, 0.3]) == pytest.approx(Difference(0.2, 0.2, 0.2, 0))
     assert paired([0.1 + 0.2, 0.3], [0.3, 0.3]).p == 1  # differs by rounding only
+    assert paired([0.1 + 0.2, 0.3], [0.3, 0.3])[1:3] == (0, 0)
     assert paired([1], [2]) == pytest.approx(Difference(-1, NAN, NAN, NAN), nan_ok=True)
     assert paired([], []) == pytest.approx(Difference(NAN, NAN, NAN, NAN), nan_ok=True)
 

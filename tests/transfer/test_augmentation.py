@@ -342,6 +342,15 @@ def test_one_to_one_takes_no_target_twice_and_the_best_sum():
     assert near.table["target"].tolist() == ["x", "x"]
 
 
+@pytest.mark.parametrize("last_bits", [1e-8, -1e-8])
+def test_names_that_are_alike_by_rounding_alone_are_not_matched(last_bits):
+    vectors = np.array([[1, 0, 0], [0, 1, 0], [last_bits, 0, 1], [1, last_bits, 0], [1, 0, 0]], np.float32)
+    names = Embeddings(IdMap(["a", "b", "x", "y", "z"]), vectors)
+    for matching in ("nearest", "one-to-one"):
+        found = map_labels(labels(["a", "b"]), IdMap(["x", "y", "z"]), names=names, matching=matching)
+        assert found.table["target"].tolist() == ["y", None], matching
+
+
 def test_mapping_without_anything_to_compare_is_refused():
     with pytest.raises(InputError, match="give names, or target relations"):
         map_labels(labels(["a", "b"]), IdMap(["x"]))

@@ -240,6 +240,17 @@ def test_items_taken_together_that_are_less_alike_than_others_leave_no_direction
         LearnedMetric().fit(opposite, log([(0, 0), (0, 1), (1, 2), (1, 3)], 2, 4))
 
 
+def test_directions_that_are_alike_by_rounding_alone_are_left_out():
+    items, events, _ = planted()
+    flat = np.hstack([items.vectors, items.vectors[:, :5] + items.vectors[:, 5:10]])  # five columns that say no more
+    known = LearnedMetric().fit(items, events).state_["weights"].shape[1]
+    assert LearnedMetric().fit(Embeddings(items.ids, flat), events).state_["weights"].shape[1] == known
+    apart = np.repeat(np.array([[1, 0], [-1, 0], [0, 1], [0, -1]], np.float32), 6, axis=0)
+    everyone = [(u, i) for u in range(2) for i in range(u * 12, u * 12 + 12)] + [(2, 0), (2, 6), (2, 12), (2, 18)]
+    with pytest.raises(InputError, match="no more alike in any direction"):
+        LearnedMetric().fit(Embeddings(IdMap(range(24)), apart), log(everyone, 3, 24))
+
+
 @pytest.mark.parametrize(
     ("make", "settings", "says"),
     [

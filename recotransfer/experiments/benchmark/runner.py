@@ -37,6 +37,7 @@ from recotransfer.experiments.benchmark.report import write_report
 from recotransfer.experiments.benchmark.variants import GUARDED, Variant, check_labels, guarded
 from recotransfer.experiments.benchmark.work import Work, done
 from recotransfer.io.artifacts import digest, digest_of_events, read_json, write_json
+from recotransfer.numerics.rounding import first_best
 from recotransfer.progress import progress_bar
 from recotransfer.registry import transfers
 from recotransfer.task import TransferTask
@@ -236,8 +237,8 @@ class Benchmark:
             verdict["test"] = self._difference(users, verdict["variant"], verdict["ablation"])
             verdict["guarded_test"] = self._difference(users, verdict["variant"] + GUARDED, verdict["ablation"])
 
-        best = max((row for row in rows if row["failed"] is None), key=lambda row: row["valid"], default=None)
-        reference = None if best is None else best["name"]
+        ended = [row for row in rows if row["failed"] is None]
+        reference = ended[first_best([row["valid"] for row in ended])]["name"] if ended else None
         results = {
             "format": 1,
             "title": title,

@@ -15,6 +15,7 @@ from recotransfer.experiments.benchmark.results import (
     failed_variants,
     ranked_variants,
 )
+from recotransfer.numerics.rounding import first_best
 
 FEW = 30  # pairs under which a bucket's figures are an anecdote
 LEVEL = 0.05  # of significance, after Holm's correction
@@ -168,7 +169,7 @@ def _doubts(results: Results, variants: Sequence[Variant]) -> Iterator[str]:
     """What a reader should hold against the first sentence."""
     judged = [variant for variant in variants if is_known(variant["valid"])]
     if len(judged) > 1:
-        chosen = max(judged, key=lambda variant: float(variant["valid"]))
+        chosen = judged[first_best([float(variant["valid"]) for variant in judged])]
         if chosen is not variants[0]:
             figure = best_figure(results, chosen)
             yield (
