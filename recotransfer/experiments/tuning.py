@@ -21,7 +21,6 @@ from recotransfer.errors import InputError, require
 from recotransfer.evaluation.metrics import hits, ndcg, recall
 from recotransfer.evaluation.splits import hold_out_last
 from recotransfer.io.artifacts import digest, digest_of_events, read_json, write_json
-from recotransfer.numerics.rounding import first_best
 from recotransfer.progress import counted
 from recotransfer.recommenders import Recommender
 from recotransfer.registry import transfers
@@ -127,7 +126,8 @@ def tune(
         model = task.recommender.with_settings(params)
         model.fit(train, content(tuple((weights or {}).items())))
         found = hits(lists_for(model, valid, k, histories=histories, allow=allow), valid)
-        return {"ndcg": float(ndcg(found, k).mean()), "recall": float(recall(found, k).mean())}
+        # Rounded, so that which of two equal trials is better does not depend on the order of a sum.
+        return {"ndcg": round(float(ndcg(found, k).mean()), 9), "recall": round(float(recall(found, k).mean()), 9)}
 
     given = {name: float((task.weights or {}).get(name, 1.0)) for name in names}
     start = {name: task.recommender.setting(name) for name in space} | {f"{_WEIGHT}{n}": given[n] for n in names}
@@ -145,7 +145,7 @@ def tune(
         "package": __version__,
     }
     rows = _search(score, start, bounds, trials, seed, task.progress, _Journal(journal, job))
-    best = rows[first_best([row[Tuned.metric] for row in rows])]
+    best = max(rows, key=lambda row: row[Tuned.metric])
     params, weights = _split({name: best[name] for name in bounds})
 
     return Tuned(task.recommender.with_settings(params).params(), weights, pd.DataFrame(rows), embeddings)
@@ -249,18 +249,13 @@ def _search(
 
         row = journal.rows[number]
         if trial is not None:
-            study.tell(trial, _told(row))
+            study.tell(trial, row[Tuned.metric])
         elif number or inside:
             params = {name: row[name] for name in bounds}
-            done = optuna.trial.create_trial(params=params, distributions=ranges, value=_told(row))
+            done = optuna.trial.create_trial(params=params, distributions=ranges, value=row[Tuned.metric])
             study.add_trial(done)
 
     return journal.rows[:trials]
-
-
-def _told(row: Mapping[str, Any]) -> float:
-    """The figure as the search hears it: which of two equal trials is the better must not depend on rounding."""
-    return round(float(row[Tuned.metric]), 9)
 
 
 def _held_out(
