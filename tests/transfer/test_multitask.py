@@ -119,5 +119,5 @@ def test_a_kind_that_teaches_nothing_is_named():
 
 def test_an_unknown_weighting_is_refused():
     items, relations, _ = kinds()
-    with pytest.raises(InputError, match="weighting must be .* got .loud"):
+    with pytest.raises(InputError, match=r"weighting must be .* got .loud"):
         MultiTask(weighting="loud").fit(items, relations)
