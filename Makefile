@@ -4,7 +4,7 @@ VENV ?= .venv
 EXTRA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 STAMP := $(VENV)/.installed-$(EXTRA)
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-matrix test-bare lint install clean
 
 install: $(STAMP)
 
@@ -16,8 +16,17 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(VENV)/bin/recotransfer demo
 
+# One worker to a core.
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+
+# The same under other processors, threads and seeds; make test-matrix ONLY="SSE41 generic" runs some.
+test-matrix: $(STAMP)
+	$(VENV)/bin/python tests/matrix.py $(if $(ONLY),--only $(ONLY))
+
+# A plain install, without cpu or gpu, loads saved models and recommends.
+test-bare: $(STAMP)
+	tests/bare.sh $(VENV)/bin/python $(PYTHON)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .

@@ -1,3 +1,5 @@
+"""Settings and fixtures that all tests share."""
+
 import os
 from pathlib import Path
 
@@ -5,6 +7,11 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One worker per core: more threads would wait for each other. numba keeps its own, whose number some tests set.
+    for library in ("OMP", "OPENBLAS", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 REPO = Path(__file__).parents[1]
 

@@ -16,7 +16,7 @@ import pytest
 
 from recotransfer import task as task_module
 from recotransfer.data import Filter, IdMap, Interactions, Items
-from recotransfer.encoders import HashingText, TabularAttributes, encode_items
+from recotransfer.encoders import HashingText, SentenceText, TabularAttributes, encode_items
 from recotransfer.errors import ArtifactError, InputError, NotFittedError, UnknownIdError
 from recotransfer.io.readers import read_interactions, read_items
 from recotransfer.recommenders import ALS, BPR, EASE, ContentProfiles, HybridItems, ItemKNN, Popularity, RidgeProfiles
@@ -91,28 +91,34 @@ def test_new_items_enter_without_a_refit_and_reach_who_should_see_them(tables, f
     assert set(new) & set(found.items.ravel().tolist()), "a new item stands in the lists of its audience"
 
 
-def seconds_of(task, batches):
-    """Time of each extension; the least of them tells, for a busy machine only adds."""
-    seconds = []
-    for new in batches:
-        start = time.perf_counter()
-        task.extend(new)
-        seconds.append(time.perf_counter() - start)
-    return seconds
+def counting(encode, counts):
+    """An encoder's `encode` that notes how many values it was given."""
+    return lambda self, values: counts.append(len(values)) or encode(self, values)
 
 
-def test_extending_is_quick_once_the_encoder_is_warm(tables, fitted):
+def test_extending_encodes_the_new_items_only_and_fits_nothing(tables, fitted, monkeypatch):
     items, _ = tables
-    one = [items.take(np.array([590 + i])) for i in range(6)]
-    assert min(seconds_of(fitted, one)[1:]) < 0.1
+    encoded, fits = [], []
+    for kind in (HashingText, TabularAttributes):
+        monkeypatch.setattr(kind, "encode", counting(kind.encode, encoded))
+    monkeypatch.setattr(HybridItems, "_fit", lambda *_: fits.append(1))
+    for i in range(6):
+        fitted.extend(items.take(np.array([590 + i])))
+    assert encoded == [1] * 12
+    assert not fits
 
 
 @pytest.mark.slow
-def test_extending_is_quick_with_the_transformer_too(tables):
+def test_extending_loads_the_transformer_once(tables, monkeypatch):
     items, events = tables
     known = items.take(np.arange(590))
     task = TransferTask(progress=False).fit(known, events.with_items(known.ids))
-    assert min(seconds_of(task, [items.take(np.array([590 + i])) for i in range(6)])[1:]) < 0.1
+    encoded = []
+    monkeypatch.setattr(SentenceText, "encode", counting(SentenceText.encode, encoded))
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer", None)  # loading it again would fail
+    for i in range(6):
+        task.extend(items.take(np.array([590 + i])))
+    assert encoded == [1] * 6
 
 
 def test_extending_twice_or_by_known_items_changes_nothing(tables, fitted):
