@@ -6,6 +6,10 @@ class from elsewhere that a saved folder names must have been imported before th
 >>> from recotransfer.registry import recommenders
 >>> recommenders.find("EASE").__name__
 'EASE'
+>>> recommenders.find("EAZE")
+Traceback (most recent call last):
+...
+recotransfer.errors.InputError: no recommender is called 'EAZE'; did you mean 'EASE'? known are ALS, AdaptiveFusion, ...
 """
 
 from __future__ import annotations
@@ -15,9 +19,26 @@ import importlib
 import inspect
 import sys
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from recotransfer.errors import ArtifactError, InputError
+from recotransfer.settings import check_names, check_settings, parse_named
+
+
+def import_module(module: str, asked_for: str) -> ModuleType:
+    """The module of that name.
+
+    Raises:
+        InputError: it cannot be imported; the message begins with `asked_for`.
+    """
+    try:
+        return importlib.import_module(module)
+    except Exception as cause:  # anyone's module can raise anything
+        problem = str(cause) if isinstance(cause, ImportError) else f"{type(cause).__name__}: {cause}"
+        raise InputError(
+            f"{asked_for} cannot be imported ({problem}); give package.module:Class, the package on PYTHONPATH"
+        ) from cause
 
 
 class Registry:
@@ -55,19 +76,68 @@ class Registry:
         """
         module = name.rpartition(":")[0] if isinstance(name, str) else ""
         if module and module not in sys.modules:
-            raise ArtifactError(f"the {self.kind} was saved as {name!r}; import {module} first, then load again")
+            raise ArtifactError(f"the {self.kind} was saved as {name!r}; import {module} first, then load again "
+                                f"(on the command line: recotransfer --import {module} ...)")  # fmt: skip
 
         try:
             return self.find(name)
         except InputError as cause:
-            raise ArtifactError(f"{cause} (named in a saved folder)") from None
+            where = "defined in the script that saved it" if module == "__main__" else "named in a saved folder"
+            raise ArtifactError(f"{cause} ({where})") from None
 
     def name_of(self, found: type[Any]) -> str:
         """The name by which `find` gets the class."""
         ours = self.homes.get(found.__name__) == found.__module__
         return found.__name__ if ours else f"{found.__module__}:{found.__qualname__}"
 
-    def _module(self, name: str) -> Any:
+    def name_to_save(self, found: type[Any]) -> str:
+        """As `name_of`, for a name that is to be written to a file or handed to another process.
+
+        Raises:
+            InputError: `find` would not get this class by that name, so that it could be saved but never loaded.
+        """
+        name = self.name_of(found)
+        held: Any = sys.modules.get(found.__module__)
+        for part in found.__qualname__.split("."):
+            held = getattr(held, part, None)
+
+        if held is not found:
+            raise InputError(f"{name!r} cannot be found by its name; define the {self.kind} at the top of a module")
+
+        return name
+
+    def make(self, text: str, **more: Any) -> Any:
+        """An object of "Name", "Name(setting=value)" or "package.module:Class(...)", its settings checked.
+
+        Args:
+            text: name and settings; values are numbers, text in quotes, True, False, None, lists and mappings of these.
+            more: settings beside those in `text`.
+
+        Raises:
+            InputError: no such class, or settings that it does not have, lacks or does not allow.
+
+        >>> recommenders.make("EASE(reg=100)").reg
+        100
+        """
+        named = parse_named(text)
+        kind = self.find(named.name)
+        given = {**more, **(named.settings or {})}
+        check_names(kind, given, repr(text))
+
+        try:
+            made = kind(**given)
+        except TypeError as cause:
+            raise InputError(f"{text!r}: {cause}") from None
+
+        checked = getattr(made, "check_settings", None)
+        if checked is None:
+            check_settings(made)
+        else:  # which also looks at what settings mean together
+            checked()
+
+        return made
+
+    def _module(self, name: str) -> ModuleType:
         if not isinstance(name, str):
             raise InputError(f"the name of a {self.kind} must be text, got {name!r}")
 
@@ -80,15 +150,9 @@ class Registry:
                 "and any class of yours as package.module:Class"
             )
 
-        try:
-            return importlib.import_module(module)
-        except Exception as cause:  # anyone's module can raise anything
-            why = str(cause) if isinstance(cause, ImportError) else f"{type(cause).__name__}: {cause}"
-            raise InputError(
-                f"{name!r} cannot be imported ({why}); give package.module:Class, the package on PYTHONPATH"
-            ) from cause
+        return import_module(module, repr(name))
 
-    def _class(self, name: str, module: Any) -> type[Any]:
+    def _class(self, name: str, module: ModuleType) -> type[Any]:
         found: Any = module
         for part in name.rpartition(":")[2].split("."):
             found = getattr(found, part, None)

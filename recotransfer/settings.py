@@ -20,7 +20,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
@@ -182,9 +182,9 @@ def in_words(hint: Any, *, json: bool = False) -> str:
     if origin is Annotated:
         return " ".join([in_words(inner[0]), *(str(extra) for extra in inner[1:] if isinstance(extra, Bounds))])
     if origin in (Union, types.UnionType):
-        return " or ".join(in_words(one, json=json) for one in inner)
+        return _listed([in_words(one, json=json) for one in inner])
     if origin is Literal:
-        return " or ".join(f'"{one}"' if isinstance(one, str) else repr(one) for one in inner)
+        return _listed([f'"{one}"' if isinstance(one, str) else repr(one) for one in inner])
     if hint in _WORDS:
         return _WORDS[hint][json]
 
@@ -197,6 +197,11 @@ def in_words(hint: Any, *, json: bool = False) -> str:
         return f"a list, each entry {in_words(inner[0], json=json)}" if inner else "a list"
 
     return f"a{'n' * (kind.__name__[0] in 'AEIOU')} {kind.__name__}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    """The words as one: a, b or c."""
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 # -- settings written as text ------------------------------------------------------------------------------------------

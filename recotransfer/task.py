@@ -353,11 +353,11 @@ class TransferTask:
 
     def _write(self, writer: ArtifactWriter) -> None:
         facts: dict[str, Any] = {
-            "recommender": registry.recommenders.name_of(type(self.recommender)),
+            "recommender": registry.recommenders.name_to_save(type(self.recommender)),
             "encoders": store_encoders(self.encoders_, writer),
             "weights": None if self.weights is None else dict(self.weights),
             "kinds": self.kinds_,
-            "transfers": [registry.transfers.name_of(type(transfer)) for transfer in self.transfers],
+            "transfers": [registry.transfers.name_to_save(type(transfer)) for transfer in self.transfers],
             "notice": self.notice,
         }
         writer.json("task", facts)

@@ -14,7 +14,6 @@ from recotransfer.cli.options import (
     content_options,
     count_of,
     event_options,
-    numbers,
     say,
 )
 from recotransfer.errors import InputError
@@ -22,7 +21,7 @@ from recotransfer.errors import InputError
 if TYPE_CHECKING:
     from recotransfer.data import Items
     from recotransfer.evaluation.split import Split
-from recotransfer.cli.inputs import encoders_of, read_catalogue, read_events
+from recotransfer.cli.inputs import read_catalogue, read_events, task_of
 
 
 @click.command()
@@ -89,15 +88,13 @@ def benchmark(**o: Any) -> None:
           --model HybridItems --model 'EASE(reg=100)' --model mine=my_shop.models:Mine --trials 40
     """  # noqa: D301
     from recotransfer.experiments.benchmark import Benchmark, table, variants_of
-    from recotransfer.task import TransferTask
 
     items = read_catalogue(o)
     split = _split_of(o, items)
     catalogue = split.train.items.union(items.ids)
     variants = variants_of(o["models"], items=len(catalogue), content=not o["no_content"])
     say(_told(split))
-    weights = numbers(o["weights"], "weight") or None
-    task = TransferTask(encoders=encoders_of(o, items), weights=weights, cache=o["cache"])
+    task = task_of(o, items)
     threads = o["threads"] or max(1, (os.cpu_count() or 1) // o["workers"])
     run = Benchmark(o["out"], tuple(dict.fromkeys(o["ks"])), o["trials"], o["refit"], o["seed"], o["workers"], threads)
     results = run.run(items, split, variants, task=task, title=o["title"], resume=o["resume"])

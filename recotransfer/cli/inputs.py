@@ -13,10 +13,13 @@ from recotransfer.cli.options import (
     say,
 )
 from recotransfer.errors import InputError, UnknownIdError
+from recotransfer.settings import parse_named, settings_of, split_label
 
 if TYPE_CHECKING:
     from recotransfer.data import Filter, IdMap, Interactions, Items
     from recotransfer.encoders import Encoder
+    from recotransfer.recommenders import Recommender
+    from recotransfer.task import TransferTask
 
 
 def read_catalogue(o: Mapping[str, Any]) -> Items:
@@ -71,6 +74,21 @@ def filter_of(o: Mapping[str, Any], known: IdMap) -> Filter | None:
     )
 
 
+def task_of(o: Mapping[str, Any], items: Items, recommender: Recommender | None = None) -> TransferTask:
+    """A task with the encoders, transfers and tuners that the content options choose; not fitted."""
+    from recotransfer.registry import transfers, tuners
+    from recotransfer.task import TransferTask
+
+    return TransferTask(
+        recommender,
+        encoders=encoders_of(o, items),
+        weights=numbers(o["weights"], "weight") or None,
+        transfers=[transfers.make(text) for text in o["transfers"]],
+        tuners={modality: tuners.make(text) for modality, text in pairs(o["tuners"], "tuner").items()},
+        cache=o["cache"],
+    )
+
+
 def encoders_of(o: Mapping[str, Any], items: Items) -> list[Encoder] | None:
     """The encoders that the content options choose; None for the default ones, none where there is no content."""
     from recotransfer.encoders import default_encoders
@@ -83,7 +101,34 @@ def encoders_of(o: Mapping[str, Any], items: Items) -> list[Encoder] | None:
             raise InputError(f"--{kind}-encoder: no column of {o['items']} holds {kind}s; name one by "
                              f"--kind COLUMN={kind}")  # fmt: skip
 
+    given = [_encoder_of(text) for text in o["encoders"]]
     if not (o["text_encoder"] or o["image_encoder"] or o["only"]):
-        return None
+        return given or None
 
-    return default_encoders(items, text_model=o["text_encoder"], image_model=o["image_encoder"], only=o["only"] or None)
+    return (
+        default_encoders(items, text_model=o["text_encoder"], image_model=o["image_encoder"], only=o["only"] or None)
+        + given
+    )
+
+
+def _encoder_of(text: str) -> Encoder:
+    """The encoder of "COLUMN=NAME(settings)" or "NAME(settings)"; several columns are separated by commas."""
+    from recotransfer.registry import encoders
+
+    label, spec = split_label(text)
+    kind = encoders.find(parse_named(spec).name)
+    names = [name.strip() for name in label.split(",") if name.strip()]
+    if not names:
+        made: Encoder = encoders.make(spec)
+        return made
+
+    declared = settings_of(kind)
+    if "column" not in declared and "columns" not in declared:
+        raise InputError(f"--encoder {text!r}: {kind.__name__} has no setting for columns; leave {label!r} out")
+
+    if "columns" in declared:
+        made = encoders.make(spec, columns=names)
+    else:
+        made = encoders.make(spec, column=names[0] if len(names) == 1 else names)
+
+    return made

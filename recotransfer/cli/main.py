@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,7 +15,7 @@ import click
 from recotransfer._version import __version__
 from recotransfer.cli.adapt import adapt, label
 from recotransfer.cli.benchmark import benchmark
-from recotransfer.cli.inputs import encoders_of, filter_of, ids_of, read_catalogue, read_events
+from recotransfer.cli.inputs import filter_of, ids_of, read_catalogue, read_events, task_of
 from recotransfer.cli.options import (
     PATH,
     config_option,
@@ -23,11 +23,12 @@ from recotransfer.cli.options import (
     count_of,
     event_options,
     filter_options,
-    numbers,
     say,
     settings,
 )
 from recotransfer.errors import InputError, RecoTransferError
+from recotransfer.registry import import_module
+from recotransfer.settings import parse_named
 
 if TYPE_CHECKING:
     from recotransfer.data import Interactions, Items
@@ -48,7 +49,9 @@ def _loaded(model: Path) -> TransferTask:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
-def cli() -> None:
+@click.option("--import", "modules", multiple=True, metavar="MODULE",
+              help="Module of your own that a saved model's classes are from.")  # fmt: skip
+def cli(modules: Sequence[str]) -> None:
     """Recommendations from a catalogue and a log of events, with what pretrained encoders know of the items.
 
     \b
@@ -56,6 +59,8 @@ def cli() -> None:
     recotransfer fit --items items.csv --events events.csv --out model
     recotransfer recommend model --out recs                 # Parquet for every user
     """  # noqa: D301
+    for module in modules:
+        import_module(module, f"--import {module}")
 
 
 @cli.command()
@@ -63,7 +68,7 @@ def cli() -> None:
 @click.option("--events", required=True, help="Log of events: CSV, Parquet or database URL.")
 @click.option("--out", required=True, type=PATH, help="Folder for the model.")
 @click.option("--recommender", default="HybridItems", show_default=True,
-              help="Class of the recommender; your own as package.module:Class.")  # fmt: skip
+              help="Recommender, e.g. 'EASE(reg=100)'; your own as package.module:Class.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the recommender.")
 @click.option("--no-content", is_flag=True, help="Behaviour only: the ablation.")
 @content_options
@@ -75,6 +80,8 @@ def cli() -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search.")
 @click.option("--index-recall", type=click.FloatRange(0, 1, min_open=True),
               help="Models of factors: choose the quickest index with this recall for single requests.")  # fmt: skip
+@click.option("--index", metavar="NAME(SETTINGS)",
+              help="Models of factors: index for single requests; your own as package.module:Class.")  # fmt: skip
 @config_option
 def fit(**o: Any) -> None:
     """Read a catalogue and a log, encode the items, fit a recommender, save it.
@@ -86,14 +93,14 @@ def fit(**o: Any) -> None:
     """  # noqa: D301
     from recotransfer.experiments.benchmark.work import peak_memory_mib
     from recotransfer.recommenders.factor_model import FactorModel
-    from recotransfer.task import TransferTask
+    from recotransfer.registry import indexes
 
+    index = indexes.make(o["index"]) if o["index"] else None
     _check_outcome(o["out"], o["cache"])
     recommender = _recommender(o)
     items = read_catalogue(o)
     events = read_events(o["events"], o, items.ids)
-    weights = numbers(o["weights"], "weight") or None
-    task = TransferTask(recommender, encoders=encoders_of(o, items), weights=weights, cache=o["cache"])
+    task = task_of(o, items, recommender)
     start = time.perf_counter()
     task = _tuned(task, items, events, o) if o["trials"] else task.fit(items, events)
     seconds = time.perf_counter() - start
@@ -103,6 +110,8 @@ def fit(**o: Any) -> None:
 
     if isinstance(task.recommender, FactorModel) and o["index_recall"]:
         say(task.recommender.choose_index(o["index_recall"]).index_report_)
+    elif isinstance(task.recommender, FactorModel) and index is not None:
+        say(task.recommender.use_index(index).index_report_)
 
     task.save(o["out"])
     users, catalogue = count_of(len(events.users), "user"), count_of(len(task.recommender.catalogue_), "item")
@@ -126,11 +135,20 @@ def _recommender(o: Mapping[str, Any]) -> Recommender:
     from recotransfer.recommenders.factor_model import FactorModel
     from recotransfer.registry import recommenders
 
-    kind: type[Recommender] = recommenders.find(o["recommender"])
-    if o["index_recall"] and not issubclass(kind, FactorModel):
-        raise InputError(f"{kind.__name__} has no index to choose; leave --index-recall out")
+    kind: type[Recommender] = recommenders.find(parse_named(o["recommender"]).name)
+    if flag := next((flag for flag in ("index_recall", "index") if o[flag]), None):
+        if not issubclass(kind, FactorModel):
+            raise InputError(f"{kind.__name__} has no index to choose; leave --{flag.replace('_', '-')} out")
+        if o["index_recall"] and o["index"]:
+            raise InputError("--index names an index and --index-recall chooses one; give one of the two")
 
-    return kind(**settings(kind, o["settings"]))
+    if o["trials"] and o["tuners"]:
+        raise InputError("--trials would need the encoder tuned once more, without the held-out events; tune it in a "
+                         "run of its own and give its folder as --text-encoder here")  # fmt: skip
+
+    made: Recommender = recommenders.make(o["recommender"], **settings(kind, o["settings"]))
+
+    return made
 
 
 def _tuned(task: TransferTask, items: Items, events: Interactions, o: Mapping[str, Any]) -> TransferTask:
@@ -153,7 +171,9 @@ def _tuned(task: TransferTask, items: Items, events: Interactions, o: Mapping[st
 
     say(f"every trial: {path}")
     model = type(task.recommender)(**tuned.params)
-    best_task = TransferTask(model, encoders=task.encoders_, weights=tuned.weights, cache=task.cache)
+    best_task = TransferTask(
+        model, encoders=task.encoders_, weights=tuned.weights, transfers=task.transfers, cache=task.cache
+    )
     best_task.fit(items, events, embeddings=tuned.embeddings)
     best_task.reports_ = task.reports_
 
@@ -250,6 +270,7 @@ def inspect(model: Path) -> None:
     Example:
       recotransfer inspect model
     """  # noqa: D301
+    from recotransfer.encoders import encoder_spec
     from recotransfer.io.artifacts import open_artifact
     from recotransfer.recommenders.factor_model import FactorModel
 
@@ -268,7 +289,7 @@ def inspect(model: Path) -> None:
         "events": len(known.events_),
         "timed": known.events_.time is not None,
         "columns": [] if known.item_columns is None else list(known.item_columns.columns),
-        "encoders": [encoder.spec() for encoder in task.encoders_],
+        "encoders": [encoder_spec(encoder) for encoder in task.encoders_],
         "weights": task.weights,
         "new items": known.scores_new_items,
         "new users": known.scores_new_users,

@@ -6,7 +6,7 @@ Importing this loads no model library: each class imports what it needs when it 
 from __future__ import annotations
 
 from recotransfer.encoders.audio import LogMelAudio, PretrainedAudio
-from recotransfer.encoders.base import Encoder, Features, TrainableEncoder
+from recotransfer.encoders.base import Encoder, Features, TrainableEncoder, encoder_spec
 from recotransfer.encoders.catalogue import Encoded, EncodeReport, encode_items
 from recotransfer.encoders.defaults import default_encoders, encoder_from_spec, store_encoders, stored_encoders
 from recotransfer.encoders.fusion import Fusion, fuse
@@ -37,6 +37,7 @@ __all__ = [
     "default_encoders",
     "encode_items",
     "encoder_from_spec",
+    "encoder_spec",
     "fuse",
     "store_encoders",
     "stored_encoders",

@@ -17,6 +17,7 @@ from recotransfer.data import Items
 from recotransfer.encoders.base import columns_of, is_missing
 from recotransfer.encoders.models import folder_revision, model_folder, quiet_loading
 from recotransfer.errors import InputError, require
+from recotransfer.settings import Positive, PositiveInt
 
 Float = NDArray[np.float32]
 _WINDOW, _STEP = 0.025, 0.010  # seconds, as everywhere in speech
@@ -44,7 +45,7 @@ class LogMelAudio:
 
     modality = "audio"
 
-    def __init__(self, *, column: str = "audio", rate: int = 16_000, bands: int = 40) -> None:
+    def __init__(self, *, column: str = "audio", rate: PositiveInt = 16_000, bands: PositiveInt = 40) -> None:
         self.column = column
         self.rate = rate
         self.bands = bands
@@ -93,10 +94,6 @@ class LogMelAudio:
         """A sentence on what is wrong with a clip."""
         return _why(value, self.rate)
 
-    def spec(self) -> dict[str, Any]:
-        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
-        return {"class": "LogMelAudio", "column": self.column, "rate": self.rate, "bands": self.bands}
-
 
 class PretrainedAudio:
     """Clips through a pretrained model of transformers: wav2vec 2.0, HuBERT, WavLM, AST and others; states averaged.
@@ -111,7 +108,7 @@ class PretrainedAudio:
 
     modality = "audio"
 
-    def __init__(self, *, model: str | Path, column: str = "audio", longest: float = 30.0) -> None:
+    def __init__(self, *, model: str | Path, column: str = "audio", longest: Positive = 30.0) -> None:
         self.model = model
         self.column = column
         self.longest = longest
@@ -179,15 +176,6 @@ class PretrainedAudio:
     def explain_failure(self, value: Any) -> str:
         """A sentence on what is wrong with a clip."""
         return _why(value, self.rate)
-
-    def spec(self) -> dict[str, Any]:
-        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
-        return {
-            "class": "PretrainedAudio",
-            "model": str(self.model),
-            "column": self.column,
-            "longest": self.longest,
-        }
 
 
 class Unreadable(InputError):

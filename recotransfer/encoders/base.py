@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from recotransfer.data import Items
 from recotransfer.errors import InputError
+from recotransfer.registry import encoders
+from recotransfer.settings import settings_of
 
 
 class Encoder(Protocol):
@@ -21,6 +23,9 @@ class Encoder(Protocol):
 
     `encode` gets present values only. A row with NaN says that the value cannot be read; `explain_failure` then says
     what is wrong.
+
+    An encoder is saved by its class and its settings. These are the constructor's arguments, kept as attributes of the
+    same names; an encoder that keeps them otherwise has a method `spec()` that returns them as plain JSON.
     """
 
     @property
@@ -47,9 +52,6 @@ class Encoder(Protocol):
 
     def explain_failure(self, value: Any) -> str:
         """A sentence on what is wrong with a value that could not be read."""
-
-    def spec(self) -> dict[str, Any]:
-        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
 
 
 class Features(NamedTuple):
@@ -79,6 +81,46 @@ class TrainableEncoder(Encoder, Protocol):
 
     def saved(self, module: Any, folder: str | Path) -> Self:
         """The same encoder with the weights of `module`, which are written to `folder`, whole or not at all."""
+
+
+def encoder_spec(encoder: Encoder) -> dict[str, Any]:
+    """Plain JSON from which `encoder_from_spec` builds the same encoder: the class under "class", and its settings.
+
+    Raises:
+        InputError: a setting that is not kept or is no plain value, or a class that cannot be found by its name.
+    """
+    kind = type(encoder)
+    own = getattr(encoder, "spec", None)
+    if callable(own):
+        settings = {name: value for name, value in own().items() if name != "class"}
+    else:
+        names = list(settings_of(kind))
+        if lost := [name for name in names if not hasattr(encoder, name)]:
+            raise InputError(f"{kind.__name__} does not keep its setting {lost[0]!r}, so it cannot be saved; store it "
+                             "as an attribute of that name, or define spec()")  # fmt: skip
+
+        settings = {name: getattr(encoder, name) for name in names}
+
+    plain = {name: _as_json(value, f"{kind.__name__}: {name}") for name, value in settings.items()}
+
+    return {"class": encoders.name_to_save(kind), **plain}
+
+
+def _as_json(value: Any, what: str) -> Any:
+    """The value as plain JSON; paths become text, tuples lists."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(name): _as_json(one, what) for name, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [_as_json(one, what) for one in value]
+
+    raise InputError(f"{what} is a {type(value).__name__}, which a file of settings cannot hold; take plain values, or "
+                     "define spec()")  # fmt: skip
 
 
 def content_bytes(value: Any) -> bytes:

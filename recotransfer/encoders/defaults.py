@@ -2,46 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from recotransfer.data import Items
-from recotransfer.encoders.base import Encoder
+from recotransfer.encoders.base import Encoder, encoder_spec
 from recotransfer.encoders.image import PretrainedImage
 from recotransfer.encoders.models import is_tuned
 from recotransfer.encoders.tabular import TabularAttributes
 from recotransfer.encoders.text import SentenceText
-from recotransfer.errors import ArtifactError, InputError
+from recotransfer.errors import InputError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.registry import encoders
 
 
-def encoder_from_spec(spec: Mapping[str, Any], *, from_file: bool = True) -> Encoder:
-    """The encoder that `encoder.spec()` describes.
-
-    Args:
-        spec: the class under "class", the other entries its settings.
-        from_file: the spec comes from a file, so a class that is not the package's must have been imported already.
+def encoder_from_spec(spec: Mapping[str, Any]) -> Encoder:
+    """The encoder that `encoder_spec` described: the class under "class", the other entries its settings.
 
     Raises:
         InputError: an unknown class or setting.
     """
+    return _built(spec, encoders.find)
+
+
+def _built(spec: Mapping[str, Any], find: Callable[[str], type[Any]]) -> Encoder:
     settings = dict(spec)
     name = settings.pop("class", None)
+    kind = find(name)
 
     try:
-        found = encoders.find_saved(name) if from_file else encoders.find(name)
-        return cast(Encoder, found(**settings))
+        return cast(Encoder, kind(**settings))
     except TypeError as cause:
         raise InputError(f"the settings of {name} do not fit this version: {cause}") from cause
-    except ArtifactError as cause:
-        raise InputError(str(cause)) from None
 
 
-def store_encoders(encoders: Sequence[Encoder], writer: ArtifactWriter) -> list[dict[str, Any]]:
+def store_encoders(given: Sequence[Encoder], writer: ArtifactWriter) -> list[dict[str, Any]]:
     """The specs of encoders; models that were tuned here are stored as well, given ones stay where they are."""
-    specs = [encoder.spec() for encoder in encoders]
+    specs = [encoder_spec(encoder) for encoder in given]
     for at, spec in enumerate(specs):
         if is_tuned(spec.get("model")):
             writer.folder_of_model(f"encoder {at}", spec["model"])
@@ -51,12 +49,16 @@ def store_encoders(encoders: Sequence[Encoder], writer: ArtifactWriter) -> list[
 
 
 def stored_encoders(specs: Sequence[Mapping[str, Any]], artifact: Artifact) -> list[Encoder]:
-    """The encoders of `store_encoders`; tuned models are read where the artefact lies."""
+    """The encoders of `store_encoders`; tuned models are read where the artefact lies.
+
+    Raises:
+        ArtifactError: a class that is not the package's, and whose module has not been imported yet.
+    """
     out = []
     for at, spec in enumerate(specs):
         own = artifact.has_folder(f"encoder {at}")
         model = {"model": str(artifact.folder_of_model(f"encoder {at}"))} if own else {}
-        out.append(encoder_from_spec({**spec, **model}))
+        out.append(_built({**spec, **model}, encoders.find_saved))
 
     return out
 

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recotransfer.data import Items
-from recotransfer.encoders.base import Features, columns_of, is_missing
+from recotransfer.encoders.base import Features, columns_of, encoder_spec, is_missing
 from recotransfer.encoders.models import folder_revision, model_folder, quiet_loading, saved_model
 from recotransfer.encoders.precision import Precision, checked_precision
 from recotransfer.errors import InputError, require
+from recotransfer.settings import PositiveInt, check_settings
 
 _MAX_PIXELS = 64_000_000  # a larger picture is more likely an attack on memory than a product photo
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -51,8 +52,8 @@ class PretrainedImage:
         column: str = "image",
         folder: str | Path | None = None,
         precision: Precision = "auto",
-        batch_size: int | None = None,
-        workers: int = 2,
+        batch_size: PositiveInt | None = None,
+        workers: PositiveInt = 2,
     ) -> None:
         self.model = model
         self.column = column
@@ -98,9 +99,8 @@ class PretrainedImage:
 
     def encode(self, values: Sequence[Any]) -> NDArray[np.float32]:
         """(len(values), dim) float32, in order; NaN where a picture cannot be read."""
+        check_settings(self)
         size = (64 if self._network.device == "cuda" else 4) if self.batch_size is None else self.batch_size
-        if size < 1 or self.workers < 1:
-            raise InputError(f"batch_size is {size} and workers {self.workers}; both must be at least 1")
 
         out = np.full((len(values), self.dim), np.nan, np.float32)
         start = 0
@@ -160,21 +160,9 @@ class PretrainedImage:
             module.network.save_pretrained(new)
             self._network.processor.save_pretrained(new)
 
-        settings = {**self.spec(), "model": str(folder)}
+        settings = {**encoder_spec(self), "model": str(folder)}
         del settings["class"]
         return PretrainedImage(**settings)
-
-    def spec(self) -> dict[str, Any]:
-        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
-        return {
-            "class": "PretrainedImage",
-            "model": str(self.model),
-            "column": self.column,
-            "folder": None if self.folder is None else str(self.folder),
-            "precision": self.precision,
-            "batch_size": self.batch_size,
-            "workers": self.workers,
-        }
 
 
 class Unreadable(InputError):

@@ -14,6 +14,7 @@ from recotransfer.data import Items
 from recotransfer.encoders.image import PretrainedImage, Unreadable, decode
 from recotransfer.encoders.models import folder_revision, model_folder
 from recotransfer.errors import InputError, require
+from recotransfer.settings import PositiveInt
 
 _BATCH = 8  # pictures at a time; more leave a processor's caches
 
@@ -36,7 +37,13 @@ class ImageGrid:
     modality = "image"
 
     def __init__(
-        self, *, model: str | Path, column: str = "image", layer: int = -1, cells: int = 4, size: int = 112
+        self,
+        *,
+        model: str | Path,
+        column: str = "image",
+        layer: int = -1,
+        cells: PositiveInt = 4,
+        size: PositiveInt = 112,
     ) -> None:
         self.model = model
         self.column = column
@@ -117,8 +124,3 @@ class ImageGrid:
     def explain_failure(self, value: Any) -> str:
         """A sentence on what is wrong with a picture."""
         return self._reader.explain_failure(value)
-
-    def spec(self) -> dict[str, Any]:
-        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
-        settings = {"column": self.column, "layer": self.layer, "cells": self.cells, "size": self.size}
-        return {"class": "ImageGrid", "model": str(self.model), **settings}

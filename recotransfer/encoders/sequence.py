@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from scipy import sparse
 from recotransfer.data import Items
 from recotransfer.encoders.base import columns_of, is_missing
 from recotransfer.errors import InputError
+from recotransfer.settings import PositiveInt, check_settings
 
 _BLOCK = 1024  # sequences counted at a time: what memory depends on
 
@@ -45,9 +45,9 @@ class KmerSequence:
         self,
         *,
         column: str = "sequence",
-        k: Sequence[int] = (4, 5, 6),
-        placed: Sequence[Sequence[int]] = ((1, 1), (2, 2), (3, 4), (4, 4)),
-        dim: int = 8192,
+        k: Sequence[PositiveInt] = (4, 5, 6),
+        placed: Sequence[Sequence[PositiveInt]] = ((1, 1), (2, 2), (3, 4), (4, 4)),
+        dim: PositiveInt = 8192,
         alphabet: str = "ACGT",
     ) -> None:
         self.column = column
@@ -65,10 +65,11 @@ class KmerSequence:
     @cached_property
     def _groups(self) -> list[tuple[int, int]]:
         """(length, span) of every kind of count, span 0 over the whole sequence."""
+        check_settings(self)
         groups = [(k, 0) for k in self.k] + [(k, span) for k, span in self.placed]
-        letters, most = len(set(self.alphabet)), 0
-        if not groups or min(k for k, _ in groups) < 1 or min((span for _, span in self.placed), default=1) < 1:
-            raise InputError(f"k is {self.k!r} and placed {self.placed!r}; name lengths and spans of at least 1")
+        letters = len(set(self.alphabet))
+        if not groups:
+            raise InputError("KmerSequence: k and placed are both empty; name lengths of words to count")
 
         most = int(40 / np.log2(max(letters, 2)))
         if letters < 2 or max(k for k, _ in groups) > most:
@@ -109,12 +110,6 @@ class KmerSequence:
         """A sentence on a sequence without a word."""
         shown = value if len(value) <= 40 else f"{value[:40]}..."
         return f"{shown!r} has no word of the letters {self.alphabet}"
-
-    def spec(self) -> dict[str, Any]:
-        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
-        placed = [list(pair) for pair in self.placed]
-        settings = {"column": self.column, "k": list(self.k), "placed": placed, "dim": self.dim}
-        return {"class": "KmerSequence", **settings, "alphabet": self.alphabet}
 
 
 def _laid_out(values: Sequence[str], alphabet: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

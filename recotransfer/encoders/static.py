@@ -169,11 +169,6 @@ class StaticText:
         write_static(folder, self.vocabulary.entries, weights)
         return StaticText(model=folder, column=self.column)
 
-    def spec(self) -> dict[str, Any]:
-        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
-        column = self.column if isinstance(self.column, str) else list(self.column)
-        return {"class": "StaticText", "model": str(self.model), "column": column}
-
 
 class StaticNetwork:
     """The sums and the layer over them.

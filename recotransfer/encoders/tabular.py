@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recotransfer.data import Items
-from recotransfer.encoders.base import columns_of, is_missing
+from recotransfer.encoders.base import columns_of, encoder_spec, is_missing
 from recotransfer.errors import InputError, require
+from recotransfer.settings import PositiveInt
 
 _FEW = 10  # whole values at most that a number has to be a category too
 _MOST = 4.0  # standard deviations beyond which a number counts as that far out
@@ -36,7 +37,9 @@ class TabularAttributes:
 
     modality = "attributes"
 
-    def __init__(self, *, columns: Sequence[str] | None = None, dim: int = 256, separator: str | None = "|") -> None:
+    def __init__(
+        self, *, columns: Sequence[str] | None = None, dim: PositiveInt = 256, separator: str | None = "|"
+    ) -> None:
         self.columns = columns
         self.dim = dim
         self.separator = separator
@@ -92,11 +95,6 @@ class TabularAttributes:
         """A sentence on cells whose vector is not finite."""
         return f"the cells {value!r} gave a vector that is not finite"
 
-    def spec(self) -> dict[str, Any]:
-        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
-        columns = None if self.columns is None else list(self.columns)
-        return {"class": "TabularAttributes", "columns": columns, "dim": self.dim, "separator": self.separator}
-
 
 class StandardTable:
     """Numbers in standard deviations and categories one by one, for tables of few rows and columns that all matter.
@@ -149,7 +147,8 @@ class StandardTable:
     @property
     def name(self) -> str:
         """Settings; part of the cache's key."""
-        facts = json.dumps([self.spec()["numbers"], self.spec()["categories"]], sort_keys=True)
+        spec = encoder_spec(self)
+        facts = json.dumps([spec["numbers"], spec["categories"]], sort_keys=True)
         return f"StandardTable/{hashlib.blake2b(facts.encode(), digest_size=6).hexdigest()}/1"
 
     @property
@@ -195,12 +194,6 @@ class StandardTable:
     def explain_failure(self, value: Any) -> str:
         """A sentence on cells whose vector is not finite."""
         return f"the cells {value!r} gave a vector that is not finite"
-
-    def spec(self) -> dict[str, Any]:
-        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
-        numbers = {name: list(pair) for name, pair in self.numbers.items()}
-        categories = {name: dict(shares) for name, shares in self.categories.items()}
-        return {"class": "StandardTable", "numbers": numbers, "categories": categories}
 
 
 def _label(cell: float | str | None) -> str:

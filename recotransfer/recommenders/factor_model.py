@@ -17,7 +17,7 @@ from recotransfer.numerics.histories import subset
 from recotransfer.numerics.topk import TopK, top_k
 from recotransfer.numerics.vectors import Float, unit_rows
 from recotransfer.recommenders.base import Recommender
-from recotransfer.retrieval import ExactIndex, Index, choose_index, load_index
+from recotransfer.retrieval import ExactIndex, Index, choose_index, load_index, save_index
 
 
 class FactorModel(Recommender):
@@ -59,6 +59,14 @@ class FactorModel(Recommender):
 
         return self
 
+    def use_index(self, index: Index) -> Self:
+        """Take `index` instead, built anew on the item vectors, for single requests. Returns self."""
+        self._check_fitted()
+        self.index_ = index.build(self.factors_)
+        self.index_report_ = f"{type(index).__name__}, as given"
+
+        return self
+
     def for_batch(self) -> Self:
         """A copy that searches exactly, which for many users at once is also the quickest."""
         out = copy.copy(self)
@@ -96,7 +104,7 @@ class FactorModel(Recommender):
         return Recommendations(self.catalogue_.take(positions), self.catalogue_, top.positions, top.scores)
 
     def _write(self, writer: ArtifactWriter) -> None:
-        self.index_.save(writer, "index")
+        save_index(self.index_, writer, "index")
         writer.json("index_report", self.index_report_)
 
     def _read(self, artifact: Artifact) -> None:

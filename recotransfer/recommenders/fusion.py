@@ -221,7 +221,7 @@ class FusedRecommender(Recommender):
     # -- persistence ---------------------------------------------------------------------------------------------------
 
     def _write(self, writer: ArtifactWriter) -> None:
-        writer.json("members", [recommenders.name_of(type(member)) for member in self.members_])
+        writer.json("members", [recommenders.name_to_save(type(member)) for member in self.members_])
         for at, member in enumerate(self.members_):
             member.write(writer.within(f"member{at}"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from recotransfer.retrieval.base import Index
-from recotransfer.retrieval.choice import Chosen, choose_index, load_index, nearest
+from recotransfer.retrieval.choice import Chosen, choose_index, load_index, nearest, save_index
 from recotransfer.retrieval.exact import ExactIndex
 from recotransfer.retrieval.faiss import FaissIndex
 
@@ -15,4 +15,5 @@ __all__ = [
     "choose_index",
     "load_index",
     "nearest",
+    "save_index",
 ]

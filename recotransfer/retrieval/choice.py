@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recotransfer.errors import InputError, require
-from recotransfer.io.artifacts import Artifact
+from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.numerics.topk import TopK
 from recotransfer.registry import indexes
 from recotransfer.retrieval.base import Index, checked_vectors
@@ -21,9 +21,22 @@ EXACT_UP_TO = 50_000  # items that `choose_index` searches exactly without measu
 _NEAREST_EXACT = 1e13  # products of vectors, queries and dimensions up to which neighbourhoods are found exactly
 
 
+def save_index(index: Index, writer: ArtifactWriter, prefix: str) -> None:
+    """Store any index, and its class, in parts that begin with `prefix`."""
+    writer.json(f"{prefix}.class", indexes.name_to_save(type(index)))
+    index.save(writer, prefix)
+
+
 def load_index(artifact: Artifact, prefix: str) -> Index:
-    """The index stored under `prefix`, of whichever class wrote it."""
-    return cast(Index, indexes.find_saved(artifact.json(prefix)["class"]).load(artifact, prefix))
+    """The index stored under `prefix`, of whichever class wrote it.
+
+    Raises:
+        ArtifactError: a class that is not the package's, and whose module has not been imported yet.
+    """
+    named = f"{prefix}.class.json" in artifact  # folders of format 1 may name the class in the index's own part
+    name = artifact.json(f"{prefix}.class") if named else artifact.json(prefix)["class"]
+
+    return cast(Index, indexes.find_saved(name).load(artifact, prefix))
 
 
 @dataclass(frozen=True)

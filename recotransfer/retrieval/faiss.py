@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.numerics.topk import TopK, check_filters, rescore
 from recotransfer.retrieval.base import checked_vectors, expect_stored
 from recotransfer.retrieval.exact import ExactIndex
+from recotransfer.settings import PositiveInt, check_settings
 
 Kind = Literal["flat", "hnsw", "ivfpq"]
 _STRUCTURE_FROM = 1_024  # vectors below which HNSW and IVF-PQ build nothing and search exactly
@@ -43,21 +44,20 @@ class FaissIndex:
 
     kind: Kind = "hnsw"
     _: KW_ONLY
-    links: int = 32
-    build_effort: int = 64
-    search_effort: int = 64
-    lists: int | None = None
-    probes: int = 16
-    code_size: int | None = None
-    candidates: int = 16
+    links: PositiveInt = 32
+    build_effort: PositiveInt = 64
+    search_effort: PositiveInt = 64
+    lists: PositiveInt | None = None
+    probes: PositiveInt = 16
+    code_size: PositiveInt | None = None
+    candidates: PositiveInt = 16
     gpu: bool = False
     _exact: ExactIndex = field(default_factory=ExactIndex, init=False, repr=False)
     _index: Any = field(default=None, init=False, repr=False)
     _resources: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise InputError(f"kind is {self.kind!r}; choose one of {', '.join(get_args(Kind))}")
+        check_settings(self)
         if self.gpu and self.kind == "hnsw":
             raise InputError("FAISS has no HNSW on GPUs; choose flat or ivfpq, or gpu=False")
 

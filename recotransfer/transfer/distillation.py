@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recotransfer.data import Embeddings, Interactions, Items
-from recotransfer.encoders import TrainableEncoder, encode_items, encoder_from_spec
+from recotransfer.encoders import TrainableEncoder, encode_items, encoder_from_spec, encoder_spec
 from recotransfer.encoders.precision import computes_in_bfloat16
 from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import digest_of_events
@@ -100,7 +100,7 @@ class Distil(Tuner):
         target = folder / f"{model_of(student)}-student"
         if report := ended(folder, target, settings):
             self.report_ = report
-            return cast(TrainableEncoder, encoder_from_spec({**student.spec(), "model": str(target)}))
+            return cast(TrainableEncoder, encoder_from_spec({**encoder_spec(student), "model": str(target)}))
 
         taught = encode_items(items, encoder, cache=folder / TEACHER).embeddings
         content = student.values(items)

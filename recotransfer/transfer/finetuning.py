@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 
 from recotransfer.data import Interactions, Items
-from recotransfer.encoders import TrainableEncoder, encoder_from_spec
+from recotransfer.encoders import TrainableEncoder, encoder_from_spec, encoder_spec
 from recotransfer.encoders.precision import computes_in_bfloat16
 from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import digest_of_events
@@ -103,7 +103,7 @@ class FineTune(Tuner):
         settings = self._facts(encoder, items, relations)
         if report := ended(folder, target, settings):
             self.report_ = report
-            return cast(TrainableEncoder, encoder_from_spec({**encoder.spec(), "model": str(target)}))
+            return cast(TrainableEncoder, encoder_from_spec({**encoder_spec(encoder), "model": str(target)}))
 
         data = related(encoder, items, relations)
         run = _Run(self, encoder, data, self._objective(data), settings)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from recotransfer import Probe, TransferTask, experiments
 from recotransfer.adapters import medical
 from recotransfer.data import Embeddings, IdMap, Items
-from recotransfer.encoders import ImageGrid, KmerSequence, StandardTable, encoder_from_spec
+from recotransfer.encoders import ImageGrid, KmerSequence, StandardTable, encoder_from_spec, encoder_spec
 from recotransfer.errors import InputError
 from recotransfer.experiments import Predictions
 
@@ -105,7 +105,7 @@ def test_a_grid_knows_where_and_its_mean_is_the_layers(tiny):
     change = np.abs(parts - blank).sum(axis=2)
     assert change[0].argmax() == 0
     assert change[2].argmax() == 3
-    assert encoder_from_spec(fine.spec()).name == fine.name
+    assert encoder_from_spec(encoder_spec(fine)).name == fine.name
     with pytest.raises(InputError, match="hidden layers"):
         ImageGrid(model=tiny, layer=99, size=32).encode([corner])
 
@@ -177,7 +177,7 @@ def test_cells_of_a_standard_table():
     np.testing.assert_allclose(rows[:, 0], [-0.3, 0, 0.3, 1.2, 0], atol=1e-6)  # far out is cut, a gap is the mean
     np.testing.assert_allclose(np.linalg.norm(rows[:, 1:], axis=1), [1, 1, 1, 0, 1], atol=1e-6)
     np.testing.assert_allclose(rows[0, 1:], -rows[2, 1:], atol=1e-6)
-    again = encoder_from_spec(encoder.spec())
+    again = encoder_from_spec(encoder_spec(encoder))
     assert (again.name, again.dim) == (encoder.name, 3)
     unseen = Items(IdMap([0]), pd.DataFrame({"x": [2.0], "c": ["z"]}), items.kinds)
     assert not encoder.encode(encoder.values(unseen)).any()

@@ -308,7 +308,7 @@ def test_a_benchmark_tells_what_was_asked_and_what_came_out(place, run):
         ([*FIT, "m", "--set", "neighbours=2.5"], ["neighbours must be a whole number"]),
         ([*FIT, "m", "--set", "form=round"], ["form must be \"sparse\" or \"dense\""]),
         ([*FIT, "m", "--set", "reg"], ["--set 'reg': write NAME=VALUE"]),
-        ([*FIT, "m", "--no-content", "--set", "reg=-1"], ["reg must be a number of at least 0, got -1"]),
+        ([*FIT, "m", "--no-content", "--set", "reg=-1"], ["--set reg=-1: reg must be a number of at least 0"]),
         ([*FIT, "m", "--weight", "text=heavy"], ["--weight text=heavy: 'heavy' is not a number"]),
         ([*FIT, "m", "--weight", "txt=1"], ["'txt'", "text, attributes"]),
         ([*FIT, "m", "--only", "colour"], ["no column 'colour' to encode"]),
@@ -316,6 +316,18 @@ def test_a_benchmark_tells_what_was_asked_and_what_came_out(place, run):
         ([*FIT, "m", "--image-encoder", "clip"], ["no column of items.csv holds images"]),
         ([*FIT, "m", "--k", "0"], ["'--k': 0 is not in the range"]),
         ([*FIT, "m", "--index-recall", "0.9"], ["HybridItems has no index to choose"]),
+        ([*FIT, "m", "--index", "ExactIndex"], ["HybridItems has no index to choose; leave --index out"]),
+        ([*FIT, "m", "--index", "ExactIndx"], ["no index is called 'ExactIndx'; did you mean 'ExactIndex'?"]),
+        ([*FIT, "m", "--recommender", "EAZE"], ["no recommender is called 'EAZE'; did you mean 'EASE'?"]),
+        ([*FIT, "m", "--recommender", "EASE(rge=3)"], ["EASE has no setting 'rge'; it has reg, "]),
+        ([*FIT, "m", "--encoder", "HashingTxt"], ["no encoder is called 'HashingTxt'; did you mean 'HashingText'?"]),
+        ([*FIT, "m", "--encoder", "title=HashingText(dim=0)"], ["HashingText: dim must be a whole number of"]),
+        ([*FIT, "m", "--encoder", "nowhere=HashingText"], ["no column 'nowhere'"]),
+        ([*FIT, "m", "--transfer", "Whitenning"], ["no transfer is called 'Whitenning'; did you mean 'Whitening'?"]),
+        ([*FIT, "m", "--transfer", "Whitening(dim=-1)"], ["Whitening: dim must be a whole number of"]),
+        ([*FIT, "m", "--tuner", "text=FinTune"], ["no tuner is called 'FinTune'; did you mean 'FineTune'?"]),
+        ([*FIT, "m", "--tuner", "text=FineTune"], ["'folder'"]),
+        (["--import", "no_such", "inspect", "model"], ["--import no_such cannot be imported"]),
         ([*FIT, "m", "--recommender", "RidgeProfiles", "--no-content"], ["RidgeProfiles ranks by content alone"]),
         ([*FIT, "m", "--trials", "2", "--recommender", "Popularity"], ["Popularity has nothing to tune"]),
         ([*FIT, "items.csv"], ["items.csv is a file"]),
@@ -485,3 +497,49 @@ def test_flags_come_from_a_file_and_the_command_line_wins(place, run):
 def test_bad_files_of_flags_are_named(place, run, text, parts):
     Path("c.toml").write_text(text)
     refused(run("recommend", "model", "--out", "r", "--histories", "events.csv", "--config", "c.toml"), *parts)
+
+
+THEIRS = """
+from recotransfer.encoders import HashingText
+from recotransfer.recommenders import RidgeProfiles
+from recotransfer.transfer import Whitening
+
+
+class Words(HashingText):
+    pass
+
+
+class Mine(RidgeProfiles):
+    pass
+
+
+class White(Whitening):
+    pass
+"""
+
+
+def test_classes_of_ones_own_are_fitted_saved_and_read_again_by_name(run, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("their_words.py").write_text(THEIRS)
+    words = ["fit", "--items", tiny / "items.csv", "--events", tiny / "events.csv", "--out", "m",
+             "--recommender", "their_words:Mine(unobserved=0.02)", "--set", "reg=2",
+             "--encoder", "title=their_words:Words(dim=64)", "--transfer", "their_words:White(dim=8)"]  # fmt: skip
+    assert run(*words).status == 0
+    monkeypatch.delitem(sys.modules, "their_words")
+    unread = run("inspect", "m")
+    assert unread.status == 2
+    assert "import their_words first, then load again (on the command line: recotransfer --import" in unread.err
+    facts = json.loads(run("--import", "their_words", "inspect", "m").out)
+    assert facts["settings"]["reg"] == 2
+    assert facts["settings"]["unobserved"] == 0.02
+    assert facts["encoders"] == [{"class": "their_words:Words", "column": "title", "dim": 64}]
+
+
+def test_an_index_is_named_with_its_settings(run, tiny, tmp_path):
+    pytest.importorskip("implicit")
+    words = ["fit", "--items", tiny / "items.csv", "--events", tiny / "events.csv", "--no-content",
+             "--recommender", "ALS(dim=4, epochs=2)", "--index", "ExactIndex", "--out", tmp_path / "m"]  # fmt: skip
+    done = run(*words)
+    assert done.status == 0
+    assert "ExactIndex, as given" in done.err

@@ -25,6 +25,7 @@ from recotransfer.encoders import (
     default_encoders,
     encode_items,
     encoder_from_spec,
+    encoder_spec,
     fuse,
 )
 from recotransfer.encoders.image import Unreadable, decode
@@ -476,9 +477,9 @@ def test_specs_build_the_same_encoders(vision_folders):
         PretrainedImage(model=vision_folders / "vit", batch_size=3),
     ]
     for encoder in given:
-        twin = encoder_from_spec(encoder.spec())
+        twin = encoder_from_spec(encoder_spec(encoder))
         assert type(twin) is type(encoder)
-        assert twin.spec() == encoder.spec()
+        assert encoder_spec(twin) == encoder_spec(encoder)
         assert twin.name == encoder.name
         np.testing.assert_array_equal(
             encode_items(items, twin).embeddings.vectors, encode_items(items, encoder).embeddings.vectors

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recotransfer.data import IdMap, Items
-from recotransfer.encoders import KmerSequence, SentenceText, encode_items, encoder_from_spec
+from recotransfer.encoders import KmerSequence, SentenceText, encode_items, encoder_from_spec, encoder_spec
 from recotransfer.errors import InputError
 
 
@@ -69,7 +69,7 @@ def test_sequences_without_a_word_are_reported_and_a_spec_makes_the_same_encoder
     done = encode_items(items, encoder, progress=False)
     assert done.embeddings.has_content.tolist() == [True, False, False]
     assert [item for item, _ in done.report.unreadable] == ["c"]
-    again = encoder_from_spec(encoder.spec())
+    again = encoder_from_spec(encoder_spec(encoder))
     assert again.name == encoder.name
     np.testing.assert_array_equal(again.encode(["ACGTACGTAA"]), encoder.encode(["ACGTACGTAA"]))
 

@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recotransfer.data import IdMap, Items
-from recotransfer.encoders import StaticText, encode_items, encoder_from_spec, store_encoders, stored_encoders
+from recotransfer.encoders import (
+    StaticText,
+    encode_items,
+    encoder_from_spec,
+    encoder_spec,
+    store_encoders,
+    stored_encoders,
+)
 from recotransfer.encoders.static import StaticNetwork, Vocabulary, fold, words, write_static
 from recotransfer.errors import InputError
 from recotransfer.io.artifacts import open_artifact, write_artifact
@@ -141,7 +148,7 @@ def test_many_texts_give_what_each_gives_alone(model):
 
 
 def test_the_spec_and_an_artefact_bring_the_same_encoder_back(model, tmp_path):
-    spec = json.loads(json.dumps(model.spec()))
+    spec = json.loads(json.dumps(encoder_spec(model)))
     assert encoder_from_spec(spec).name == model.name
     specs = []
     write_artifact(tmp_path / "saved", "test", lambda writer: specs.extend(store_encoders([model], writer)))

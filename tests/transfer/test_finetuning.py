@@ -17,6 +17,7 @@ from recotransfer.encoders import (
     PretrainedImage,
     SentenceText,
     encode_items,
+    encoder_spec,
     store_encoders,
     stored_encoders,
 )
@@ -426,7 +427,7 @@ def test_the_training_form_of_text_gives_the_vectors_of_the_encoder(tiny):
 def test_a_tuned_encoder_is_stored_with_a_task_and_a_given_one_is_not(tiny, tmp_path):
     encoder = SentenceText(model=tiny, column=["title"], max_length=9)
     tuned = encoder.saved(encoder.module(), tmp_path / "tuned")
-    assert tuned.spec() == {**encoder.spec(), "model": str(tmp_path / "tuned")}
+    assert encoder_spec(tuned) == {**encoder_spec(encoder), "model": str(tmp_path / "tuned")}
     specs = []
     write_artifact(
         tmp_path / "task", "Test", lambda w: specs.extend(store_encoders([tuned, encoder, HashingText()], w))
@@ -437,7 +438,7 @@ def test_a_tuned_encoder_is_stored_with_a_task_and_a_given_one_is_not(tiny, tmp_
     name = (tmp_path / "gone").rename(tmp_path / "tuned") and tuned.name
     assert back[0].folder == tmp_path / "moved" / "encoder 0" / "tuned"
     assert back[0].name == name
-    assert (back[1].folder, back[2].spec()) == (tiny, HashingText().spec())
+    assert (back[1].folder, encoder_spec(back[2])) == (tiny, encoder_spec(HashingText()))
     np.testing.assert_array_equal(back[0].encode(["round sweet"]), encoder.encode(["round sweet"]))
     weights = tmp_path / "moved" / "encoder 0" / "tuned" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00\x01")
@@ -540,7 +541,7 @@ def test_a_picture_encoder_learns_labels_and_is_saved_as_a_plain_model(vision, t
     tuner = quick(tmp_path, epochs=2, batch_size=16, learning_rate=1e-3)
     tuned = tuner.tune(encoder, items, labels)
     assert tuned.name != encoder.name
-    assert tuned.spec() == {**encoder.spec(), "model": tuned.spec()["model"]}
+    assert encoder_spec(tuned) == {**encoder_spec(encoder), "model": encoder_spec(tuned)["model"]}
     vectors = tuned.encode(tuned.values(items))
     assert np.isfinite(vectors).all()
     curve = [point["loss"] for point in tuner.report_["curve"][1:]]

@@ -22,6 +22,7 @@ import pandas as pd
 from recotransfer._version import __version__
 from recotransfer.data import Items
 from recotransfer.diagnostics import neighbour_agreement
+from recotransfer.encoders import encoder_spec
 from recotransfer.errors import InputError
 from recotransfer.evaluation.split import Split
 from recotransfer.evaluation.uncertainty import holm, paired
@@ -120,7 +121,7 @@ class Benchmark:
         for report in task.reports_ if embeddings and self.progress else []:
             print(report, file=sys.stderr)
 
-        specs = [encoder.spec() for encoder in task.encoders_] if embeddings else []
+        specs = [encoder_spec(encoder) for encoder in task.encoders_] if embeddings else []
         work = Work(
             out,
             self.ks,

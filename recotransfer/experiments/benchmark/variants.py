@@ -11,7 +11,7 @@ from recotransfer.errors import InputError
 from recotransfer.io.artifacts import digest
 from recotransfer.recommenders import Recommender
 from recotransfer.registry import recommenders
-from recotransfer.settings import check_names, parse_named, split_label
+from recotransfer.settings import parse_named, split_label
 
 ABLATION, GUARDED = (
     " without content",
@@ -103,15 +103,9 @@ def _default_words(items: int, content: bool) -> list[str]:
 def _variant_of(text: str, items: int) -> Variant:
     label, spec = split_label(text)
     named = parse_named(spec)
-    kind = recommenders.find(named.name)
-    given = dict(named.settings or {})
-    check_names(kind, given, repr(spec))
-    known = inspect.signature(kind).parameters
-    if "neighbours" in known and known["neighbours"].default is None and items > _DENSE_ITEMS:
-        given.setdefault("neighbours", 200)
-
-    recommender = kind(**given)
-    recommender.check_settings()
+    known = inspect.signature(recommenders.find(named.name)).parameters
+    dense = "neighbours" in known and known["neighbours"].default is None
+    recommender = recommenders.make(spec, **({"neighbours": 200} if dense and items > _DENSE_ITEMS else {}))
 
     return Variant(label or spec, recommender, tuned=named.settings is None and bool(recommender.search_space))
 
