@@ -45,7 +45,7 @@ WINGS = [
 # Inside a wing: the files that every other file of it may import.
 SHARED = {
     "data": "ids",
-    "io": "parsing",
+    "io": "parsing report",
     "numerics": "vectors",
     "retrieval": "base",
     "encoders": "base models precision",
@@ -58,8 +58,11 @@ SHARED = {
 }
 # And what a file builds on beside these: compiled loops, a first stage, what it trains for, what it puts together.
 STAGES = {
+    "data.interactions": "matching moments",
     "io.artifacts": "folders",
-    "io.readers": "schema tables",
+    "io.tables": "csv_files databases parquet_files",
+    "io.events": "schema",
+    "io.readers": "csv_files events ids schema tables",
     "numerics.ridge": "_item_loops sparse",
     "numerics.sparse": "_item_loops",
     "numerics.topk": "_topk_loops",

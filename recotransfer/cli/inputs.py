@@ -26,7 +26,13 @@ def read_catalogue(o: Mapping[str, Any]) -> Items:
     """The catalogue as the content options say; the report goes to stderr."""
     from recotransfer.io.readers import read_items
 
-    read = read_items(o["items"], columns=pairs(o["item_columns"], "item-column"), kinds=kinds_of_columns(o["kinds"]))
+    read = read_items(
+        o["items"],
+        columns=pairs(o["item_columns"], "item-column"),
+        kinds=kinds_of_columns(o["kinds"]),
+        events=o.get("events"),
+        event_columns=pairs(o.get("event_columns", ()), "event-column"),
+    )
     say(read.report)
     return read.data
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recotransfer.data.ids import IdMap, id_index, read_only
+from recotransfer.data.matching import match_ids, spelt_twice
+from recotransfer.data.moments import as_seconds
 from recotransfer.errors import InputError
 
 _EVENT_TYPES = {"user": np.int64, "item": np.int64, "weight": np.float32, "time": np.float64, "kind": np.int16}
@@ -79,25 +81,38 @@ class Interactions:
         users: IdMap | None = None,
         items: IdMap | None = None,
     ) -> Interactions:
-        """Interactions from a clean frame; for gaps, other names or event kinds use `readers.read_interactions`.
+        """Interactions from a clean frame; for gaps, texts, other names or event kinds use `read_interactions`.
 
-        `time` must be numeric (seconds). Ids outside given `users` or `items` raise `UnknownIdError`.
+        Args:
+            frame: one row per event.
+            user: name of the column of users.
+            item: name of the column of items.
+            weight: name of the column of weights; by default every event counts 1.
+            time: name of the column of times: seconds since 1970 (or a plain order), or dates, datetimes and durations
+                of any unit and zone. Those without a zone are UTC.
+            users: known users; by default those of the frame. Ids of another type are converted exactly.
+            items: known items, in the same way.
+
+        Raises:
+            InputError: no such column, missing ids, or weights or times that are no numbers.
+            UnknownIdError: ids that the given `users` or `items` lack.
         """
         for name in (user, item, weight, time):
             if name is not None and name not in frame.columns:
                 raise InputError(f"no column {name!r}; the frame has {list(frame.columns)}")
 
-        users = IdMap(pd.unique(frame[user])) if users is None else users
-        items = IdMap(pd.unique(frame[item])) if items is None else items
+        users, user_at = _mapped(frame[user], users)
+        items, item_at = _mapped(frame[item], items)
+        weights = np.ones(len(frame), np.float32)
+        if weight is not None:
+            weights = _as_numbers(frame[weight]).astype(np.float32)
 
-        return cls(
-            users,
-            items,
-            users.positions(frame[user]),
-            items.positions(frame[item]),
-            np.ones(len(frame), np.float32) if weight is None else frame[weight].to_numpy(np.float32),
-            None if time is None else frame[time].to_numpy(np.float64),
-        )
+        seconds = None
+        if time is not None:
+            seconds = as_seconds(frame[time])
+            seconds = _as_numbers(frame[time]) if seconds is None else seconds
+
+        return cls(users, items, user_at, item_at, weights, seconds)
 
     @classmethod
     def from_labels(cls, labels: Sequence[Any] | pd.Series, items: IdMap) -> Interactions:
@@ -156,6 +171,16 @@ class Interactions:
         at = items.positions(self.items.take(used))
         return Interactions(self.users, items, self.user, at[where], self.weight, self.time, self.kind, self.kinds)
 
+    def with_ids_like(self, users: IdMap, items: IdMap) -> Interactions:
+        """The same events with their ids in the types of known ones, so that 5 and "5" stay one user.
+
+        Raises:
+            InputError: ids of another type than all known ones that cannot be converted exactly, as "bob" to a number.
+        """
+        own_users, user = _like(self.users, users, "user")
+        own_items, item = _like(self.items, items, "item")
+        return replace(self, users=own_users, items=own_items, user=user[self.user], item=item[self.item])
+
     def joined(self, other: Interactions) -> Interactions:
         """These events, then those of `other`, over the ids of both; the ids of these keep their positions.
 
@@ -198,3 +223,37 @@ class Interactions:
             return np.argsort(self.user, kind="stable")
 
         return np.lexsort((np.arange(len(self)), self.time, self.user))
+
+
+def _mapped(column: pd.Series, known: IdMap | None) -> tuple[IdMap, NDArray[np.int64]]:
+    """The id map, by default of the column's own ids, and (n,) positions in it."""
+    own = IdMap(pd.unique(column))
+    at = own.positions(column)
+    if known is not None:
+        return known, known.positions(match_ids(own.ids, known).ids)[at]
+
+    if same := spelt_twice(id_index(own.ids)):
+        raise InputError(f"column {column.name!r} holds both {same[0]!r} and {same[1]!r}; write ids in one type")
+
+    return own, at
+
+
+def _like(own: IdMap, known: IdMap, role: str) -> tuple[IdMap, NDArray[np.int64]]:
+    """The ids in the types of `known`, and (n,) where each of `own` stands among them."""
+    matched = match_ids(own.ids, known)
+    if matched.mixed:
+        raise InputError(f"{role} {matched.mixed}; write all of them in one type")
+
+    ids = IdMap(matched.ids.unique())
+
+    return ids, ids.positions(matched.ids)
+
+
+def _as_numbers(column: pd.Series) -> NDArray[np.float64]:
+    try:
+        return np.asarray(column.to_numpy(np.float64, na_value=np.nan), np.float64)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"column {column.name!r} does not hold numbers, but values such as {column.iloc[0]!r}; convert it, or read "
+            "the frame with read_interactions"
+        ) from None

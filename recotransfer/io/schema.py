@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from uuid import UUID
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from recotransfer.data import ColumnKind, IdMap
+from recotransfer.data import ColumnKind
+from recotransfer.data.moments import are_durations, as_datetimes, as_seconds
 from recotransfer.errors import InputError
 from recotransfer.io.parsing import NEARLY_ALL, parse_flags, parse_numbers, parse_times, words
 
@@ -58,8 +57,8 @@ def guess_kind(name: str, values: pd.Series, rows: int) -> ColumnKind | str | No
         return "image" if named & _IMAGE or bytes(filled.iloc[0]).startswith(_IMAGE_BYTES) else None
     if isinstance(filled.iloc[0], (dict, list, np.ndarray)):
         return "image" if named & _IMAGE else None
-    if values.dtype.kind == "M" or isinstance(values.dtype, pd.DatetimeTZDtype):
-        return "date"
+    if as_seconds(values) is not None:
+        return "number" if are_durations(values) else "date"
     if pd.api.types.is_bool_dtype(values) or parse_flags(values) is not None:
         return "flag"
 
@@ -103,6 +102,23 @@ def _are_dates(values: pd.Series) -> bool:
         return False
 
 
+def has_dates(name: str, values: pd.Series) -> bool:
+    """Whether a column holds dates, or is called as if it did."""
+    head = values.dropna().iloc[:1000]
+    if not len(head):
+        return False
+
+    moments = as_seconds(head)
+    if moments is not None:
+        return not are_durations(head)
+    if (_DATE | {"ts", "epoch"}) & set(words(name)):
+        return _are_dates(head)
+
+    dated = r"\s*(?:\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[./]\d{1,2}[./]\d{2,4})(?:[T\s].*)?"
+
+    return not pd.api.types.is_numeric_dtype(head) and bool(head.astype(str).str.fullmatch(dated).mean() >= NEARLY_ALL)
+
+
 def wordiest(columns: pd.DataFrame, names: Sequence[str]) -> str | None:
     """The category that may stand in for a missing title: at least 100 values, most of two words or more."""
     counts = {c: columns[c].nunique() for c in names if columns[c].dropna().astype(str).str.count(" ").median() >= 1}
@@ -113,13 +129,15 @@ def wordiest(columns: pd.DataFrame, names: Sequence[str]) -> str | None:
 # Usual names in order of trust, without case or separators. Two names of one rank in one table are ambiguous.
 _ROLES: dict[str, tuple[str, ...]] = {
     "user": (
-        "user userid",
+        "userid",
+        "user",
         "customer customerid custid visitor visitorid household householdid householdkey reviewer reviewerid shopper "
         "shopperid buyer buyerid client clientid member memberid account accountid patient patientid subject subjectid",
         "session sessionid username uid",
     ),
     "item": (
-        "item itemid",
+        "itemid",
+        "item",
         "product productid asin sku movie movieid article articleid book bookid isbn track trackid song songid goodsid "
         "listing listingid contentid videoid newsid offerid stockcode businessid recipeid gameid animeid",
         "parentasin prodid pid iid upc ean gtin",
@@ -187,23 +205,42 @@ def _plain(name: Any) -> str:
     return re.sub(r"[\W_]", "", str(name).lower())
 
 
+@dataclass(frozen=True)
+class FoundColumns:
+    """The column of each role that a table has, and notes on choices between several columns."""
+
+    names: dict[str, str]
+    notes: tuple[str, ...]
+
+
 def find_columns(
-    names: Sequence[str],
+    frame: pd.DataFrame,
     table: Literal["items", "interactions"],
     given: Mapping[str, str] | None,
     source: str,
+    *,
     roles: Sequence[str] | None = None,
-) -> dict[str, str]:
-    """The column of each role that the table has: the given ones, then those with a usual name.
+    share_known: Mapping[str, Callable[[pd.Series], float]] | None = None,
+) -> FoundColumns:
+    """The column of each role: the given one, else the one that holds known ids, else the one with the usual name.
 
-    `roles` are those looked for, by default all that the table can have.
+    Args:
+        frame: the table.
+        table: which kind of table it is.
+        given: role -> column, as the caller says.
+        source: the table's name in messages.
+        roles: those looked for, by default all that the table can have.
+        share_known: role -> a function that gives the share of a column's ids that the other table has too. Among
+            several columns that may have the role, the one with the greatest share is taken.
 
     Raises:
         InputError: a role or column that does not exist, a needed role that no column fills, or one that two may fill.
     """
+    names = list(frame.columns)
     roles = roles or (("item",) if table == "items" else tuple(_ROLES))
     flag = "--item-column" if table == "items" else "--event-column"
     found = dict(given or {})
+    notes: list[str] = []
 
     for role, name in found.items():
         if role not in roles:
@@ -219,29 +256,93 @@ def find_columns(
         if role in found:
             continue
 
-        fits = _best_fit(free, role, table)
+        ranked = _ranked(frame[free], role, table)
+        fits, why = _best(frame, ranked, (share_known or {}).get(role))
         remedy = f'name it with columns={{"{role}": ...}} (on the command line: {flag} {role}=NAME)'
         if len(fits) > 1:
             raise InputError(f"{source}: the {role} may be in {' or '.join(map(repr, fits))}; {remedy}")
 
         if fits:
             found[role] = fits[0]
+            others = [name for rank in ranked for name in rank if name != fits[0]]
+            if others:
+                notes.append(
+                    f"the {role} was taken from {fits[0]!r}, {why}, and not from {', '.join(map(repr, others))}; to "
+                    f"change that, {remedy}"
+                )
         elif role in ("user", "item"):
             raise InputError(f"{source}: no column looks like the {role}; its columns are {', '.join(names)}; {remedy}")
 
-    return found
+    return FoundColumns(found, tuple(notes))
 
 
-def _best_fit(names: Iterable[str], role: str, table: Literal["items", "interactions"]) -> list[str]:
-    plain = {name: _plain(name) for name in names}
+def id_columns(
+    frame: pd.DataFrame, role: Literal["user", "item"], table: Literal["items", "interactions"]
+) -> list[str]:
+    """All columns that may hold the ids of this role, the likeliest name first."""
+    return [name for rank in _ranked(frame, role, table) for name in rank]
+
+
+def is_role_name(name: str, role: Literal["user", "item"]) -> bool:
+    """Whether a column of this name holds the ids of this role, or plainly some ids."""
+    plain = _plain(name)
+    return plain.removesuffix("s") in {"id", role} or any(plain in rank.split() for rank in _ROLES[role])
+
+
+def _best(
+    frame: pd.DataFrame, ranked: list[list[str]], share_known: Callable[[pd.Series], float] | None
+) -> tuple[list[str], str]:
+    """The columns that fit best, more than one where nothing tells them apart, and why they do."""
+    names = [name for rank in ranked for name in rank]
+    by_name = ranked[0] if ranked else []
+    if share_known is None or len(names) < 2:
+        return by_name, "which has the likeliest name"
+
+    shares = {name: round(share_known(frame[name]), 3) for name in names}
+    most = max(shares.values())
+    if most == 0 or shares[by_name[0]] == most:
+        return [name for name in by_name if shares[name] == most], "which has the likeliest name"
+
+    return [next(name for name in names if shares[name] == most)], "whose ids the other table uses"
+
+
+def _ranked(frame: pd.DataFrame, role: str, table: Literal["items", "interactions"]) -> list[list[str]]:
+    """Columns that may have the role by their names, those of equal trust together, the best first."""
+    plain = {name: _plain(name) for name in frame.columns}
     ranks = [set(rank.split()) for rank in _ROLES[role]]
     if table == "items":
         # Beside a plain "id", a column called "product" or "book" holds a title.
-        named = {"item", "product", "movie", "article", "book", "track", "song", "listing"}
-        ranks = [ranks[0] - named, ranks[1] - named, {"id"}, ranks[2], named, {"index"}]
+        named = {"product", "movie", "article", "book", "track", "song", "listing"}
+        own = [{"itemid"}, {"item"}, {"id"}]
+        if any(_holds_titles(frame[name]) for name, p in plain.items() if p == "item"):
+            own, named = [{"itemid"}, {"id"}], named | {"item"}
+
+        ranks = [*own[:-1], ranks[2] - named, own[-1], ranks[3], named, {"index"}]
 
     fits = ([name for name, p in plain.items() if p in rank] for rank in ranks)
-    return next((f for f in fits if f), [])
+
+    return [fit for fit in fits if fit]
+
+
+def _holds_titles(values: pd.Series) -> bool:
+    """Whether the cells are words, or occur again and again, so that they are no ids of a catalogue."""
+    filled = values.dropna().astype(str)
+    return bool(len(filled)) and (filled.str.count(" ").median() >= 1 or filled.duplicated().mean() > 0.1)
+
+
+def is_row_number(name: str, values: pd.Series) -> bool:
+    """Whether the column only numbers the rows, as the index of a frame does once it was written to a file."""
+    plain = _plain(name)
+    unnamed = re.fullmatch(r"Unnamed: \d+(\.\d+)*", name) is not None
+    if not unnamed and plain not in ("index", "level0", "rowid", "rownames", "rownumber"):
+        return False
+
+    numbers = pd.to_numeric(values, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    steps = np.diff(numbers)
+    if np.isnan(numbers).any():
+        return False
+
+    return bool((steps > 0).all() if unnamed else (steps == 1).all() and numbers[0] in (0, 1))
 
 
 def flat(values: pd.Series, name: str) -> pd.Series:
@@ -259,11 +360,16 @@ def flat(values: pd.Series, name: str) -> pd.Series:
     return values
 
 
-def typed(values: pd.Series, kind: ColumnKind | str | None) -> tuple[pd.Series, NDArray[np.bool_]]:
-    """The column as its kind wants it, gaps as None or NaN, and (n,) bool marking cells that could not be read."""
+def typed(
+    values: pd.Series, kind: ColumnKind | str | None, notes: list[str], *, decimal_comma: bool = False
+) -> tuple[pd.Series, NDArray[np.bool_]]:
+    """The column as its kind wants it, gaps as None or NaN, and (n,) bool marking cells that could not be read.
+
+    `notes` takes sentences on choices that were made; `decimal_comma` is as in `parse_numbers`.
+    """
     bad = np.zeros(len(values), bool)
     if kind == "number":
-        numbers, bad = parse_numbers(values)
+        numbers, bad = parse_numbers(values, notes, decimal_comma=decimal_comma)
         return pd.Series(numbers), bad
 
     if kind == "flag":
@@ -272,7 +378,7 @@ def typed(values: pd.Series, kind: ColumnKind | str | None) -> tuple[pd.Series, 
 
     if kind == "date":
         times = parse_times(values)
-        return pd.to_datetime(pd.Series(times.seconds), unit="s", utc=True), times.bad
+        return as_datetimes(times.seconds), times.bad
 
     cells = values.astype(object)
     if kind in ("text", "category"):
@@ -282,57 +388,3 @@ def typed(values: pd.Series, kind: ColumnKind | str | None) -> tuple[pd.Series, 
         cells = cells.map(lambda cell: cell if isinstance(cell, str) else str(cell), na_action="ignore")
 
     return cells.astype(object).where(cells.notna(), None), bad
-
-
-def clean_ids(values: pd.Series) -> tuple[pd.Series, NDArray[np.bool_]]:
-    """The ids as they came, whole floats (gaps made them so) as integers, and (n,) bool marking missing ones."""
-    missing = values.isna().to_numpy().copy()
-    if values.dtype.kind == "f":
-        missing |= ~np.isfinite(values.to_numpy(np.float64, na_value=np.nan))
-        whole = values[~missing]
-        if len(whole) and (whole == np.floor(whole)).all() and (whole.abs() < 2**53).all():
-            values = values.where(~missing).astype("Int64")
-    elif isinstance(values.dtype, pd.StringDtype):
-        missing |= (values.str.strip() == "").to_numpy(bool, na_value=False)
-    elif values.dtype == object:
-        missing |= np.array([isinstance(v, str) and not v.strip() for v in values], bool)
-
-    return values, missing
-
-
-def settled_ids(values: pd.Series) -> pd.Series:
-    """Ids without gaps in their plainest type: int64, str, or object where they are mixed."""
-    if values.dtype == object:
-        kinds = {type(v) for v in values}
-        return values.infer_objects() if len(kinds) == 1 else values
-
-    if pd.api.types.is_integer_dtype(values) and (values.dtype.kind != "u" or values.max() < 2**63):
-        return values.astype(np.int64)
-
-    return values
-
-
-def as_known_ids(ids: pd.Index, known: IdMap) -> pd.Index | None:
-    """`ids` in the type of `known`, each converted exactly (never "007" to 7); None where that cannot be done."""
-    kinds, wanted = {type(v) for v in ids.tolist()}, {type(v) for v in known.ids[:1000].tolist()}
-    if len(kinds) != 1 or len(wanted) != 1:
-        return None
-
-    to, values = wanted.pop(), list(ids)
-    same: list[Any] | None = None
-    if to is int and kinds == {str} and all(re.fullmatch(r"(0|-?[1-9]\d{0,17})(\.0+)?", v, re.ASCII) for v in values):
-        same = [int(v.split(".")[0]) for v in values]
-    elif to is str and kinds <= {int, UUID}:
-        same = [str(v) for v in values]
-    elif to is str and kinds == {str} and all(re.fullmatch(r"\d+\.0", v, re.ASCII) for v in values):
-        same = [v[:-2] for v in values]
-    elif to is UUID and kinds == {str}:
-        with contextlib.suppress(ValueError):
-            same = [UUID(v) for v in values]
-
-    if same is None:
-        return None
-
-    index: pd.Index = pd.Index(same)
-
-    return index

@@ -1,0 +1,107 @@
+"""Dates, datetimes and durations of any type as seconds, for the years 1 to 9999."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+FIRST_SECOND, LAST_SECOND = -62135596800.0, 253402300799.999999  # the years 1 to 9999, which Python's dates can hold
+_MICROSECONDS, _LAST_MICROSECOND = 1e6, 253402300799_999999
+
+
+def as_seconds(values: pd.Series) -> NDArray[np.float64] | None:
+    """Seconds since 1970 of a column of dates or datetimes, seconds of one of durations; None of any other column.
+
+    (n,) float64, NaN where a cell is empty. Datetimes without a zone are UTC; periods count from their start.
+
+    >>> as_seconds(pd.Series([dt.date(1970, 1, 2), None])).tolist()
+    [86400.0, nan]
+    >>> as_seconds(pd.Series(["1970-01-02"])) is None
+    True
+    """
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        values = values.astype(values.cat.categories.dtype)
+    if isinstance(values.dtype, pd.PeriodDtype):
+        values = values.dt.to_timestamp()
+    if isinstance(values.dtype, pd.DatetimeTZDtype):
+        values = values.dt.tz_convert("UTC").dt.tz_localize(None)
+
+    kind = values.dtype.kind
+    if isinstance(values.dtype, pd.ArrowDtype) and kind in "mM":
+        wanted = pa.timestamp("us") if kind == "M" else pa.duration("us")  # with a zone or without, the instant is UTC
+        return _from_array(pa.array(values).cast(wanted, safe=False).to_numpy(zero_copy_only=False))
+    if kind in "mM":
+        return _from_array(values.to_numpy())
+
+    filled = values.dropna()
+    kinds = {type(value) for value in filled} if kind == "O" else set()
+    if not kinds or not all(issubclass(k, _MOMENTS) for k in kinds):
+        return None
+
+    seconds = np.full(len(values), np.nan)
+    seconds[values.notna().to_numpy()] = [_seconds_of(value) for value in filled]
+
+    return seconds
+
+
+def are_durations(values: pd.Series) -> bool:
+    """Whether a column that `as_seconds` reads holds durations rather than dates."""
+    if values.dtype.kind in "mM":
+        return values.dtype.kind == "m"
+
+    return isinstance(next(iter(values.dropna()), None), (dt.timedelta, np.timedelta64))
+
+
+_MOMENTS = (dt.date, dt.timedelta, np.datetime64, np.timedelta64, pd.Period)
+
+
+def in_calendar(seconds: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(n,) bool: whether each time lies in the years 1 to 9999."""
+    return (seconds >= FIRST_SECOND) & (seconds <= LAST_SECOND)
+
+
+def as_datetimes(seconds: NDArray[np.float64]) -> pd.Series:
+    """Seconds since 1970 as datetimes in UTC to the microsecond; NaT where NaN or outside the years 1 to 9999."""
+    whole = np.where(in_calendar(seconds), seconds, np.nan)
+    micro = np.full(len(whole), np.iinfo(np.int64).min, np.int64)
+    filled = ~np.isnan(whole)
+    micro[filled] = np.minimum(np.round(whole[filled] * _MICROSECONDS).astype(np.int64), _LAST_MICROSECOND)
+
+    return pd.Series(micro.view("datetime64[us]")).dt.tz_localize("UTC")
+
+
+def _from_array(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Seconds of a datetime64 or timedelta64 array of any unit."""
+    unit, step = np.datetime_data(values.dtype)
+    if unit in ("Y", "M"):
+        values, unit, step = values.astype(f"{values.dtype.kind}8[D]"), "D", 1
+
+    per_unit = {"W": 604800, "D": 86400, "h": 3600, "m": 60, "s": 1, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+    size = float(per_unit.get(unit, 1e-9) * step)
+    counts = values.astype(np.int64)
+    with np.errstate(over="ignore"):
+        seconds = counts * size if size >= 1 else counts / round(1 / size)
+    seconds[np.isnat(values)] = np.nan
+
+    return np.asarray(seconds, np.float64)
+
+
+def _seconds_of(value: object) -> float:
+    if isinstance(value, (np.datetime64, np.timedelta64)):
+        return float(_from_array(np.array([value]))[0])
+    if isinstance(value, pd.Period):
+        value = value.to_timestamp()
+    if isinstance(value, dt.timedelta):
+        return value.total_seconds()
+    if isinstance(value, dt.datetime):
+        moment = value if value.tzinfo is not None else value.replace(tzinfo=dt.UTC)
+        return (moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) / dt.timedelta(seconds=1)
+    if isinstance(value, dt.date):
+        return float((value - dt.date(1970, 1, 1)).days * 86400)
+
+    raise TypeError(f"{value!r} is no date")

@@ -1,0 +1,170 @@
+"""The cells of an id column as ids: what programs did to them is undone, what stands for a missing id is found."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from recotransfer.data import IdMap
+from recotransfer.data.ids import id_index
+from recotransfer.data.matching import match_ids
+from recotransfer.errors import InputError
+from recotransfer.io.report import Table
+
+# What programs write for a missing id. An id of the other table that is spelt so stays an id.
+_MISSING_IDS = {
+    "", "none", "null", "nan", "nat", "na", "n/a", "#n/a", "<na>", "\\n", "nil", "undefined",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CleanIds:
+    """The ids of a column, (n,) bool marking missing ones, and notes on what was made of them."""
+
+    values: pd.Series
+    missing: NDArray[np.bool_]
+    notes: tuple[str, ...] = ()
+
+
+def clean_ids(values: pd.Series, known: IdMap | None = None) -> CleanIds:
+    """The ids as they came, but for what programs did to them.
+
+    Whole floats and decimals (5.0, Decimal("5")) become integers, text "5.0" becomes "5" where all ids are such
+    numbers, spaces around text go, and words such as "nan" and "None" are missing ids.
+
+    Args:
+        values: the column.
+        known: ids of the other table; those found there as they stand are left alone.
+
+    Raises:
+        TypeError: values that cannot be ids, such as lists.
+    """
+    missing = values.isna().to_numpy().copy()
+    if values.dtype.kind == "f":
+        missing |= ~np.isfinite(values.to_numpy(np.float64, na_value=np.nan))
+        whole = values[~missing]
+        if len(whole) and (whole == np.floor(whole)).all() and (whole.abs() < 2**53).all():
+            values = values.where(~missing).astype("Int64")
+
+        return CleanIds(values, missing)
+
+    if values.dtype != object and not isinstance(values.dtype, pd.StringDtype):
+        pd.unique(values)
+        return CleanIds(values, missing)
+
+    codes, distinct = pd.factorize(values)
+    ids = list(distinct)
+    if known is None or not len(known):
+        free = list(range(len(ids)))
+    else:
+        free = np.flatnonzero(known.positions(id_index(ids), missing="negative") < 0).tolist()
+
+    cleaned = [*ids, None]
+    for i in free:
+        cleaned[i] = _clean_id(ids[i])
+
+    notes = []
+    words_for_none = [ids[i] for i in free if cleaned[i] is None and str(ids[i]).strip()]
+    if words_for_none:
+        notes.append(f"cells such as {words_for_none[0]!r} were taken as missing ids")
+
+    texts = [i for i in free if isinstance(cleaned[i], str)]
+    floats = [i for i in texts if re.fullmatch(r"-?\d+\.0+", cleaned[i], re.ASCII)]
+    if floats and all(cleaned[i].lstrip("-").isdigit() for i in set(texts) - set(floats)):
+        notes.append(
+            f"ids such as {cleaned[floats[0]]!r} were converted to whole numbers, {cleaned[floats[0]].split('.')[0]!r}"
+        )
+        for i in floats:
+            cleaned[i] = cleaned[i].split(".")[0]
+
+    changed = [i for i in free if cleaned[i] is not ids[i]]
+    if not changed:
+        return CleanIds(values, missing, tuple(notes))
+
+    spaced = [i for i in changed if isinstance(ids[i], str) and cleaned[i] == ids[i].strip() != ids[i]]
+    if spaced:
+        notes.append(f"spaces around ids such as {ids[spaced[0]]!r} were removed")
+
+    array = np.empty(len(cleaned), dtype=object)
+    array[:] = cleaned
+    out = pd.Series(array[codes], index=values.index, dtype=object)
+    missing = np.array([value is None for value in cleaned], bool)[codes]
+
+    return CleanIds(out, missing, tuple(notes))
+
+
+def _clean_id(value: Any) -> Any:
+    """The id, None where it stands for a missing one."""
+    if isinstance(value, str):
+        bare = value.strip()
+        if bare.lower() in _MISSING_IDS:
+            return None
+
+        return value if bare == value else bare
+
+    if isinstance(value, (float, np.floating, Decimal)):
+        if not math.isfinite(value):
+            return None
+
+        return int(value) if value == int(value) else value
+
+    return value
+
+
+def settled_ids(values: pd.Series) -> pd.Series:
+    """Ids without gaps in their plainest type: int64, str, or object where they are mixed."""
+    if values.dtype == object:
+        kinds = {type(v) for v in values}
+        return values.infer_objects() if len(kinds) == 1 else values
+
+    if pd.api.types.is_integer_dtype(values) and (values.dtype.kind != "u" or values.max() < 2**63):
+        return values.astype(np.int64)
+
+    return values
+
+
+def take_ids(table: Table, column: str, role: str, known: IdMap | None = None) -> pd.Series:
+    """The column's clean ids; rows without one are dropped from the table."""
+    try:
+        ids = clean_ids(table.frame[column], known)
+    except TypeError as cause:
+        raise InputError(
+            f"{table.name}: column {column!r} holds values that are no ids ({cause}); use plain ids"
+        ) from None
+
+    table.notes += [f"column {column!r}: {note}" for note in ids.notes]
+    table.drop(ids.missing, f"missing {role} id", column, f"fill in the {role}")
+
+    return ids.values
+
+
+def distinct_ids(values: pd.Series) -> pd.Index:
+    """The column's distinct clean ids; none where its values cannot be ids."""
+    try:
+        clean = clean_ids(values)
+    except TypeError:  # lists and the like are no ids
+        return pd.Index([])
+
+    index: pd.Index = pd.Index(settled_ids(clean.values[~clean.missing]).unique())
+
+    return index
+
+
+def share_known(ids: NDArray[Any], known: IdMap) -> float:
+    """The share of the ids that are known, in whatever type."""
+    if not len(ids):
+        return 0.0
+
+    return float((known.positions(match_ids(ids, known).ids, missing="negative") >= 0).mean())
+
+
+def share_in(known: IdMap, values: pd.Series) -> float:
+    """The share of a column's distinct ids that are known."""
+    return share_known(np.asarray(distinct_ids(values)), known)
