@@ -46,7 +46,7 @@ WINGS = [
 SHARED = {
     "data": "ids",
     "io": "parsing report",
-    "numerics": "vectors",
+    "numerics": "compiled threads vectors",
     "retrieval": "base",
     "encoders": "base models precision",
     "evaluation": "split",
@@ -63,6 +63,7 @@ STAGES = {
     "io.tables": "csv_files databases parquet_files",
     "io.events": "schema",
     "io.readers": "csv_files events ids schema tables",
+    "numerics.candidates": "_item_loops",
     "numerics.ridge": "_item_loops sparse",
     "numerics.sparse": "_item_loops",
     "numerics.topk": "_topk_loops",

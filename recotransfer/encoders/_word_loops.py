@@ -5,10 +5,18 @@ They release the interpreter lock and start no threads. numba keeps the machine 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
-from numba import njit
+from numpy.typing import NDArray
+
+from recotransfer.numerics.compiled import compiled
+
+_Keys: TypeAlias = NDArray[np.uint64]
+_Bytes: TypeAlias = NDArray[np.uint8]
+_Int: TypeAlias = NDArray[np.int32]
+_Long: TypeAlias = NDArray[np.int64]
+_Float: TypeAlias = NDArray[np.float32]
 
 _START = np.uint64(0xCBF29CE484222325)  # FNV-1a in 64 bits (Fowler, Noll and Vo)
 _TIMES = np.uint64(0x100000001B3)
@@ -17,8 +25,8 @@ _SHIFT = np.uint64(32)
 _LONGEST = 64  # bytes of an unknown word that are looked at: its pieces cost the square of them
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _slot(keys: Any, key: Any) -> Any:  # pragma: no cover - compiled
+@compiled()
+def _slot(keys: _Keys, key: np.uint64) -> np.uint64:  # pragma: no cover - compiled
     """Where `key` stands in the open table, or the empty slot where it would."""
     mask = np.uint64(len(keys) - 1)
     at = (key ^ (key >> _SHIFT)) & mask
@@ -28,8 +36,8 @@ def _slot(keys: Any, key: Any) -> Any:  # pragma: no cover - compiled
     return at
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def open_table(text: Any, ends: Any) -> Any:  # pragma: no cover - compiled
+@compiled()
+def open_table(text: _Bytes, ends: _Long) -> tuple[_Keys, _Int]:  # pragma: no cover - compiled
     """Keys (size,) uint64, 0 where empty, and rows (size,) int32 of the entries whose UTF-8 bytes end at `ends`."""
     size = 16
     while size < 3 * len(ends):
@@ -49,8 +57,10 @@ def open_table(text: Any, ends: Any) -> Any:  # pragma: no cover - compiled
     return keys, rows
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def lookup(text: Any, ends: Any, keys: Any, rows: Any, letter: Any) -> Any:  # pragma: no cover - compiled
+@compiled()
+def lookup(
+    text: _Bytes, ends: _Long, keys: _Keys, rows: _Int, letter: NDArray[np.bool_]
+) -> tuple[_Int, _Long]:  # pragma: no cover - compiled
     """Rows found (m,) int32 in reading order, and where each text's begin (n + 1,).
 
     `letter` (256,) tells which bytes belong to words. An unknown word gives its longest known beginning, then the
@@ -99,8 +109,10 @@ def lookup(text: Any, ends: Any, keys: Any, rows: Any, letter: Any) -> Any:  # p
     return found[:count].copy(), start
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})  # type: ignore[untyped-decorator]
-def read(found: Any, start: Any, table: Any, own: Any, before: Any, out: Any) -> None:  # pragma: no cover - compiled
+@compiled(fastmath={"reassoc", "contract"})
+def read(
+    found: _Int, start: _Long, table: _Float, own: _Float, before: _Float, out: _Float
+) -> None:  # pragma: no cover - compiled
     """Fill `out` (n, dim + width) with sums over each text's words, divided by the root of their number.
 
     The first part adds rows of `table` (words, dim), the second max(0, own[word] + before[word before it]), both

@@ -5,16 +5,16 @@ All release the interpreter lock and start no threads of their own. numba keeps 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
 from numba.core import cgutils, config, types
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from recotransfer.numerics.compiled import compiled
 
 LANES = 16  # items side by side in one vector: the width of 512-bit float32, split in two or four elsewhere
 ROWS = 6  # queries of one register tile: 6 x 4 vectors leave 8 of 32 registers for the operands
@@ -24,24 +24,10 @@ _FEATURES = (get_host_cpu_features() if _NAMED is None else _NAMED).split(",")
 PAIRS = "+avx512bf16" in _FEATURES  # products of bfloat16 pairs, at four times the speed of float32
 VECTORS = 4 if "+avx512f" in _FEATURES else 1  # vectors of items in one register tile
 _SUPER = 64  # groups under one entry of the upper level of maxima
-_Loop = TypeVar("_Loop", bound=Callable[..., Any])
 
-
-def _exact(loop: _Loop) -> _Loop:
-    compiled: _Loop = njit(cache=True, nogil=True)(loop)
-    return compiled
-
-
-def _any_order(loop: _Loop) -> _Loop:
-    """Sums may be reordered, which lets them be vectorised; infinities stay what they are."""
-    compiled: _Loop = njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})(loop)
-    return compiled
-
-
-def _no_nan(loop: _Loop) -> _Loop:
-    """Maxima may be taken in any order too."""
-    compiled: _Loop = njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nnan", "nsz"})(loop)
-    return compiled
+_exact = compiled()
+_any_order = compiled(fastmath={"reassoc", "contract"})  # sums are vectorised; infinities stay what they are
+_no_nan = compiled(fastmath={"reassoc", "contract", "nnan", "nsz"})  # maxima in any order too
 
 
 class _BFloat(ir.Type):  # type: ignore[misc]

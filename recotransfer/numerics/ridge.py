@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy import linalg, sparse
 
 from recotransfer.errors import InputError
-from recotransfer.numerics.sparse import by_line, columns_to_csr
+from recotransfer.numerics.sparse import by_line, columns_to_csr, empty_columns
+from recotransfer.numerics.threads import over_rows
 from recotransfer.numerics.vectors import Float
 
 _BLOCK = 1024  # users multiplied with a dense matrix at a time
@@ -153,18 +154,16 @@ def local_ridge(
         raise InputError(f"neighbours must be at least 1, got {neighbours}")
 
     gram, columns = sparse.csr_array(gram), sparse.csc_array(target)
-    from numba import get_num_threads
-
     from recotransfer.numerics._item_loops import local_ridge_columns
 
-    rows, values = local_ridge_columns(
-        *by_line(gram),
-        *by_line(columns),
-        gram.diagonal().astype(np.float32),
-        neighbours,
-        reg,
-        exclude_self,
-        get_num_threads(),
-    )
+    n = gram.shape[0]
+    systems, targets, diagonal = by_line(gram), by_line(columns), gram.diagonal().astype(np.float32)
+    rows, values = empty_columns(n, neighbours)
 
-    return columns_to_csr(rows, values, height=gram.shape[0])
+    def task(first: int, last: int) -> None:
+        local_ridge_columns(systems, targets, diagonal, reg, exclude_self, first, last, rows, values)
+
+    each = min(neighbours, columns.nnz / max(n, 1))
+    over_rows(task, n, n * (each**3 / 3 + each * gram.nnz / max(n, 1)))
+
+    return columns_to_csr(rows, values, height=n)

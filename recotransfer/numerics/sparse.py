@@ -8,7 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from recotransfer.numerics.threads import over_rows
 from recotransfer.numerics.vectors import Float
+
+_SORTING = 8  # simple operations that a cell costs to be ranked
 
 
 def columns_to_csr(rows: NDArray[np.int32], values: Float, *, height: int) -> sparse.csr_array:
@@ -21,15 +24,22 @@ def columns_to_csr(rows: NDArray[np.int32], values: Float, *, height: int) -> sp
 
 def keep_largest(matrix: sparse.csr_array, count: int) -> sparse.csr_array:
     """The matrix with only the `count` largest magnitudes of each column; ties go to the lower row."""
-    from numba import get_num_threads
-
     from recotransfer.numerics._item_loops import largest_of_columns
 
     columns = sparse.csc_array(matrix)
     columns.sort_indices()
-    found = largest_of_columns(*by_line(columns), count, get_num_threads())
+    lines = by_line(columns)
+    rows, values = empty_columns(matrix.shape[1], count)
+    over_rows(
+        lambda first, last: largest_of_columns(*lines, first, last, rows, values), len(rows), _SORTING * columns.nnz
+    )
 
-    return columns_to_csr(*found, height=matrix.shape[0])
+    return columns_to_csr(rows, values, height=matrix.shape[0])
+
+
+def empty_columns(n: int, most: int) -> tuple[NDArray[np.int32], Float]:
+    """Rows (n, most), all -1, and values for `columns_to_csr`."""
+    return np.full((n, most), -1, np.int32), np.zeros((n, most), np.float32)
 
 
 def product_top_k(
@@ -43,13 +53,18 @@ def product_top_k(
 
     Rows with fewer end in -1 and -inf. The product is never held: memory is users x k. Ties go to the lower position.
     """
-    from numba import get_num_threads
+    from recotransfer.numerics import _item_loops
 
-    from recotransfer.numerics import _item_loops as kernels
-
+    own, cells = by_line(history), by_line(weights)
     barred = by_line(sparse.csr_array((0, 0)) if exclude is None else exclude)[:2]
     allowed = np.empty(0, np.bool_) if mask is None else mask
-    positions, scores = kernels.product_top_k(by_line(history), by_line(weights), barred, allowed, k, get_num_threads())
+    users, n = history.shape
+    positions, scores = np.full((users, k), -1, np.int64), np.full((users, k), -np.inf, np.float32)
+
+    def task(first: int, last: int) -> None:
+        _item_loops.product_top_k(own, cells, barred, allowed, first, last, positions, scores)
+
+    over_rows(task, users, history.nnz * weights.nnz / max(n, 1))
 
     return positions, scores
 
@@ -68,22 +83,23 @@ def smoothed(
     behaviour B (n, n); stand_in (n, m) and own_column (m,) of the m items; lookalikes W (n, n) and own (n,) of all;
     content (n, m). A column with own_column > 0 must stand at its own place in behaviour.
     """
-    from numba import get_num_threads
-
     from recotransfer.numerics._item_loops import smoothed_columns
 
-    found = smoothed_columns(
+    matrices = (
         by_line(sparse.csc_array(behaviour)),
         by_line(sparse.csc_array(stand_in)),
         by_line(lookalikes),
         by_line(sparse.csc_array(content)),
-        own_column,
-        own,
-        keep,
-        get_num_threads(),
     )
+    n = max(len(own), 1)
+    rows, values = empty_columns(len(own_column), keep)
 
-    return columns_to_csr(*found, height=len(own))
+    def task(first: int, last: int) -> None:
+        smoothed_columns(*matrices, own_column, own, first, last, rows, values)
+
+    over_rows(task, len(rows), stand_in.nnz * behaviour.nnz / n + len(rows) * keep * lookalikes.nnz / n + content.nnz)
+
+    return columns_to_csr(rows, values, height=len(own))
 
 
 def by_line(matrix: sparse.csr_array | sparse.csc_array) -> tuple[NDArray[np.int32], NDArray[np.int64], Float]:

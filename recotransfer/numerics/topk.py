@@ -12,9 +12,6 @@ the scores are never written to memory. Rounding errors, measured while packing,
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,8 +20,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recotransfer.errors import InputError
+from recotransfer.numerics.threads import in_threads, slices, thread_count
 
 _SMALL = 1 << 20  # multiplications below which a plain product is quicker than packing
+_AT_ONCE = 8  # multiplications in the time of one simple operation
 _MESSAGE = "hold NaN or infinite values; drop or mend those rows, or leave them out with exclude or mask"
 
 
@@ -123,7 +122,7 @@ def top_k_of_scores(
         part = _frozen(np.ascontiguousarray(scores[rows]))
         return best_of_scores(part, indptr, indices, use, found.positions[rows], found.scores[rows])
 
-    if not all(_in_threads(task, _slices(b, max(1, min(256, -(-b // _threads())))))):
+    if not all(in_threads(task, slices(b, max(1, min(256, -(-b // thread_count())))), scores.size)):
         raise InputError(f"scores {_MESSAGE}")
 
     return found
@@ -181,7 +180,7 @@ def rescore(
         rows, columns = rows[keep], columns[keep]
 
     values = np.empty(rows.size, np.float32)
-    for part in _slices(rows.size, 1 << 16):
+    for part in slices(rows.size, 1 << 16):
         values[part] = np.einsum("ij,ij->i", queries[rows[part]], items[columns[part]], dtype=np.float64)
 
     return rank_candidates(rows, columns, values, b, k)
@@ -306,9 +305,10 @@ def _search(
     """Blocks of queries over the threads; where there are but a few queries, the threads share the items instead."""
     from recotransfer.numerics._topk_loops import LANES, ROWS, VECTORS, best_of_groups, scan
 
-    b, chunks, threads = len(queries), packed.norms.size // LANES, _threads()
+    b, chunks, threads = len(queries), packed.norms.size // LANES, thread_count()
     block = block or min(32 * ROWS, (1 << 20) // chunks)
     block = ROWS * max(1, min(block // ROWS, -(-b // (threads * ROWS))))
+    work = b * packed.allowed.size * queries.shape[1] / _AT_ONCE
     found = _empty(b, k)
     use = _frozen(np.empty(0, np.bool_) if mask is None else mask)
 
@@ -322,14 +322,14 @@ def _search(
             scan(tiles, packed.tiles, best, steps, packed.group // VECTORS, some.start, some.stop)
 
         share = chunks if b > ROWS else -(-chunks // threads)
-        _in_threads(scan_some, _slices(chunks, share))
+        in_threads(scan_some, slices(chunks, share), work)
         indptr, indices = _rows_of(exclude, rows)
         best_of_groups(
             part, bounds, scales, best, packed.items, packed.allowed, packed.group, packed.norms, packed.errors,
             indptr, indices, use, found.positions[rows], found.scores[rows],
         )  # fmt: skip
 
-    _in_threads(task, _slices(b, block))
+    in_threads(task, slices(b, block), work)
 
     return found
 
@@ -370,7 +370,7 @@ def _tiles(
         own = slice(some.start * width, some.stop * width)
         pack(values, rows[own], scales[own], pairs, out[some], bounds[:, own])
 
-    _in_threads(task, _slices(len(out), max(1, 32768 // width)))
+    in_threads(task, slices(len(out), max(1, 32768 // width)), rows.size * values.shape[1])
 
     return out.reshape(-1) if pairs else out.reshape(-1).view(np.float32), bounds
 
@@ -379,7 +379,8 @@ def _lengths(values: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np
     from recotransfer.numerics._topk_loops import measure
 
     out = np.empty(rows.size)
-    _in_threads(lambda some: measure(values, rows[some], out[some]), _slices(rows.size, 1 << 16))
+    work = rows.size * values.shape[1]
+    in_threads(lambda some: measure(values, rows[some], out[some]), slices(rows.size, 1 << 16), work)
     return out
 
 
@@ -401,20 +402,3 @@ def _rows_of(exclude: sparse.csr_array | None, rows: slice) -> tuple[NDArray[np.
 
     indptr = np.asarray(exclude.indptr[rows.start : rows.stop + 1], np.int64)
     return indptr - indptr[0], np.asarray(exclude.indices[indptr[0] : indptr[-1]], np.int64)
-
-
-def _threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _slices(total: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
-
-
-def _in_threads(task: Callable[[slice], Any], parts: list[slice]) -> list[Any]:
-    """`task` of each part, in order. Plain threads suffice, as the loops release the lock: no OpenMP pool to nest."""
-    if len(parts) < 2 or _threads() < 2:
-        return [task(part) for part in parts]
-
-    with ThreadPoolExecutor(min(_threads(), len(parts))) as pool:
-        return list(pool.map(task, parts))

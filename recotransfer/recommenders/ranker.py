@@ -14,6 +14,7 @@ from recotransfer.data import Embeddings, Interactions
 from recotransfer.errors import ArtifactError, InputError, require
 from recotransfer.evaluation.splits import hold_out_last
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
+from recotransfer.numerics.candidates import add_candidate_cosines, add_candidate_sums, network_scores
 from recotransfer.numerics.histories import seen_items, sequences, subset, transitions
 from recotransfer.numerics.sparse import by_line, scaled, smoothed
 from recotransfer.numerics.topk import TopK
@@ -233,11 +234,7 @@ class HybridRanker(Recommender):
 
     def _features(self, events: Interactions, top: TopK) -> Float:
         """(users, m, features) of each candidate in `top`, in the order of `columns_`; 0 past the end of a list."""
-        from numba import get_num_threads
-
-        from recotransfer.numerics._item_loops import candidate_cosines, candidate_sums
-
-        base, workers = self.base_, get_num_threads()
+        base = self.base_
         item, strength, age, start = sequences(events)
         user = np.repeat(np.arange(len(events.users)), np.diff(start))
         decay = base.history_decay if events.time is not None else 1.0
@@ -246,7 +243,7 @@ class HybridRanker(Recommender):
 
         for name, matrix in self.matrices_.items():
             columns = np.array([self.columns_.get(f"{kind} {name}", -1) for kind in _KINDS])
-            candidate_sums(start, item, weight, matrix, top.positions, columns, out, workers)
+            add_candidate_sums(out, (start, item, weight), matrix, top.positions, columns)
 
         def put(name: str, values: NDArray[Any]) -> None:
             if name in self.columns_:
@@ -270,7 +267,7 @@ class HybridRanker(Recommender):
                     own = sparse.csr_array((weight[:, column], item, start), shape=shape)
                     profile = np.asarray(scaled(own, reciprocal(own.sum(axis=1)), None) @ base.items_.vectors)
                     column = self.columns_[name]
-                    candidate_cosines(unit_rows(profile), base.items_.vectors, top.positions, column, out, workers)
+                    add_candidate_cosines(out, unit_rows(profile), base.items_.vectors, top.positions, column)
 
             put("coherence", np.linalg.norm(profile, axis=1)[:, None])
 
@@ -281,12 +278,8 @@ class HybridRanker(Recommender):
 
         A feature outside what the network has seen counts as the nearest it has.
         """
-        from numba import get_num_threads
-
-        from recotransfer.numerics._item_loops import network_scores
-
         low, high, *weights = self.network_.values()
-        told = network_scores(np.clip(features, low, high), *weights, get_num_threads())
+        told = network_scores(np.clip(features, low, high), *weights)
         listed = scores > 0
 
         return np.where(listed, np.log(np.where(listed, scores, 1)) + told, _NEVER).astype(np.float32)

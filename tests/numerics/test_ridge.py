@@ -1,4 +1,3 @@
-import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +6,7 @@ from scipy import sparse
 
 from recotransfer.data import IdMap, Interactions
 from recotransfer.errors import InputError
+from recotransfer.numerics import threads
 from recotransfer.numerics.histories import histories, transitions
 from recotransfer.numerics.ridge import ease, half_step, local_ridge, ridge, unobserved_metric
 from recotransfer.numerics.sparse import columns_to_csr, keep_largest, product_top_k, scaled, smoothed
@@ -332,27 +332,24 @@ def test_sums_that_pass_through_zero_are_counted_once():
 # -- all of them -------------------------------------------------------------------------------------------------------
 
 
-def test_the_number_of_threads_changes_nothing():
+def test_the_number_of_threads_changes_nothing(monkeypatch):
+    monkeypatch.setattr(threads, "WORTH_THREADS", 0)
     gram = random_gram(10, items=40)
     behaviour, lookalikes, content, own = parts_of_a_hybrid(n=40)
     b, w, c = as_sparse(behaviour, lookalikes, content)
     history = random_sparse(11, (50, 40))
-    before = numba.get_num_threads()
     results = []
-    for threads in {1, min(2, before)}:
-        numba.set_num_threads(threads)
-        try:
-            solved = local_ridge(gram, gram, 1.0, 10)
-            results.append(
-                [
-                    solved.toarray(),
-                    keep_largest(gram, 5).toarray(),
-                    smoothed(b, w, own, w, own, c, keep=8).toarray(),
-                    *product_top_k(history, solved, 7, history, None),
-                ]
-            )
-        finally:
-            numba.set_num_threads(before)
+    for count in (1, 2, 3, 16):
+        monkeypatch.setattr(threads, "thread_count", lambda count=count: count)
+        solved = local_ridge(gram, gram, 1.0, 10)
+        results.append(
+            [
+                solved.toarray(),
+                keep_largest(gram, 5).toarray(),
+                smoothed(b, w, own, w, own, c, keep=8).toarray(),
+                *product_top_k(history, solved, 7, history, None),
+            ]
+        )
     for parts in zip(*results, strict=True):
         for part in parts[1:]:
             np.testing.assert_array_equal(parts[0], part)

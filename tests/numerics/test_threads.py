@@ -1,0 +1,204 @@
+"""Threads, forks, and machines where compiled code cannot be kept."""
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from conftest import REPO
+
+from recotransfer.data import Embeddings, IdMap, Interactions
+from recotransfer.numerics import threads
+from recotransfer.numerics.threads import in_threads, over_rows, slices, thread_count
+from recotransfer.recommenders import (
+    ALS,
+    EASE,
+    ContentProfiles,
+    HybridItems,
+    HybridRanker,
+    ItemKNN,
+    Popularity,
+    RidgeProfiles,
+)
+from recotransfer.retrieval import ExactIndex
+
+SHOP = textwrap.dedent(
+    """
+    import numpy as np, os, signal, sys
+    from recotransfer.data import Embeddings, IdMap, Interactions
+    from recotransfer.recommenders import *
+    rng = np.random.default_rng(0)
+    log = Interactions(IdMap(range(60)), IdMap(range(300)), rng.integers(0, 60, 2000), rng.integers(0, 300, 2000),
+                       np.ones(2000, np.float32), np.arange(2000.0))
+    content = Embeddings(log.items, rng.standard_normal((300, 32)).astype(np.float32))
+    """
+)
+
+
+def printed_by(code, **environment):
+    """What a fresh interpreter prints; it is killed after two minutes."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SHOP + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+        cwd=REPO,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout.strip()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_worker_answers_like_its_parent():
+    code = """
+        models = [HybridItems(), ALS(epochs=2), SASRec(epochs=1)]
+        for model in models:
+            model.fit(log, content)
+        warm = [model.recommend(k=5).items.tolist() for model in models]
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            os._exit(0 if [model.recommend(k=5).items.tolist() for model in models] == warm else 1)
+        print(os.waitpid(child, 0)[1])
+    """
+    assert printed_by(code, OMP_NUM_THREADS="4") == "0"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_pool_of_forked_workers_answers():
+    code = """
+        import multiprocessing
+        model = HybridItems().fit(log, content)
+        warm = model.recommend(k=5).items.tolist()
+        def ask(user):
+            return model.recommend([user], 5).items[0].tolist()
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            print(pool.map_async(ask, range(60)).get(timeout=60) == warm)
+    """
+    assert printed_by(code) == "True"
+
+
+@pytest.mark.parametrize("layer", ["workqueue", "omp", "tbb"])
+def test_eight_threads_get_their_answers_under_each_of_numbas_threading_layers(layer):
+    if layer == "tbb" and importlib.util.find_spec("tbb") is None:
+        pytest.skip("tbb is not installed")
+    code = """
+        from concurrent.futures import ThreadPoolExecutor
+        from recotransfer.numerics import threads
+        threads.WORTH_THREADS = 0
+        model = HybridRanker(epochs=1).fit(log, content)
+        one = model.recommend(k=5).items.tolist()
+        with ThreadPoolExecutor(8) as pool:
+            print(list(pool.map(lambda at: model.recommend([at % 60], 5).items[0].tolist(), range(240))) == 4 * one)
+    """
+    assert printed_by(code, NUMBA_THREADING_LAYER=layer) == "True"
+
+
+def test_where_machine_code_cannot_be_kept_loops_compile_all_the_same():
+    code = """
+        import recotransfer.numerics._topk_loops, recotransfer.numerics._item_loops, recotransfer.encoders._word_loops
+        print(ItemKNN().fit(log).recommend([3], 5).items.shape)
+        print(type(recotransfer.numerics._topk_loops.scan._cache).__name__)
+    """
+    nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator", "HOME": "/proc/nohome"}
+    assert printed_by(code, **nowhere).split("\n") == ["(1, 5)", "NullCache"]
+
+
+def test_compiled_loops_start_no_threads_and_are_compiled_in_one_place():
+    for path in sorted((REPO / "recotransfer").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = getattr(node, "attr", None) or getattr(node, "id", None)
+            assert name != "prange", path
+            if name in ("njit", "jit"):
+                assert path.name == "compiled.py", path
+
+
+@pytest.fixture
+def pools(monkeypatch):
+    """The number of pools that were started, on a machine of eight processors."""
+    started = []
+
+    class Counted(threads.ThreadPoolExecutor):
+        def __init__(self, *args):
+            started.append(args)
+            super().__init__(*args)
+
+    monkeypatch.setattr(threads, "ThreadPoolExecutor", Counted)
+    monkeypatch.setattr(threads, "thread_count", lambda: 8)
+    return started
+
+
+ITEMS = 3000
+
+
+@pytest.fixture(scope="module")
+def shop():
+    """A log over some thousand items, and their vectors."""
+    rng = np.random.default_rng(0)
+    user, item = rng.integers(0, 400, 8_000), rng.integers(0, ITEMS, 8_000)
+    log = Interactions(
+        IdMap(range(400)), IdMap(range(ITEMS)), user, item, np.ones(8_000, np.float32), np.arange(8_000.0)
+    )
+    return log, Embeddings(log.items, rng.standard_normal((ITEMS, 64)).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        HybridItems(),
+        HybridRanker(epochs=1),
+        EASE(),
+        ItemKNN(),
+        ALS(epochs=1),
+        RidgeProfiles(),
+        ContentProfiles(),
+        Popularity(),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_a_small_request_stays_on_the_callers_thread(shop, pools, model):
+    model.fit(*shop)
+    pools.clear()
+    assert model.recommend([7], 20).items.shape == (1, 20)
+    assert pools == []
+
+
+def test_searching_for_one_query_stays_on_the_callers_thread_and_for_many_does_not(shop, pools):
+    vectors = shop[1].vectors
+    index = ExactIndex().build(vectors)
+    pools.clear()
+    index.search(vectors[:1], 10)
+    assert pools == []
+    index.search(np.tile(vectors, (2, 1)), 10)
+    assert pools
+
+
+def test_work_is_spread_only_where_it_is_worth_it(pools):
+    seen = []
+    assert in_threads(lambda part: part.start, slices(10, 3), work=1) == [0, 3, 6, 9]
+    over_rows(lambda first, last: seen.append((first, last)), 100, work=threads.WORTH_THREADS - 1)
+    assert (seen, pools) == ([(0, 100)], [])
+    seen.clear()
+    over_rows(lambda first, last: seen.append((first, last)), 100, work=threads.WORTH_THREADS)
+    assert sorted(seen) == [(at, min(at + 4, 100)) for at in range(0, 100, 4)]
+    assert len(pools) == 1
+    assert in_threads(lambda part: part.start, slices(10, 3), work=threads.WORTH_THREADS) == [0, 3, 6, 9]
+    over_rows(lambda first, last: pytest.fail("nothing to do"), 0, work=threads.WORTH_THREADS)
+
+
+@pytest.mark.parametrize(
+    ("environment", "most"),
+    [({}, 64), ({"OMP_NUM_THREADS": "1"}, 1), ({"NUMBA_NUM_THREADS": "1"}, 1), ({"OMP_NUM_THREADS": "many"}, 64)],
+)
+def test_threads_are_limited_as_for_other_libraries(monkeypatch, environment, most):
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert thread_count() == most
