@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -32,7 +30,6 @@ from recotransfer.transfer import Transfer, Tuner
 
 _AUDIENCE_BLOCK = 4096  # users ranked at a time
 _BEFORE_TUNING = "this task has tuners that have not been at work; go on with task.tuned(items, events), which has none"
-_PLAIN = {str, bool, int, float, date, datetime, pd.Timestamp, Decimal}
 
 
 class TransferTask:
@@ -52,6 +49,7 @@ class TransferTask:
 
     encoders_: list[Encoder]
     reports_: list[EncodeReport]
+    tuning_reports_: dict[str, dict[str, Any]]
 
     def __init__(
         self,
@@ -79,6 +77,10 @@ class TransferTask:
     def fit(self, items: Items, interactions: Interactions, *, embeddings: Sequence[Embeddings] | None = None) -> Self:
         """Tune encoders, encode the items, fuse their modalities, map the vectors, fit the recommender. Returns self.
 
+        The recommender, the transfers and the tuners that the task was given stay as they are; `recommender` and
+        `transfers` are fitted ones of its own from here on. An earlier fit is replaced in one step at the end, so that
+        nothing of it is left, and an error leaves the task unchanged.
+
         Args:
             items: the catalogue.
             interactions: the log, or any other relation of subjects to these items: labels are users too.
@@ -88,10 +90,16 @@ class TransferTask:
         Raises:
             InputError: `embeddings` for a task with tuners, which they have not been through; see `tuned`.
         """
+        out = copy.copy(self)
+        out._fit(items, interactions, embeddings)
+        self.__dict__ = out.__dict__
+        return self
+
+    def _fit(self, items: Items, interactions: Interactions, embeddings: Sequence[Embeddings] | None) -> None:
         self.recommender.check_settings()
         if embeddings is None:
             if self.tuners:
-                self.encoders_ = self._tuned(items, interactions)
+                self.encoders_, self.tuning_reports_ = self._tuned(items, interactions)
             else:
                 self.encoders_ = self._encoders_for(items)
 
@@ -109,15 +117,15 @@ class TransferTask:
             raise InputError("transfers map vectors, and there are none without content; give encoders")
 
         fused = self.fusion_.transform(embeddings) if self.fusion_ is not None else None
+        self.transfers = [transfer.unfitted() for transfer in self.transfers]
         for transfer in self.transfers:
             assert fused is not None
             fused = transfer.fit(fused, interactions).transform(fused)
 
         catalogue = items.ids.union(interactions.items)  # with or without content, so that variants rank the same items
-        self.recommender.fit(interactions.with_items(catalogue), fused)
-        self._attach(items)
-
-        return self
+        self.recommender = self.recommender.unfitted().fit(interactions.with_items(catalogue), fused, columns=items)
+        columns = self.recommender.item_columns_
+        self.kinds_ = {name: kind for name, kind in items.kinds.items() if columns is not None and name in columns}
 
     def encode(self, items: Items) -> list[Embeddings]:
         """One `Embeddings` per encoder, by those of the fit once there was one; `reports_` tells what was not read."""
@@ -137,18 +145,20 @@ class TransferTask:
     def tuned(self, items: Items, interactions: Interactions) -> Self:
         """A task without tuners, not fitted, whose encoders have been through them: what `fit` begins with."""
         out = copy.copy(self)
-        out.encoders, out.tuners = self._tuned(items, interactions), {}
+        out.encoders, out.tuning_reports_ = self._tuned(items, interactions)
+        out.tuners = {}
         vars(out).pop("fusion_", None)
         return out
 
-    def _tuned(self, items: Items, interactions: Interactions) -> list[Encoder]:
-        """The encoders, those of a modality with a tuner changed by it."""
+    def _tuned(self, items: Items, interactions: Interactions) -> tuple[list[Encoder], dict[str, dict[str, Any]]]:
+        """The encoders, those of a modality with a tuner changed by it, and the tuners' reports by modality."""
         before = self._encoders_for(items)
         if unknown := set(self.tuners) - {encoder.modality for encoder in before}:
             read = ", ".join(sorted({encoder.modality for encoder in before})) or "none"
             raise InputError(f"tuners name {sorted(unknown)[0]!r}; the modalities read are {read}")
 
         out: list[Encoder] = []
+        reports = {}
         for encoder in before:
             tuner = self.tuners.get(encoder.modality)
             if tuner is None:
@@ -156,9 +166,11 @@ class TransferTask:
             elif not hasattr(encoder, "module"):
                 raise InputError(f"{type(encoder).__name__} has no weights to tune; leave its tuner out")
             else:
-                out.append(tuner.tune(cast(TrainableEncoder, encoder), items, interactions))
+                own = copy.copy(tuner)  # a tuner keeps its report, and the one given may be another task's too
+                out.append(own.tune(cast(TrainableEncoder, encoder), items, interactions))
+                reports[encoder.modality] = getattr(own, "report_", {})
 
-        return out
+        return out, reports
 
     def _encoded(self, items: Items, progress: bool) -> tuple[list[Embeddings], list[EncodeReport]]:
         done = [encode_items(items, e, cache=self.cache, progress=progress) for e in self.encoders_]
@@ -189,14 +201,6 @@ class TransferTask:
             raise InputError(f"weights name {unknown[0]!r}; the modalities read are {', '.join(names) or 'none'}")
 
         return {name: float(self.weights.get(name, 1.0)) for name in names}
-
-    def _attach(self, items: Items) -> None:
-        """Give the recommender the items' columns, without raw pictures, in the order of its catalogue."""
-        plain = _for_filters(items.columns)
-        at = items.ids.positions(self.recommender.catalogue_.ids, missing="negative")
-        # Rows of items that only the log knows are empty: -1 is no label of a default index.
-        self.recommender.item_columns = plain.reindex(at).reset_index(drop=True)
-        self.kinds_ = {c: kind for c, kind in items.kinds.items() if c in plain}
 
     def embed(self, items: Items) -> Embeddings:
         """Fused vectors of any items, new ones too, as the recommender sees them."""
@@ -236,52 +240,63 @@ class TransferTask:
             users: ids to choose from; everyone known by default.
             embeddings: vectors of these items, as in `fit`.
         """
-        return self.recommender.label(self._embedded(items, embeddings)[0], k, users=users)
+        task = copy.copy(self)
+        return task.recommender.label(task._embedded(items, embeddings)[0], k, users=users)
 
-    def extend(self, items: Items) -> TransferTask:
-        """A copy that also recommends `items`, without a refit; ids it knows already are left as they are.
+    def extend(self, items: Items) -> Self:
+        """A task that also recommends `items`, without a refit. This one stays as it is.
 
-        What could not be read of the new items is in the copy's `reports_`.
+        Ids it knows already are left as they are. The new task's `reports_` name what could not be read of new items.
         """
-        self._check_fitted()
-        known = self.recommender.catalogue_
-        fresh = items.take(np.flatnonzero(known.positions(items.ids.ids, missing="negative") < 0))
         out = copy.copy(self)
+        out._check_fitted()
+        fresh = out._unknown(items)
+        out.reports_ = []
         if len(fresh):
-            vectors, out.reports_ = self._embedded(fresh)
-            out.recommender = self.recommender.extend(vectors)
-            old = self.recommender.item_columns
-            assert old is not None  # fit and load attach them
-            new = pd.DataFrame({c: _alike(fresh.columns.get(c), old[c]) for c in old}, index=range(len(fresh)))
-            out.recommender.item_columns = pd.concat([old, new], ignore_index=True)
+            vectors, out.reports_ = out._embedded(fresh)
+            out.recommender = out.recommender.extend(vectors, columns=fresh)
 
         return out
 
-    def partial_fit(
+    def updated(
         self, items: Items, interactions: Interactions, *, embeddings: Sequence[Embeddings] | None = None
     ) -> Self:
-        """Learn from further events, of new users and items too; encoders, fusion and maps stay. Returns self.
+        """A task that has also learned from further events, of new users and items too. This one stays as it is.
+
+        Encoders, fusion and maps are kept; how the recommender learned is in its `update_`.
 
         Args:
             items: the new items, at least; items known already are left as they are.
             interactions: the new events.
             embeddings: vectors of `items`, as in `fit`.
         """
-        self._check_fitted()
-        model, old = self.recommender, self.recommender.item_columns
-        fresh = items.take(np.flatnonzero(model.catalogue_.positions(items.ids.ids, missing="negative") < 0))
-        vectors = None
-        if len(fresh) and self.fusion_ is not None:
-            given = None if embeddings is None else [part.align(fresh.ids) for part in embeddings]
-            vectors, self.reports_ = self._embedded(fresh, given)
+        out = copy.copy(self)
+        out._check_fitted()
+        fresh = out._unknown(items)
+        vectors, out.reports_ = None, []
+        if len(fresh) and out.fusion_ is not None:
+            given = None if embeddings is None else [each.align(fresh.ids) for each in embeddings]
+            vectors, out.reports_ = out._embedded(fresh, given)
 
-        model.partial_fit(interactions.with_items(fresh.ids.union(interactions.items)), vectors)
-        assert old is not None  # fit and load attach them
-        new = pd.DataFrame({c: _alike(fresh.columns.get(c), old[c]) for c in old}, index=range(len(fresh)))
-        columns = pd.concat([old, new], ignore_index=True)
-        model.item_columns = columns.reindex(range(len(model.catalogue_)))  # items that only the log knows are empty
+        events = interactions.with_items(fresh.ids.union(interactions.items))
+        out.recommender = out.recommender.updated(events, vectors, columns=fresh)
 
+        return out
+
+    def partial_fit(
+        self, items: Items, interactions: Interactions, *, embeddings: Sequence[Embeddings] | None = None
+    ) -> Self:
+        """Become what `updated` returns, in one step: requests that are running go on with the task as it was.
+
+        Returns self. On error the task is unchanged.
+        """
+        self.__dict__ = self.updated(items, interactions, embeddings=embeddings).__dict__
         return self
+
+    def _unknown(self, items: Items) -> Items:
+        """Those of `items` that the recommender does not know."""
+        at = self.recommender.catalogue_.positions(items.ids.ids, missing="negative")
+        return items.take(np.flatnonzero(at < 0))
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "fusion_"):
@@ -297,18 +312,23 @@ class TransferTask:
         exclude_seen: bool = True,
         filter: Filter | None = None,
         histories: Interactions | None = None,
+        items: Items | None = None,
         reason: bool = False,
     ) -> Recommendations:
-        """The k best items for each user; arguments as in `Recommender.recommend`."""
-        self._check_fitted()
-        return self.recommender.recommend(
-            users, k, exclude_seen=exclude_seen, filter=filter, histories=histories, reason=reason
-        )
+        """The k best items for each user; arguments as in `Recommender.recommend`.
 
-    def similar_items(self, items: ArrayLike, k: int = 10, *, filter: Filter | None = None) -> Recommendations:
+        `items` are new items to rank as well, for this request alone: what `extend(items).recommend` gives.
+        """
+        self._check_fitted()
+        model = self.recommender if items is None else self.extend(items).recommender
+        return model.recommend(users, k, exclude_seen=exclude_seen, filter=filter, histories=histories, reason=reason)
+
+    def similar_items(
+        self, items: ArrayLike, k: int = 10, *, filter: Filter | None = None, reason: bool = False
+    ) -> Recommendations:
         """The k items that go best with each of `items`."""
         self._check_fitted()
-        return self.recommender.similar_items(items, k, filter=filter)
+        return self.recommender.similar_items(items, k, filter=filter, reason=reason)
 
     def audience(self, items: ArrayLike, k: int = 10) -> pd.DataFrame:
         """The k known users who should see each item most, best first: columns item, user, rank, score.
@@ -348,8 +368,9 @@ class TransferTask:
 
     def save(self, path: str | Path) -> None:
         """Write everything needed to recommend, and to take in new items, to the folder `path`, atomically."""
-        self._check_fitted()
-        write_artifact(path, type(self).__name__, self._write)
+        task = copy.copy(self)
+        task._check_fitted()
+        write_artifact(path, type(self).__name__, task._write)
 
     def _write(self, writer: ArtifactWriter) -> None:
         facts: dict[str, Any] = {
@@ -397,36 +418,4 @@ class TransferTask:
         )
         task.encoders_, task.kinds_, task.reports_ = encoders, facts["kinds"], []
         task.fusion_ = Fusion.load(artifact) if "fusion.json" in artifact else None
-        if recommender.item_columns is None or not len(recommender.item_columns.columns):
-            recommender.item_columns = pd.DataFrame(index=range(len(recommender.catalogue_)))  # no file holds that
-
         return task
-
-
-def _for_filters(columns: pd.DataFrame) -> pd.DataFrame:
-    """The columns a filter can read and a file can hold: one plain type each, mixed ones as text, no bytes or lists."""
-    out = {}
-    for name in columns:
-        values = columns[name]
-        kinds = set(map(type, values.dropna())) if values.dtype == object else set()
-        if not kinds <= _PLAIN:
-            continue
-
-        numbers = kinds <= {int, float}
-        out[name] = values if len(kinds) < 2 or numbers else values.map(str, na_action="ignore")
-
-    return pd.DataFrame(out, index=columns.index)
-
-
-def _alike(new: pd.Series | None, old: pd.Series) -> pd.Series | None:
-    """The cells of new items in the type of the column they join; None where the items lack the column."""
-    if new is None:
-        return None
-
-    example = next(iter(old.dropna().head(1)), None)
-    if isinstance(example, str):
-        return new.map(str, na_action="ignore")
-    if pd.api.types.is_numeric_dtype(old) and not pd.api.types.is_bool_dtype(old):
-        return pd.to_numeric(new, errors="coerce")
-
-    return new

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recotransfer.data import Embeddings, Filter, IdMap, Interactions
+from recotransfer.data import Embeddings, Filter, IdMap, Interactions, Items
 from recotransfer.errors import ArtifactError, InputError, NotFittedError, UnknownIdError
 
 USERS, ITEMS = 40, 12
@@ -39,6 +39,12 @@ def colours(ids=None, seed=0):
     return Embeddings(ids, vectors.astype(np.float32), blocks=(("text", 2), ("image", 6)))
 
 
+def priced(ids=None):
+    """Items whose price is the number in their id."""
+    ids = IdMap([f"i{i}" for i in range(ITEMS)]) if ids is None else ids
+    return Items(ids, pd.DataFrame({"price": [float(str(i)[1:]) for i in ids.ids]}))
+
+
 class RecommenderContract:
     """Subclass, and define `make()`; set `finds_answer` to False for a model that is the same for everyone."""
 
@@ -50,8 +56,8 @@ class RecommenderContract:
     def embeddings(self):
         return colours() if self.make().needs_items else None
 
-    def fitted(self, events=None):
-        return self.make().fit(checkerboard() if events is None else events, self.embeddings())
+    def fitted(self, events=None, columns=None):
+        return self.make().fit(checkerboard() if events is None else events, self.embeddings(), columns=columns)
 
     def test_checkerboard(self):
         found = self.fitted().recommend(k=1)
@@ -90,11 +96,10 @@ class RecommenderContract:
         assert len(found.to_frame()) == ITEMS - 5
 
     def test_filters_never_shorten_a_list_that_could_be_filled(self):
-        model = self.fitted()
+        model = self.fitted(columns=priced())
         allowed = ["i1", "i3", "i4", "i5"]
         found = model.recommend(["u0", "u1"], 3, filter=Filter(allow=allowed, deny=["i5"]), exclude_seen=False)
         assert set(found.items.ravel().tolist()) == {"i1", "i3", "i4"}
-        model.item_columns = pd.DataFrame({"price": np.arange(ITEMS, dtype=float)})
         cheap = model.recommend(["u0"], 2, filter=Filter(where="price < 2"), exclude_seen=False)
         assert set(cheap.items[0].tolist()) == {"i0", "i1"}
         with pytest.raises(InputError, match="'cost'"):
@@ -171,8 +176,7 @@ class RecommenderContract:
         assert (self.fitted(checkerboard(timed=False)).recommend(k=2).positions >= 0).all()
 
     def test_save_and_load_give_the_same(self, tmp_path):
-        model = self.fitted()
-        model.item_columns = pd.DataFrame({"price": np.arange(ITEMS, dtype=float)})
+        model = self.fitted(columns=priced())
         model.save(tmp_path / "m")
         again = type(model).load(tmp_path / "m")
         assert again.params() == model.params()

@@ -60,6 +60,7 @@ SHARED = {
 STAGES = {
     "data.interactions": "matching moments",
     "io.artifacts": "folders",
+    "data.columns": "items",
     "io.tables": "csv_files databases parquet_files",
     "io.events": "schema",
     "io.readers": "csv_files events ids schema tables",
@@ -76,6 +77,7 @@ STAGES = {
     "evaluation.metrics.classification": "metrics.ranking",
     "evaluation.metrics.lists": "metrics.ranking",
     "evaluation.metrics.text": "uncertainty",
+    "recommenders.base": "_lists _state",
     "recommenders.learned_fusion": "fusion",
     "recommenders.ranker": "hybrid",
     "recommenders.sasrec": "_sasrec_network",

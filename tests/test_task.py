@@ -127,7 +127,7 @@ def test_extending_twice_or_by_known_items_changes_nothing(tables, fitted):
     at_once = fitted.extend(items)
     again = at_once.extend(items)
     same(at_once.recommend(["U0001"], 20), again.recommend(["U0001"], 20))
-    assert at_once.recommender.item_columns.shape == again.recommender.item_columns.shape
+    assert at_once.recommender.item_columns_.shape == again.recommender.item_columns_.shape
 
 
 def test_filters_see_the_columns_of_new_items(tables, fitted):
@@ -153,7 +153,7 @@ def test_new_cells_join_the_type_of_their_column(tmp_path):
     grown = task.extend(Items(IdMap(["new"]), pd.DataFrame(columns), {"title": "text"}))
     grown.save(tmp_path / "m")
     grown = TransferTask.load(tmp_path / "m")
-    assert list(grown.recommender.item_columns) == ["title", "price", "size", "in_stock", "gone"]
+    assert list(grown.recommender.item_columns_) == ["title", "price", "size", "in_stock", "gone"]
     assert "new" in grown.recommend(["u0"], 6, filter=Filter(where="size == '7'")).items
     assert "new" not in grown.recommend(["u0"], 6, filter=Filter(where="price < 1000")).items
 
@@ -213,7 +213,7 @@ def test_catalogues_without_content(tmp_path):
         TransferTask(progress=False).fit(bare, log)
     quick(encoders=[]).fit(bare, log).save(tmp_path / "m")
     again = TransferTask.load(tmp_path / "m")
-    assert again.recommender.item_columns.shape == (5, 0)
+    assert again.recommender.item_columns_.shape == (5, 0)
     assert len(again.recommend(k=2).to_frame()) == 6
     with pytest.raises(InputError, match="no column 'price'"):
         again.recommend(filter=Filter(where="price < 3"))
@@ -273,7 +273,7 @@ def test_columns_of_every_kind_are_kept_for_filters_or_left_out(tmp_path):
     task = quick().fit(catalogue, log)
     task.save(tmp_path / "m")
     task = TransferTask.load(tmp_path / "m")
-    assert list(task.recommender.item_columns) == ["title", "price", "code", "store", "cost", "day", "flag"]
+    assert list(task.recommender.item_columns_) == ["title", "price", "code", "store", "cost", "day", "flag"]
 
     def passing(where):
         return set(task.recommend(["u0"], 5, filter=Filter(where=where), exclude_seen=False).items[0]) - {None}

@@ -253,7 +253,7 @@ def similar(model: Path, items: tuple[str, ...], **o: Any) -> None:
 
 
 def _title_column(task: TransferTask) -> Any:
-    columns = task.recommender.item_columns
+    columns = task.recommender.item_columns_
     if columns is None:
         return None
 
@@ -288,7 +288,7 @@ def inspect(model: Path) -> None:
         "items without events": int((known.popularity_ == 0).sum()),
         "events": len(known.events_),
         "timed": known.events_.time is not None,
-        "columns": [] if known.item_columns is None else list(known.item_columns.columns),
+        "columns": [] if known.item_columns_ is None else list(known.item_columns_.columns),
         "encoders": [encoder_spec(encoder) for encoder in task.encoders_],
         "weights": task.weights,
         "new items": known.scores_new_items,

@@ -6,6 +6,7 @@ Reading files into carriers is the business of `io.readers`.
 
 from __future__ import annotations
 
+from recotransfer.data.columns import extended_columns, filter_columns
 from recotransfer.data.embeddings import Embeddings
 from recotransfer.data.filters import Filter
 from recotransfer.data.ids import IdMap
@@ -22,4 +23,6 @@ __all__ = [
     "Items",
     "Reason",
     "Recommendations",
+    "extended_columns",
+    "filter_columns",
 ]

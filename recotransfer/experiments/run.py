@@ -131,7 +131,7 @@ def run(
     fitted = _fitted(problem, task, values, known if refit else train, embeddings)
     predictions = _predictions(problem, fitted, embeddings, "test")
     found = {label: _estimate(each, predictions, draws) for label, each in problem.metrics.items()}
-    reports = {modality: tuner.report_ for modality, tuner in tuners.items()}
+    reports = task.tuning_reports_ if tuners else {}
     seconds = time.perf_counter() - begin
     outcome = Outcome(name or problem.name, fitted, predictions, found, values, figures[chosen], seconds, reports)
 
@@ -288,7 +288,6 @@ def _fitted(
 ) -> TransferTask:
     out = copy.copy(task)
     out.recommender = task.recommender.with_settings(values)
-    out.transfers = [copy.copy(transfer) for transfer in task.transfers]
     seen = _seen(problem, events) if problem.asks == "labels" else problem.items
     # Items of other parts stay out of the catalogue, but every label stays a user.
     used = Interactions(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -117,7 +116,7 @@ def tune(
         fusion.weights = dict(weights) or None
         vectors = fusion.transform(embeddings)
         for transfer in task.transfers:
-            vectors = copy.copy(transfer).fit(vectors, train).transform(vectors)
+            vectors = transfer.unfitted().fit(vectors, train).transform(vectors)
 
         return vectors
 

@@ -16,17 +16,27 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from recotransfer.data import Embeddings, Filter, IdMap, Interactions, Reason, Recommendations
+from recotransfer.data import (
+    Embeddings,
+    Filter,
+    IdMap,
+    Interactions,
+    Items,
+    Recommendations,
+    extended_columns,
+    filter_columns,
+)
 from recotransfer.errors import ArtifactError, InputError, NotFittedError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter, open_artifact, write_artifact
 from recotransfer.numerics.histories import histories, seen_items, subset
 from recotransfer.numerics.topk import TopK, top_k_of_scores, top_k_of_sparse
 from recotransfer.numerics.vectors import Float
+from recotransfer.recommenders._lists import filled, merged, reason_for
+from recotransfer.recommenders._state import own, read_log, write_log
 from recotransfer.settings import check_settings, saved_settings
 
 BLOCK = 2048  # users scored at a time: what memory depends on
 Matrix: TypeAlias = Float | sparse.csr_array
-_PRIOR = 1e-6  # score of the most popular item where a model has no evidence at all
 
 
 class Recommender(ABC):
@@ -42,8 +52,11 @@ class Recommender(ABC):
         scores_new_users: `histories` of users unseen in `fit` can be ranked for.
         search_space: setting -> (low, high) that tuning may choose from, on a log scale.
         source_of_scores: what a reason names where a model cannot tell own items apart.
-        item_columns: the catalogue's columns in the order of `catalogue_`, for filters; None when never attached.
-        update_: what the last `partial_fit` did: how, new events, users and items, seconds.
+        catalogue_: the items that can be recommended.
+        item_columns_: what filters read of each item, in the order of `catalogue_`; None where `fit` got no columns.
+        events_: the log of the fit, sorted by user and time; its users are those the model knows.
+        popularity_: (items,) number of users of each item.
+        update_: what the last update did: how, new events, users and items, seconds. Only there after one.
     """
 
     needs_items: ClassVar[bool] = False
@@ -52,8 +65,8 @@ class Recommender(ABC):
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {}
     source_of_scores: ClassVar[str] = "popularity"
 
-    item_columns: pd.DataFrame | None = None
     catalogue_: IdMap
+    item_columns_: pd.DataFrame | None = None
     events_: Interactions
     popularity_: Float
     update_: dict[str, Any]
@@ -132,8 +145,24 @@ class Recommender(ABC):
         """A new model, not fitted, with some settings changed."""
         return type(self)(**{**self.params(), **values})
 
-    def fit(self, interactions: Interactions, items: Embeddings | None = None) -> Self:
-        """Learn from events (and embeddings); the catalogue is every item of either. Returns self."""
+    def unfitted(self) -> Self:
+        """A model with the same settings that has learned nothing."""
+        return type(self)(**{name: getattr(self, name) for name in inspect.signature(type(self)).parameters})
+
+    def fit(self, interactions: Interactions, items: Embeddings | None = None, *, columns: Items | None = None) -> Self:
+        """Learn from events (and embeddings); the catalogue is every item of either. Returns self.
+
+        What an earlier fit learned is replaced in one step at the end, so that nothing of it is left, and an error
+        leaves the model unchanged.
+
+        Args:
+            interactions: the log.
+            items: the items' vectors.
+            columns: the items' columns, for filters; items it lacks have empty cells, items of its own are left out.
+
+        Raises:
+            InputError: a setting out of its bounds, no events, or no embeddings where the model needs some.
+        """
         if self.needs_items and items is None:
             raise InputError(f"{type(self).__name__} needs embeddings: fit(interactions, items)")
 
@@ -142,51 +171,84 @@ class Recommender(ABC):
             raise InputError("no interactions to learn from; check the reader's report for what was dropped")
 
         catalogue = interactions.items if items is None else items.ids.union(interactions.items)
-        self._take(interactions.with_items(catalogue))
-        self._fit(self.events_, None if items is None else items.align(catalogue))
+        out = self.unfitted()
+        out._take(interactions.with_items(catalogue))
+        out.item_columns_ = None if columns is None else filter_columns(columns, catalogue)
+        out._fit(out.events_, None if items is None else items.align(catalogue))
+        self.__dict__ = out.__dict__
 
         return self
 
     def _take(self, events: Interactions) -> None:
-        """The catalogue is that of `events`, and each item's popularity its number of users."""
+        """Set the catalogue to that of `events`, and each item's popularity to its number of users."""
         self.catalogue_ = events.items
         self.events_ = events.select(events.order)
         pairs = np.unique(events.user * len(events.items) + events.item)
         self.popularity_ = np.bincount(pairs % len(events.items), minlength=len(events.items)).astype(np.float32)
 
-    def partial_fit(self, interactions: Interactions, items: Embeddings | None = None) -> Self:
-        """Learn from further events, of new users and items too; returns self, as it was where that fails.
+    def updated(
+        self, interactions: Interactions, items: Embeddings | None = None, *, columns: Items | None = None
+    ) -> Self:
+        """A model that has also learned from further events, of new users and items too. This one stays as it is.
 
         A model in closed form becomes what `fit` on all events makes of it, up to rounding. ALS, BPR and SASRec go on
-        from what they have learned, for fewer sweeps; networks and weights that order other models' lists stay.
-        `update_` tells how it was done. Vectors of items known already are left as they are.
+        from what they have learned, for fewer sweeps; networks and the weights of fusions are kept. `update_` says how
+        it was done.
+
+        Args:
+            interactions: the new events.
+            items: vectors of new items; those of items known already are left as they are.
+            columns: columns of new items, for filters; cells they lack are empty.
+
+        Raises:
+            InputError: the new events have no times where the old ones do, or the other way round; vectors of another
+                width than those of the fit.
         """
-        self._check_fitted()
-        start, known = time.perf_counter(), self.catalogue_
-        width = self._width()
-        if items is not None and (self.needs_items or self.scores_new_items) and items.dim != width:
+        model = self._now()
+        model._check_fitted()
+        start, known = time.perf_counter(), model.catalogue_
+        width = model._width()
+        if items is not None and (model.needs_items or model.scores_new_items) and items.dim != width:
             was = "without embeddings" if width is None else f"with {width} dimensions"
             raise InputError(f"{type(self).__name__} was fitted {was}, the new items have {items.dim}; fit it again")
 
-        before = replace(self.events_, items=known if items is None else known.union(items.ids), kind=None, kinds=())
+        before = replace(model.events_, items=known if items is None else known.union(items.ids), kind=None, kinds=())
         events = before.joined(replace(interactions, kind=None, kinds=()))  # models keep no kinds
         given = Embeddings(IdMap([]), np.zeros((0, width or 0), np.float32)) if items is None else items
         fresh = None if width is None else given.align(IdMap(events.items.ids[len(known) :]))
-        out = self._updated(events, fresh, replace(before, users=events.users, items=events.items))
-        out.update_ |= {"events": len(interactions), "users": len(events.users) - len(self.events_.users)}
+        out = model._updated(events, fresh, replace(before, users=events.users, items=events.items))
+        out.update_ |= {"events": len(interactions), "users": len(events.users) - len(model.events_.users)}
         out.update_ |= {"items": len(events.items) - len(known), "seconds": round(time.perf_counter() - start, 3)}
-        self.__dict__ = out.__dict__
+        if model.item_columns_ is not None:
+            out.item_columns_ = extended_columns(model.item_columns_, out.catalogue_, columns)
 
+        return out
+
+    def partial_fit(
+        self, interactions: Interactions, items: Embeddings | None = None, *, columns: Items | None = None
+    ) -> Self:
+        """Become what `updated` returns, in one step: requests that are running go on with the model as it was.
+
+        Returns self. On error the model is unchanged.
+        """
+        self.__dict__ = self.updated(interactions, items, columns=columns).__dict__
         return self
 
     def _updated(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> Self:
         """A copy that has learned all `events`; arguments as in `_update`."""
-        out = copy.copy(self)
+        out = self._copied()
         out._take(events)
-        if len(events.items) > len(self.catalogue_):
-            out.item_columns = None
-
         out.update_ = {"how": out._update(out.events_, fresh, before)}
+        return out
+
+    def _now(self) -> Self:
+        """The model as it is at this moment, for a request to work on while `fit` or `partial_fit` replaces it."""
+        return copy.copy(self)
+
+    def _copied(self) -> Self:
+        """A copy that shares arrays with this model, which nobody writes to, but no list or dict."""
+        out = copy.copy(self)
+        vars(out).update({name: own(value) for name, value in vars(out).items()})
         return out
 
     def check_settings(self) -> None:
@@ -197,21 +259,32 @@ class Recommender(ABC):
         if not hasattr(self, "catalogue_"):
             raise NotFittedError(f"this {type(self).__name__} has not learned anything; call fit or load first")
 
-    def extend(self, items: Embeddings) -> Self:
-        """A copy that also knows `items`, without a refit; ids it knows already are left as they are."""
-        self._check_fitted()
+    def extend(self, items: Embeddings, *, columns: Items | None = None) -> Self:
+        """A model that also knows `items`, without a refit. This one stays as it is.
+
+        Args:
+            items: vectors of new items; ids it knows already are left as they are.
+            columns: their columns, for filters; cells they lack are empty.
+
+        Raises:
+            InputError: a model that cannot rank items unseen in fit, or vectors of another width than those of the fit.
+        """
+        out = self._copied()
+        out._check_fitted()
         if not self.scores_new_items:
             raise InputError(f"{type(self).__name__} cannot rank items unseen in fit; refit it or use HybridItems")
 
-        new = items.ids.positions(self.catalogue_.ids, missing="negative")
-        fresh = np.setdiff1d(np.arange(len(items.ids)), new)
-        out = copy.copy(self)
+        known = items.ids.positions(out.catalogue_.ids, missing="negative")
+        fresh = np.setdiff1d(np.arange(len(items.ids)), known)
         if len(fresh):
-            out.catalogue_ = self.catalogue_.union(IdMap(items.ids.take(fresh)))
-            out.events_ = self.events_.with_items(out.catalogue_)
-            out.popularity_ = np.pad(self.popularity_, (0, len(fresh)))
-            out.item_columns = None
-            out._extend(items.align(IdMap(items.ids.take(fresh))))
+            ids = IdMap(items.ids.take(fresh))
+            out.catalogue_ = out.catalogue_.union(ids)
+            out.events_ = out.events_.with_items(out.catalogue_)
+            out.popularity_ = np.pad(out.popularity_, (0, len(fresh)))
+            if out.item_columns_ is not None:
+                out.item_columns_ = extended_columns(out.item_columns_, out.catalogue_, columns)
+
+            out._extend(items.align(ids))
 
         return out
 
@@ -230,6 +303,7 @@ class Recommender(ABC):
         filter: Filter | None = None,
         histories: Interactions | None = None,
         items: Embeddings | None = None,
+        columns: Items | None = None,
         reason: bool = False,
     ) -> Recommendations:
         """The k best items for each user.
@@ -240,33 +314,33 @@ class Recommender(ABC):
             exclude_seen: leave out the items of the user's own history.
             filter: which items may be recommended.
             histories: what is known of each user now; replaces what `fit` saw. Users may be new; items must be known.
-            items: embeddings of items unseen in `fit` to rank as well.
+            items: vectors of items unseen in `fit` to rank as well.
+            columns: columns of those items, for `filter`; an empty cell passes no comparison.
             reason: also say which own items and which parts of the model put each item there.
         """
-        self._check_fitted()
+        model = self._now()
+        model._check_fitted()
         if k < 1:
             raise InputError(f"k must be at least 1, got {k}")
         if items is not None:
-            return self.extend(items).recommend(
-                users, k, exclude_seen=exclude_seen, filter=filter, histories=histories, reason=reason
-            )
+            model = model.extend(items, columns=columns)
 
-        known = self.events_ if histories is None else self._own_histories(histories)
+        known = model.events_ if histories is None else model._own_histories(histories)
         asked = np.arange(len(known.users)) if users is None else known.users.positions(users)
         rows, where = np.unique(asked, return_inverse=True)
-        mask = None if filter is None else filter.mask(self.catalogue_, self.item_columns)
+        mask = None if filter is None else filter.mask(model.catalogue_, model.item_columns_)
         tops, reasons = [], []
 
         for first in range(0, max(len(rows), 1), BLOCK):
             block = subset(known, rows[first : first + BLOCK])
-            top = self._block(block, k, exclude_seen, mask)
+            top = model._block(block, k, exclude_seen, mask)
             tops.append(top)
             if reason:
-                reasons.append(self._reasons(block, top.positions, exclude_seen, mask))
+                reasons.append(model._reasons(block, top.positions, exclude_seen, mask))
 
         return Recommendations(
             known.users.take(asked),
-            self.catalogue_,
+            model.catalogue_,
             np.concatenate([t.positions for t in tops])[where],
             np.concatenate([t.scores for t in tops])[where],
             np.concatenate(reasons)[where] if reason else None,
@@ -276,17 +350,18 @@ class Recommender(ABC):
         self, items: ArrayLike, k: int = 10, *, filter: Filter | None = None, reason: bool = False
     ) -> Recommendations:
         """The k items that speak most for each of `items`: what a user who holds just that item is recommended."""
-        self._check_fitted()
-        positions = self.catalogue_.positions(items)
+        model = self._now()
+        model._check_fitted()
+        positions = model.catalogue_.positions(items)
         rows = np.arange(len(positions))
         asked = Interactions(
-            IdMap(rows), self.catalogue_, rows, positions, np.ones(len(rows), np.float32), np.zeros(len(rows))
+            IdMap(rows), model.catalogue_, rows, positions, np.ones(len(rows), np.float32), np.zeros(len(rows))
         )
-        if not self.scores_new_users:
+        if not model.scores_new_users:
             raise InputError(f"{type(self).__name__} has no item similarities of its own; use another model")
 
-        found = self.recommend(k=k, filter=filter, histories=asked, reason=reason)
-        ids = self.catalogue_.take(positions)
+        found = model.recommend(k=k, filter=filter, histories=asked, reason=reason)
+        ids = model.catalogue_.take(positions)
 
         return Recommendations(ids, found.catalogue, found.positions, found.scores, found.reason)
 
@@ -301,22 +376,20 @@ class Recommender(ABC):
             k: list length, at least 1.
             users: ids to choose from; everyone known by default.
         """
-        self._check_fitted()
+        model = self._now()
+        model._check_fitted()
         if k < 1:
             raise InputError(f"k must be at least 1, got {k}")
 
-        known = self.events_.users
+        known = model.events_.users
         asked = np.arange(len(known)) if users is None else np.unique(known.positions(users))
-        model = self._with_items(items)
+        model = model._with_items(items)
         size = (len(items.ids), min(k, len(asked)))
         best = TopK(np.full(size, -1, np.int64), np.full(size, -np.inf, np.float32))
 
         for first in range(0, len(asked), BLOCK):
             block = asked[first : first + BLOCK]
-            scores = np.hstack([best.scores, model._item_scores(items, block)])
-            where = np.hstack([best.positions, np.broadcast_to(block, (len(scores), len(block)))])
-            order = np.argsort(-scores, axis=1, kind="stable")[:, : size[1]]
-            best = TopK(np.take_along_axis(where, order, axis=1), np.take_along_axis(scores, order, axis=1))
+            best = merged(best, model._item_scores(items, block), block)
 
         best.positions[~items.has_content], best.scores[~items.has_content] = -1, -np.inf
 
@@ -329,10 +402,8 @@ class Recommender(ABC):
     def _item_scores(self, items: Embeddings, users: NDArray[np.int64]) -> Float:
         """(items, users) scores of items in the catalogue for users at positions."""
         at = self.catalogue_.positions(items.ids.ids)
-        scores = self._scores(subset(self.events_, users))
-        return np.asarray(
-            (scores[:, at].T if isinstance(scores, np.ndarray) else scores[:, at].toarray().T), np.float32
-        )
+        found = self._scores(subset(self.events_, users))[:, at]
+        return np.asarray((found if isinstance(found, np.ndarray) else found.toarray()).T, np.float32)
 
     def _own_histories(self, histories: Interactions) -> Interactions:
         if not self.scores_new_users:
@@ -344,34 +415,7 @@ class Recommender(ABC):
     def _block(self, events: Interactions, k: int, exclude_seen: bool, mask: NDArray[np.bool_] | None) -> TopK:
         seen = seen_items(events) if exclude_seen else None
         top = self._rank(events, min(k, len(self.catalogue_)), seen, mask)
-        return self._filled(top, k, seen, mask)
-
-    def _filled(self, top: TopK, k: int, seen: sparse.csr_array | None, mask: NDArray[np.bool_] | None) -> TopK:
-        """Lists brought to length k with the most popular items that are allowed, unseen and not in them yet."""
-        width = k - top.positions.shape[1]
-        positions = np.pad(top.positions, ((0, 0), (0, width)), constant_values=-1)
-        scores = np.pad(top.scores, ((0, 0), (0, width)), constant_values=-np.inf)
-        short = np.flatnonzero((positions < 0).any(axis=1))
-        if not len(short):
-            return TopK(positions, scores)
-
-        order = np.argsort(-self.popularity_, kind="stable")
-        if mask is not None:
-            order = order[mask[order]]
-
-        prior = self.popularity_ * np.float32(_PRIOR / max(float(self.popularity_.max()), 1.0))
-        for row in short:
-            have = int((positions[row] >= 0).sum())
-            own = seen.indices[seen.indptr[row] : seen.indptr[row + 1]] if seen is not None else np.empty(0, np.int64)
-            barred = np.concatenate([own, positions[row, :have]])
-            pool = order[: k + len(barred)]
-            more = pool[~np.isin(pool, barred)][: k - have]
-            positions[row, have : have + len(more)] = more
-            scores[row, have : have + len(more)] = prior[more]
-
-        np.minimum.accumulate(scores, axis=1, out=scores)
-
-        return TopK(positions, scores)
+        return filled(top, k, self.popularity_, seen, mask)
 
     def _reasons(
         self, events: Interactions, positions: NDArray[np.int64], exclude_seen: bool, mask: NDArray[np.bool_] | None
@@ -384,36 +428,20 @@ class Recommender(ABC):
             listed = np.flatnonzero(positions[row] >= 0)
             own = slice(strengths.indptr[row], strengths.indptr[row + 1])
             history = strengths.indices[own].astype(np.int64)
-            parts = self._contributions(history, strengths.data[own], positions[row, listed])
+            each = self._contributions(history, strengths.data[own], positions[row, listed])
             for at, column in enumerate(listed):
-                out[row, column] = self._reason(history, {name: values[:, at] for name, values in parts.items()})
+                its = {name: values[:, at] for name, values in each.items()}
+                out[row, column] = reason_for(its, history, self.catalogue_, source=self.source_of_scores)
 
         return out
-
-    def _reason(self, history: NDArray[np.int64], parts: Mapping[str, Float], most: int = 3) -> Reason:
-        gains = {name: np.maximum(values, 0) for name, values in parts.items()}
-        if not gains:
-            return Reason((), {self.source_of_scores: 1.0})
-
-        total = float(sum(values.sum() for values in gains.values()))
-        if total <= 0:
-            return Reason((), {"popularity": 1.0})
-
-        each = np.sum(list(gains.values()), axis=0) / total
-        best = [i for i in np.argsort(-each, kind="stable")[:most] if each[i] > 0.005]
-        because = tuple(
-            (item, float(each[i])) for item, i in zip(self.catalogue_.take(history[best]).tolist(), best, strict=True)
-        )
-        shares = {name: float(values.sum() / total) for name, values in gains.items()}
-
-        return Reason(because, {name: share for name, share in shares.items() if share > 0})
 
     # -- persistence ---------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
         """Write the model to the folder `path`, atomically; an earlier model there is replaced."""
-        self._check_fitted()
-        write_artifact(path, type(self).__name__, self.write)
+        model = self._now()
+        model._check_fitted()
+        write_artifact(path, type(self).__name__, model.write)
 
     @classmethod
     def load(cls, path: str | Path, *, verify: bool = True) -> Self:
@@ -430,16 +458,11 @@ class Recommender(ABC):
     def write(self, writer: ArtifactWriter) -> None:
         """Store the fitted model's parts; `save` without the folder."""
         writer.json("params", self.params())
-        writer.ids("users", self.events_.users.ids)
         writer.ids("catalogue", self.catalogue_.ids)
-
-        for name in ("user", "item", "weight", "time"):
-            if (values := getattr(self.events_, name)) is not None:
-                writer.array(f"events.{name}", values)
-
+        write_log(writer, self.events_)
         writer.array("popularity", self.popularity_)
-        if self.item_columns is not None:
-            writer.table("columns", self.item_columns)
+        if self.item_columns_ is not None:
+            writer.table("columns", self.item_columns_)
 
         self._write(writer)
 
@@ -449,22 +472,14 @@ class Recommender(ABC):
         try:
             model = cls(**saved_settings(cls, artifact.json("params")))
         except TypeError as cause:
-            raise ArtifactError(
-                f"{artifact.folder}: settings do not fit this version ({cause}); save it again"
-            ) from None
+            what = f"settings do not fit this version ({cause}); save it again"
+            raise ArtifactError(f"{artifact.folder}: {what}") from None
 
         model.catalogue_ = IdMap(artifact.ids("catalogue"))
-        model.events_ = Interactions(
-            IdMap(artifact.ids("users")),
-            model.catalogue_,
-            artifact.array("events.user"),
-            artifact.array("events.item"),
-            artifact.array("events.weight"),
-            artifact.array("events.time") if "events.time.npy" in artifact else None,
-        )
+        model.events_ = read_log(artifact, model.catalogue_)
         model.popularity_ = artifact.array("popularity")
-        if "columns.parquet" in artifact:
-            model.item_columns = artifact.table("columns")
+        if "columns.parquet" in artifact:  # a table without columns has no rows in a file
+            model.item_columns_ = artifact.table("columns").reindex(range(len(model.catalogue_)))
 
         model._read(artifact)
 

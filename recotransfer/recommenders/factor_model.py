@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from typing import ClassVar, Self
 
@@ -69,8 +68,8 @@ class FactorModel(Recommender):
 
     def for_batch(self) -> Self:
         """A copy that searches exactly, which for many users at once is also the quickest."""
-        out = copy.copy(self)
-        out._set_factors(self.factors_)
+        out = self._now()
+        out._set_factors(out.factors_)
         return out
 
     def _scores(self, events: Interactions) -> Float:
@@ -89,19 +88,20 @@ class FactorModel(Recommender):
         self, items: ArrayLike, k: int = 10, *, filter: Filter | None = None, reason: bool = False
     ) -> Recommendations:
         """The k items with the greatest cosine to each of `items`."""
-        self._check_fitted()
+        model = self._now()
+        model._check_fitted()
         if reason:
             raise InputError(f"{type(self).__name__} compares factors, which give no reasons; leave reason out")
 
-        positions = self.catalogue_.positions(items)
-        mask = None if filter is None else filter.mask(self.catalogue_, self.item_columns)
+        positions = model.catalogue_.positions(items)
+        mask = None if filter is None else filter.mask(model.catalogue_, model.item_columns_)
         rows = np.arange(len(positions))
-        shape = (len(rows), len(self.catalogue_))
+        shape = (len(rows), len(model.catalogue_))
         own = sparse.coo_array((np.ones(len(rows), np.float32), (rows, positions)), shape=shape).tocsr()
-        unit = unit_rows(self.factors_)
-        top = top_k(unit[positions], unit, min(k, len(self.catalogue_)), exclude=own, mask=mask)
+        unit = unit_rows(model.factors_)
+        top = top_k(unit[positions], unit, min(k, len(model.catalogue_)), exclude=own, mask=mask)
 
-        return Recommendations(self.catalogue_.take(positions), self.catalogue_, top.positions, top.scores)
+        return Recommendations(model.catalogue_.take(positions), model.catalogue_, top.positions, top.scores)
 
     def _write(self, writer: ArtifactWriter) -> None:
         save_index(self.index_, writer, "index")

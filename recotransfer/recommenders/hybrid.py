@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
@@ -198,11 +197,11 @@ class HybridItems(ItemItem):
 
     def with_trust(self, trust: Sequence[float]) -> Self:
         """A copy that believes content so far, per popularity bucket, without a refit; see `trust`."""
-        self._check_fitted()
-        if self.items_ is None:
+        out = self._now()
+        out._check_fitted()
+        if out.items_ is None:
             raise InputError("this HybridItems was fitted without embeddings, so there is no content to trust")
 
-        out = copy.copy(self)
         out.trust = trust
         out.check_settings()
         out.weights_ = out._blend()

@@ -74,7 +74,7 @@ class BatchJob:
         known = recommender.events_.users if histories is None else histories.users
         asked = known.ids if users is None else known.take(known.positions(users))
         recommender = recommender.for_batch()
-        if self.filter is not None and not self.filter.mask(recommender.catalogue_, recommender.item_columns).any():
+        if self.filter is not None and not self.filter.mask(recommender.catalogue_, recommender.item_columns_).any():
             where = f" {self.filter.where!r}" if self.filter.where else ""
             raise InputError(f"no item passes the filter{where}, with its allowed and denied items; loosen it")
 

@@ -41,6 +41,10 @@ class Transfer(ABC):
         """Constructor arguments by name."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
+    def unfitted(self) -> Self:
+        """A transfer with the same settings that has learned nothing."""
+        return type(self)(**{name: getattr(self, name) for name in inspect.signature(type(self)).parameters})
+
     def fit(self, items: Embeddings, relations: Interactions) -> Self:
         """Learn from the items' vectors and how users relate them; returns self.
 

@@ -208,7 +208,7 @@ def test_another_job_is_refused_by_what_changed(model, tmp_path):
         ("users", {}, {"users": ["u1"]}),
         ("histories, users", {}, {"histories": events}),
     ]:
-        model.item_columns = pd.DataFrame({"price": np.zeros(60)})
+        model.item_columns_ = pd.DataFrame({"price": np.zeros(60)})
         with pytest.raises(InputError, match=f"another job: {changed} changed"):
             job(tmp_path, **settings).run(model, **{"model": "m", "resume": True, **call})
     job(tmp_path / "h").run(model, model="m", histories=events)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import signal
 import sys
 import time
@@ -52,8 +51,7 @@ class Work:
             return TransferTask(recommender, encoders=[], progress=False)
 
         encoders = [encoder_from_spec(spec) for spec in self.specs]
-        transfers = [copy.copy(transfer) for transfer in self.transfers]
-        return TransferTask(recommender, encoders=encoders, weights=weights, transfers=transfers, progress=False)
+        return TransferTask(recommender, encoders=encoders, weights=weights, transfers=self.transfers, progress=False)
 
     def embeddings_for(self, content: bool) -> Sequence[Embeddings]:
         """The embeddings as far as the variant is given content."""
