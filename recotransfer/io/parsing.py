@@ -149,7 +149,8 @@ def _from_digits(numbers: NDArray[np.float64], notes: list[str]) -> NDArray[np.f
     """Numbers such as 20240131 as dates; None where they are not all dates, or most are not of this age."""
     for digits, form in ((8, "%Y%m%d"), (14, "%Y%m%d%H%M%S")):
         low, high = 1900 * 10 ** (digits - 4), 2101 * 10 ** (digits - 4)
-        if not low <= np.median(numbers) < high or (numbers != np.floor(numbers)).any() or (numbers < 0).any():
+        usual = ((numbers >= low) & (numbers < high)).mean()
+        if usual < 0.5 or (numbers != np.floor(numbers)).any() or (numbers < 0).any():
             continue
 
         codes, distinct = pd.factorize(numbers)

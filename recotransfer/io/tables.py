@@ -147,9 +147,21 @@ def _from_frame(frame: pd.DataFrame, name: str, folder: Path | None = None, note
         raise InputError(f"{name}: has columns but no rows; give a source with rows")
 
     columns = [frame.iloc[:, i].reset_index(drop=True) for i in range(len(names))]
-    plain = [_inferred(c.astype(object)) if isinstance(c.dtype, pd.CategoricalDtype) else c for c in columns]
+    plain = dict(zip(names, map(_plain_types, columns), strict=True))
 
-    return Table(pd.DataFrame(dict(zip(names, plain, strict=True))), name, folder, notes=list(notes))
+    return Table(pd.DataFrame(plain), name, folder, notes=list(notes))
+
+
+def _plain_types(column: pd.Series) -> pd.Series:
+    """The column without categories and Arrow's own types."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return _inferred(column.astype(object))
+    if not isinstance(column.dtype, pd.ArrowDtype):
+        return column
+
+    plain = {"i": "Int64", "u": "UInt64", "f": "float64", "b": "boolean"}.get(column.dtype.kind)
+
+    return _inferred(column.astype(object)) if plain is None else column.astype(plain)
 
 
 def _inferred(column: pd.Series) -> pd.Series:
