@@ -161,7 +161,7 @@ def _plain_types(column: pd.Series) -> pd.Series:
 
     plain = {"i": "Int64", "u": "UInt64", "f": "float64", "b": "boolean"}.get(column.dtype.kind)
 
-    return _inferred(column.astype(object)) if plain is None else column.astype(plain)
+    return _inferred(column.astype(object)) if plain is None else column.astype(pd.api.types.pandas_dtype(plain))
 
 
 def _inferred(column: pd.Series) -> pd.Series:
