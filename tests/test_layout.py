@@ -58,6 +58,7 @@ SHARED = {
 }
 # And what a file builds on beside these: compiled loops, a first stage, what it trains for, what it puts together.
 STAGES = {
+    "data.filters": "expressions",
     "data.interactions": "matching moments",
     "io.artifacts": "folders",
     "data.columns": "items",

@@ -1,7 +1,7 @@
 """Which items may be recommended: allow and deny lists and a boolean expression over item columns.
 
-The expression is parsed, never executed: columns, constants, comparisons, `in`, arithmetic, `and`, `or`, `not` are all
-it knows.
+The expression is parsed, never executed: columns, constants, comparisons, `in`, arithmetic, `and`, `or`, `not` and
+three functions are all there is.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NoReturn, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import infer_dtype, is_datetime64_any_dtype, is_numeric_dtype
 
+from recotransfer.data.expressions import FUNCTIONS, Expression, parsed, shown, too_deep
 from recotransfer.data.ids import IdMap
 from recotransfer.errors import InputError
 
+Constant: TypeAlias = str | bool | int | float | pd.Timestamp
+Value: TypeAlias = pd.Series | Constant | list[Constant]
 _COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
     ast.GtE: operator.ge,
@@ -28,17 +31,18 @@ _COMPARE: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 _ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
 }  # fmt: skip
+_LISTS = (list, tuple, set, frozenset, np.ndarray)
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Items that may stand in a list; what is not mentioned is allowed.
+    """Items that may be recommended; what is not mentioned is allowed.
 
     Attributes:
         allow: only these ids, when given.
         deny: never these ids.
-        where: an expression over item columns, such as `price < 20 and category in ("mug", "plate") and in_stock`.
-            A comparison with a missing value is false. Columns of dates compare with text such as "2025-08-31".
+        where: an expression over item columns, see `evaluate`, such as
+            `price < 20 and category in ("mug", "plate") and in_stock`.
     """
 
     allow: Sequence[Any] | NDArray[Any] | None = None
@@ -65,107 +69,205 @@ class Filter:
 
 
 def evaluate(expression: str, columns: pd.DataFrame) -> NDArray[np.bool_]:
-    """(n,) bool: where `expression` holds over the rows of `columns`."""
-    shown = expression if len(expression) <= 200 else f"{expression[:200]}..."
-    try:
-        tree = ast.parse(expression.strip(), mode="eval")
-    except (SyntaxError, ValueError) as cause:
-        raise InputError(f"filter {shown!r} is no expression ({cause}); write for example: price < 20") from None
-    except (RecursionError, MemoryError):
-        raise InputError(f"filter {shown!r} is nested too deeply; write it in fewer steps") from None
+    """(n,) bool: where `expression` holds over the rows of `columns`.
 
+    >>> items = pd.DataFrame({
+    ...     "title": ["Green tea", "Teapot", None], "Unit Price": [4, 30, 12], "class": ["food", "kitchen", "food"],
+    ...     "tags": ["vegan|organic", "gift", None], "added": pd.to_datetime(["2025-01-01", "2025-09-01", None]),
+    ... })
+    >>> def rows(expression):
+    ...     return np.flatnonzero(evaluate(expression, items)).tolist()
+
+    Numbers, text in quotes and dates as text compare by < <= > >= == !=; + - * / calculate; and, or, not combine. A
+    column of true and false stands alone. Names with spaces, dashes and the like go in backticks:
+
+    >>> rows('`Unit Price` < 20 and class == "food"')
+    [0, 2]
+    >>> rows('added >= "2025-08-31"')
+    [1]
+
+    Text compares with regard to case. `contains` and `in` look for a piece of text, `case=False` disregards case:
+
+    >>> rows('contains(title, "tea")'), rows('"tea" in title'), rows('contains(title, "tea", case=False)')
+    ([0], [0], [0, 1])
+
+    `in` and `not in` ask for one of several values, `has` for one value among an item's own: cells that are lists, or
+    text such as "vegan|organic":
+
+    >>> rows('class in ("kitchen", "garden")'), rows('class not in ("kitchen", "garden")'), rows('has(tags, "vegan")')
+    ([1], [0, 2], [0])
+
+    Every comparison with a missing cell is false, != and `not in` as well; only `not` and `missing` keep such items:
+
+    >>> rows('title != "Teapot"'), rows('not title == "Teapot"'), rows('missing(title)')
+    ([0], [0, 2], [2])
+
+    Dates without a zone are in that of the column; text such as "19.90" compares with numbers where the whole column is
+    of that kind.
+
+    Raises:
+        InputError: it is not a valid expression, names no column, or compares what never matches.
+    """
+    read = parsed(expression)
     try:
-        evaluator = _Evaluator(shown, columns)
-        return evaluator.truth(evaluator.visit(tree.body))
+        evaluator = _Evaluator(read, columns)
+        return evaluator.truth(evaluator.visit(read.tree), read.tree)
     except TypeError as cause:
-        raise InputError(f"filter {shown!r} compares values of different types ({cause})") from None
+        raise InputError(f"filter {shown(expression)!r} compares values of different types ({cause})") from None
     except ArithmeticError as cause:
-        raise InputError(f"filter {shown!r} cannot be worked out ({cause})") from None
+        raise InputError(f"filter {shown(expression)!r} cannot be calculated ({cause})") from None
     except RecursionError:
-        raise InputError(f"filter {shown!r} is nested too deeply; write it in fewer steps") from None
+        raise too_deep(expression) from None
 
 
 class _Evaluator(ast.NodeVisitor):
     """Values are columns (Series), constants, and lists of constants on the right of `in`."""
 
-    def __init__(self, expression: str, columns: pd.DataFrame) -> None:
+    def __init__(self, expression: Expression, columns: pd.DataFrame) -> None:
         self.expression = expression
         self.columns = columns
 
-    def truth(self, value: Any) -> NDArray[np.bool_]:
+    def truth(self, value: Value, node: ast.AST) -> NDArray[np.bool_]:
         """(n,) bool of a value that is true or false for each item; missing is false."""
         if isinstance(value, (bool, np.bool_)):
             return np.full(len(self.columns), bool(value))
 
-        known = value.dropna() if isinstance(value, pd.Series) else None
-        if known is None or not (known.dtype == bool or known.map(lambda v: isinstance(v, (bool, np.bool_))).all()):
-            what = repr(value) if known is None else f"column {value.name!r}" if value.name else "arithmetic"
-            raise InputError(
-                f"filter {self.expression!r} must give true or false for each item; {what} alone does not, compare it"
+        present = value.dropna() if isinstance(value, pd.Series) else None
+        if present is None or not (
+            present.dtype == bool or present.map(lambda v: isinstance(v, (bool, np.bool_))).all()
+        ):
+            self.expression.refuse(
+                f"it must give true or false for each item; {self.expression.piece(node)} alone does not, compare it"
             )
 
+        assert isinstance(value, pd.Series)
         return np.asarray(value.fillna(False).astype(bool))
 
-    def generic_visit(self, node: ast.AST) -> Any:
-        raise InputError(
-            f"filter {self.expression!r}: {type(node).__name__} is not allowed; use columns, values, comparisons, "
-            "in, and, or, not, + - * /"
+    def _flags(self, flags: Any) -> pd.Series:
+        return pd.Series(np.asarray(flags, bool), index=self.columns.index)
+
+    def generic_visit(self, node: ast.AST) -> NoReturn:
+        self._not_allowed(node, node)
+
+    def _not_allowed(self, node: ast.AST, around: ast.AST) -> NoReturn:
+        word = {ast.BitAnd: "write and for &", ast.BitOr: "write or for |", ast.Invert: "write not for ~"}.get(
+            type(node)
+        )
+        self.expression.refuse(
+            f"{self.expression.piece(around)} is not allowed ({word or type(node).__name__}); use columns, values, "
+            f"comparisons, in, and, or, not, + - * /, {', '.join(FUNCTIONS)}"
         )
 
     def visit_Name(self, node: ast.Name) -> pd.Series:
-        if node.id not in self.columns:
-            raise InputError(
-                f"filter {self.expression!r}: no column {node.id!r}; the items have {list(self.columns)} "
-                '(text values need quotes, as in category == "mug")'
+        name = self.expression.column(node)
+        found = next((column for column in self.columns if column == name or str(column) == name), None)
+        if found is None:
+            near = next((c for c in self.columns if f"{c}" in self.expression.text and not f"{c}".isidentifier()), None)
+            self.expression.refuse(
+                f"no column {name!r}; the items have {list(self.columns)} "
+                + (
+                    f"(put {near} in backticks: `{near}`)"
+                    if near
+                    else '(text values need quotes, as in category == "mug")'
+                )
             )
 
-        return _settled(self.columns[node.id])
+        return _settled(self.columns[found])
 
-    def visit_Constant(self, node: ast.Constant) -> Any:
+    def visit_Constant(self, node: ast.Constant) -> Constant:
         if not isinstance(node.value, (str, int, float)):
-            raise InputError(
-                f"filter {self.expression!r}: {node.value!r} cannot be compared; use text, numbers, True or False "
-                "(no comparison holds for a missing value)"
+            self.expression.refuse(
+                f"{node.value!r} cannot be compared; use text, numbers, True or False "
+                "(no comparison holds for a missing value: missing(column) finds them)"
             )
 
         return node.value
 
-    def visit_List(self, node: ast.List | ast.Tuple) -> list[Any]:
+    def visit_List(self, node: ast.List | ast.Tuple) -> list[Constant]:
         values = [self.visit(element) for element in node.elts]
         if any(isinstance(value, (pd.Series, list)) for value in values):
-            raise InputError(f"filter {self.expression!r}: a list may hold values only")
+            self.expression.refuse(f"the list {self.expression.piece(node)} may hold values only")
 
         return values
 
     visit_Tuple = visit_List
 
-    def visit_BoolOp(self, node: ast.BoolOp) -> Any:
-        parts = [self.truth(self.visit(v)) for v in node.values]
+    def visit_BoolOp(self, node: ast.BoolOp) -> pd.Series:
+        sides = [self.truth(self.visit(v), v) for v in node.values]
         join = np.logical_and if isinstance(node.op, ast.And) else np.logical_or
-        return pd.Series(join.reduce(parts), index=self.columns.index)
+        return self._flags(join.reduce(sides))
 
-    def visit_UnaryOp(self, node: ast.UnaryOp) -> Any:
-        value = self.visit(node.operand)
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> Value:
         if isinstance(node.op, ast.Not):
-            return pd.Series(~self.truth(value), index=self.columns.index)
+            return self._flags(~self.truth(self.visit(node.operand), node.operand))
+        if not isinstance(node.op, ast.USub):
+            self._not_allowed(node.op, node)
 
-        return -self._number(value) if isinstance(node.op, ast.USub) else self.generic_visit(node.op)
+        negative: Value = -self._number(node.operand)
+        return negative
 
-    def visit_BinOp(self, node: ast.BinOp) -> Any:
+    def visit_BinOp(self, node: ast.BinOp) -> Value:
         work = _ARITHMETIC.get(type(node.op))
         if work is None:
-            return self.generic_visit(node.op)
+            self._not_allowed(node.op, node)
 
-        return work(self._number(self.visit(node.left)), self._number(self.visit(node.right)))
+        result: Value = work(self._number(node.left), self._number(node.right))
+        return result
 
-    def _number(self, value: Any) -> Any:
+    def _number(self, node: ast.expr) -> Any:
         """The value as floating point, which neither wraps around nor repeats text."""
+        value: Value = _as_numbers(self.visit(node))
         if _kind(value) != "numbers":
-            raise InputError(f"filter {self.expression!r}: + - * / want numbers on both sides")
+            self.expression.refuse(f"+ - * / need numbers on both sides, {self.expression.piece(node)} is not one")
 
-        return value.astype("float64") if isinstance(value, pd.Series) else float(value)
+        return value.astype("float64") if isinstance(value, pd.Series) else float(cast(float, value))
 
-    def visit_Compare(self, node: ast.Compare) -> Any:
+    # -- functions -----------------------------------------------------------------------------------------------------
+
+    def visit_Call(self, node: ast.Call) -> pd.Series:
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        if name not in FUNCTIONS:
+            self.expression.refuse(f"{self.expression.piece(node.func)}(...) is not allowed; there are {FUNCTIONS}")
+
+        wanted = 1 if name == "missing" else 2
+        options = {word.arg: word.value for word in node.keywords}
+        case = options.pop("case", None) if name == "contains" else None
+        if len(node.args) != wanted or options or not (case is None or isinstance(getattr(case, "value", 0), bool)):
+            self.expression.refuse(
+                f'{self.expression.piece(node)} is not understood; write contains(title, "tea"), '
+                'contains(title, "tea", case=False), has(tags, "vegan") or missing(price)'
+            )
+
+        column = self.visit(node.args[0])
+        if not isinstance(column, pd.Series):
+            self.expression.refuse(f"{name} needs a column first, {self.expression.piece(node.args[0])} is none")
+        if name == "missing":
+            return self._flags(column.isna())
+
+        value = self.visit(node.args[1])
+        if isinstance(value, (pd.Series, list)):
+            self.expression.refuse(f"{name} looks for one value, {self.expression.piece(node.args[1])} is not one")
+        if name == "has":
+            return self._flags(self._has(column, value))
+
+        return self._flags(self._contains(column, value, case is None or bool(getattr(case, "value", True))))
+
+    def _contains(self, column: pd.Series, value: Constant, case: bool) -> NDArray[np.bool_]:
+        if not isinstance(value, str) or _kind(column) not in ("text", ""):
+            self.expression.refuse(f"only text contains text; {column.name!r} holds {_kind(column) or 'other values'}")
+
+        piece = value if case else value.casefold()
+        return np.array([isinstance(v, str) and piece in (v if case else v.casefold()) for v in column], bool)
+
+    def _has(self, column: pd.Series, value: Constant) -> NDArray[np.bool_]:
+        if _kind(column) not in ("text", "lists", ""):
+            self.expression.refuse(f"has looks into lists and text; {column.name!r} holds {_kind(column)}")
+
+        return np.array([value in _own_values(cell) for cell in column], bool)
+
+    # -- comparisons ---------------------------------------------------------------------------------------------------
+
+    def visit_Compare(self, node: ast.Compare) -> pd.Series:
         out = np.ones(len(self.columns), bool)
         left = self.visit(node.left)
         for op, comparator in zip(node.ops, node.comparators, strict=True):
@@ -173,18 +275,13 @@ class _Evaluator(ast.NodeVisitor):
             out &= self._compare(op, left, right)
             left = right
 
-        return pd.Series(out, index=self.columns.index)
+        return self._flags(out)
 
-    def _compare(self, op: ast.cmpop, left: Any, right: Any) -> NDArray[np.bool_]:
+    def _compare(self, op: ast.cmpop, left: Value, right: Value) -> NDArray[np.bool_]:
         if isinstance(op, (ast.In, ast.NotIn)):
-            if not isinstance(left, pd.Series) or not isinstance(right, list):
-                raise InputError(f'filter {self.expression!r}: write column in ("a", "b")')
-
-            held = left.isin([self._alike(left, value)[1] for value in right])
-            return np.asarray((held if isinstance(op, ast.In) else ~held) & left.notna(), bool)
-
+            return self._membership(left, right, negated=isinstance(op, ast.NotIn))
         if isinstance(left, list) or isinstance(right, list):
-            raise InputError(f"filter {self.expression!r}: a list stands on the right of in only")
+            self.expression.refuse("a list is only allowed after `in`")
 
         left, right = self._alike(left, right)
         work = _COMPARE.get(type(op))
@@ -199,17 +296,42 @@ class _Evaluator(ast.NodeVisitor):
 
         return np.asarray(value.fillna(False).astype(bool)) & present
 
-    def _alike(self, left: Any, right: Any) -> tuple[Any, Any]:
+    def _membership(self, left: Value, right: Value, *, negated: bool) -> NDArray[np.bool_]:
+        if isinstance(left, pd.Series) and isinstance(right, list):
+            column, pairs = left, [self._alike(left, value) for value in right]
+            found = left.isin([value for side, value in pairs if side is left])
+            if numbers := [value for side, value in pairs if side is not left]:
+                found |= cast(pd.Series, _as_numbers(left)).isin(numbers)
+        elif isinstance(right, pd.Series) and not isinstance(left, (pd.Series, list)):
+            column = right
+            found = self._flags(
+                self._has(right, left) if _kind(right) == "lists" else self._contains(right, left, case=True)
+            )
+        else:
+            self.expression.refuse(
+                'a list is needed after `in`, as in category in ("mug", "cup"), or ("mug",) for one value; '
+                'or a text before it, as in "tea" in title'
+            )
+
+        return np.asarray((found != negated) & column.notna(), bool)
+
+    def _alike(self, left: Value, right: Value) -> tuple[Value, Value]:
         """Both sides, text beside dates turned into a date; unlike kinds are refused, as nothing would ever match."""
         kinds = _kind(left), _kind(right)
-        if kinds == ("dates", "text") and isinstance(right, str):
+        if kinds == ("dates", "text") and isinstance(left, pd.Series) and isinstance(right, str):
             return left, self._date(right, left)
-        if kinds == ("text", "dates") and isinstance(left, str):
+        if kinds == ("text", "dates") and isinstance(right, pd.Series) and isinstance(left, str):
             return self._date(left, right), right
+        if "lists" in kinds:
+            self.expression.refuse('lists are not compared; write has(tags, "vegan") for one of their values')
         if kinds[0] != kinds[1] and "" not in kinds:
+            numbers = _as_numbers(left), _as_numbers(right)
+            if set(kinds) == {"text", "numbers"} and _kind(numbers[0]) == _kind(numbers[1]):
+                return numbers
+
             raise InputError(
-                f"filter {self.expression!r} compares values of different types ({kinds[0]} with {kinds[1]}); text "
-                'needs quotes, numbers need none, dates are written "2025-08-31"'
+                f"filter {shown(self.expression.text)!r} compares values of different types ({kinds[0]} with "
+                f'{kinds[1]}); text needs quotes, numbers need none, dates are written "2025-08-31"'
             )
 
         return left, right
@@ -219,14 +341,20 @@ class _Evaluator(ast.NodeVisitor):
         try:
             moment, zone = pd.Timestamp(datetime.fromisoformat(text)), column.dt.tz
         except ValueError:
-            raise InputError(
-                f'filter {self.expression!r}: {text!r} is no date; write "2025-08-31" or "2025-08-31T18:00"'
-            ) from None
+            self.expression.refuse(f'{text!r} is not a date; write "2025-08-31" or "2025-08-31T18:00"')
 
         if moment.tz is None:
             return moment.tz_localize(zone)
 
         return moment if zone is not None else moment.tz_convert("UTC").tz_localize(None)
+
+
+def _own_values(cell: Any) -> list[Any]:
+    """The values in a cell: those of a list, or of text like "a|b|c"."""
+    if isinstance(cell, str):
+        return [value.strip() for value in cell.split("|")]
+
+    return list(cell) if isinstance(cell, _LISTS) else []
 
 
 def _settled(column: pd.Series) -> pd.Series:
@@ -237,21 +365,35 @@ def _settled(column: pd.Series) -> pd.Series:
     if column.dtype == object:
         kind = infer_dtype(column, skipna=True)
         if kind in ("date", "datetime", "datetime64"):
-            return pd.to_datetime(column)
+            zones = {getattr(v, "tzinfo", None) for v in column.dropna()}
+            return pd.to_datetime(column, utc=len(zones) > 1)
         if kind in ("integer", "floating", "mixed-integer-float", "decimal"):
             return pd.to_numeric(column)
 
     return column
 
 
-def _kind(value: Any) -> str:
-    """What a column or constant holds: "text", "numbers" (truth values are), "dates", or nothing known."""
+def _as_numbers(value: Value) -> Value:
+    """A column of text such as "19.90" as numbers, where all of it is; any other value as it comes."""
+    if not isinstance(value, pd.Series) or not value.notna().any():
+        return value
+
+    try:
+        return pd.to_numeric(value)
+    except (ValueError, TypeError):
+        return value
+
+
+def _kind(value: Value) -> str:
+    """What a column or constant holds: "text", "numbers" (truth values are), "dates", "lists", or "" for others."""
     if not isinstance(value, pd.Series):
         return {str: "text", bool: "numbers", int: "numbers", float: "numbers"}.get(type(value), "")
     if is_numeric_dtype(value.dtype):
         return "numbers"
     if is_datetime64_any_dtype(value.dtype):
         return "dates"
+    if value.dtype == object and any(isinstance(cell, _LISTS) for cell in value):
+        return "lists"
 
     kind = "string" if isinstance(value.dtype, pd.StringDtype) else infer_dtype(value, skipna=True)
 

@@ -1,0 +1,140 @@
+"""Filter expressions read into syntax trees: nothing is run here or later, and names may be any column's.
+
+The grammar is Python's for comparisons, arithmetic and lists, so Python's parser reads it. Before that, column names
+become plain numbered names, so that one may be a word of Python's or, in backticks, anything at all.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from recotransfer.errors import InputError
+
+FUNCTIONS = ("contains", "has", "missing")
+_WORDS = {"and", "or", "not", "in", "True", "False", "None"}  # all others may be columns
+_TOKEN = re.compile(
+    r"""(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|`(?P<quoted>[^`]*)`|(?P<number>\d[\w.]*)|(?P<name>[^\W\d]\w*)|.""",
+    re.DOTALL,
+)
+_LONGEST = 200  # characters of an expression that a message shows
+
+
+@dataclass(frozen=True)
+class Expression:
+    """An expression that was read.
+
+    Attributes:
+        text: as it was written.
+        tree: its syntax; columns are `Name` nodes.
+        names: what the names in the tree stand for.
+        starts: where each piece of the text that Python read begins, there and in `text`, both rising.
+    """
+
+    text: str
+    tree: ast.expr
+    names: dict[str, str]
+    starts: tuple[tuple[int, int], ...]
+
+    def column(self, node: ast.Name) -> str:
+        """The column that a name stands for."""
+        return self.names.get(node.id, node.id)
+
+    def piece(self, node: ast.AST) -> str:
+        """The words that a node of the tree was written in."""
+        first, last = getattr(node, "col_offset", None), getattr(node, "end_col_offset", None)
+        if first is None or last is None or getattr(node, "lineno", 1) != 1 or not self.text.isascii():
+            return shown(self.text)
+
+        return shown(self.text[_place(self.starts, first) : _place(self.starts, last)].strip() or self.text)
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raise `InputError` with the expression and what is wrong with it."""
+        raise InputError(f"filter {shown(self.text)!r}: {what}")
+
+
+def shown(text: str) -> str:
+    """The text, cut where it is long."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+@functools.lru_cache(maxsize=256)
+def parsed(text: str) -> Expression:
+    """The expression, read once however often it is asked for.
+
+    Raises:
+        InputError: it is not a valid expression; the message says where.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"a filter is text such as 'price < 20', got {text!r}")
+
+    code, names, starts = _with_plain_names(text)
+    try:
+        tree = ast.parse(code, mode="eval").body
+    except SyntaxError as cause:
+        _refuse(text, _place(starts, cause.offset - 1) if cause.offset else len(text))
+    except ValueError:
+        _refuse(text, 0)
+    except (RecursionError, MemoryError):
+        raise too_deep(text) from None
+
+    return Expression(text, tree, names, tuple(starts))
+
+
+def too_deep(text: str) -> InputError:
+    """The error for an expression that is nested without end."""
+    return InputError(f"filter {shown(text)!r} is nested too deeply; write it in fewer steps")
+
+
+def _with_plain_names(text: str) -> tuple[str, dict[str, str], list[tuple[int, int]]]:
+    """The text with its column names numbered, what they stand for, and where pieces begin in both."""
+    code, numbers, starts, length = [], dict[str, str](), [(0, 0)], 0
+    blank = len(text) - len(text.lstrip())
+
+    for token in _TOKEN.finditer(text, blank):
+        name, piece = token["quoted"], token[0]
+        if piece == "`":
+            raise InputError(f"filter {shown(text)!r} is not a valid expression: a backtick is not closed")
+        if name == "":
+            raise InputError(f"filter {shown(text)!r} is not a valid expression: no name stands between its backticks")
+        if name is None and token["name"] and _is_column(text, token):
+            name = piece
+
+        if name is not None:
+            piece = numbers.setdefault(name, f"n{len(numbers)}")
+
+        starts.append((length, token.start()))
+        code.append(piece)
+        length += len(piece)
+
+    starts.append((length, len(text)))
+    return "".join(code), {number: name for name, number in numbers.items()}, starts
+
+
+def _is_column(text: str, token: re.Match[str]) -> bool:
+    """True for a name that is no word of the grammar, function, option, attribute or prefix of a text."""
+    after = text[token.end() : token.end() + 50]
+    before = text[: token.start()].rstrip()[-1:]
+    return not (token[0] in _WORDS or before == "." or re.match(r"""\s*\(|\s*=(?!=)|["']""", after))
+
+
+def _place(starts: Sequence[tuple[int, int]], at: int) -> int:
+    """Where the character `at` of the code stands in the text."""
+    code, text = max(start for start in starts if start[0] <= at)
+    return text + at - code
+
+
+def _refuse(text: str, at: int) -> NoReturn:
+    rest = text[at:].strip()
+    where = f"it cannot be read from {rest[:40]!r} on" if rest else "something is missing at its end"
+    if re.search(r"[^=!<>]=[^=]", text):
+        where = "values are compared by ==, not by ="
+
+    raise InputError(
+        f"filter {shown(text)!r} is not a valid expression: {where}; write for example: price < 20 "
+        "(names with spaces or dashes go in backticks: `Unit Price` < 20)"
+    )
