@@ -151,9 +151,12 @@ def count_of(n: int, what: str) -> str:
 def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that say which items may be recommended."""
     for option in (
-        click.option("--where", help="Only items for which this holds, e.g. 'price < 20 and category == \"Mugs\"'; also "
-                     "category in (\"Mugs\", \"Cups\"), contains(title, \"tea\"), has(tags, \"vegan\"), "
-                     "missing(price). Names with spaces go in backticks: `Unit Price`."),
+        click.option(
+            "--where",
+            help="Only items for which this holds, e.g. 'price < 20 and category == \"Mugs\"'; also "
+            'category in ("Mugs", "Cups"), contains(title, "tea"), has(tags, "vegan"), '
+            "missing(price). Names with spaces go in backticks: `Unit Price`.",
+        ),
         click.option("--deny", type=PATH, help="File with a column of item ids never to recommend."),
         click.option("--allow", type=PATH, help="File with a column of item ids; only these are recommended."),
     ):
