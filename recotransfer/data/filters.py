@@ -227,7 +227,9 @@ class _Evaluator(ast.NodeVisitor):
     def visit_Call(self, node: ast.Call) -> pd.Series:
         name = node.func.id if isinstance(node.func, ast.Name) else ""
         if name not in FUNCTIONS:
-            self.expression.refuse(f"{self.expression.piece(node.func)}(...) is not allowed; there are {FUNCTIONS}")
+            self.expression.refuse(
+                f"{self.expression.piece(node.func)}(...) is not allowed; the functions are {', '.join(FUNCTIONS)}"
+            )
 
         wanted = 1 if name == "missing" else 2
         options = {word.arg: word.value for word in node.keywords}

@@ -348,7 +348,7 @@ def test_any_column_can_be_filtered_by_its_text_lists_and_dates(expression, rows
         ("contains('tea', title)", "contains needs a column first, 'tea' is none"),
         ("contains(title, title)", "contains looks for one value, title is not one"),
         ("contains(title, 5)", "only text contains text"),
-        ("open(title)", r"open\(...\) is not allowed; there are"),
+        ("open(title)", r"open\(...\) is not allowed; the functions are"),
         ("title.lower() == 'tea'", r"title.lower\(...\) is not allowed"),
         ("missing(5)", "missing needs a column first"),
         ("title == None", r"missing\(column\) finds them"),
