@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
@@ -65,10 +65,10 @@ def progress_bar(total: int, *, desc: str, unit: str = "it", shown: bool = True,
         shown: False draws nothing.
         delay: seconds to wait before the bar appears.
     """
-    if importlib.util.find_spec("tqdm") is None:
+    try:
+        from tqdm import tqdm
+    except ImportError:
         return _NoBar()
-
-    from tqdm import tqdm
 
     bar: Bar = tqdm(total=total, desc=desc, unit=unit, disable=None if shown else True, delay=delay)
     return bar
@@ -84,7 +84,7 @@ def counted(values: Sequence[T], *, desc: str, unit: str = "it", shown: bool = T
 
 def draw_in_this_process_only() -> None:
     """Give tqdm a lock of threads: its own has semaphores, and a process that is killed leaves warnings about them."""
-    if importlib.util.find_spec("tqdm") is not None:
+    with suppress(ImportError):
         from tqdm import tqdm
 
         tqdm.set_lock(threading.RLock())
