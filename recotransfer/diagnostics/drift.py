@@ -1,4 +1,4 @@
-"""Has the log changed since the model was fitted? Shift of users, items and behaviour between two periods."""
+"""Drift in production: whether items, content and the quality of a model differ between two periods of the log."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ Action = Literal["nothing", "partial_fit", "refit"]
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 Sides = NDArray[np.bool_]
-_MOST_USERS = 1500  # who are compared: the kernel grows with their square
-_TOP = 100  # items whose share is compared one by one, the rest together
+_MOST_USERS = 1500  # sampled users: the kernel matrix grows with their square
+_TOP = 100  # the most popular items are compared one by one, all others as one
 _BLOCK = 256  # permutations at a time
-CHUNK = 8  # events of one user that are replayed together, so that relations between items stay
+CHUNK = 8  # events of one user that `Replay` keeps together, so that items stay related
 
 
 class Shift(NamedTuple):
-    """One way in which two periods may differ.
+    """One comparison of two periods.
 
     Attributes:
         name: "content", "popularity" or "behaviour".
         value: squared MMD; Jensen-Shannon divergence in bits; NDCG@k after minus before.
-        usual: mean of the value where only chance tells the periods apart.
-        p: probability of a value as great by chance, corrected for the number of shifts looked for.
+        usual: mean of the value under the null hypothesis, over the permutations.
+        p: probability of a value as large under the null hypothesis, corrected for the number of comparisons.
         words: the same in a sentence.
     """
 
@@ -47,13 +47,13 @@ class Shift(NamedTuple):
 
 @dataclass(frozen=True)
 class Drift:
-    """What differs between two periods.
+    """How two periods differ.
 
     Attributes:
-        shifts: what was looked for.
-        action: "refit" (on recent events, settings chosen anew) where the model's quality fell; "partial_fit" where
-            something else differs; else "nothing".
-        words: the finding in plain sentences.
+        shifts: the comparisons made.
+        action: "refit" (on recent events, tuned again) if the model's quality fell; "partial_fit" if anything else
+            differs; otherwise "nothing".
+        words: the result in plain sentences.
     """
 
     shifts: tuple[Shift, ...]
@@ -76,31 +76,31 @@ def drift(
     draws: int = 999,
     seed: int = 0,
 ) -> Drift:
-    """Whether users do something else in one period than in another, beyond chance, and what to do about it.
+    """Whether behaviour differs significantly between two periods, and what to do about it.
 
-    Up to three things are compared: which items are popular (Jensen-Shannon divergence of their shares), what the items
-    consumed are like (maximum mean discrepancy of users' mean vectors; Gretton et al., "A kernel two-sample test",
-    2012), and how well a model foretells them. All are permutation tests whose unit is a user in a period, for events
-    of one user are not independent: a user of both periods changes sides with himself, the others among each other.
-    Distinct items of a user count, no more of them than the typical user of the shorter period has. Still compare
-    periods of like length: whoever is active for a day is another crowd than whoever is active within a year.
+    Up to three comparisons are made: which items are popular (Jensen-Shannon divergence of their shares), what the
+    consumed items are like (maximum mean discrepancy of users' mean vectors; Gretton et al., "A kernel two-sample
+    test", 2012), and how well a model predicts them. All are permutation tests over users, because events of one user
+    are not independent: a user of both periods swaps them, users of one period are shuffled among each other. Each
+    user counts with distinct items, at most as many as the median user of the period with the smaller median has.
+    Compare periods of similar length all the same: who is active on a given day differs from who is within a year.
 
     Args:
         before: events of the earlier period.
         after: events of the later one.
         items: vectors of the items, to compare content.
-        model: fitted on events earlier than both periods, to compare NDCG@k of users it knows; pairs it was fitted on
-            are left out, items it does not know are missed.
+        model: fitted on events before both periods, to compare its NDCG@k. Only users with a history are scored; pairs
+            it was fitted on are left out, and items outside its catalogue count as misses.
         k: length of the lists.
-        alpha: share of false alarms over all that is compared.
-        draws: permutations.
-        seed: random seed of the draws; at most 1,500 users are drawn.
+        alpha: significance level, over all comparisons together.
+        draws: number of permutations.
+        seed: random seed of the permutations and of the sample of at most 1,500 users.
 
     Raises:
-        InputError: a period without two users to compare.
+        InputError: a period has fewer than two users to compare.
     """
     if not 0 < alpha < 1 or draws < 1:
-        raise InputError(f"alpha must lie between 0 and 1 and draws be at least 1, got {alpha} and {draws}")
+        raise InputError(f"alpha must lie between 0 and 1 and draws must be at least 1, got {alpha} and {draws}")
 
     ids = before.items.union(after.items)
     log = _Periods.of(before, after, np.random.default_rng(seed))
@@ -116,24 +116,24 @@ def drift(
     fell = any(s.name == "behaviour" and s.value < 0 for s in moved)
     action: Action = "refit" if fell else "partial_fit" if moved else "nothing"
 
-    return Drift(shifts, action, _told(shifts, moved, action))
+    return Drift(shifts, action, _summary(shifts, moved, action))
 
 
-def _told(shifts: tuple[Shift, ...], moved: list[Shift], action: Action) -> str:
+def _summary(shifts: tuple[Shift, ...], moved: list[Shift], action: Action) -> str:
     advice = {
         "nothing": "Keep the model.",
-        "partial_fit": "Give the new events to partial_fit.",
-        "refit": "Fit again on recent events, with settings chosen anew.",
+        "partial_fit": "Pass the new events to partial_fit.",
+        "refit": "Refit on recent events and tune again.",
     }
     names = " and ".join(s.name for s in moved) or "Nothing"
     verb = "differ" if len(moved) > 1 else "differs"
-    told = "; ".join(f"{s.words} (p {s.p:.3g})" for s in shifts)
+    details = "; ".join(f"{s.words} (p {s.p:.3g})" for s in shifts)
 
-    return f"{names[0].upper()}{names[1:]} {verb} beyond chance: {told}. {advice[action]}"
+    return f"{names[0].upper()}{names[1:]} {verb} beyond chance: {details}. {advice[action]}"
 
 
 class _Periods(NamedTuple):
-    """One row per user and period: whose it is, whether it is of the later period, and shares of the items (u, n)."""
+    """One row per user and period: the user, whether the period is the later one, and item shares (rows, items)."""
 
     user: Int
     later: Sides
@@ -141,6 +141,7 @@ class _Periods(NamedTuple):
 
     @classmethod
     def of(cls, before: Interactions, after: Interactions, rng: np.random.Generator) -> _Periods:
+        # Distinct (user, period, item) triples of the sampled users, in random order within each user and period.
         log = replace(before, time=None, kind=None, kinds=()).joined(replace(after, time=None, kind=None, kinds=()))
         later = np.repeat([False, True], [len(before), len(after)])
         width = len(log.items)
@@ -148,6 +149,8 @@ class _Periods(NamedTuple):
         users = rng.permutation(np.unique(pairs // width // 2))[:_MOST_USERS]
         pairs = rng.permutation(pairs[np.isin(pairs // width // 2, users)])
         pairs = pairs[np.argsort(pairs // width, kind="stable")]
+
+        # At most `most` items of each, so that active users do not dominate.
         units, first, size = np.unique(pairs // width, return_index=True, return_counts=True)
         sides = units % 2 == 1
         _check_sides(sides, "have events")
@@ -166,13 +169,13 @@ class _Periods(NamedTuple):
 def _check_sides(later: Sides, what: str) -> None:
     for name, side in (("earlier", ~later), ("later", later)):
         if side.sum() < 2:
-            raise InputError(f"{int(side.sum())} users of the {name} period {what}; drift needs two at least")
+            raise InputError(f"{int(side.sum())} users of the {name} period {what}; drift needs at least two")
 
 
 def _chance(
     statistic: Callable[[Sides], Float], user: Int, later: Sides, draws: int, seed: int
 ) -> tuple[float, float, float]:
-    """The statistic of the true sides, its mean over permuted ones, and how often those are as great in size."""
+    """The observed statistic, its mean over permutations, and the two-sided permutation p value."""
     generator = np.random.default_rng(seed)
     _, where, times = np.unique(user, return_inverse=True, return_counts=True)
     single = times[where] == 1
@@ -187,9 +190,9 @@ def _chance(
         values.append(statistic(sides))
 
     seen, drawn = float(values[0][0]), np.concatenate(values[1:])
-    as_great = np.abs(drawn) >= abs(seen) - 1e-12 * abs(seen)
+    as_large = np.abs(drawn) >= abs(seen) - 1e-12 * abs(seen)  # equal but for rounding counts
 
-    return seen, float(drawn.mean()), float((1 + as_great.sum()) / (1 + draws))
+    return seen, float(drawn.mean()), float((1 + as_large.sum()) / (1 + draws))
 
 
 def _popularity(log: _Periods, new: float, draws: int, seed: int) -> Shift:
@@ -208,14 +211,15 @@ def _popularity(log: _Periods, new: float, draws: int, seed: int) -> Shift:
 
     value, usual, p = _chance(divergence, log.user, log.later, draws, seed)
     words = (
-        f"shares of items diverge by {value:.4f} bits, {usual:.4f} by chance, {new:.0%} of later events on new items"
+        f"shares of items diverge by {value:.4f} bits, {usual:.4f} expected by chance, "
+        f"{new:.0%} of later events on new items"
     )
 
     return Shift("popularity", value, usual, p, words)
 
 
 def _new_share(before: Interactions, after: Interactions) -> float:
-    """Share of the later events whose item has no event earlier."""
+    """Share of the later events on items without an event in the earlier period."""
     used = before.items.take(np.unique(before.item))
     known = np.zeros(len(after.items), bool)
     at = after.items.positions(used, missing="negative")
@@ -224,10 +228,10 @@ def _new_share(before: Interactions, after: Interactions) -> float:
 
 
 def _content(log: _Periods, items: Embeddings, draws: int, seed: int) -> Shift:
-    held = log.share[:, items.has_content].sum(axis=1)
-    log = log.among(np.flatnonzero(held))
-    _check_sides(log.later, "hold an item with content")
-    means = (log.share @ unit_rows(items.vectors)) * reciprocal(held[held > 0])[:, None]
+    weight = log.share[:, items.has_content].sum(axis=1)
+    log = log.among(np.flatnonzero(weight))
+    _check_sides(log.later, "have an item with content")
+    means = (log.share @ unit_rows(items.vectors)) * reciprocal(weight[weight > 0])[:, None]
     kernel = gaussian_kernel(means)
     n, m, whole = int(log.later.sum()), int((~log.later).sum()), float(kernel.sum())
 
@@ -240,7 +244,9 @@ def _content(log: _Periods, items: Embeddings, draws: int, seed: int) -> Shift:
 
     value, usual, p = _chance(discrepancy, log.user, log.later, draws, seed)
 
-    return Shift("content", value, usual, p, f"content moved by a squared MMD of {value:.4f}, {usual:.4f} by chance")
+    return Shift(
+        "content", value, usual, p, f"content moved by a squared MMD of {value:.4f}, {usual:.4f} expected by chance"
+    )
 
 
 def _behaviour(model: Recommender, before: Interactions, after: Interactions, k: int, draws: int, seed: int) -> Shift:
@@ -255,7 +261,7 @@ def _behaviour(model: Recommender, before: Interactions, after: Interactions, k:
         later.append(np.full(len(asked), side == 1))
 
     quality, sides = np.concatenate(values), np.concatenate(later)
-    _check_sides(sides, "are known to the model and have events that it does not know")
+    _check_sides(sides, "have a history in the model and events that it was not fitted on")
 
     def change(later: Sides) -> Float:
         return np.asarray((later @ quality) / later.sum(axis=1) - (~later @ quality) / (~later).sum(axis=1))
@@ -271,7 +277,7 @@ def _behaviour(model: Recommender, before: Interactions, after: Interactions, k:
 
 
 def _unknown(model: Recommender, events: Interactions, seed: int) -> Interactions:
-    """Events of some users whose history the model knows, without the pairs it was fitted on."""
+    """Events of sampled users with a history, without the pairs the model was fitted on."""
     known = model.events_
     active = np.flatnonzero(np.diff(known.offsets) > 0)
     user = known.users.positions(events.users.ids, missing="negative")

@@ -1,6 +1,6 @@
-"""The guard against negative transfer: measures what content did on held-out events, takes it out where it hurt.
+"""The guard against negative transfer: measures what content adds on held-out events and removes it where it hurts.
 
-Before training, `transferability` guesses; here, after training, the transfer variant is weighed against its ablation.
+`transferability` predicts this before training; the guard compares the trained variant with its ablation.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Trust = tuple[float, ...]
 Float = NDArray[np.float64]
 _NONE: Trust = (0.0,) * len(POPULARITY_BUCKET_NAMES)
 _FOLDS = 5
-_MOST_USERS = 50_000  # of the held-out part that are asked; a gain that these cannot show is too small to matter
-_LEAST_PAIRS = 20  # true pairs below which a bucket says nothing for itself
+_MOST_USERS = 50_000  # held-out users that are scored; a gain that these cannot show is too small to matter
+_LEAST_PAIRS = 20  # a bucket with fewer held-out pairs is too small to be judged on its own
 
 
 class Bucket(NamedTuple):
-    """NDCG@k of the two variants over the true items of one popularity bucket, in the mean of the users who have one.
+    """NDCG@k of both variants on the held-out items of one popularity bucket, averaged over users who have such items.
 
     Attributes:
-        name: number of training users of the items, such as "1-5".
-        pairs: true (user, item) pairs in the bucket.
-        ablation, transfer: the two means.
+        name: how many training users the items have, such as "1-5".
+        pairs: held-out (user, item) pairs in the bucket.
+        ablation, transfer: mean NDCG@k of each variant.
         change: transfer minus ablation, paired over users.
     """
 
@@ -47,17 +47,17 @@ class Bucket(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What content did on held-out events.
+    """What content added on held-out events.
 
     Attributes:
-        overall: NDCG@k of the whole transfer variant minus that of the ablation, paired over users.
-        buckets: the same by popularity of the true item; buckets without a true pair are left out.
-        trust: share of content kept for items of each popularity bucket, all 0 where the ablation was taken; None
-            where the recommender is no `HybridItems`, whose content stays whole or goes.
-        gained: what the best use of content found gained over the stronger of the ablation and the transfer variant's
-            own behaviour, measured on users who had no part in finding it.
-        helped: "helps" where the interval of `gained` lies above 0, so that the transfer variant was taken; else
-            "hurts" where that of `overall` lies below 0.
+        overall: NDCG@k of the transfer variant with all its content minus that of the ablation, paired over users.
+        buckets: the same by popularity of the held-out item; empty buckets are omitted.
+        trust: share of content kept for items of each popularity bucket, all 0 if the ablation was chosen; None for
+            recommenders other than `HybridItems`, whose content is kept or dropped as a whole.
+        gained: gain of the best use of content over the stronger of two baselines, the ablation and the transfer
+            variant with its content off, measured on users who were not used to choose it.
+        helped: "helps" if the interval of `gained` lies above 0, so that the transfer variant was chosen; otherwise
+            "hurts" if the interval of `overall` lies below 0.
         words: the verdict in plain sentences.
     """
 
@@ -70,11 +70,11 @@ class Verdict:
 
     @property
     def kept(self) -> bool:
-        """Whether the transfer variant was taken, with all of its content or part of it."""
+        """True if the transfer variant was chosen, with all or part of its content."""
         return self.helped == "helps"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON; the change of a bucket stands beside its name."""
+        """The verdict as plain JSON; the fields of a bucket's `change` are inlined."""
         return {
             "overall": self.overall._asdict(),
             "buckets": [
@@ -89,14 +89,14 @@ class Verdict:
 
 
 class Guarded(NamedTuple):
-    """The recommender to use, and why."""
+    """The recommender to use and the verdict that chose it."""
 
     recommender: Recommender
     verdict: Verdict
 
     def refitted(self, transfer: Recommender, ablation: Recommender) -> Recommender:
-        """The same choice between the two variants fitted again, on the held-out events too."""
-        return _taken(transfer, ablation, self.verdict.trust, self.verdict.kept)
+        """The same choice applied to both variants refitted, with the held-out events included."""
+        return _selected(transfer, ablation, self.verdict.trust, self.verdict.kept)
 
 
 def guard(
@@ -110,43 +110,44 @@ def guard(
     draws: int = 2000,
     seed: int = 0,
 ) -> Guarded:
-    """The transfer variant as far as its content shows a gain on held-out events, else the ablation; with the verdict.
+    """The transfer variant with the content that improves held-out NDCG@k, or the ablation; and the verdict.
 
-    Content must gain in NDCG@k with a 95% interval above 0, or the ablation itself is returned: ties go to the
-    simpler variant. For `HybridItems` content is switched on or off by popularity of the recommended item (its
-    `trust`):
+    Content must improve NDCG@k with a 95% interval above 0. Otherwise the ablation is returned: ties go to the simpler
+    variant. For `HybridItems` content is switched on or off by popularity of the recommended item (its `trust`):
 
-    - Each choice of buckets is ranked once, 15 at most. Half trust measured as lying between none and all.
-    - Of the choices that do not lie behind the best by more than chance would have it, again at 95%, the one with most
-      buckets on is taken: once content has shown its gain, a bucket is switched off only where that is clearly better.
-    - A bucket whose own true items gain, with an interval above 0, stays on while all users together gain with it:
-      what cold items win is not given up for a little more on popular ones.
-    - A bucket with fewer than 20 true pairs says nothing for itself. It is on where any bucket is, since rare items
-      have little but content.
-    - The gain is cross-fitted: chosen on four fifths of the users, measured on the others, five times. It is the gain
-      over the ablation or over the transfer variant with all content off, whichever is better, so that better settings
-      are not taken for better content.
+    - Each combination of buckets is evaluated once, at most 15 of them. Values of `trust` between 0 and 1 measured
+      between the two and are not tried.
+    - Among the combinations that are not significantly worse than the best (again at 95%), the one with most buckets
+      on is chosen: once content has shown a gain, a bucket is switched off only if that is clearly better.
+    - A bucket whose own held-out items gain significantly stays on as long as all users together gain: gains on cold
+      items are not given up for a little more on popular ones.
+    - A bucket with fewer than 20 held-out pairs is not judged on its own. It is on if any bucket is, because rare
+      items have little but content.
+    - The gain is cross-fitted: chosen on four fifths of the users, measured on the rest, five times. It is measured
+      against the better of the ablation and the transfer variant with its content off, so that better settings are
+      not mistaken for better content.
 
-    Other recommenders go whole or not at all, by their gain over the ablation.
+    Other recommenders are kept or dropped as a whole, by their gain over the ablation.
 
     Args:
-        transfer: fitted with content.
-        ablation: the same kind of model fitted without, on the same events, its settings chosen with as many trials.
-        valid: events that neither variant was fitted on. Users without a known history are left out; of more than
-            50,000 users so many are drawn.
-        histories: what is known of each user when `valid` is to be predicted; by default what the variants were fitted
-            on.
-        allow: rank only these items (the cold items of a cold-start protocol, say).
+        transfer: a recommender fitted with content.
+        ablation: the same model fitted without content on the same events, tuned with as many trials.
+        valid: events that neither variant was fitted on. Users without a history are left out, and at most 50,000
+            users are sampled.
+        histories: what is known of each user before `valid`; by default the events the variants were fitted on.
+        allow: rank only these items, such as the cold items of a cold-start protocol.
         k: length of the lists.
-        draws: bootstrap samples of each interval.
-        seed: random seed of draws and folds.
+        draws: number of bootstrap resamples.
+        seed: random seed of the sample, the resamples and the folds.
 
     Raises:
-        InputError: fewer than two users of `valid` can be asked.
+        InputError: fewer than two users of `valid` have a history.
     """
     known = transfer.events_ if histories is None else histories
-    truth = _answerable(valid, known, seed)
+    truth = _with_history(valid, known, seed)
     ask = _Question(truth, _buckets_of(transfer, truth), histories, allow, k)
+
+    # Both variants as they are: over all users, and by popularity of the held-out item.
     lists = [ask.lists(variant) for variant in (ablation, transfer)]
     (without, without_by), (whole, whole_by) = ((ask.gains(found), ask.gains_by_bucket(found)) for found in lists)
     overall = paired(whole, without, draws=draws, seed=seed)
@@ -156,14 +157,16 @@ def guard(
         for name, n, before, after in zip(POPULARITY_BUCKET_NAMES, pairs, without_by, whole_by, strict=True)
         if n
     )
+
+    # HybridItems can use content for some buckets only: choose which, against the stronger of the two baselines.
     trust, gained = None, overall
     if isinstance(transfer, HybridItems) and transfer.items_ is not None:
         off = ask.gains(ask.lists(transfer.with_trust(_NONE)))
-        bar = off if exceeds(off.mean(), without.mean()) else without
+        baseline = off if exceeds(off.mean(), without.mean()) else without
         tried = _choices((pairs >= _LEAST_PAIRS).tolist())
         scores = np.stack([ask.gains(ask.lists(transfer.with_trust(choice))) for choice in tried])
-        trust, chosen = _choose(tried, scores, bar, whole_by - without_by, seed)
-        gained = paired(chosen, bar, draws=draws, seed=seed)
+        trust, chosen = _choose(tried, scores, baseline, whole_by - without_by, seed)
+        gained = paired(chosen, baseline, draws=draws, seed=seed)
 
     kept = gained.low > 0 and trust != _NONE
     helped: Literal["helps", "no difference", "hurts"]
@@ -174,10 +177,10 @@ def guard(
     words = _words(helped, _means(without, whole), overall, gained, trust, buckets, k)
     verdict = Verdict(overall, buckets, trust, gained, helped, words)
 
-    return Guarded(_taken(transfer, ablation, trust, kept), verdict)
+    return Guarded(_selected(transfer, ablation, trust, kept), verdict)
 
 
-def _taken(transfer: Recommender, ablation: Recommender, trust: Trust | None, kept: bool) -> Recommender:
+def _selected(transfer: Recommender, ablation: Recommender, trust: Trust | None, kept: bool) -> Recommender:
     if not kept:
         return ablation
 
@@ -189,7 +192,7 @@ def _means(ablation: Float, transfer: Float) -> tuple[float, float]:
 
 
 class _Question(NamedTuple):
-    """What both variants predict: `k` items for each user of `truth`, whose events lie in these popularity buckets."""
+    """What both variants predict: `k` items for each user of `truth`; `bucket` (events,) is each item's popularity."""
 
     truth: Interactions
     bucket: NDArray[np.int64]
@@ -211,7 +214,7 @@ class _Question(NamedTuple):
         return ndcg(hits(found, self.truth), self.k)
 
     def gains_by_bucket(self, found: Recommendations) -> Float:
-        """(buckets, users) NDCG@k of the true pairs of each bucket alone; NaN for users who have none."""
+        """(buckets, users) NDCG@k on the held-out pairs of each bucket alone; NaN for users without such a pair."""
         users = np.unique(self.truth.user)
         out = np.full((len(_NONE), len(users)), np.nan)
         for at in np.unique(self.bucket):
@@ -221,15 +224,15 @@ class _Question(NamedTuple):
         return out
 
 
-def _answerable(valid: Interactions, known: Interactions, seed: int) -> Interactions:
-    """The held-out events of users with a history, of `_MOST_USERS` of them at most."""
+def _with_history(valid: Interactions, known: Interactions, seed: int) -> Interactions:
+    """Held-out events of users who have a history, from a sample of at most `_MOST_USERS` users."""
     has = np.bincount(known.user, minlength=len(known.users)) > 0
     at = known.users.positions(valid.users.ids, missing="negative")
     users = np.intersect1d(np.flatnonzero((at >= 0) & has[at]), valid.user)
     if len(users) < 2:
         raise InputError(
-            f"{len(users)} users have both a history and held-out events, and two are the least to compare; give "
-            "validation events of users in the log, or their histories"
+            f"{len(users)} users have both a history and held-out events, but a comparison needs two; give validation "
+            "events of users in the log, or their histories"
         )
 
     asked = np.zeros(len(valid.users), bool)
@@ -239,69 +242,72 @@ def _answerable(valid: Interactions, known: Interactions, seed: int) -> Interact
 
 
 def _buckets_of(model: Recommender, truth: Interactions) -> NDArray[np.int64]:
-    """(events,) popularity bucket of each true item, by the users that `model` was fitted on."""
+    """(events,) popularity bucket of each held-out item, counted over the users that `model` was fitted on."""
     at = model.catalogue_.positions(truth.items.ids, missing="negative")[truth.item]
     return popularity_bucket(np.where(at >= 0, model.popularity_[at], 0))
 
 
-def _choices(telling: Sequence[bool]) -> list[Trust]:
-    """Every way to switch content on and off in the telling buckets, but for all off; the others are on."""
-    switched = itertools.product((1.0, 0.0), repeat=sum(telling))
+def _choices(judged: Sequence[bool]) -> list[Trust]:
+    """Every combination of content on or off in the judged buckets, except all off; the other buckets are on."""
+    switched = itertools.product((1.0, 0.0), repeat=sum(judged))
     out = []
     for switches in switched:
         if any(switches) or not switches:
             following = iter(switches)
-            out.append(tuple(next(following) if tells else 1.0 for tells in telling))
+            out.append(tuple(next(following) if on else 1.0 for on in judged))
 
     return out
 
 
-def _choose(tried: Sequence[Trust], scores: Float, bar: Float, own: Float, seed: int) -> tuple[Trust, Float]:
-    """The choice made on all users, and each user's score under the choice that the other folds' users made.
+def _choose(tried: Sequence[Trust], scores: Float, baseline: Float, changes: Float, seed: int) -> tuple[Trust, Float]:
+    """The choice made on all users, and each user's score under the choice made on the users of the other folds.
 
-    `scores` (choices, users); `bar` (users,) is scored where no choice is better than it; `own` as in `_best`.
+    `scores` (choices, users); `baseline` (users,) is used where no choice beats it; `changes` as in `_best`.
     """
-    users = len(bar)
+    users = len(baseline)
     folds = np.random.default_rng(seed).permutation(users) % min(_FOLDS, users)
-    out = bar.copy()
+    out = baseline.copy()
 
     for fold in range(_FOLDS):
         rest = folds != fold
-        if (best := _best(tried, scores[:, rest], bar[rest], own[:, rest])) is not None:
+        if (best := _best(tried, scores[:, rest], baseline[rest], changes[:, rest])) is not None:
             out[~rest] = scores[best, ~rest]
 
-    best = _best(tried, scores, bar, own)
+    best = _best(tried, scores, baseline, changes)
 
     return (_NONE if best is None else tried[best]), out
 
 
-def _best(tried: Sequence[Trust], scores: Float, bar: Float, own: Float) -> int | None:
-    """The choice to take, None where the bar is better; see `guard` for the rule.
+def _best(tried: Sequence[Trust], scores: Float, baseline: Float, changes: Float) -> int | None:
+    """The position of the choice to take, None if the baseline is better; see `guard` for the rule.
 
-    `own` (buckets, users) is what the whole transfer variant changes for true items of each bucket, NaN without any.
+    `changes` (buckets, users) is what all content changes for the held-out items of each bucket, NaN without any.
     """
-    on, means = np.array(tried) > 0, scores.mean(axis=1)
-    gaining = [_clear(change[~np.isnan(change)]) for change in own]
+    on = np.array(tried) > 0
+    means = scores.mean(axis=1)
+    gaining = [_is_gain(change[~np.isnan(change)]) for change in changes]
     keeping = on[:, gaining].all(axis=1)
 
+    # Choices that keep the gaining buckets come first; all others only if none of those beats the baseline.
     for pool in (keeping, np.ones(len(tried), bool)):
         top = first_best(np.where(pool, means, -np.inf))
-        if _clear(scores[top] - bar):
+        if _is_gain(scores[top] - baseline):
             break
 
-    better = np.array([exceeds(mean, bar.mean()) for mean in means])
+    better = np.array([exceeds(mean, baseline.mean()) for mean in means])
     if not better[top]:
         return None
 
-    level = [at for at in np.flatnonzero(pool & better) if not _clear(scores[top] - scores[at])]
+    # Of those as good as the best, the ones with most buckets on.
+    level = [at for at in np.flatnonzero(pool & better) if not _is_gain(scores[top] - scores[at])]
     most = max(on[at].sum() for at in level)
     widest = [at for at in level if on[at].sum() == most]
 
     return int(widest[first_best(means[widest])])
 
 
-def _clear(change: Float) -> bool:
-    """Whether the mean over users lies above 0 with its 95% interval, by its standard error."""
+def _is_gain(change: Float) -> bool:
+    """True if the 95% interval of the mean over users, from its standard error, lies above 0."""
     return len(change) > 1 and bool(change.mean() > 1.96 * change.std() / np.sqrt(len(change)))
 
 
@@ -319,13 +325,13 @@ def _words(
     off = [] if trust is None else [name for name, t in zip(POPULARITY_BUCKET_NAMES, trust, strict=True) if not t]
     if helped != "helps" and overall.low > 0:
         return (
-            f"The transfer variant is better, but not by its content: {whole}, to which content adds "
+            f"The transfer variant is better, but not by its content: {whole}, of which content adds "
             f"{_figure(gained)}; "
             f"so the model without content is taken. {_by_bucket(buckets)}"
         )
 
     if helped != "helps":
-        what = "Content hurts" if helped == "hurts" else "Content makes no difference that can be relied on"
+        what = "Content hurts" if helped == "hurts" else "Content makes no significant difference"
         return f"{what}: {whole}; so the model without content is taken. {_by_bucket(buckets)}"
 
     if not off:
@@ -342,15 +348,16 @@ def _figure(change: Difference) -> str:
 
 
 def _by_bucket(buckets: Sequence[Bucket]) -> str:
-    """One sentence on the whole transfer variant by popularity of the true item."""
-    groups: dict[str, list[str]] = {"it helps for": [], "it hurts for": [], "nothing can be told for": []}
+    """One sentence on the transfer variant with all its content, by popularity of the held-out item."""
+    groups: dict[str, list[str]] = {"it helps for": [], "it hurts for": [], "no conclusion for": []}
     for bucket in buckets:
         low, high = bucket.change.low, bucket.change.high
-        group = "it helps for" if low > 0 else "it hurts for" if high < 0 else "nothing can be told for"
+        group = "it helps for" if low > 0 else "it hurts for" if high < 0 else "no conclusion for"
         groups[group].append(f"{bucket.name} ({bucket.change.value:+.4f}, {bucket.pairs} pairs)")
 
-    told = "; ".join(f"{group} {_and(parts)}" for group, parts in groups.items() if parts)
-    return f"By training users of the true item, {told}."
+    sentence = "; ".join(f"{group} {_and(names)}" for group, names in groups.items() if names)
+
+    return f"By training users of the held-out item, {sentence}."
 
 
 def _and(words: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
-"""Scores that need no training: whether vectors will help on a target, and how far apart two domains are.
+"""Scores that need no training: how well vectors suit a target, and how far apart two domains are.
 
-The first three judge an encoder on a target: greater is better, and only scores of one function on one target compare.
-The last three measure how far the target's vectors lie from those that an encoder or a map was trained on: smaller is
-nearer. All take arrays and change none; none has seen a test set.
+The first three rate an encoder on a target: greater is better, and only scores of the same function on the same target
+are comparable. The last three measure the distance of the target's vectors from those that an encoder or a map was
+trained on: smaller is closer. None of them changes its arguments, and none needs test data.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from recotransfer.numerics.vectors import gaussian_kernel, reciprocal, unit_rows
 from recotransfer.retrieval import nearest
 
 Vectors = NDArray[np.floating[Any]]
-_MOST_ASKED = 5_000  # items whose neighbours are looked up in `neighbour_agreement`
-_MOST_COMPARED = 2_000  # vectors of each domain in `mmd`, whose cost grows with their square
-_MOST_LEARNED = 10_000  # vectors of each domain in `proxy_a_distance`
-_SWEEPS, _ENOUGH = 100, 1e-4  # of the fixed point in `logme`: at most so many, until the ratio moves less than this
+_MOST_ASKED = 5_000  # sampled items in `neighbour_agreement`
+_MOST_COMPARED = 2_000  # sampled vectors of each domain in `mmd`, whose cost grows with their square
+_MOST_LEARNED = 10_000  # sampled vectors of each domain in `proxy_a_distance`
+_SWEEPS = 100  # most iterations of the fixed point in `logme`
+_ENOUGH = 1e-4  # relative change of the ratio at which it has converged
 
 
 def logme(features: Vectors, labels: ArrayLike) -> float:
-    """Log evidence of the labels per item under a Bayesian linear model on the features, the mean over targets.
+    """Log evidence per item of the labels under a Bayesian linear model on the features, averaged over targets.
 
     For each target y, the maximum over alpha, beta of log p(y | F) / n with w ~ N(0, I / alpha) and
     y ~ N(F w, I / beta), found by fixed point on the singular values of F. You et al., "LogME: practical assessment of
@@ -34,13 +35,13 @@ def logme(features: Vectors, labels: ArrayLike) -> float:
 
     Args:
         features: (n, d).
-        labels: (n,) class of each, scored one against the rest; or (n, targets) numbers, item factors for example.
+        labels: (n,) class of each item, scored one against the rest; or (n, targets) numbers, such as item factors.
     """
     left, singular, _ = np.linalg.svd(_checked(features), full_matrices=False)
     targets = _targets(labels, len(features))
     n, power = len(features), singular[:, None] ** 2
     along = (left.T @ targets) ** 2  # (rank, targets)
-    beyond = np.maximum((targets**2).sum(axis=0) - along.sum(axis=0), 0)  # no weights can explain it
+    beyond = np.maximum((targets**2).sum(axis=0) - along.sum(axis=0), 0)  # the part that no weights explain
     tiny = 1e-12 * max(float((targets**2).sum(axis=0).max()), 1e-300)
     ratio = np.ones(targets.shape[1])  # alpha / beta
 
@@ -69,7 +70,7 @@ def _posterior(power: Vectors, along: Vectors, beyond: Vectors, ratio: Vectors) 
 
 
 def h_score(features: Vectors, labels: ArrayLike) -> float:
-    """How far class means stand apart against the spread of the features: (1 - a) trace(C^-1 B).
+    """Separation of the class means relative to the spread of the features: (1 - a) trace(C^-1 B).
 
     C is the covariance of the features shrunk towards a multiple of the identity by the share a of Ledoit and Wolf
     (2004), B the covariance of each item's class mean. Bao et al., "An information-theoretic approach to
@@ -97,40 +98,47 @@ def h_score(features: Vectors, labels: ArrayLike) -> float:
 
 
 def neighbour_agreement(items: Embeddings, interactions: Interactions, *, neighbours: int = 10, seed: int = 0) -> float:
-    """How many times more often nearest neighbours in content are consumed together than items of equal popularity.
+    """How many times as often nearest neighbours in content are consumed together as random items of equal popularity.
 
-    Togetherness of two items is the cosine of their users, n_ij / sqrt(n_i n_j). It is summed over the nearest content
-    neighbours of each item with events, and divided by what random items of the neighbours' own popularity would have
-    with the same item, in expectation. 1 is chance; encoders whose neighbours merely are popular gain nothing, so
-    encoders compare. This is the k-nearest-neighbour form of task affinity for logs, where no item bears a label.
+    Co-consumption of two items is the cosine of their users, n_ij / sqrt(n_i n_j). It is summed over the nearest
+    content neighbours of each item with events, and divided by its expectation for random items of the same popularity
+    as the neighbours. 1 is chance. Encoders whose neighbours are merely popular gain nothing, so encoders can be
+    compared. This is the k-nearest-neighbour form of task affinity for logs, where items have no labels.
 
-    At most 5,000 items, drawn with `seed`, are asked: O(5,000 n d) and the users of those items times their histories.
+    At most 5,000 items are sampled: O(5,000 n d) and the users of those items times their histories.
 
     Args:
         items: vectors; items without content are left out.
         interactions: training events.
-        neighbours: content neighbours looked at per item.
-        seed: random seed of the draw.
+        neighbours: number of content neighbours per item.
+        seed: random seed of the sample.
     """
     if neighbours < 1:
         raise InputError(f"neighbours must be at least 1, got {neighbours}")
 
-    held = interactions.with_items(items.ids.union(interactions.items)).binary_matrix()[:, : len(items.ids)]
-    count = held.sum(axis=0)
+    matrix = interactions.with_items(items.ids.union(interactions.items)).binary_matrix()[:, : len(items.ids)]
+    count = matrix.sum(axis=0)
     pool = np.flatnonzero((count > 0) & items.has_content)
     if len(pool) < neighbours + 2:
-        raise InputError(f"{len(pool)} items have both content and events; {neighbours} neighbours need more")
+        raise InputError(
+            f"{len(pool)} items have both content and events; {neighbours} neighbours need at least {neighbours + 2}"
+        )
 
     drawn = np.sort(np.random.default_rng(seed).permutation(len(pool))[:_MOST_ASKED])
-    users = sparse.csc_array(held)[:, pool] @ sparse.diags_array(count[pool] ** -0.5)
+    users = sparse.csc_array(matrix)[:, pool] @ sparse.diags_array(count[pool] ** -0.5)
     together = sparse.csr_array(sparse.csc_array(users)[:, drawn].T @ users)
     own = sparse.coo_array((np.ones(len(drawn)), (np.arange(len(drawn)), drawn)), shape=together.shape)
     together = sparse.csr_array(together - together.multiply(own))
+
     vectors = unit_rows(items.vectors[pool])
     near = _others(nearest(vectors, vectors[drawn], neighbours + 1).positions, drawn)
     rows = np.repeat(np.arange(len(drawn)), neighbours)
     seen = np.asarray(together[rows, near.ravel()]).sum()
-    group = np.floor(4 * np.log2(count[pool]) + 1e-9).astype(np.int64)  # small counts apart, great ones within a fifth
+
+    # The same sum in expectation, with items of the neighbour's popularity group in its place.
+    group = np.floor(4 * np.log2(count[pool]) + 1e-9).astype(
+        np.int64
+    )  # popularity groups: each small count, larger ones within a fifth
     inside = sparse.coo_array((np.ones(len(pool)), (np.arange(len(pool)), group))).tocsr()
     total = np.asarray((together @ inside).todense())  # (drawn, groups)
     others = np.bincount(group)[None, :] - (group[drawn][:, None] == np.arange(total.shape[1]))
@@ -140,22 +148,22 @@ def neighbour_agreement(items: Embeddings, interactions: Interactions, *, neighb
 
 
 def _others(positions: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(n, k) of (n, k + 1) positions: each row without its own item, or without its last where that is not in it."""
+    """(n, k) of (n, k + 1) positions: each row without its own item, or without its last if its own is not in it."""
     out = positions != own[:, None]
     out[out.all(axis=1), -1] = False
     return np.asarray(positions[out]).reshape(len(positions), -1)
 
 
 def mmd(source: Vectors, target: Vectors, seed: int = 0) -> float:
-    """Squared maximum mean discrepancy of two sets of vectors; about 0, or a little below, where they are alike.
+    """Squared maximum mean discrepancy of two sets of vectors; about 0, or slightly below, for equal distributions.
 
     The unbiased estimate of Gretton et al., "A kernel two-sample test" (2012), with a Gaussian kernel as wide as the
-    median distance of the pooled vectors. At most 2,000 vectors of each, drawn with `seed`: O(2,000^2 d).
+    median distance of the pooled vectors. At most 2,000 vectors of each are sampled: O(2,000^2 d).
 
     Args:
-        source: (n, d) vectors of the one domain, two at least.
-        target: (m, d) vectors of the other.
-        seed: random seed of the draw.
+        source: (n, d) vectors of one domain, at least two.
+        target: (m, d) vectors of the other, at least two.
+        seed: random seed of the sample.
     """
     draw = np.random.default_rng(seed)
     source, target = _pair(source, target)
@@ -168,13 +176,13 @@ def mmd(source: Vectors, target: Vectors, seed: int = 0) -> float:
 
 
 def coral_distance(source: Vectors, target: Vectors) -> float:
-    """Squared Frobenius distance of the two covariances over 4 d^2. O((n + m) d^2).
+    """Squared Frobenius distance of the two covariance matrices, divided by 4 d^2. O((n + m) d^2).
 
     Sun and Saenko, "Deep CORAL: correlation alignment for deep domain adaptation" (2016).
 
     Args:
-        source: (n, d) vectors of the one domain, two at least.
-        target: (m, d) vectors of the other.
+        source: (n, d) vectors of one domain, at least two.
+        target: (m, d) vectors of the other, at least two.
     """
     source, target = _pair(source, target)
     apart = np.cov(source, rowvar=False) - np.cov(target, rowvar=False)
@@ -183,16 +191,16 @@ def coral_distance(source: Vectors, target: Vectors) -> float:
 
 
 def proxy_a_distance(source: Vectors, target: Vectors, seed: int = 0) -> float:
-    """2 (1 - 2 error) of a linear classifier that tells the two domains apart: 0 for one domain, 2 for two strangers.
+    """2 (1 - 2 error) of a linear classifier of the domain: 0 if the domains are the same, 2 if they are separable.
 
     Ben-David et al., "Analysis of representations for domain adaptation" (2007). The error is that of logistic
-    regression on standardised vectors, balanced over the domains, in 5-fold cross-validation (fewer folds for fewer
-    vectors). At most 10,000 vectors of each, drawn with `seed`: O(10,000 d) per step of the solver.
+    regression on standardised vectors, balanced over the domains, in 5-fold cross-validation (fewer folds if there are
+    fewer vectors). At most 10,000 vectors of each are sampled: O(10,000 d) per step of the solver.
 
     Args:
-        source: (n, d) vectors of the one domain, two at least.
-        target: (m, d) vectors of the other.
-        seed: random seed of the draw and of the folds.
+        source: (n, d) vectors of one domain, at least two.
+        target: (m, d) vectors of the other, at least two.
+        seed: random seed of the sample and the folds.
     """
     LogisticRegression = require("sklearn.linear_model").LogisticRegression
     StratifiedKFold = require("sklearn.model_selection").StratifiedKFold
@@ -212,12 +220,16 @@ def proxy_a_distance(source: Vectors, target: Vectors, seed: int = 0) -> float:
 
 
 def _checked(vectors: Vectors) -> NDArray[np.float64]:
-    """The vectors in double precision: two-dimensional, finite, two at least."""
+    """The vectors in double precision.
+
+    Raises:
+        InputError: not two-dimensional, not finite, or fewer than two.
+    """
     out = np.asarray(vectors, np.float64)
     if out.ndim != 2 or len(out) < 2 or not out.shape[1]:
-        raise InputError(f"vectors must have shape (n, d) with n of 2 at least, got {out.shape}")
+        raise InputError(f"vectors must have shape (n, d) with n at least 2, got {out.shape}")
     if not np.isfinite(out).all():
-        raise InputError("vectors must be finite; leave out the items whose vector is not")
+        raise InputError("vectors must be finite; leave out items whose vectors are not")
 
     return out
 
@@ -231,24 +243,26 @@ def _pair(source: Vectors, target: Vectors) -> tuple[NDArray[np.float64], NDArra
 
 
 def _some_rows(vectors: NDArray[np.float64], count: int, draw: np.random.Generator) -> NDArray[np.float64]:
-    """At most `count` of the rows, in their order."""
+    """A sample of at most `count` rows, in their order."""
     return vectors if len(vectors) <= count else vectors[np.sort(draw.permutation(len(vectors))[:count])]
 
 
 def _codes(labels: ArrayLike, n: int) -> NDArray[np.int64]:
     values = np.asarray(labels)
     if values.shape != (n,):
-        raise InputError(f"labels have shape {values.shape}, wanted ({n},): one class per row of the features")
+        raise InputError(f"labels have shape {values.shape}, expected ({n},): one class per row of the features")
 
     return np.unique(values, return_inverse=True)[1].astype(np.int64)
 
 
 def _targets(labels: ArrayLike, n: int) -> NDArray[np.float64]:
-    """(n, targets): given numbers as they are, classes as one column each."""
+    """(n, targets): numbers as given, classes as one indicator column each."""
     values = np.asarray(labels)
     if values.ndim == 2:
         if len(values) != n or not values.shape[1]:
-            raise InputError(f"targets have shape {values.shape}, wanted ({n}, targets): one row per row of features")
+            raise InputError(
+                f"targets have shape {values.shape}, expected ({n}, targets): one row per row of the features"
+            )
 
         return _checked(values)
 

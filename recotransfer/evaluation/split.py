@@ -1,4 +1,4 @@
-"""What a split is: three parts and what is known of each user when a part is predicted. Leaks are refused."""
+"""`Split`: train, validation and test events, and each user's history before they are predicted. Leaks are refused."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ class HeldOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """A log in three parts over one map of users and one of items, no pair in two of them.
+    """A log split into three disjoint parts over the same users and items.
 
     Attributes:
-        train: models learn from this while settings are chosen.
-        valid: events to predict for settings, from `valid_history`.
-        test: events to predict once, from `test_history`.
-        valid_history: what is known of each user when valid is asked: train, unless users are cold.
-        test_history: what is known of each user when test is asked: mostly train and the valid events.
-        valid_items: rank only these (cold-item protocols); None is the whole catalogue.
+        train: events that models learn from while settings are tuned.
+        valid: events to predict for tuning, given `valid_history`.
+        test: events to predict once, given `test_history`.
+        valid_history: what is known of each user before valid: train, unless users are cold.
+        test_history: what is known of each user before test: usually train and valid.
+        valid_items: the items to rank for valid (cold-item protocols); None is the whole catalogue.
         test_items: the same for test.
         name: the protocol.
-        facts: how it was made, JSON-able: seed, shares or times, ties, `left_out` events by reason.
+        facts: how the split was made, as plain JSON: seed, shares or times, ties, `left_out` events by reason.
 
     Raises:
-        InputError: parts over different maps, a pair in two parts or in a truth and its history, a truth that asks for
-            items that are not ranked, or facts that JSON cannot hold.
+        InputError: parts over different ids, a pair in two parts or in a truth and its history, a truth with items that
+            are not ranked, or facts that are not plain JSON.
     """
 
     train: Interactions
@@ -57,7 +57,9 @@ class Split:
         for name in ("valid", "test", "valid_history", "test_history"):
             part = getattr(self, name)
             if part.users != self.train.users or part.items != self.train.items:
-                raise InputError(f"{name} and train are over different users or items; `splits.given` unites them")
+                raise InputError(
+                    f"{name} and train are over different users or items; `splits.given` brings them together"
+                )
 
         try:
             json.dumps(dict(self.facts), allow_nan=False)
@@ -79,7 +81,7 @@ class Split:
         if (lost := asked.item[~known[asked.item]]).size:
             raise InputError(
                 f"{len(lost)} {truth} events ask for items that {truth}_items lacks, for example "
-                f"{asked.items.take(lost[:1])[0]!r}; take the events out or name the items"
+                f"{asked.items.take(lost[:1])[0]!r}; remove the events or add the items"
             )
 
     def _check_disjoint(self, name: str, truth: str) -> None:
@@ -91,17 +93,17 @@ class Split:
         user, item = np.divmod(both[:1], len(asked.items))
         raise InputError(
             f"{len(both)} pairs stand in both {name} and {truth}, for example user {asked.users.take(user)[0]!r} with "
-            f"item {asked.items.take(item)[0]!r}; take them out of one, for what a user already has is never listed"
+            f"item {asked.items.take(item)[0]!r}; remove them from one, because what a user already has is never listed"
         )
 
     def with_items(self, items: IdMap) -> Split:
-        """The same split over another item map, which must hold every item that has an event or is ranked."""
+        """The same split over other items, which must include every item that has an event or is ranked."""
         names = ("train", "valid", "test", "valid_history", "test_history")
         return replace(self, **{name: getattr(self, name).with_items(items) for name in names})
 
     def known_before_test(self) -> Interactions:
-        """All events that may be learned from once settings are chosen: the test's histories where they hold train and
-        valid, else those two with what valid was asked from.
+        """All events before test, to refit on once settings are chosen: the test histories if they include train and
+        valid, otherwise those two and the validation histories.
         """
         known = pair_keys(self.test_history)
         if all(is_among(pair_keys(part), known).all() for part in (self.train, self.valid)):
@@ -114,7 +116,7 @@ class Split:
         return functools.reduce(joined_logs, parts)
 
     def describe(self) -> dict[str, Any]:
-        """Name, events, users and items of each part, numbers of ranked items (None: all), and the facts; JSON-able."""
+        """Plain JSON: name, events, users and items of each part, number of ranked items (None for all), and facts."""
         names = ("train", "valid", "test", "valid_history", "test_history")
 
         return {
@@ -129,13 +131,13 @@ class Split:
 
 
 def pair_keys(events: Interactions) -> NDArray[np.int64]:
-    """(n,) one number per pair of user and item."""
+    """(n,) a number for each event that identifies its pair of user and item."""
     return events.user * max(len(events.items), 1) + events.item
 
 
 def is_among(keys: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(n,) True where a key is in `among`."""
-    return pd.Series(keys).isin(among).to_numpy()  # by a hash table; numpy would sort
+    return pd.Series(keys).isin(among).to_numpy()  # uses a hash table, where numpy would sort
 
 
 def _counts(events: Interactions) -> dict[str, int]:
@@ -144,18 +146,18 @@ def _counts(events: Interactions) -> dict[str, int]:
 
 
 def over_ids(events: Interactions, users: IdMap, items: IdMap) -> Interactions:
-    """The same events over wider maps."""
+    """The same events over larger sets of users and items."""
     events = events.with_items(items)
     user = users.positions(events.users.ids)[events.user]
     return Interactions(users, items, user, events.item, events.weight, events.time, events.kind, events.kinds)
 
 
 def joined_logs(first: Interactions, then: Interactions) -> Interactions:
-    """The events of both, over maps that they share."""
+    """The events of both, which have the same users and items."""
     for name in ("time", "kind"):
         if (getattr(first, name) is None) != (getattr(then, name) is None):
             raise InputError(
-                f"only one of train and valid has a {name}, so that they cannot be one history; give both one"
+                f"only one of train and valid has a {name}, so they cannot be joined; give both a {name}, or neither"
             )
 
     kinds = tuple(dict.fromkeys([*first.kinds, *then.kinds]))
@@ -170,12 +172,12 @@ def joined_logs(first: Interactions, then: Interactions) -> Interactions:
 
 
 def users_without_history(truth: Interactions, history: Interactions) -> int:
-    """Users of the truth of whom nothing is known."""
+    """Number of users of the truth without a history."""
     return len(np.setdiff1d(truth.user, history.user))
 
 
 def earlier_than_history(truth: Interactions, history: Interactions) -> int | None:
-    """Events of the truth before the last that is known of their user; None for untimed parts."""
+    """Number of events of the truth before their user's last event in the history; None for untimed parts."""
     if truth.time is None or history.time is None:
         return None
 

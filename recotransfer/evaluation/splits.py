@@ -1,8 +1,8 @@
-"""Ways of holding events out so that nothing of the future leaks into training.
+"""Protocols for holding out events without leaks from the future into training.
 
-A `Split` is a log in three parts, with what is known of each user when a part is asked. All ways of making one are
-deterministic: draws depend on the seed and on the ids, never on the order of rows. A pair of user and item never stands
-in two parts, nor in a truth and the history that it is asked from: lists leave out what a user already has.
+Each function returns a `Split`: three parts of a log, and each user's history before a part is predicted. All of them
+are deterministic: random draws depend on the seed and the ids, never on the order of rows. A pair of user and item is
+never in two parts, nor in a truth and its history, because lists leave out what a user already has.
 """
 
 from __future__ import annotations
@@ -29,16 +29,19 @@ from recotransfer.evaluation.split import (
 )
 
 _TRAIN, _VALID, _TEST, _OUT = 0, 1, 2, 3
-_IN_ORDER = "events at the same time count in the order of the log"
+_IN_ORDER = "events at the same time are in the order of the log"
 _AT_CUT = "events at the time of a cut belong to the later part"
 _NO_TIES = "times play no part"
 
 
 def hold_out_last(interactions: Interactions, *, least: int = 3) -> HeldOut:
-    """Each user's last event held out, of the users with at least `least` distinct items.
+    """The last event of each user with at least `least` distinct items is held out.
 
-    Last is by time, ties by order in the log. All events of the held-out pair leave training, so that an item seen
-    before is not the answer. Both parts are sorted by user and time.
+    Last is by time, ties by order in the log. All events of a held-out pair leave training, so that the answer is
+    never an item the user had before. Both parts are sorted by user and time.
+
+    Raises:
+        InputError: `least` is below 1.
     """
     if least < 1:
         raise InputError(f"least must be at least 1 item, got {least}")
@@ -53,9 +56,14 @@ def hold_out_last(interactions: Interactions, *, least: int = 3) -> HeldOut:
 def leave_last(interactions: Interactions, *, n: int = 1, least: int = 3) -> Split:
     """Each user's last `n` items are test, the `n` before them valid, the rest train; n = 1 is leave-one-out.
 
-    Items stand in the order of their last event: by time, ties and untimed logs by order in the log. A held-out item is
-    one event, the user's last with it; those before are left out, so that no item seen before is the answer. Users with
-    fewer than `least` distinct items, or fewer than 2 n + 1, stay in train.
+    Items are ordered by their last event: by time, ties and untimed logs by order in the log. A held-out item is one
+    event, the user's last with it; earlier ones are left out, so that the answer is never an item the user had before.
+    Users with fewer than `least` distinct items, or fewer than 2 n + 1, stay in train.
+
+    Args:
+        interactions: the log, timed or not.
+        n: number of items for valid and for test each.
+        least: smallest number of distinct items of a user with held-out events.
 
     Raises:
         InputError: no user has enough items.
@@ -65,11 +73,11 @@ def leave_last(interactions: Interactions, *, n: int = 1, least: int = 3) -> Spl
 
     least = max(least, 2 * n + 1)
     last = _last_of_pairs(interactions)
-    held = (last.size >= least) & (last.left < 2 * n)
-    if not held.any():
+    chosen = (last.size >= least) & (last.left < 2 * n)
+    if not chosen.any():
         raise InputError(f"no user has {least} distinct items; leave_last has nothing to hold out")
 
-    part = _hold_out(interactions, last.rows[held], np.where(last.left < n, _TEST, _VALID)[held])
+    part = _hold_out(interactions, last.rows[chosen], np.where(last.left < n, _TEST, _VALID)[chosen])
     facts = {"n": int(n), "least": int(least), "ties": _IN_ORDER, **_repeats(interactions, part)}
 
     return _from_parts("leave-last", interactions, part, facts, known=part <= _VALID)
@@ -83,22 +91,22 @@ def time_cut(
     valid_from: float | str | datetime | None = None,
     test_from: float | str | datetime | None = None,
 ) -> Split:
-    """Train before one moment, valid from there to another, test after it; the same two moments for all users.
+    """Train before a first moment, valid up to a second, test after it; the same two moments for all users.
 
-    Both histories hold every event before their cut. Left out of valid and test, and counted in the facts, are pairs
-    that the history already holds, which a list leaves out, and users without history, of whom nothing is known.
+    Both histories are all events before their cut. Pairs that are in the history already, which lists leave out, and
+    users without a history are left out of valid and test; the facts count both.
 
     Args:
         interactions: a timed log.
-        valid: share of the log's events between the cuts. Cuts fall on the distinct times that come nearest to the
-            shares: events at the same time are never parted, those at a cut belong to the later part.
-        test: share of the log's events after the second cut.
-        valid_from: first moment of valid instead of the shares: seconds since 1970, a datetime or ISO 8601 text
-            (without a zone it is UTC). Goes with `test_from`.
+        valid: share of events between the cuts. A cut is the distinct time that comes closest to the share, so events
+            at the same time stay together; those at a cut belong to the later part.
+        test: share of events after the second cut.
+        valid_from: first moment of valid, instead of the shares: seconds since 1970, a datetime or ISO 8601 text (UTC
+            if it has no zone). Requires `test_from`.
         test_from: first moment of test.
 
     Raises:
-        InputError: an untimed log, shares or moments out of range, or a part without events.
+        InputError: the log is untimed, shares or moments are out of range, or a part is empty.
     """
     if interactions.time is None:
         raise InputError("time_cut needs timed events and the log has no times; leave_last goes by order in the log")
@@ -125,14 +133,14 @@ def time_cut(
 
 
 def cold_items(interactions: Interactions, *, share: float = 0.1, seed: int = 0) -> Split:
-    """A drawn share of the items for valid and another for test: none of their events are in train.
+    """A random share of the items for valid and another for test; none of their events are in train.
 
-    Both histories are train, and only the part's own items are ranked. Users who have nothing in train are left out of
-    valid and test and counted in the facts.
+    Both histories are train, and only the items of the part are ranked. Users without events in train are left out of
+    valid and test; the facts count them.
 
     Args:
         interactions: the log, timed or not.
-        share: of the items that have events, for valid and for test each.
+        share: share of the items with events, for valid and for test each.
         seed: random seed.
 
     Raises:
@@ -142,21 +150,21 @@ def cold_items(interactions: Interactions, *, share: float = 0.1, seed: int = 0)
 
 
 def by_group(interactions: Interactions, groups: Iterable[Any], *, share: float = 0.1, seed: int = 0) -> Split:
-    """A drawn share of the groups of items for valid and another for test, so that no group stands in two parts.
+    """A random share of the groups of items for valid and another for test, so that no group is in two parts.
 
-    Groups are of items, not of users: where images are items and a label is a user, the patient is a group of images,
-    and no patient of the test has an image in training. Histories are train; only the part's own items that have events
-    are ranked, since an item without any is unlabelled, not wrong. Users who have nothing in train are left out of
-    valid and test and counted in the facts.
+    Groups are of items, not of users: if images are items and labels are users, a patient is a group of images, and no
+    patient of the test has an image in training. Both histories are train. Only the items of the part that have events
+    are ranked, because an item without events is unlabelled, not wrong. Users without events in train are left out of
+    valid and test; the facts count them.
 
     Args:
         interactions: the log, timed or not.
-        groups: one per item in the order of `interactions.items`.
-        share: of the groups that have events, for valid and for test each.
+        groups: the group of each item, in the order of `interactions.items`.
+        share: share of the groups with events, for valid and for test each.
         seed: random seed.
 
     Raises:
-        InputError: a missing group, a share out of range, or too few groups.
+        InputError: an item without a group, a share out of range, or too few groups.
     """
     values = pd.Series(list(groups), dtype=object)
     if len(values) != len(interactions.items):
@@ -164,7 +172,7 @@ def by_group(interactions: Interactions, groups: Iterable[Any], *, share: float 
     if (lost := np.flatnonzero(values.isna())).size:
         raise InputError(
             f"{len(lost)} items have no group, the first is {interactions.items.take(lost[:1])[0]!r}; "
-            "give every item one (an item on its own can be a group)"
+            "give each item a group (of its own, if it belongs to none)"
         )
 
     codes, names = pd.factorize(values)
@@ -173,17 +181,17 @@ def by_group(interactions: Interactions, groups: Iterable[Any], *, share: float 
 
 
 def cold_users(interactions: Interactions, *, share: float = 0.1, given: float = 0.8, seed: int = 0) -> Split:
-    """A drawn share of the users for valid and another for test, wholly out of train: what a model does for new users.
+    """A random share of the users for valid and another for test, with no event in train: how a model serves new users.
 
-    Of each of them the first items are the history and the later ones the truth. Items stand in the order of their last
-    event: by time, ties and untimed logs by order in the log. A true item is one event, the user's last with it; those
-    before are left out. `valid_history` and `test_history` hold the part's own users only.
+    A cold user's first items are the history and the later ones the truth. Items are ordered by their last event: by
+    time, ties and untimed logs by order in the log. A held-out item is one event, the user's last with it; earlier ones
+    are left out. `valid_history` and `test_history` have the users of their part only.
 
     Args:
         interactions: the log, timed or not.
-        share: of the users with enough items, for valid and for test each; users with fewer stay in train.
-        given: the known part of a cold user: a share between 0 and 1 of the distinct items (one at least is known and
-            one asked), or a whole number of items.
+        share: share of the users with enough items, for valid and for test each; users with fewer stay in train.
+        given: how much of a cold user is history: a share between 0 and 1 of the distinct items (at least one is
+            history and one held out), or a whole number of items.
         seed: random seed.
 
     Raises:
@@ -213,13 +221,13 @@ def cold_users(interactions: Interactions, *, share: float = 0.1, given: float =
 def random_per_user(interactions: Interactions, *, share: float = 0.1, seed: int = 0) -> Split:
     """A random share of each user's items for valid and another for test, with all their events; the rest is train.
 
-    Meant for what has no order, such as labels and ratings: on a timed log models see the future (`time_cut` does not
-    let them). A share that is no whole number of items is rounded up or down by chance, so that it holds over all
-    users; every user keeps one item in train at least.
+    Meant for data without an order, such as labels and ratings: on a timed log models would see the future (use
+    `time_cut`). A share that is not a whole number of items is rounded up or down at random, so that it holds over all
+    users; every user keeps at least one item in train.
 
     Args:
         interactions: the log, timed or not.
-        share: of each user's distinct items, for valid and for test each.
+        share: share of each user's distinct items, for valid and for test each.
         seed: random seed.
 
     Raises:
@@ -253,23 +261,23 @@ def given(
     valid_items: IdMap | Iterable[Any] | None = None,
     test_items: IdMap | Iterable[Any] | None = None,
 ) -> Split:
-    """The parts that the caller already has, over the union of their users and items; nothing is left out.
+    """A split of parts that exist already, over the union of their users and items; nothing is left out.
 
-    The facts count what a reader should know: users of valid and test without any history, and (where both are timed)
-    events to predict that are earlier than the last event of the user's history.
+    The facts count users of valid and test without a history, and (if both parts are timed) events to predict that are
+    earlier than the last event of the user's history.
 
     Args:
-        train: the log to learn from.
-        valid: events to predict for settings.
+        train: events to learn from.
+        valid: events to predict for tuning.
         test: events to predict once.
-        history: what is known of each user at both questions (train, for new items; other events, for new users). By
-            default train, and for test also the valid events.
-        valid_items: rank only these for valid.
-        test_items: rank only these for test.
+        history: what is known of each user before valid and before test (for new items train; for new users other
+            events). By default train, and for test also the valid events.
+        valid_items: the items to rank for valid.
+        test_items: the items to rank for test.
 
     Raises:
-        InputError: an empty part, a pair that stands in two parts or in a truth and its history, or train and valid
-            that cannot be joined because only one of them has times or kinds.
+        InputError: an empty part, a pair in two parts or in a truth and its history, or train and valid of which only
+            one has times or kinds.
     """
     parts = [part for part in (train, valid, test, history) if part is not None]
     ranked = [ids if ids is None or isinstance(ids, IdMap) else IdMap(ids) for ids in (valid_items, test_items)]
@@ -299,10 +307,14 @@ def given(
 
 
 class _Last(NamedTuple):
-    """Each pair's last event, sorted by user, then time.
+    """The last event of each pair of user and item, sorted by user, then time.
 
-    `rows` (p,) are event positions, `user` (p,) theirs, `left` (p,) counts the user's pairs after it, `size` (p,) all
-    pairs of its user, `sizes` (users,) the same by user.
+    Attributes:
+        rows: (pairs,) positions of the events.
+        user: (pairs,) their users.
+        left: (pairs,) number of later pairs of the same user.
+        size: (pairs,) number of all pairs of the same user.
+        sizes: (users,) number of pairs of each user.
     """
 
     rows: NDArray[np.int64]
@@ -322,7 +334,7 @@ def _last_of_pairs(events: Interactions) -> _Last:
 
 
 def _hold_out(events: Interactions, rows: NDArray[np.int64], parts: Any) -> NDArray[np.int8]:
-    """(n,) part of every event: `parts` at `rows`, out for other events of the same pairs, train for the rest."""
+    """(n,) part of each event: `parts` at `rows`, left out for other events of the same pairs, train for the rest."""
     keys = pair_keys(events)
     part = np.where(is_among(keys, keys[rows]), _OUT, _TRAIN).astype(np.int8)
     part[rows] = parts
@@ -332,7 +344,7 @@ def _hold_out(events: Interactions, rows: NDArray[np.int64], parts: Any) -> NDAr
 def _new_items(
     name: str, events: Interactions, group: NDArray[np.int64], names: IdMap, share: float, seed: int
 ) -> Split:
-    """The events of drawn groups of items held out; `group` (items,) points into `names`."""
+    """A split that holds out random groups of items; `group` (items,) are positions in `names`."""
     active = np.bincount(events.item, minlength=len(events.items)) > 0
     used = np.unique(group[active])
     drawn = np.full(len(names), _TRAIN, np.int8)
@@ -351,9 +363,9 @@ def _new_items(
 def _answerable(
     events: Interactions, part: NDArray[np.int8], early: NDArray[np.bool_], known: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int8], dict[str, Any]]:
-    """Parts without the held-out events that no list can hold, and their counts.
+    """Parts without the held-out events that no list can contain, and the counts of those.
 
-    `early` and `known` (n,) are the events of the valid and the test history.
+    `early` and `known` (n,) mark the events of the validation and the test history.
     """
     keys, part = pair_keys(events), part.copy()
     reasons: dict[str, int] = {}
@@ -384,7 +396,7 @@ def _from_parts(
     known_early: NDArray[np.bool_] | None = None,
     ranked: tuple[IdMap | None, IdMap | None] = (None, None),
 ) -> Split:
-    """The split of `part` (n,), rows as in the log; histories are masks, the early one is train by default."""
+    """The split by `part` (n,) of each event; `known` and `known_early` mark the histories, train by default."""
     train, valid, test = (events.select(part == code) for code in (_TRAIN, _VALID, _TEST))
     early = train if known_early is None else events.select(known_early)
     return _checked(Split(train, valid, test, early, events.select(known), *ranked, name=name, facts=facts))
@@ -400,11 +412,11 @@ def _checked(split: Split) -> Split:
 
 def _check_share(share: float) -> None:
     if not 0 < share < 0.5:
-        raise InputError(f"share must lie between 0 and 0.5, for valid and test each take that much; got {share}")
+        raise InputError(f"share must lie between 0 and 0.5, because valid and test take that much each; got {share}")
 
 
 def _drawn(ids: IdMap, share: float, seed: int, what: str) -> NDArray[np.int8]:
-    """(n,) part of each id; the draw depends on the seed and the set of ids, not on their order."""
+    """(n,) random part of each id, which depends on the seed and the set of ids, not on their order."""
     _check_share(share)
     count = max(1, round(share * len(ids)))
     if 2 * count >= len(ids):
@@ -418,19 +430,19 @@ def _drawn(ids: IdMap, share: float, seed: int, what: str) -> NDArray[np.int8]:
 
 
 def _hash(ids: IdMap, seed: int) -> NDArray[np.uint64]:
-    """(n,) one number per id, the same wherever the id stands in the log and whatever else is there."""
+    """(n,) a hash of each id, independent of its position and of the other ids."""
     spelled = np.array([repr(value) for value in ids.ids.tolist()], dtype=object)
     return pd.util.hash_array(spelled, hash_key=f"{seed % 10**16:016d}", categorize=False)
 
 
 def _cuts(time: NDArray[np.float64], valid: float, test: float) -> tuple[float, float]:
-    """First times of valid and test: the distinct times whose later events come nearest to the shares."""
+    """First times of valid and test: the distinct times that come closest to the shares."""
     if not (valid > 0 and test > 0 and valid + test < 1):
         raise InputError(f"valid and test must be positive shares that leave some for train, got {valid} and {test}")
 
     times, counts = np.unique(time, return_counts=True)
     if len(times) < 3:
-        raise InputError(f"the log has {len(times)} distinct times; a cut into three parts needs 3 at least")
+        raise InputError(f"the log has {len(times)} distinct times; a cut into three parts needs at least 3")
 
     later = np.cumsum(counts[::-1])[::-1]  # events at this time or after it
     end = 2 + int(np.argmin(np.abs(later[2:] - test * len(time))))
@@ -446,6 +458,6 @@ def _seconds(moment: float | str | datetime) -> float:
     try:
         stamp = pd.Timestamp(moment)
     except (ValueError, TypeError):
-        raise InputError(f"{moment!r} is no moment; give seconds since 1970, a datetime or ISO 8601 text") from None
+        raise InputError(f"{moment!r} is not a time; give seconds since 1970, a datetime or ISO 8601 text") from None
 
     return float((stamp.tz_localize("UTC") if stamp.tz is None else stamp).timestamp())

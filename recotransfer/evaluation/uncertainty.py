@@ -1,7 +1,7 @@
-"""How far a mean over users can be trusted: bootstrap intervals, paired comparisons, correction for many of them.
+"""Uncertainty of means over users: bootstrap intervals, paired tests, correction for multiple tests.
 
-The user is the unit: events of one user are not independent. A NaN is a user for whom the metric is not defined; it is
-left out, of both sides where two are compared.
+The user is the unit, because events of one user are not independent. NaN marks a user for whom the metric is undefined;
+that user is left out, of both sides of a comparison.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from recotransfer.errors import InputError
 
-_BLOCK = 1 << 20  # drawn users held at once
-_FEW = 40  # counting values is quicker than drawing users from this many users per distinct value on
+_BLOCK = 1 << 20  # resampled users in memory at a time
+_FEW = 40  # from this many users per distinct value on, drawing counts of values is faster than drawing users
 
 
 class Estimate(NamedTuple):
@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A mean difference with its 95% interval, and the p value of there being none."""
+    """A mean difference with its 95% interval and the p value of the null hypothesis of no difference."""
 
     value: float
     low: float
@@ -39,11 +39,16 @@ class Difference(NamedTuple):
 def interval(values: ArrayLike, *, draws: int = 2000, seed: int = 0) -> Estimate:
     """The mean of `values` (users,) with the 2.5 and 97.5 percentiles of its bootstrap over users.
 
-    NaN is left out. Without users all three are NaN; one user has a mean but no interval.
+    NaN is left out. Without users all three are NaN; a single user has a mean but no interval.
     The percentile bootstrap of Efron and Tibshirani, "An introduction to the bootstrap" (1993), chapter 13.
 
+    Args:
+        values: (users,) the metric of each user.
+        draws: number of bootstrap resamples.
+        seed: random seed of the resamples.
+
     Raises:
-        InputError: values that are not a flat list of numbers, are infinite, or fewer than one draw.
+        InputError: values that are not a flat list of finite numbers or NaN, or fewer than one resample.
 
     >>> interval([1, 1, 1, 1])
     Estimate(value=1.0, low=1.0, high=1.0)
@@ -56,13 +61,20 @@ def interval(values: ArrayLike, *, draws: int = 2000, seed: int = 0) -> Estimate
 def paired(values: ArrayLike, against: ArrayLike, *, draws: int = 2000, seed: int = 0) -> Difference:
     """Mean of `values - against` over the same users, its paired bootstrap interval, and the two-sided paired t-test.
 
-    The t-test was the most trustworthy of the usual tests on such values in Urbano, Lima and Hanjalic, "Statistical
-    significance testing in information retrieval: an empirical analysis of type I, type II and type III errors" (2019).
-    A user with NaN on either side is left out. With fewer than two users the interval and p are NaN. Where all
-    differences are equal (but for rounding) the test has no variance: p is 1 if they are zero, else 0, its limit.
+    The t-test had the most reliable error rates of the usual tests on such values in Urbano, Lima and Hanjalic,
+    "Statistical significance testing in information retrieval: an empirical analysis of type I, type II and type III
+    errors" (2019).
+    A user with NaN on either side is left out. With fewer than two users the interval and p are NaN. If all
+    differences are equal (but for rounding) the test has no variance: p is 1 if they are zero, otherwise 0, its limit.
+
+    Args:
+        values: (users,) the metric of each user under one variant.
+        against: (users,) the same under the other, in the same order.
+        draws: number of bootstrap resamples.
+        seed: random seed of the resamples.
 
     Raises:
-        InputError: as `interval`, or sides of different length.
+        InputError: as for `interval`, or sides of different lengths.
     """
     left, right = _numbers(values), _numbers(against)
     if left.shape != right.shape:
@@ -72,7 +84,7 @@ def paired(values: ArrayLike, against: ArrayLike, *, draws: int = 2000, seed: in
     left, right = left[both], right[both]
 
     value, low, high = _interval(left - right, draws, seed)
-    # A bound that is 0 but for rounding is 0, or its sign, and what is decided by it, would be the processor's.
+    # A bound that differs from 0 by rounding only is 0; otherwise the processor would decide its sign.
     rounding = 1e-12 * max(np.abs(left).max(initial=0), np.abs(right).max(initial=0))
     low, high = (0.0 if abs(bound) <= rounding else bound for bound in (low, high))
 
@@ -80,10 +92,14 @@ def paired(values: ArrayLike, against: ArrayLike, *, draws: int = 2000, seed: in
 
 
 def holm(p: ArrayLike) -> NDArray[np.float64]:
-    """(n,) p values corrected for there being n of them, in the order given; none above 1.
+    """(n,) p values corrected for n tests, in the order given, none above 1.
 
     Holm, "A simple sequentially rejective multiple test procedure" (1979): the smallest is multiplied by n, the next
-    by n - 1, and none may fall below the one before. NaN is a test that was not made: it stays NaN and is not counted.
+    by n - 1, and none may fall below the one before. NaN stands for a test that was not made: it stays NaN and does not
+    count.
+
+    Args:
+        p: (n,) probabilities or NaN.
 
     Raises:
         InputError: values that are not a flat list of probabilities.
@@ -128,11 +144,11 @@ def _interval(values: NDArray[np.float64], draws: int, seed: int) -> Estimate:
 
 
 def _means(values: NDArray[np.float64], draws: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """(draws,) means of as many values drawn with replacement; the same whatever the order of `values`."""
+    """(draws,) means of resamples of the values; they do not depend on the order of `values`."""
     n = len(values)
     distinct, counts = np.unique(values, return_counts=True)
     if len(distinct) == 1:
-        return np.full(draws, distinct[0])  # sums of equal values may round
+        return np.full(draws, distinct[0])  # the mean of equal values may round
 
     few = n >= _FEW * len(distinct)
     if not few:
@@ -142,7 +158,7 @@ def _means(values: NDArray[np.float64], draws: int, rng: np.random.Generator) ->
     step = max(1, _BLOCK // (len(distinct) if few else n))
     for start in range(0, draws, step):
         rows = min(step, draws - start)
-        if few:  # how often each value is drawn is multinomial: the same bootstrap without drawing users
+        if few:  # the counts of the values in a resample are multinomial
             out[start : start + rows] = rng.multinomial(n, counts / n, size=rows) @ distinct / n
         else:
             out[start : start + rows] = values[rng.integers(n, size=(rows, n))].mean(axis=1)
@@ -167,17 +183,19 @@ def _p_value(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
 def resampled(
     statistic: Callable[[NDArray[np.int64]], float], groups: ArrayLike, *, draws: int = 1000, seed: int = 0
 ) -> NDArray[np.float64]:
-    """(draws,) values of a statistic over rows whose groups were drawn with replacement: the cluster bootstrap.
+    """(draws,) values of a statistic over resampled groups of rows: the cluster bootstrap.
 
-    For figures that are no mean over users: areas under curves, F1, BLEU. Two variants given the same groups and seed
-        see
-    the same draws, so their values may be subtracted one by one.
+    For statistics that are not means over users, such as areas under curves, F1 and BLEU. Two variants with the same
+    groups and seed get the same resamples, so their values may be subtracted one by one.
 
     Args:
-        statistic: the figure of the rows at these positions (a row may come several times).
-        groups: (rows,) what is drawn as a whole: patients, pictures, or the rows themselves.
-        draws: number of draws.
-        seed: random seed.
+        statistic: computes the value from positions of rows, which may repeat.
+        groups: (rows,) the group of each row, resampled as a whole: a patient, a picture, or the row itself.
+        draws: number of bootstrap resamples.
+        seed: random seed of the resamples.
+
+    Raises:
+        InputError: fewer than one resample.
     """
     if draws < 1:
         raise InputError(f"draws must be at least 1, got {draws}")

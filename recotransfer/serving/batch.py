@@ -1,4 +1,4 @@
-"""Recommendations for everyone as Parquet shards: memory by the shard, atomic writes, resumable to the same bytes."""
+"""Batch recommendations as Parquet shards: memory bounded by the shard, atomic writes, resumable to the same bytes."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from recotransfer.io.artifacts import atomic_file, digest, digest_of_events, rea
 from recotransfer.progress import progress_bar
 from recotransfer.recommenders import Recommender
 
-_JOB, _MANIFEST = "_job.json", "_manifest.json"  # readers of Parquet folders pass over names with an underscore
+_JOB, _MANIFEST = "_job.json", "_manifest.json"  # readers of Parquet folders skip names with an underscore
 _LEFT_BY_A_KILL = (".part-*.parquet.*", f".{_JOB}.*", f".{_MANIFEST}.*")
 
 
 @dataclass(frozen=True)
 class BatchJob:
-    """One batch of recommendations into a folder of `part-00000.parquet`, `part-00001.parquet`, ...
+    """One batch of recommendations, written to `part-00000.parquet`, `part-00001.parquet`, ... in a folder.
 
-    `_job.json` is written first and says what is being made; `_manifest.json` is written last and lists every shard
-    with its checksum, so its presence means that the job is done. Shards hold columns user, item, rank, score and, when
-    asked for, reason. Ids keep their type; ids of mixed types, and UUIDs, are written as text.
+    `_job.json` is written first and describes the job; `_manifest.json` is written last and lists every shard with its
+    checksum, so its presence means that the job is done. The columns are user, item, rank, score and, if asked for,
+    reason. Ids keep their type; UUIDs and ids of mixed types are written as text.
 
     Attributes:
-        out: the folder; empty or new, unless `run` resumes.
+        out: the folder; new or empty, unless `run` resumes.
         k: list length.
-        exclude_seen: leave out the items of a user's own history.
+        exclude_seen: leave out the items of a user's history.
         filter: which items may be recommended.
-        reason: also write why.
-        shard: users per file; memory depends on it, not on the number of users.
+        reason: also write a reason for each item.
+        shard: users per file; memory depends on this, not on the number of users.
         progress: show a bar with rate and time left on a terminal.
     """
 
@@ -60,13 +60,16 @@ class BatchJob:
         """Write all shards and return the manifest.
 
         Args:
-            recommender: what recommends; an approximate index is left aside for exact search.
-            model: fingerprint of the recommender, such as the checksum of its saved manifest; a resumed job must have
-                the same.
-            users: ids; by default everyone in `histories`, or everyone the model knows.
+            recommender: a fitted model; it searches exactly even if it has an approximate index.
+            model: fingerprint of the recommender, such as the checksum of its saved manifest; a job can only be
+                resumed with the same one.
+            users: ids; by default all users of `histories`, or all users of the model.
             histories: what is known of each user now, see `Recommender.recommend`.
-            resume: go on with an interrupted job of the same description; whole shards are kept,
-                damaged ones written again.
+            resume: continue an interrupted job with the same settings; intact shards are kept, damaged ones are
+                written again.
+
+        Raises:
+            InputError: settings the model refuses, a filter that no item passes, or a folder with anything else in it.
         """
         if self.shard < 1:
             raise InputError(f"shard must be at least 1 user, got {self.shard}")
@@ -74,11 +77,12 @@ class BatchJob:
         known = recommender.events_.users if histories is None else histories.users
         asked = known.ids if users is None else known.take(known.positions(users))
         recommender = recommender.for_batch()
+
         if self.filter is not None and not self.filter.mask(recommender.catalogue_, recommender.item_columns_).any():
             where = f" {self.filter.where!r}" if self.filter.where else ""
             raise InputError(f"no item passes the filter{where}, with its allowed and denied items; loosen it")
 
-        # One user first: whatever the model refuses (a filter, k, histories) must not leave a folder behind.
+        # One user first: if the model refuses the filter, k or histories, no folder is left behind.
         self._found(recommender, asked[:1], histories)
         schema = _schema(known, recommender.catalogue_, self.reason)
         job = self._describe(model, asked, histories)
@@ -103,7 +107,7 @@ class BatchJob:
         return manifest
 
     def _found(self, recommender: Recommender, batch: NDArray[Any], histories: Interactions | None) -> Recommendations:
-        if histories is not None:  # only this shard's: the model sorts what it is given
+        if histories is not None:  # only those of this shard, because the model sorts all it is given
             mine = np.zeros(len(histories.users), bool)
             mine[histories.users.positions(batch)] = True
             histories = histories.select(mine[histories.user])
@@ -135,7 +139,7 @@ class BatchJob:
         }
 
     def _begin(self, job: dict[str, Any], resume: bool) -> dict[str, str]:
-        """Claim the folder; file -> checksum of the shards that a finished job listed there."""
+        """Claim the folder; returns file -> checksum of the shards if a finished job lists them."""
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"{self.out} is a file; give a new or empty folder for the recommendations")
 
@@ -148,7 +152,7 @@ class BatchJob:
             return {}
 
         if not resume:
-            raise InputError(f"{self.out} holds an earlier job; go on with it by --resume, or give another folder")
+            raise InputError(f"{self.out} holds an earlier job; continue it with --resume, or give another folder")
 
         earlier = read_json(self.out / _JOB)
         if changed := sorted(name for name in job if earlier.get(name) != job[name]):
@@ -177,7 +181,7 @@ def write_parquet(path: Path, found: Recommendations, schema: pa.Schema) -> None
 
 
 def _schema(users: IdMap, items: IdMap, reason: bool) -> pa.Schema:
-    """One schema for all shards of a job, whatever happens to stand in each."""
+    """One schema for all shards of a job, whatever values each of them has."""
     fields = [
         ("user", _type_of(users.ids)),
         ("item", _type_of(items.ids)),
@@ -198,12 +202,12 @@ def _column(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
     return pa.array([str(v) for v in values] if kind == pa.string() else values, kind)
 
 
-def _is_whole(path: Path, batch: NDArray[Any], schema: pa.Schema, recorded: str | None) -> bool:
-    """Whether a shard stands and is what was written: by its checksum if a manifest has one, else by its pages'."""
+def _is_whole(path: Path, batch: NDArray[Any], schema: pa.Schema, checksum: str | None) -> bool:
+    """True if a shard is intact: by its checksum in the manifest if there is one, otherwise by those of its pages."""
     if not path.exists():
         return False
-    if recorded is not None:
-        return sha256(path) == recorded
+    if checksum is not None:
+        return sha256(path) == checksum
 
     try:
         table = pq.ParquetFile(path, page_checksum_verification=True).read()

@@ -277,7 +277,7 @@ def test_auc_takes_candidates_of_each_user_and_knows_when_they_are_too_few():
     np.testing.assert_array_equal(auc(found, pairs([("w", "i0")]), 1), [np.nan])
     with pytest.raises(InputError, match="1 candidates for user 'u', who has 2 items listed or true"):
         auc(found, truth, 1)
-    with pytest.raises(InputError, match="candidates: 2 numbers, wanted one, or 3"):
+    with pytest.raises(InputError, match="candidates: 2 numbers, expected one, or 3"):
         auc(found, truth, [12, 12])
 
 
@@ -308,7 +308,7 @@ def test_coverage_and_gini_count_what_is_never_shown():
     assert np.isnan(coverage(nothing, 2, np.zeros(12, bool)))
     with pytest.raises(InputError, match="item 'i1' is listed but not in the mask"):
         coverage(found, 2, np.array([True, False, True, True]))
-    with pytest.raises(InputError, match=r"mask has shape \(3,\), wanted \(4,\)"):
+    with pytest.raises(InputError, match=r"mask has shape \(3,\), expected \(4,\)"):
         gini(found, 2, np.ones(3, bool))
 
 
@@ -318,9 +318,9 @@ def test_popularity_and_novelty_are_means_over_the_items_listed():
     np.testing.assert_allclose(average_popularity(found, [6, 2, 0], 1), [6, 0, np.nan])
     bits = -np.log2([7 / 8, 3 / 8, 1 / 8])
     np.testing.assert_allclose(novelty(found, [6, 2, 0], 6, 3), [(bits[0] + bits[1]) / 2, 3, np.nan])
-    with pytest.raises(InputError, match=r"popularity lies in 0\.\.6, wanted 0\.\.5"):
+    with pytest.raises(InputError, match=r"popularity lies in 0\.\.6, expected 0\.\.5"):
         novelty(found, [6, 2, 0], 5, 3)
-    with pytest.raises(InputError, match=r"popularity has shape \(2,\), wanted \(3,\)"):
+    with pytest.raises(InputError, match=r"popularity has shape \(2,\), expected \(3,\)"):
         average_popularity(found, [6, 2], 3)
 
 
@@ -392,7 +392,7 @@ def test_a_list_of_the_histories_mix_is_calibrated_and_a_foreign_one_is_not():
     found = lists({"u": ["i1", "i3"], "v": ["i2", "i3"]}, k=2, catalogue=ITEMS[:4])
     history = pairs([("u", "i0"), ("u", "i0"), ("u", "i2"), ("v", "i0"), ("w", "i0")])
     np.testing.assert_allclose(calibration(found, history, categories, 2), [0, np.log(100)], atol=1e-12)
-    with pytest.raises(InputError, match=r"categories have shape \(3, 2\); wanted 4 rows"):
+    with pytest.raises(InputError, match=r"categories have shape \(3, 2\); expected 4 rows"):
         calibration(found, history, categories[:3], 2)
     with pytest.raises(InputError, match="no negative or infinite weight"):
         calibration(found, history, -categories, 2)
@@ -465,7 +465,7 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: f1([0, 2], [0, 1], 2), r"truth lies in 0\.\.2, wanted class positions in 0\.\.1"),
+        (lambda: f1([0, 2], [0, 1], 2), r"truth lies in 0\.\.2, expected class positions in 0\.\.1"),
         (lambda: f1([0, 1], [0, -1], 2), r"predicted lies in -1\.\.0"),
         (lambda: f1([0.5], [0], 2), "flat list of class positions, got float64"),
         (lambda: f1([0], [0, 1], 2), "1 true classes but 2 rows predicted"),

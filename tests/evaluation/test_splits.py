@@ -249,7 +249,7 @@ def test_cuts_can_be_moments(start, end):
         ({"valid_from": 1}, "valid_from and test_from go together"),
         ({"valid_from": 2, "test_from": 2}, "valid_from must lie before test_from, got 2 and 2"),
         ({"valid_from": float("nan"), "test_from": 2}, "valid_from must lie before test_from"),
-        ({"valid_from": "soon", "test_from": 2}, "'soon' is no moment"),
+        ({"valid_from": "soon", "test_from": 2}, "'soon' is not a time"),
         ({"valid_from": 0, "test_from": 2}, "time: no event is left for train"),
         ({"valid_from": 1, "test_from": 99}, "time: no event is left for test"),
     ],

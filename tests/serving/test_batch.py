@@ -219,7 +219,7 @@ def test_another_job_is_refused_by_what_changed(model, tmp_path):
 
 def test_taken_folders_and_damaged_descriptions(model, tmp_path):
     job(tmp_path / "a").run(model, model="m")
-    with pytest.raises(InputError, match="holds an earlier job; go on with it by --resume"):
+    with pytest.raises(InputError, match="holds an earlier job; continue it with --resume"):
         job(tmp_path / "a").run(model, model="m")
     for text in ("{", "[]", "\xff"):
         (tmp_path / "a" / "_job.json").write_text(text, encoding="latin-1")

@@ -277,7 +277,7 @@ def test_quality_that_fell_asks_for_a_refit():
     fell = drift(same, other, model=model, draws=199)
     assert fell.action == "refit"
     assert next(s for s in fell.shifts if s.name == "behaviour").value < 0
-    with pytest.raises(InputError, match="known to the model"):
+    with pytest.raises(InputError, match="have a history in the model"):
         drift(first, other, model=model)
 
 

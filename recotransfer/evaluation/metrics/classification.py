@@ -10,23 +10,28 @@ from recotransfer.evaluation.metrics.ranking import Float, safe_ratio
 
 
 def f1(truth: ArrayLike, predicted: ArrayLike, classes: int) -> Float:
-    """(classes,) F1 of each class, from true and predicted class positions (n,).
+    """(classes,) F1 of each class; NaN for a class that is neither true nor predicted, so `np.nanmean` is the macro F1.
 
-    NaN for a class that is neither true nor predicted anywhere, so that `np.nanmean` is the macro F1 of the others.
+    Args:
+        truth: (n,) true class positions.
+        predicted: (n,) predicted class positions.
+        classes: number of classes.
     """
     label, guess = _labels(truth, predicted, classes)
-    right, real, said = (np.bincount(some, minlength=classes) for some in (label[label == guess], label, guess))
-    return safe_ratio(2 * right, real + said)
+    right = np.bincount(label[label == guess], minlength=classes)
+    total = np.bincount(label, minlength=classes) + np.bincount(guess, minlength=classes)
+
+    return safe_ratio(2 * right, total)
 
 
 def roc_auc(truth: ArrayLike, scores: ArrayLike) -> Float:
     """(classes,) area under the ROC curve of each class against the rest, ties counting half.
 
-    NaN for a class that no row has, or every row; `np.nanmean` is the macro AUC of the others.
+    NaN for a class that no row has, or every row, so `np.nanmean` is the macro AUC of the others.
 
     Args:
         truth: (n,) true class positions.
-        scores: (n, classes) greater is likelier.
+        scores: (n, classes), greater is more likely.
     """
     from scipy.stats import rankdata
 
@@ -40,9 +45,10 @@ def roc_auc(truth: ArrayLike, scores: ArrayLike) -> Float:
 
 
 def calibration_error(truth: ArrayLike, probabilities: ArrayLike, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over bins of equal width of the top class's probability, by bin size.
+    """Expected calibration error: gap between confidence and accuracy, averaged over bins weighted by size.
 
-    A probability on an edge belongs to the bin below it; a tie for the top goes to the first class. NaN without rows.
+    Bins are of equal width in the probability of the top class. A probability on an edge belongs to the bin below it; a
+    tie for the top goes to the first class. NaN without rows.
     Guo et al., "On calibration of modern neural networks" (2017).
 
     Args:
@@ -73,14 +79,20 @@ def calibration_error(truth: ArrayLike, probabilities: ArrayLike, bins: int = 15
 
 
 def _labels(truth: ArrayLike, predicted: ArrayLike, classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Both as positions of classes, checked."""
+    """Both as class positions.
+
+    Raises:
+        InputError: not flat lists of the same length, or positions of no class.
+    """
     sides = []
     for name, side in (("truth", truth), ("predicted", predicted)):
         array = np.asarray(side)
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iub"):
             raise InputError(f"{name} must be a flat list of class positions, got {array.dtype} of shape {array.shape}")
         if array.size and not (array.min() >= 0 and array.max() < classes):
-            raise InputError(f"{name} lies in {array.min()}..{array.max()}, wanted class positions in 0..{classes - 1}")
+            raise InputError(
+                f"{name} lies in {array.min()}..{array.max()}, expected class positions in 0..{classes - 1}"
+            )
 
         sides.append(array.astype(np.int64))
 

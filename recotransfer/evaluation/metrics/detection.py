@@ -1,4 +1,4 @@
-"""How good masks and boxes are: Dice, intersection over union, mean average precision of detections."""
+"""Metrics of masks and boxes: Dice, intersection over union, average precision of detections."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 from recotransfer.errors import InputError, require
 
 EDGES = ["xmin", "ymin", "xmax", "ymax"]
-_MOST = 100  # boxes of a label that count in a picture, as in COCO
+_MOST = 100  # boxes counted per label and picture, as in COCO
 _RECALLS = np.linspace(0, 1, 101)
 
 
 def dice(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
-    """Twice the common pixels of two masks over the pixels of both; NaN where both are empty.
+    """Dice coefficient of two masks: twice the common pixels over the sum of their pixels; NaN if both are empty.
 
     >>> dice(np.array([True, True, False]), np.array([True, False, False])).__round__(3)
     0.667
@@ -28,16 +28,16 @@ def dice(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
 
 
 def intersection_over_union(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
-    """Common pixels of two masks over the pixels of either (Jaccard); NaN where both are empty."""
+    """Intersection over union (Jaccard) of two masks; NaN if both are empty."""
     return _ratio(np.count_nonzero(truth & found), np.count_nonzero(truth | found))
 
 
-def _ratio(top: Any, bottom: Any) -> float:
+def _ratio(top: int | np.integer[Any], bottom: int | np.integer[Any]) -> float:
     return float(top / bottom) if bottom else float("nan")
 
 
 class Matches(NamedTuple):
-    """Boxes found of one label in one picture: `scores` (n,), `hit` (n,) bool, and how many `truths` there were."""
+    """Detections of one label in one picture: `scores` (n,), `hit` (n,) bool, and the number of true boxes."""
 
     scores: NDArray[np.float64]
     hit: NDArray[np.bool_]
@@ -47,18 +47,18 @@ class Matches(NamedTuple):
 def box_matches(
     found: pd.DataFrame, truth: pd.DataFrame, pictures: Sequence[Any], labels: Sequence[Any], *, overlap: float = 0.5
 ) -> list[list[Matches]]:
-    """Per picture and label, which boxes found hit a true one, each true one at most once, by pycocotools.
+    """Per picture and label, which detections hit a true box, each true box at most once, by pycocotools.
 
     Args:
-        found: one box per row: picture, label, xmin, ymin, xmax, ymax, score.
-        truth: the same without score.
-        pictures: which to match.
-        labels: which to match.
-        overlap: least intersection over union of a hit.
+        found: one detection per row: picture, label, xmin, ymin, xmax, ymax, score.
+        truth: the true boxes, without score.
+        pictures: ids of the pictures to match.
+        labels: the labels to match.
+        overlap: smallest intersection over union of a hit.
     """
     COCOeval = require("pycocotools.cocoeval").COCOeval
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         judge = COCOeval(_coco(truth, pictures, labels), _coco(found, pictures, labels), "bbox")
         judge.params.iouThrs, judge.params.maxDets = np.array([overlap]), [_MOST]
         judge.params.areaRng, judge.params.areaRngLbl = [[0, 1e10]], ["all"]
@@ -74,11 +74,11 @@ def box_matches(
 
 
 def box_precision(scores: ArrayLike, hit: ArrayLike, truths: int) -> float:
-    """Average precision of boxes of one label at 101 recalls, as COCO has it at one overlap; NaN without a true box.
+    """Average precision of one label at 101 recall levels, as in COCO for one overlap; NaN without a true box.
 
     Args:
-        scores: (n,) of the boxes found, in all pictures.
-        hit: (n,) bool.
+        scores: (n,) scores of the detections in all pictures.
+        hit: (n,) bool, whether each hits a true box.
         truths: number of true boxes.
     """
     if not truths:
@@ -93,7 +93,7 @@ def box_precision(scores: ArrayLike, hit: ArrayLike, truths: int) -> float:
 
 
 def _coco(boxes: pd.DataFrame, pictures: Sequence[Any], labels: Sequence[Any]) -> Any:
-    """Boxes in the form that pycocotools takes; ids are positions in `pictures` and `labels`."""
+    """Boxes in the format of pycocotools; ids are positions in `pictures` and `labels`."""
     COCO = require("pycocotools.coco").COCO
 
     if lost := {"picture", "label", *EDGES} - set(boxes.columns):

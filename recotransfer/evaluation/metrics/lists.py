@@ -1,4 +1,4 @@
-"""Metrics of what lists hold beside hits: coverage, concentration, novelty, diversity, calibration."""
+"""Metrics of lists beyond accuracy: coverage, concentration, novelty, diversity, calibration."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from recotransfer.data import Embeddings, IdMap, Interactions, Recommendations
 from recotransfer.errors import InputError
 from recotransfer.evaluation.metrics.ranking import BLOCK, Float, check_k, ranks, safe_ratio
 
-_SMOOTHING = 0.01  # Steck's share of the history's mix in the list's
+_SMOOTHING = 0.01  # Steck's alpha: share of the history's categories mixed into those of the list
 
 
 def coverage(recommendations: Recommendations, k: int, mask: NDArray[np.bool_] | None = None) -> float:
-    """Share of the catalogue (of `mask`, the items that may be shown) that stands in at least one list's first k.
+    """Share of the catalogue (of `mask`, the items that may be shown) that is among the first k of at least one list.
 
-    NaN where no item may be shown.
+    NaN if no item may be shown.
     """
     shown = _times_shown(recommendations, k, mask)
     return float(np.mean(shown > 0)) if len(shown) else float("nan")
 
 
 def gini(recommendations: Recommendations, k: int, mask: NDArray[np.bool_] | None = None) -> float:
-    """Gini coefficient of how often each item stands in a first k: 0 all alike, towards 1 few take everything.
+    """Gini coefficient of how often each item is among the first k: 0 if equally often, near 1 if few items dominate.
 
-    Items of the catalogue (of `mask`, the items that may be shown) that are never listed count as zeros. NaN where
+    Items of the catalogue (of `mask`, the items that may be shown) that are never listed count as zeros. NaN if
     nothing is listed.
     """
     shown = np.sort(_times_shown(recommendations, k, mask))
@@ -41,33 +41,33 @@ def average_popularity(recommendations: Recommendations, popularity: ArrayLike, 
 
 
 def novelty(recommendations: Recommendations, popularity: ArrayLike, users: int, k: int) -> Float:
-    """(lists,) mean self-information of the first k in bits: minus log2 of the chance that a user has the item.
+    """(lists,) mean self-information of the first k in bits: minus log2 of the probability that a user has the item.
 
-    The chance is Laplace's, (its users + 1) / (users + 2), so that an item without users has a finite value. NaN for an
-    empty list. Zhou et al., "Solving the apparent diversity-accuracy dilemma of recommender systems" (2010).
+    The probability is smoothed, (its users + 1) / (users + 2), so that an item without users has a finite value. NaN
+    for an empty list. Zhou et al., "Solving the apparent diversity-accuracy dilemma of recommender systems" (2010).
 
     Args:
         recommendations: the lists.
-        popularity: (items of the catalogue,) distinct training users of each, see `popularity_counts`.
+        popularity: (items of the catalogue,) number of distinct training users, see `popularity_counts`.
         users: number of training users.
         k: list length.
 
     Raises:
-        InputError: an item with more users than there are, or fewer than none.
+        InputError: an item has more than `users` users, or fewer than none.
     """
     counts = np.asarray(popularity, np.float64)
     if counts.size and not (counts.min() >= 0 and counts.max() <= users):
         raise InputError(
-            f"popularity lies in {counts.min():g}..{counts.max():g}, wanted 0..{users}, the distinct users"
+            f"popularity lies in {counts.min():g}..{counts.max():g}, expected 0..{users}, the distinct users"
         )
 
     return _list_mean(recommendations, -np.log2((counts + 1) / (users + 2)), k)
 
 
 def intra_list_diversity(recommendations: Recommendations, embeddings: Embeddings, k: int) -> Float:
-    """(lists,) one minus the mean cosine of all pairs among the first k: 0 all alike, 1 unrelated, at most 2.
+    """(lists,) one minus the mean cosine of all pairs among the first k: 0 identical, 1 unrelated, at most 2.
 
-    Items without content are left out; NaN where fewer than two remain.
+    Items without content are left out; NaN if fewer than two remain.
     Ziegler et al., "Improving recommendation lists through topic diversification" (2005).
     """
     vectors = embeddings.align(recommendations.catalogue).vectors
@@ -88,10 +88,10 @@ def intra_list_diversity(recommendations: Recommendations, embeddings: Embedding
 
 
 def serendipity(recommendations: Recommendations, truth: Interactions, expected: Recommendations, k: int) -> Float:
-    """(users,) share of k places that hold a true item which `expected` did not put among its own first k.
+    """(users,) share of the first k places with a true item that is not among the first k of `expected`.
 
-    |(list without expected) and true| / k, users as of `hits`. `expected` are the lists of a primitive model, usually
-    `Popularity`, asked as the judged model was; a user without such a list expects nothing.
+    |(list without expected) and true| / k, for the users of `hits`. `expected` are the lists of a simple model, usually
+    `Popularity`, for the same users and settings; a user without such a list expects nothing.
     Ge, Delgado-Battenfeld and Jannach, "Beyond accuracy: evaluating recommender systems by coverage and serendipity"
     (2010); Kotkov, Wang and Veijalainen, "A survey of serendipity in recommender systems" (2016).
     """
@@ -109,26 +109,27 @@ def serendipity(recommendations: Recommendations, truth: Interactions, expected:
 def calibration(
     recommendations: Recommendations, histories: Interactions, categories: sparse.sparray | NDArray[Any], k: int
 ) -> Float:
-    """(lists,) divergence in nats of the first k's mix of categories from the history's: 0 the same, greater is worse.
+    """(lists,) divergence in nats of the categories of the first k from the history's: 0 equal, greater is worse.
 
-    KL(p, q) with p the mean mix of the history's distinct items and q that of the list's, each item sharing one over
-    its categories; q is smoothed by .01 p. Items without a category are left out; NaN where either side has none left.
+    KL(p, q), where p is the mean category distribution of the history's distinct items and q that of the list's, each
+    item spreading a weight of 1 over its categories; q is smoothed with .01 p. Items without a category are left out;
+    NaN if either side has none left.
     Steck, "Calibrated recommendations" (2018).
 
     Args:
         recommendations: the lists.
-        histories: what the users did before; its users without a list are not asked about.
-        categories: (items of the catalogue, categories) weights, not negative, sparse or dense; a row may have several.
+        histories: earlier events of the users; users without a list are ignored.
+        categories: (items of the catalogue, categories) non-negative weights, sparse or dense.
         k: list length.
 
     Raises:
-        InputError: categories of another shape or with weights below 0, or a history item outside the catalogue.
+        InputError: categories of another shape or with negative weights, or a history item outside the catalogue.
     """
     weights = sparse.csr_array(categories, dtype=np.float64)
     n = len(recommendations.catalogue)
     if weights.ndim != 2 or weights.shape[0] != n or not ((weights.data >= 0) & np.isfinite(weights.data)).all():
         raise InputError(
-            f"categories have shape {weights.shape}; wanted {n} rows, one per catalogue item, and no negative or "
+            f"categories have shape {weights.shape}; expected {n} rows, one per catalogue item, and no negative or "
             "infinite weight"
         )
 
@@ -152,14 +153,14 @@ def _listed(recommendations: Recommendations, k: int) -> NDArray[np.int64]:
 
 
 def _times_shown(recommendations: Recommendations, k: int, mask: NDArray[np.bool_] | None) -> NDArray[np.int64]:
-    """How many first k each item (of `mask`) stands in."""
+    """How often each item (of `mask`) is among the first k."""
     positions = _listed(recommendations, k)
     catalogue = recommendations.catalogue
     shown = np.bincount(positions[positions >= 0], minlength=len(catalogue)).astype(np.int64)
     if mask is None:
         return shown
     if mask.shape != shown.shape:
-        raise InputError(f"mask has shape {mask.shape}, wanted ({len(catalogue)},), one per item of the catalogue")
+        raise InputError(f"mask has shape {mask.shape}, expected ({len(catalogue)},), one per item of the catalogue")
     if (stray := np.flatnonzero((shown > 0) & ~mask)).size:
         raise InputError(f"item {catalogue.take(stray[:1])[0]!r} is listed but not in the mask of items to be shown")
 
@@ -172,20 +173,20 @@ def _list_mean(recommendations: Recommendations, values: ArrayLike, k: int) -> F
     of_items = np.asarray(values, np.float64)
     if of_items.shape != (len(recommendations.catalogue),):
         wanted = len(recommendations.catalogue)
-        raise InputError(f"popularity has shape {of_items.shape}, wanted ({wanted},), one per item of the catalogue")
+        raise InputError(f"popularity has shape {of_items.shape}, expected ({wanted},), one per item of the catalogue")
 
     return safe_ratio(np.append(of_items, 0)[positions].sum(axis=1), (positions >= 0).sum(axis=1))  # -1 takes the 0
 
 
 def _matrix(recommendations: Recommendations, k: int) -> sparse.csr_array:
-    """(lists, items of the catalogue) float32, 1 where an item stands among the first k."""
+    """(lists, items of the catalogue) float32, 1 where an item is among the first k."""
     positions = _listed(recommendations, k)
     row, place = np.nonzero(positions >= 0)
     return _indicator(row, positions[row, place], (len(recommendations), len(recommendations.catalogue)))
 
 
 def _indicator(row: NDArray[np.int64], column: NDArray[np.int64], shape: tuple[int, int]) -> sparse.csr_array:
-    """A matrix with 1 at these places, however often they are named."""
+    """A matrix with 1 at these places, which may repeat."""
     out = sparse.coo_array((np.ones(len(row), np.float32), (row, column)), shape=shape).tocsr()
     out.sum_duplicates()
     out.data[:] = 1
@@ -193,7 +194,7 @@ def _indicator(row: NDArray[np.int64], column: NDArray[np.int64], shape: tuple[i
 
 
 def _shares(weights: sparse.csr_array) -> sparse.csr_array:
-    """Rows that sum to 1, in order of column and without zeros; an empty row stays empty."""
+    """Rows scaled to sum 1, sorted by column and without zeros; empty rows stay empty."""
     out = weights.astype(np.float64)
     out.sum_duplicates()
     out.eliminate_zeros()

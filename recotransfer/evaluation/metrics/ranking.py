@@ -14,11 +14,11 @@ from recotransfer.errors import InputError
 Float = NDArray[np.float64]
 POPULARITY_BUCKETS = ((0, 0), (1, 5), (6, 20), (21, None))  # least and most distinct training users of an item
 POPULARITY_BUCKET_NAMES = ("0", "1-5", "6-20", ">20")
-BLOCK = 1 << 22  # numbers held at once
+BLOCK = 1 << 22  # numbers in memory at a time
 
 
 class Ranks(NamedTuple):
-    """Each distinct true pair, positions in the truth's `users` and `items`, and its `rank` from 0, -1 if unlisted."""
+    """Each distinct held-out pair, as positions in `users` and `items` of the truth, and its `rank` from 0 or -1."""
 
     user: NDArray[np.int64]
     item: NDArray[np.int64]
@@ -26,17 +26,17 @@ class Ranks(NamedTuple):
 
 
 class Hits(NamedTuple):
-    """What the lists found: `found` (users, k) bool and `relevant` (users,) number of true items, one at least."""
+    """`found` (users, k) bool, True where a list has a true item; `relevant` (users,) true items, at least one each."""
 
     found: NDArray[np.bool_]
     relevant: NDArray[np.int64]
 
 
 def ranks(recommendations: Recommendations, truth: Interactions) -> Ranks:
-    """One row per distinct pair of `truth`, sorted by user, then item; a user without a list finds nothing.
+    """The rank of each distinct pair of `truth`, sorted by user, then item; -1 for pairs that are not in a list.
 
     Raises:
-        InputError: a user who has two lists.
+        InputError: a user has two lists.
     """
     user, item = _pairs(truth)
     row = IdMap(recommendations.users).positions(truth.users.ids, missing="negative")[user]
@@ -54,9 +54,9 @@ def ranks(recommendations: Recommendations, truth: Interactions) -> Ranks:
 
 
 def hits(recommendations: Recommendations, truth: Interactions) -> Hits:
-    """Hits of the users who have something to find; a user without a list finds nothing.
+    """Hits of all users with at least one true item; users without a list have none.
 
-    Users of `truth` without a true item are left out. Positions past the end of a list are misses.
+    Positions past the end of a list are misses.
     """
     user, _, rank = ranks(recommendations, truth)
     _, row, relevant = np.unique(user, return_inverse=True, return_counts=True)
@@ -68,31 +68,31 @@ def hits(recommendations: Recommendations, truth: Interactions) -> Hits:
 
 
 def recall(found: Hits, k: int) -> Float:
-    """(users,) share of each user's true items that stand among the first k."""
+    """(users,) share of each user's true items that are among the first k."""
     return np.asarray(_first(found, k).sum(axis=1) / found.relevant)
 
 
 def precision(found: Hits, k: int) -> Float:
-    """(users,) share of k places that hold a true item; the missing places of a short list are misses."""
+    """(users,) share of the first k places with a true item; places past the end of a short list are misses."""
     return np.asarray(_first(found, k).sum(axis=1) / k)
 
 
 def hit_rate(found: Hits, k: int) -> Float:
-    """(users,) 1 where a true item stands among the first k, else 0."""
+    """(users,) 1 if a true item is among the first k, otherwise 0."""
     return np.asarray(_first(found, k).any(axis=1), np.float64)
 
 
 def mrr(found: Hits, k: int) -> Float:
-    """(users,) one over the rank, from 1, of the first true item; 0 where none stands among the first k."""
+    """(users,) reciprocal rank, from 1, of the first true item; 0 if none is among the first k."""
     first = _first(found, k)
     return np.asarray(first.any(axis=1) / (first.argmax(axis=1) + 1))
 
 
 def average_precision(found: Hits, k: int) -> Float:
-    """(users,) precision at each hit among the first k, summed, over the hits there could be: min(true items, k).
+    """(users,) sum of the precision at each hit among the first k, divided by min(true items, k).
 
-    So a list of k true items has 1. trec_eval's `map` and `map_cut` divide by all true items instead, and give less
-    where a user has more than k.
+    A list of k true items scores 1. trec_eval's `map` and `map_cut` divide by all true items instead, which gives less
+    for users with more than k.
     """
     first = _first(found, k)
     at_hits = np.where(first, np.cumsum(first, axis=1) / np.arange(1, k + 1), 0.0)
@@ -100,7 +100,7 @@ def average_precision(found: Hits, k: int) -> Float:
 
 
 def ndcg(found: Hits, k: int) -> Float:
-    """(users,) discounted gain of the first k over that of the best possible list, binary relevance, log2 discount.
+    """(users,) discounted gain of the first k relative to the ideal list, with binary relevance and log2 discount.
 
     Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques" (2002).
     """
@@ -127,18 +127,18 @@ def rank_metrics(found: Hits, ks: Sequence[int]) -> dict[str, Float]:
 
 
 def auc(recommendations: Recommendations, truth: Interactions, candidates: ArrayLike) -> Float:
-    """(users,) chance that a true item stands before another candidate: area under the ROC curve of the whole ranking.
+    """(users,) probability that a true item ranks above another candidate: area under the ROC curve of the ranking.
 
-    Candidates that are not listed stand after the list and tie with each other, a tie counting half; a user without a
-    list has .5. True items outside the catalogue are candidates too. NaN where every candidate is true.
+    Candidates that are not listed rank below the list and tie with each other, a tie counting half; a user without a
+    list scores .5. True items outside the catalogue are candidates too. NaN if every candidate is true.
 
     Args:
-        recommendations: lists of any length; the longer, the fewer ties.
-        truth: the true pairs.
+        recommendations: lists of any length; longer lists have fewer ties.
+        truth: the held-out pairs.
         candidates: how many items could have been listed, listed and true ones included: one number, or (users,).
 
     Raises:
-        InputError: candidates fewer than the items that are listed or true.
+        InputError: fewer candidates than items that are listed or true.
     """
     user, _, rank = ranks(recommendations, truth)
     asked, row, relevant = np.unique(user, return_inverse=True, return_counts=True)
@@ -147,7 +147,7 @@ def auc(recommendations: Recommendations, truth: Interactions, candidates: Array
         total = np.broadcast_to(np.asarray(candidates, np.int64), asked.shape)
     except ValueError:
         raise InputError(
-            f"candidates: {np.size(candidates)} numbers, wanted one, or {len(asked)} for the users"
+            f"candidates: {np.size(candidates)} numbers, expected one, or {len(asked)} for the users"
         ) from None
 
     at = IdMap(recommendations.users).positions(truth.users.take(asked), missing="negative")
@@ -161,7 +161,7 @@ def auc(recommendations: Recommendations, truth: Interactions, candidates: Array
             "listed or true; count every item that could have been listed"
         )
 
-    # Other items that stand before each listed true one: its rank less the true ones before it.
+    # Other items that rank above each listed true one: its rank minus the true ones above it.
     before = np.bincount(row[listed], weights=rank[listed], minlength=len(asked)) - hit * (hit - 1) / 2
     others = total - relevant
     won = hit * others - before + (relevant - hit) * (others - (lengths - hit)) / 2
@@ -199,6 +199,5 @@ def _first(found: Hits, k: int) -> NDArray[np.bool_]:
 
 
 def safe_ratio(top: NDArray[Any], bottom: NDArray[Any]) -> Float:
-    """Element-wise top / bottom, 0 where the bottom is 0."""
-    """The quotient, NaN where `bottom` is 0."""
+    """(n,) element-wise top / bottom, NaN where bottom is 0."""
     return np.asarray(np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom != 0))

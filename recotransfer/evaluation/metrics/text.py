@@ -12,10 +12,15 @@ from recotransfer.evaluation.uncertainty import Difference, Estimate, resampled
 
 
 def bleu(written: Sequence[str], wanted: Sequence[str], *, draws: int = 1000) -> Estimate:
-    """Corpus BLEU in percent, as sacrebleu gives it by default, with its 95% bootstrap interval over sentences.
+    """Corpus BLEU in percent, with the defaults of sacrebleu, and its 95% bootstrap interval over sentences.
 
     Papineni et al., "BLEU: a method for automatic evaluation of machine translation" (2002); Post, "A call for clarity
     in reporting BLEU scores" (2018).
+
+    Args:
+        written: generated sentences.
+        wanted: reference sentences, in the same order.
+        draws: number of bootstrap resamples.
     """
     counts = _ngram_counts(written, wanted)
     values = resampled(lambda rows: _corpus_bleu(counts[rows]), np.arange(len(counts)), draws=draws)
@@ -25,9 +30,9 @@ def bleu(written: Sequence[str], wanted: Sequence[str], *, draws: int = 1000) ->
 def bleu_gain(
     written: Sequence[str], against: Sequence[str], wanted: Sequence[str], *, draws: int = 1000
 ) -> Difference:
-    """BLEU of `written` above that of `against`, with the paired bootstrap of Koehn (2004) over sentences.
+    """BLEU of `written` minus that of `against`, with the paired bootstrap of Koehn (2004) over sentences.
 
-    p is twice the share of draws on the wrong side of 0, 1 / draws at least.
+    p is twice the share of resamples on the other side of 0, and at least 1 / draws.
     """
     mine, theirs = _ngram_counts(written, wanted), _ngram_counts(against, wanted)
     values = resampled(lambda r: _corpus_bleu(mine[r]) - _corpus_bleu(theirs[r]), np.arange(len(mine)), draws=draws)
@@ -38,11 +43,13 @@ def bleu_gain(
 
 
 def _ngram_counts(written: Sequence[str], wanted: Sequence[str]) -> NDArray[np.int64]:
-    """(sentences, 10): n-grams found right and n-grams written, for n = 1 to 4, and both lengths."""
+    """(sentences, 10): matching n-grams and generated n-grams for n = 1 to 4, and both lengths."""
     BLEU = require("sacrebleu.metrics.bleu").BLEU
 
     if len(written) != len(wanted) or not len(written):
-        raise InputError(f"{len(written)} texts written and {len(wanted)} wanted; give one of each per sentence")
+        raise InputError(
+            f"{len(written)} generated sentences but {len(wanted)} references; give one reference per sentence"
+        )
 
     meter = BLEU(effective_order=True)
     found = [meter.sentence_score(text, [truth]) for text, truth in zip(written, wanted, strict=True)]
