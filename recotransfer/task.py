@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -12,7 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from recotransfer import registry
-from recotransfer.data import Embeddings, Filter, Interactions, Items, Recommendations
+from recotransfer.data import Embeddings, Filter, Interactions, Items, Recommendations, ids_like, positions_like
 from recotransfer.encoders import (
     Encoder,
     EncodeReport,
@@ -275,11 +276,18 @@ class TransferTask:
         fresh = out._unknown(items)
         vectors, out.reports_ = None, []
         if len(fresh) and out.fusion_ is not None:
-            given = None if embeddings is None else [each.align(fresh.ids) for each in embeddings]
+            given = None
+            if embeddings is not None:
+                known = out.recommender.catalogue_
+                alike = [replace(each, ids=ids_like(each.ids, known, "item")) for each in embeddings]
+                given = [each.align(fresh.ids) for each in alike]
+
             vectors, out.reports_ = out._embedded(fresh, given)
 
-        events = interactions.with_items(fresh.ids.union(interactions.items))
-        out.recommender = out.recommender.updated(events, vectors, columns=fresh)
+        model = out.recommender
+        events = interactions.with_ids_like(model.known_events().users, model.catalogue_)
+        events = events.with_items(fresh.ids.union(events.items))
+        out.recommender = model.updated(events, vectors, columns=fresh)
 
         return out
 
@@ -294,9 +302,11 @@ class TransferTask:
         return self
 
     def _unknown(self, items: Items) -> Items:
-        """Those of `items` that the recommender does not know."""
-        at = self.recommender.catalogue_.positions(items.ids.ids, missing="negative")
-        return items.take(np.flatnonzero(at < 0))
+        """Those of `items` that the recommender does not know, their ids in the types of those it knows."""
+        known = self.recommender.catalogue_
+        ids = ids_like(items.ids, known, "item")
+        items = items if ids is items.ids else replace(items, ids=ids)
+        return items.take(np.flatnonzero(known.positions(ids.ids, missing="negative") < 0))
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "fusion_"):
@@ -339,8 +349,9 @@ class TransferTask:
         if k < 1:
             raise InputError(f"k must be at least 1, got {k}")
 
-        model, users = self.recommender, self.recommender.events_.users
-        wanted = pd.unique(model.catalogue_.positions(items))
+        model = self.recommender
+        users = model.known_events().users
+        wanted = pd.unique(positions_like(items, model.catalogue_))
         place = np.full(len(model.catalogue_), -1)
         place[wanted] = np.arange(len(wanted))
         best = pd.DataFrame({"place": [], "user": [], "score": []}).astype({"place": int, "user": int})
@@ -366,10 +377,18 @@ class TransferTask:
 
     # -- persistence ---------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> None:
-        """Write everything needed to recommend, and to take in new items, to the folder `path`, atomically."""
+    def save(self, path: str | Path, *, events: bool = True) -> None:
+        """Write everything needed to recommend, and to take in new items, to the folder `path`, atomically.
+
+        Args:
+            path: the folder; an earlier task there is replaced.
+            events: also store the events of the fit. A task without them recommends for `histories` only.
+        """
         task = copy.copy(self)
         task._check_fitted()
+        if not events:
+            task.recommender = task.recommender.without_events()
+
         write_artifact(path, type(self).__name__, task._write)
 
     def _write(self, writer: ArtifactWriter) -> None:

@@ -158,3 +158,33 @@ def test_the_task_keeps_the_settings_of_the_recommender_it_was_given():
     assert task.recommender is not model
     assert task.recommender.params() == model.params()
     assert not hasattr(model, "catalogue_")
+
+
+# -- what an update and a saved folder hold ----------------------------------------------------------------------------
+
+
+def test_a_task_saved_without_its_events_recommends_for_histories_and_takes_new_items(tmp_path):
+    catalogue, log = little(in_stock=[True] * 5)
+    task = quick(encoders=[HashingText()]).fit(catalogue, log)
+    task.save(tmp_path / "m", events=False)
+    again = TransferTask.load(tmp_path / "m")
+    same(again.recommend(k=3, histories=log), task.recommend(k=3, histories=log))
+    assert "n1" in again.extend(thing("n1", 3)).recommend(["u0"], 6, histories=log).items
+    for ask in (again.recommend, lambda: again.audience(["i0"]), lambda: again.partial_fit(catalogue, log)):
+        with pytest.raises(InputError, match="was saved without its events, so it knows no users"):
+            ask()
+    assert len(task.recommend(k=1)) == 3
+
+
+def test_an_update_whose_ids_are_of_another_type_is_about_the_same_users_and_items():
+    log = pd.DataFrame({"user": ["5", "5", "6"], "item": ["1", "2", "1"], "time": [1.0, 2.0, 3.0]})
+    items = Items(IdMap(["1", "2", "3"]), pd.DataFrame({"title": ["a b", "b c", "c a"]}), {"title": "text"})
+    task = quick(encoders=[HashingText()]).fit(items, Interactions.from_frame(log, time="time", items=items.ids))
+    event = Interactions.from_frame(pd.DataFrame({"user": [5], "item": [4], "time": [9.0]}), time="time")
+    new = Items(IdMap([3, 4]), pd.DataFrame({"title": ["z", "c d"]}), {"title": "text"})
+    updated = task.updated(new, event)
+    assert updated.recommender.events_.users.ids.tolist() == ["5", "6"]
+    assert updated.recommender.catalogue_.ids.tolist() == ["1", "2", "3", "4"]
+    assert updated.recommender.update_["users"] == 0
+    assert task.extend(new).recommender.catalogue_.ids.tolist() == ["1", "2", "3", "4"]
+    assert task.audience([1], 2)["item"].tolist() == task.audience(["1"], 2)["item"].tolist()

@@ -208,7 +208,7 @@ def recommend(model: Path, out: Path, **o: Any) -> None:
     task = _loaded(model)
     catalogue = task.recommender.catalogue_
     histories = None if o["histories"] is None else read_events(o["histories"], o, catalogue)
-    known = task.recommender.events_.users if histories is None else histories.users
+    known = task.recommender.known_events().users if histories is None else histories.users
     job = BatchJob(out, o["k"], not o["include_seen"], filter_of(o, catalogue), o["reasons"], o["shard"])
     start = time.perf_counter()
     manifest = job.run(

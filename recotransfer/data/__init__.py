@@ -12,6 +12,7 @@ from recotransfer.data.filters import Filter
 from recotransfer.data.ids import IdMap
 from recotransfer.data.interactions import Interactions
 from recotransfer.data.items import ColumnKind, Items
+from recotransfer.data.matching import ids_like, positions_like
 from recotransfer.data.recommendations import Reason, Recommendations
 
 __all__ = [
@@ -25,4 +26,6 @@ __all__ = [
     "Recommendations",
     "extended_columns",
     "filter_columns",
+    "ids_like",
+    "positions_like",
 ]

@@ -52,6 +52,11 @@ class IdMap:
         """All ids in order of position, shape (n,)."""
         return read_only(np.asarray(self._index))
 
+    @property
+    def dtype(self) -> Any:
+        """The type of all ids together: text, whole numbers, floats, or `object` where they are of several types."""
+        return self._index.dtype
+
     def __len__(self) -> int:
         return len(self._index)
 

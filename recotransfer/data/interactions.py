@@ -240,6 +240,9 @@ def _mapped(column: pd.Series, known: IdMap | None) -> tuple[IdMap, NDArray[np.i
 
 def _like(own: IdMap, known: IdMap, role: str) -> tuple[IdMap, NDArray[np.int64]]:
     """The ids in the types of `known`, and (n,) where each of `own` stands among them."""
+    if own.dtype == known.dtype and own.dtype != object:
+        return own, np.arange(len(own))
+
     matched = match_ids(own.ids, known)
     if matched.mixed:
         raise InputError(f"{role} {matched.mixed}; write all of them in one type")

@@ -12,8 +12,10 @@ from uuid import UUID
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
 from recotransfer.data.ids import IdMap, id_index
+from recotransfer.errors import InputError
 
 _WHOLE_FLOAT = re.compile(r"(-?\d+)\.0+", re.ASCII)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -93,6 +95,28 @@ def match_ids(ids: Iterable[Any] | pd.Index, known: IdMap) -> MatchedIds:
     out = id_index(values)
 
     return MatchedIds(out, (*notes, *_zeros(out[lost], known)), mixed)
+
+
+def ids_like(ids: IdMap, known: IdMap, role: str) -> IdMap:
+    """The ids in the types of `known`, in the same order; `ids` itself where nothing is to be converted.
+
+    Raises:
+        InputError: ids of another type than all known ones that cannot be converted exactly, or two ids that are one.
+    """
+    if ids.dtype == known.dtype and ids.dtype != object:
+        return ids
+
+    matched = match_ids(ids.ids, known)
+    if matched.mixed:
+        raise InputError(f"{role} {matched.mixed}; write all of them in one type")
+
+    return ids if matched.ids.equals(id_index(ids.ids)) else IdMap(matched.ids)
+
+
+def positions_like(ids: ArrayLike | pd.Index, known: IdMap) -> NDArray[np.int64]:
+    """(len(ids),) positions of known ids, written in the types of `known` or not; `UnknownIdError` names the others."""
+    at = known.positions(ids, missing="negative")
+    return at if (at >= 0).all() else known.positions(match_ids(id_index(ids), known).ids)
 
 
 def mixed_types(ids: pd.Index) -> tuple[str, ...]:

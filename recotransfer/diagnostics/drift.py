@@ -256,7 +256,7 @@ def _behaviour(model: Recommender, before: Interactions, after: Interactions, k:
         truth = _unknown(model, events, seed)
         asked = np.unique(truth.user)
         found = model.recommend(truth.users.take(asked), k)
-        users.append(model.events_.users.positions(truth.users.take(asked)))
+        users.append(model.known_events().users.positions(truth.users.take(asked)))
         values.append(ndcg(hits(found, truth), k))
         later.append(np.full(len(asked), side == 1))
 
@@ -278,7 +278,7 @@ def _behaviour(model: Recommender, before: Interactions, after: Interactions, k:
 
 def _unknown(model: Recommender, events: Interactions, seed: int) -> Interactions:
     """Events of sampled users with a history, without the pairs the model was fitted on."""
-    known = model.events_
+    known = model.known_events()
     active = np.flatnonzero(np.diff(known.offsets) > 0)
     user = known.users.positions(events.users.ids, missing="negative")
     item = known.items.positions(events.items.ids, missing="negative")

@@ -143,7 +143,7 @@ def guard(
     Raises:
         InputError: fewer than two users of `valid` have a history.
     """
-    known = transfer.events_ if histories is None else histories
+    known = transfer.known_events() if histories is None else histories
     truth = _with_history(valid, known, seed)
     ask = _Question(truth, _buckets_of(transfer, truth), histories, allow, k)
 

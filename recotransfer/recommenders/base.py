@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
@@ -25,21 +21,21 @@ from recotransfer.data import (
     Recommendations,
     extended_columns,
     filter_columns,
+    ids_like,
+    positions_like,
 )
-from recotransfer.errors import ArtifactError, InputError, NotFittedError
-from recotransfer.io.artifacts import Artifact, ArtifactWriter, open_artifact, write_artifact
+from recotransfer.errors import InputError
 from recotransfer.numerics.histories import histories, seen_items, subset
 from recotransfer.numerics.topk import TopK, top_k_of_scores, top_k_of_sparse
 from recotransfer.numerics.vectors import Float
 from recotransfer.recommenders._lists import filled, merged, reason_for
-from recotransfer.recommenders._state import own, read_log, write_log
-from recotransfer.settings import check_settings, saved_settings
+from recotransfer.recommenders._state import FittedState
 
 BLOCK = 2048  # users scored at a time: what memory depends on
 Matrix: TypeAlias = Float | sparse.csr_array
 
 
-class Recommender(ABC):
+class Recommender(FittedState):
     """Ranks items for users.
 
     Subclasses implement `_fit`, `_scores`, `_write` and `_read` on positions; ids are dealt with here. Where a model is
@@ -52,23 +48,14 @@ class Recommender(ABC):
         scores_new_users: `histories` of users unseen in `fit` can be ranked for.
         search_space: setting -> (low, high) that tuning may choose from, on a log scale.
         source_of_scores: what a reason names where a model cannot tell own items apart.
-        catalogue_: the items that can be recommended.
-        item_columns_: what filters read of each item, in the order of `catalogue_`; None where `fit` got no columns.
-        events_: the log of the fit, sorted by user and time; its users are those the model knows.
-        popularity_: (items,) number of users of each item.
         update_: what the last update did: how, new events, users and items, seconds. Only there after one.
     """
 
     needs_items: ClassVar[bool] = False
     scores_new_items: ClassVar[bool] = False
-    scores_new_users: ClassVar[bool] = True
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {}
     source_of_scores: ClassVar[str] = "popularity"
 
-    catalogue_: IdMap
-    item_columns_: pd.DataFrame | None = None
-    events_: Interactions
-    popularity_: Float
     update_: dict[str, Any]
 
     # -- for subclasses ------------------------------------------------------------------------------------------------
@@ -123,31 +110,7 @@ class Recommender(ABC):
         self._fit(events, content if content is None or fresh is None else content.joined(fresh))
         return "fitted again on all events"
 
-    @abstractmethod
-    def _write(self, writer: ArtifactWriter) -> None:
-        """Store what `_fit` learned."""
-
-    @abstractmethod
-    def _read(self, artifact: Artifact) -> None:
-        """Take back what `_write` stored."""
-
     # -- fit -----------------------------------------------------------------------------------------------------------
-
-    def params(self) -> dict[str, Any]:
-        """Constructor arguments by name."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
-    def setting(self, name: str) -> Any:
-        """The value of a setting that `search_space` may name."""
-        return getattr(self, name)
-
-    def with_settings(self, values: Mapping[str, Any]) -> Self:
-        """A new model, not fitted, with some settings changed."""
-        return type(self)(**{**self.params(), **values})
-
-    def unfitted(self) -> Self:
-        """A model with the same settings that has learned nothing."""
-        return type(self)(**{name: getattr(self, name) for name in inspect.signature(type(self)).parameters})
 
     def fit(self, interactions: Interactions, items: Embeddings | None = None, *, columns: Items | None = None) -> Self:
         """Learn from events (and embeddings); the catalogue is every item of either. Returns self.
@@ -179,13 +142,6 @@ class Recommender(ABC):
 
         return self
 
-    def _take(self, events: Interactions) -> None:
-        """Set the catalogue to that of `events`, and each item's popularity to its number of users."""
-        self.catalogue_ = events.items
-        self.events_ = events.select(events.order)
-        pairs = np.unique(events.user * len(events.items) + events.item)
-        self.popularity_ = np.bincount(pairs % len(events.items), minlength=len(events.items)).astype(np.float32)
-
     def updated(
         self, interactions: Interactions, items: Embeddings | None = None, *, columns: Items | None = None
     ) -> Self:
@@ -205,8 +161,11 @@ class Recommender(ABC):
                 width than those of the fit.
         """
         model = self._now()
-        model._check_fitted()
         start, known = time.perf_counter(), model.catalogue_
+        interactions = interactions.with_ids_like(model.known_events().users, known)
+        if items is not None:
+            items = _in_types_of(known, items)
+
         width = model._width()
         if items is not None and (model.needs_items or model.scores_new_items) and items.dim != width:
             was = "without embeddings" if width is None else f"with {width} dimensions"
@@ -241,24 +200,6 @@ class Recommender(ABC):
         out.update_ = {"how": out._update(out.events_, fresh, before)}
         return out
 
-    def _now(self) -> Self:
-        """The model as it is at this moment, for a request to work on while `fit` or `partial_fit` replaces it."""
-        return copy.copy(self)
-
-    def _copied(self) -> Self:
-        """A copy that shares arrays with this model, which nobody writes to, but no list or dict."""
-        out = copy.copy(self)
-        vars(out).update({name: own(value) for name, value in vars(out).items()})
-        return out
-
-    def check_settings(self) -> None:
-        """Raise `InputError` for a setting that its declaration does not allow; `fit` begins with it."""
-        check_settings(self)
-
-    def _check_fitted(self) -> None:
-        if not hasattr(self, "catalogue_"):
-            raise NotFittedError(f"this {type(self).__name__} has not learned anything; call fit or load first")
-
     def extend(self, items: Embeddings, *, columns: Items | None = None) -> Self:
         """A model that also knows `items`, without a refit. This one stays as it is.
 
@@ -274,6 +215,7 @@ class Recommender(ABC):
         if not self.scores_new_items:
             raise InputError(f"{type(self).__name__} cannot rank items unseen in fit; refit it or use HybridItems")
 
+        items = _in_types_of(out.catalogue_, items)
         known = items.ids.positions(out.catalogue_.ids, missing="negative")
         fresh = np.setdiff1d(np.arange(len(items.ids)), known)
         if len(fresh):
@@ -325,8 +267,8 @@ class Recommender(ABC):
         if items is not None:
             model = model.extend(items, columns=columns)
 
-        known = model.events_ if histories is None else model._own_histories(histories)
-        asked = np.arange(len(known.users)) if users is None else known.users.positions(users)
+        known = model.known_events() if histories is None else model._own_histories(histories)
+        asked = np.arange(len(known.users)) if users is None else positions_like(users, known.users)
         rows, where = np.unique(asked, return_inverse=True)
         mask = None if filter is None else filter.mask(model.catalogue_, model.item_columns_)
         tops, reasons = [], []
@@ -352,7 +294,7 @@ class Recommender(ABC):
         """The k items that speak most for each of `items`: what a user who holds just that item is recommended."""
         model = self._now()
         model._check_fitted()
-        positions = model.catalogue_.positions(items)
+        positions = positions_like(items, model.catalogue_)
         rows = np.arange(len(positions))
         asked = Interactions(
             IdMap(rows), model.catalogue_, rows, positions, np.ones(len(rows), np.float32), np.zeros(len(rows))
@@ -381,8 +323,9 @@ class Recommender(ABC):
         if k < 1:
             raise InputError(f"k must be at least 1, got {k}")
 
-        known = model.events_.users
-        asked = np.arange(len(known)) if users is None else np.unique(known.positions(users))
+        known = model.known_events().users
+        asked = np.arange(len(known)) if users is None else np.unique(positions_like(users, known))
+        ids, items = items.ids.ids, _in_types_of(model.catalogue_, items)
         model = model._with_items(items)
         size = (len(items.ids), min(k, len(asked)))
         best = TopK(np.full(size, -1, np.int64), np.full(size, -np.inf, np.float32))
@@ -393,7 +336,7 @@ class Recommender(ABC):
 
         best.positions[~items.has_content], best.scores[~items.has_content] = -1, -np.inf
 
-        return Recommendations(items.ids.ids, known, best.positions, best.scores)
+        return Recommendations(ids, known, best.positions, best.scores)
 
     def _with_items(self, items: Embeddings) -> Self:
         """A model whose catalogue holds `items`."""
@@ -409,7 +352,7 @@ class Recommender(ABC):
         if not self.scores_new_users:
             raise InputError(f"{type(self).__name__} ranks only for users it was fitted on; leave histories out")
 
-        events = histories.with_items(self.catalogue_)
+        events = histories.with_ids_like(histories.users, self.catalogue_).with_items(self.catalogue_)
         return events.select(events.order)
 
     def _block(self, events: Interactions, k: int, exclude_seen: bool, mask: NDArray[np.bool_] | None) -> TopK:
@@ -435,52 +378,8 @@ class Recommender(ABC):
 
         return out
 
-    # -- persistence ---------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> None:
-        """Write the model to the folder `path`, atomically; an earlier model there is replaced."""
-        model = self._now()
-        model._check_fitted()
-        write_artifact(path, type(self).__name__, model.write)
-
-    @classmethod
-    def load(cls, path: str | Path, *, verify: bool = True) -> Self:
-        """The model saved at `path`, its arrays memory-mapped; refuses a folder of another class.
-
-        verify=False skips the checksums, where they were checked before.
-        """
-        artifact = open_artifact(path, verify=verify)
-        if artifact.class_name != cls.__name__:
-            raise ArtifactError(f"{path} holds a {artifact.class_name}, not a {cls.__name__}; load it with that class")
-
-        return cls.read(artifact)
-
-    def write(self, writer: ArtifactWriter) -> None:
-        """Store the fitted model's parts; `save` without the folder."""
-        writer.json("params", self.params())
-        writer.ids("catalogue", self.catalogue_.ids)
-        write_log(writer, self.events_)
-        writer.array("popularity", self.popularity_)
-        if self.item_columns_ is not None:
-            writer.table("columns", self.item_columns_)
-
-        self._write(writer)
-
-    @classmethod
-    def read(cls, artifact: Artifact) -> Self:
-        """The model from an opened artefact's parts; `load` without the folder."""
-        try:
-            model = cls(**saved_settings(cls, artifact.json("params")))
-        except TypeError as cause:
-            what = f"settings do not fit this version ({cause}); save it again"
-            raise ArtifactError(f"{artifact.folder}: {what}") from None
-
-        model.catalogue_ = IdMap(artifact.ids("catalogue"))
-        model.events_ = read_log(artifact, model.catalogue_)
-        model.popularity_ = artifact.array("popularity")
-        if "columns.parquet" in artifact:  # a table without columns has no rows in a file
-            model.item_columns_ = artifact.table("columns").reindex(range(len(model.catalogue_)))
-
-        model._read(artifact)
-
-        return model
+def _in_types_of(known: IdMap, items: Embeddings) -> Embeddings:
+    """The same vectors, their ids in the types of known ones, so that 5 and "5" stay one item."""
+    ids = ids_like(items.ids, known, "item")
+    return items if ids is items.ids else replace(items, ids=ids)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from recotransfer.data import Filter, Interactions, Recommendations
+from recotransfer.data import Filter, Interactions, Recommendations, positions_like
 from recotransfer.errors import InputError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.numerics.histories import subset
@@ -49,8 +49,7 @@ class FactorModel(Recommender):
 
         Single requests over large catalogues gain; `for_batch` goes back to exact search. Returns self.
         """
-        self._check_fitted()
-        known = self.events_
+        known = self.known_events()
         drawn = np.sort(np.random.default_rng(seed).permutation(len(known.users))[:users])
         queries = self._queries(subset(known, drawn))
         chosen = choose_index(self.factors_, target_recall=target_recall, sample_queries=queries)
@@ -93,7 +92,7 @@ class FactorModel(Recommender):
         if reason:
             raise InputError(f"{type(self).__name__} compares factors, which give no reasons; leave reason out")
 
-        positions = model.catalogue_.positions(items)
+        positions = positions_like(items, model.catalogue_)
         mask = None if filter is None else filter.mask(model.catalogue_, model.item_columns_)
         rows = np.arange(len(positions))
         shape = (len(rows), len(model.catalogue_))

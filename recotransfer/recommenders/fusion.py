@@ -151,6 +151,10 @@ class FusedRecommender(Recommender):
     def _extend(self, items: Embeddings) -> None:
         self.members_ = [m.extend(items) if m.scores_new_items else m for m in self.members_]
 
+    def _forget_events(self) -> None:
+        super()._forget_events()
+        self.members_ = [member.without_events() for member in self.members_]
+
     def for_batch(self) -> Self:
         """A copy whose members search exactly."""
         out = copy.copy(self)

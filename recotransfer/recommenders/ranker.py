@@ -336,6 +336,10 @@ class HybridRanker(Recommender):
         self.parts_ = {name: _padded(matrix, n) for name, matrix in self.parts_.items()}
         self._set_matrices()
 
+    def _forget_events(self) -> None:
+        super()._forget_events()
+        self.base_ = self.base_.without_events()
+
     # -- persistence ---------------------------------------------------------------------------------------------------
 
     def _write(self, writer: ArtifactWriter) -> None:

@@ -74,7 +74,7 @@ class BatchJob:
         if self.shard < 1:
             raise InputError(f"shard must be at least 1 user, got {self.shard}")
 
-        known = recommender.events_.users if histories is None else histories.users
+        known = recommender.known_events().users if histories is None else histories.users
         asked = known.ids if users is None else known.take(known.positions(users))
         recommender = recommender.for_batch()
 

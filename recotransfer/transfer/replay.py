@@ -125,7 +125,7 @@ def forgetting(
     """
     changes = []
     for name, truth in (("old", old), ("new", new)):
-        known = [m.events_.users if histories is None else histories.users for m in (before, after)]
+        known = [m.known_events().users if histories is None else histories.users for m in (before, after)]
         ids = truth.users.take(np.unique(truth.user))
         asked = ids[np.logical_and.reduce([users.positions(ids, missing="negative") >= 0 for users in known])]
         if not len(asked):

@@ -215,3 +215,74 @@ def test_requests_go_on_with_the_old_model_while_another_thread_updates_a_hundre
             right = wanted[len(found.catalogue)][at]
             assert found.items.tolist() == right.items.tolist()
             np.testing.assert_allclose(found.scores, right.scores, rtol=1e-4)
+
+
+# -- with and without the events ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", registry.recommenders.names)
+def test_a_model_saved_without_its_events_recommends_for_histories(name, tmp_path):
+    events, new = checkerboard(), colours(IdMap(["i100"]))
+    model = made(name).fit(events, colours(), columns=priced())
+    if not model.scores_new_users:
+        with pytest.raises(InputError, match="ranks only for users it was fitted on; save it with its events"):
+            model.save(tmp_path / "m", events=False)
+        return
+
+    model.save(tmp_path / "m", events=False)
+    assert not [path.name for path in (tmp_path / "m").iterdir() if "events" in path.name or "users" in path.name]
+    again = type(model).load(tmp_path / "m")
+    cheap = Filter(where="price < 8")
+    for ask in ({}, {"filter": cheap}, {"items": new} if model.scores_new_items else {}):
+        old, found = (each.recommend(k=4, histories=events, **ask) for each in (model, again))
+        assert old.items.tolist() == found.items.tolist()
+        np.testing.assert_array_equal(old.scores, found.scores)
+
+    assert again.similar_items(["i0"], 2).items.tolist() == model.similar_items(["i0"], 2).items.tolist()
+    for ask in (
+        again.recommend,
+        lambda: again.recommend(["u0"]),
+        lambda: again.updated(events),
+        lambda: again.label(new),
+    ):
+        with pytest.raises(InputError, match=f"this {name} was saved without its events, so it knows no users"):
+            ask()
+    again.save(tmp_path / "twice")
+    assert len(type(model).load(tmp_path / "twice").catalogue_) == ITEMS
+    assert len(model.events_) == len(events)
+
+
+# -- ids of another type -----------------------------------------------------------------------------------------------
+
+
+def numbered(users, items, at=0.0, text=False):
+    kind = str if text else int
+    log = {"u": [kind(u) for u in users], "i": [kind(i) for i in items], "t": at + np.arange(len(users), dtype=float)}
+    return Interactions.from_frame(pd.DataFrame(log), user="u", item="i", time="t")
+
+
+def vectors(ids):
+    return Embeddings(IdMap(ids), np.eye(4, dtype=np.float32)[[int(i) % 4 for i in ids]])
+
+
+def test_updates_histories_users_and_items_in_another_type_mean_the_known_ids():
+    model = HybridItems().fit(numbered([1, 1, 2, 2], [10, 11, 11, 12]), vectors([10, 11, 12]))
+    updated = model.updated(numbered(["1", "3"], ["12", "13"], at=9.0, text=True), vectors(["13"]))
+    assert updated.events_.users.ids.tolist() == [1, 2, 3]
+    assert updated.catalogue_.ids.tolist() == [10, 11, 12, 13]
+    assert updated.update_["users"] == updated.update_["items"] == 1
+    assert model.extend(vectors(["12", "14"])).catalogue_.ids.tolist() == [10, 11, 12, 14]
+    assert model.recommend(["2"], 2).items.tolist() == model.recommend([2], 2).items.tolist()
+    assert model.similar_items(["11"], 2).items.tolist() == model.similar_items([11], 2).items.tolist()
+    history = Interactions.from_frame(pd.DataFrame({"user": ["x"], "item": ["11"], "time": [1.0]}), time="time")
+    assert model.recommend(histories=history).users.tolist() == ["x"]
+    assert model.label(vectors(["12"]), 2, users=["1", "2"]).users.tolist() == ["12"]
+
+
+def test_ids_that_cannot_be_converted_are_named():
+    model = HybridItems().fit(numbered([1, 1, 2, 2], [10, 11, 11, 12]), vectors([10, 11, 12]))
+    bob = Interactions.from_frame(pd.DataFrame({"user": ["bob"], "item": [10], "time": [1.0]}), time="time")
+    with pytest.raises(InputError, match=r"user ids are of mixed types: known ones are int such as 1, .* 'bob'"):
+        model.updated(bob)
+    with pytest.raises(InputError, match="item ids are of mixed types"):
+        model.extend(Embeddings(IdMap(["mug"]), np.ones((1, 4), np.float32)))
