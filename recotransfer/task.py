@@ -380,6 +380,10 @@ class TransferTask:
     def save(self, path: str | Path, *, events: bool = True) -> None:
         """Write everything needed to recommend, and to take in new items, to the folder `path`, atomically.
 
+        Encoders travel with it: the model of one in a local folder is copied (as large as it is, 90 MB for a MiniLM),
+        one of the hub is named with its revision. A folder with code or pickled weights is not copied but named by its
+        absolute path and revision.
+
         Args:
             path: the folder; an earlier task there is replaced.
             events: also store the events of the fit. A task without them recommends for `histories` only.

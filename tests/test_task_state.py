@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_task import Narrower, Teachable, little, quick, same
+from tiny import sentence_model
 
 from recotransfer.data import Filter, IdMap, Interactions, Items
-from recotransfer.encoders import HashingText
+from recotransfer.encoders import HashingText, SentenceText
 from recotransfer.errors import InputError
 from recotransfer.recommenders import EASE, HybridItems, RidgeProfiles
 from recotransfer.task import TransferTask
@@ -188,3 +189,14 @@ def test_an_update_whose_ids_are_of_another_type_is_about_the_same_users_and_ite
     assert updated.recommender.update_["users"] == 0
     assert task.extend(new).recommender.catalogue_.ids.tolist() == ["1", "2", "3", "4"]
     assert task.audience([1], 2)["item"].tolist() == task.audience(["1"], 2)["item"].tolist()
+
+
+def test_a_saved_task_encodes_from_any_working_folder_and_where_the_encoder_is_gone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sentence_model(tmp_path, ["thing", "no"])
+    task = quick(encoders=[SentenceText(model="model", precision="float32")]).fit(*little())
+    task.save("saved")
+    grown = task.extend(thing("n1", 3)).recommend(k=3)
+    (tmp_path / "model").rename(tmp_path / "gone")
+    monkeypatch.chdir("/")
+    same(TransferTask.load(tmp_path / "saved").extend(thing("n1", 3)).recommend(k=3), grown, 1e-5)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from recotransfer.data import Items
 from recotransfer.encoders.base import columns_of, is_missing
-from recotransfer.encoders.models import folder_revision, model_folder, quiet_loading
+from recotransfer.encoders.models import folder_revision, model_folder, model_label, quiet_loading
 from recotransfer.errors import InputError, require
 from recotransfer.settings import Positive, PositiveInt
 
@@ -120,7 +120,7 @@ class PretrainedAudio:
     @cached_property
     def name(self) -> str:
         """Model, revision of its files and the length limit."""
-        return f"PretrainedAudio/{Path(self.model).name}@{folder_revision(self._folder)}/{self.longest:g}"
+        return f"PretrainedAudio/{model_label(self.model)}@{folder_revision(self._folder)}/{self.longest:g}"
 
     @cached_property
     def _network(self) -> Any:

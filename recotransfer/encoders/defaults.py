@@ -9,7 +9,7 @@ from typing import Any, cast
 from recotransfer.data import Items
 from recotransfer.encoders.base import Encoder, encoder_spec
 from recotransfer.encoders.image import PretrainedImage
-from recotransfer.encoders.models import is_tuned
+from recotransfer.encoders.models import files_to_store, pinned
 from recotransfer.encoders.tabular import TabularAttributes
 from recotransfer.encoders.text import SentenceText
 from recotransfer.errors import InputError
@@ -38,12 +38,23 @@ def _built(spec: Mapping[str, Any], find: Callable[[str], type[Any]]) -> Encoder
 
 
 def store_encoders(given: Sequence[Encoder], writer: ArtifactWriter) -> list[dict[str, Any]]:
-    """The specs of encoders; models that were tuned here are stored as well, given ones stay where they are."""
+    """The specs of encoders, with the models in local folders stored beside them, so that another machine can encode.
+
+    A folder that holds code or pickled weights is not stored, but named by its absolute path and its revision; a model
+    of the hub is named with the revision it had in the fit.
+    """
     specs = [encoder_spec(encoder) for encoder in given]
-    for at, spec in enumerate(specs):
-        if is_tuned(spec.get("model")):
-            writer.folder_of_model(f"encoder {at}", spec["model"])
+    for at, (encoder, spec) in enumerate(zip(given, specs, strict=True)):
+        model = spec.get("model")
+        if not isinstance(model, (str, Path)):
+            continue
+
+        files = files_to_store(Path(model)) if Path(model).is_dir() else None
+        if files is not None:
+            writer.folder_of_model(f"encoder {at}", model, files)
             spec["model"] = None
+        elif type(encoder).__module__.startswith("recotransfer."):  # others may read their model in a way of their own
+            spec["model"] = str(pinned(model, vars(encoder).get("name")))
 
     return specs
 

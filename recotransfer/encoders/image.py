@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from recotransfer.data import Items
 from recotransfer.encoders.base import Features, columns_of, encoder_spec, is_missing
-from recotransfer.encoders.models import folder_revision, model_folder, quiet_loading, saved_model
+from recotransfer.encoders.models import folder_revision, model_folder, model_label, quiet_loading, saved_model
 from recotransfer.encoders.precision import Precision, checked_precision
 from recotransfer.errors import InputError, require
 from recotransfer.settings import PositiveInt, check_settings
@@ -70,7 +70,7 @@ class PretrainedImage:
     def name(self) -> str:
         """Model, revision of its files and precision."""
         revision = folder_revision(self._model_folder)
-        return f"PretrainedImage/{Path(self.model).name}@{revision}/{self.resolved_precision}"
+        return f"PretrainedImage/{model_label(self.model)}@{revision}/{self.resolved_precision}"
 
     @property
     def resolved_precision(self) -> str:

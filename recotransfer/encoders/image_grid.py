@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from recotransfer.data import Items
 from recotransfer.encoders.image import PretrainedImage, Unreadable, decode
-from recotransfer.encoders.models import folder_revision, model_folder
+from recotransfer.encoders.models import folder_revision, model_folder, model_label
 from recotransfer.errors import InputError, require
 from recotransfer.settings import PositiveInt
 
@@ -59,7 +59,7 @@ class ImageGrid:
     def name(self) -> str:
         """Model, revision of its files and settings."""
         revision = folder_revision(model_folder(self.model))
-        return f"ImageGrid/{Path(self.model).name}@{revision}/{self.layer}/{self.cells}/{self.size}"
+        return f"ImageGrid/{model_label(self.model)}@{revision}/{self.layer}/{self.cells}/{self.size}"
 
     @cached_property
     def dim(self) -> int:

@@ -14,6 +14,10 @@ from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import atomic_folder, sha256
 
 _REVISION_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
+_PINNED = re.compile(r"(.+)@([0-9a-f]{12})")  # a model and the revision that its files must have
+_REVISION = re.compile(r"@([0-9a-f]{12})(?:/|$)")
+_STORED = {".json", ".safetensors", ".txt", ".model", ".jinja", ".md"}  # as `ArtifactWriter.folder_of_model` takes them
+_FOREIGN = {".bin", ".h5", ".msgpack", ".ot", ".onnx"}  # the same weights for other frameworks, or in an older format
 _TUNED = "tuned.json"  # tells a model that was trained here, and belongs to what uses it, from one that was given
 
 
@@ -31,9 +35,20 @@ def folder_revision(folder: Path) -> str:
 
 
 def model_folder(model: str | Path) -> Path:
-    """The folder of a model: `model` itself if it is one, else the hub's snapshot of that name, over the network."""
+    """The folder of a model: `model` itself if it is one, else the hub's snapshot of that name, over the network.
+
+    Args:
+        model: a folder or a name on the hub, as `pinned` gives it where its files must have a certain revision.
+
+    Raises:
+        InputError: there is no such folder, no such model, or its files are of another revision.
+    """
     if (folder := Path(model)).is_dir():
         return folder
+
+    if found := _PINNED.fullmatch(str(model)):
+        return _at_revision(found[1], found[2])
+
     if isinstance(model, Path) or model.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         raise InputError(f"{model} is no folder; give a folder with a saved model, or the model's name on the hub")
 
@@ -43,6 +58,64 @@ def model_folder(model: str | Path) -> Path:
         return Path(snapshot_download(model, ignore_patterns=["onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot"]))
     except Exception as cause:  # the hub client raises a dozen unrelated types; the cause is kept
         raise InputError(f"model {model!r} is no folder and could not be fetched from the hub: {cause}") from cause
+
+
+def _at_revision(model: str, revision: str) -> Path:
+    if Path(model).is_absolute() and not Path(model).is_dir():
+        raise InputError(f"{model}, the encoder's folder in the fit, is gone; put the model (revision {revision}) back")
+
+    folder = model_folder(model)
+    if (now := folder_revision(folder)) != revision:
+        raise InputError(
+            f"{model} holds revision {now} of the model, the fit had {revision}; put that one back, or fit again"
+        )
+
+    return folder
+
+
+def unpinned(model: str | Path) -> str:
+    """The folder or the name on the hub, without a revision."""
+    found = _PINNED.fullmatch(str(model))
+    return found[1] if found else str(model)
+
+
+def model_label(model: str | Path) -> str:
+    """The last name of a model's folder, or of its name on the hub."""
+    return Path(unpinned(model)).name
+
+
+def pinned(model: str | Path, encoder_name: str | None = None) -> str | Path:
+    """The model with its revision, a folder by its absolute path, so that another process finds just the same files.
+
+    Args:
+        model: a folder or a name on the hub.
+        encoder_name: name of the encoder, whose revision counts for a model of the hub; None leaves that as it is.
+    """
+    if (folder := Path(model)).is_dir():
+        return f"{folder.absolute()}@{folder_revision(folder)}"
+    if _PINNED.fullmatch(str(model)) or encoder_name is None or not (found := _REVISION.search(encoder_name)):
+        return model
+
+    return f"{model}@{found[1]}"
+
+
+def files_to_store(folder: Path) -> list[Path] | None:
+    """The files that a copy of a model's folder needs; None where some of them are neither text nor safetensors.
+
+    Weights for other frameworks are left out where the same folder has safetensors, and so are hidden files.
+    """
+    out = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        inner = path.relative_to(folder)
+        if any(part.startswith(".") for part in inner.parts) or inner.parts[0] in ("onnx", "openvino"):
+            continue
+
+        if path.suffix in _STORED:
+            out.append(path)
+        elif path.suffix not in _FOREIGN or not any(path.parent.glob("*.safetensors")):
+            return None
+
+    return out if any(path.suffix == ".safetensors" for path in out) else None
 
 
 @contextlib.contextmanager

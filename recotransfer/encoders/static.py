@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from recotransfer.data import Items
 from recotransfer.encoders.base import Features, one_or_many, text_values
-from recotransfer.encoders.models import folder_revision, model_folder, saved_model
+from recotransfer.encoders.models import folder_revision, model_folder, model_label, saved_model
 from recotransfer.errors import InputError, require
 
 Float = NDArray[np.float32]
@@ -105,7 +105,7 @@ class StaticText:
     @cached_property
     def name(self) -> str:
         """Model and revision of its files."""
-        return f"StaticText/{Path(self.model).name}@{folder_revision(self._folder)}"
+        return f"StaticText/{model_label(self.model)}@{folder_revision(self._folder)}"
 
     @cached_property
     def dim(self) -> int:

@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 
 from recotransfer.data import Items
 from recotransfer.encoders.base import Features, encoder_spec, one_or_many, text_values
-from recotransfer.encoders.models import folder_revision, model_folder, quiet_loading, saved_model
+from recotransfer.encoders.models import (
+    folder_revision,
+    model_folder,
+    model_label,
+    quiet_loading,
+    saved_model,
+    unpinned,
+)
 from recotransfer.encoders.precision import Precision, checked_precision, computes_in_bfloat16
 from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import sha256
@@ -70,7 +77,7 @@ class SentenceText:
     @cached_property
     def folder(self) -> Path:
         """Where the model lies."""
-        if self.model is None or str(self.model) in (DEFAULT_MODEL, f"sentence-transformers/{DEFAULT_MODEL}"):
+        if self.model is None or unpinned(self.model) in (DEFAULT_MODEL, f"sentence-transformers/{DEFAULT_MODEL}"):
             return _packaged_model()
 
         return model_folder(self.model)
@@ -78,7 +85,7 @@ class SentenceText:
     @cached_property
     def name(self) -> str:
         """Model, revision of its files, precision and length limit."""
-        label = DEFAULT_MODEL if self.model is None else Path(self.model).name
+        label = DEFAULT_MODEL if self.model is None else model_label(self.model)
         limit = "" if self.max_length is None else f"/{self.max_length}"
         return f"SentenceText/{label}@{folder_revision(self.folder)}/{self.resolved_precision}{limit}"
 

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -184,10 +184,13 @@ class ArtifactWriter:
         """Store ids so that each comes back with its own type."""
         self.table(name, _ids_to_frame(ids))
 
-    def folder_of_model(self, name: str, path: str | Path) -> None:
-        """Store the folder of a model's text and tensor files under its own last name; anything else is refused."""
+    def folder_of_model(self, name: str, path: str | Path, files: Sequence[Path] | None = None) -> None:
+        """Store the folder of a model's text and tensor files under its own last name; anything else is refused.
+
+        `files` are those to store, all of the folder by default.
+        """
         source = Path(path)
-        files = _files(source)
+        files = _files(source) if files is None else files
         if bad := next((f for f in files if f.suffix not in _MODEL_FILES), None):
             raise InputError(f"{bad} is neither text nor safetensors, so it is not stored with a model; remove it")
 
