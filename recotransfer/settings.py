@@ -62,13 +62,27 @@ Decay: TypeAlias = Annotated[float, Bounds(above=0, most=1)]
 
 
 def settings_of(kind: type) -> dict[str, Any]:
-    """Setting -> its type, as the constructor of `kind` declares it; `Any` where that names what cannot be found."""
-    init = inspect.unwrap(kind.__init__)  # type: ignore[misc]  # only its signature is read
-    space = getattr(init, "__globals__", {})
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    declared = {n: p.annotation for n, p in inspect.signature(kind).parameters.items() if p.kind not in variadic}
+    """Setting -> its type, as the constructor of `kind` declares it; `Any` where that names what cannot be found.
 
-    return {name: _resolved(name, annotation, space) for name, annotation in declared.items()}
+    A constructor that hands `**settings` on also has those of the class above.
+    """
+    found: dict[str, Any] = {}
+    for base in kind.__mro__:
+        init = vars(base).get("__init__")
+        if not inspect.isfunction(init):
+            continue
+
+        init = inspect.unwrap(init)
+        parameters = list(inspect.signature(init).parameters.values())[1:]
+        for parameter in parameters:
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                hint = _resolved(parameter.name, parameter.annotation, init.__globals__)
+                found.setdefault(parameter.name, hint)
+
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            break
+
+    return found
 
 
 def _resolved(name: str, annotation: Any, space: dict[str, Any]) -> Any:
@@ -259,7 +273,7 @@ _FORMER_NAMES = {"rng": "seed"}  # as saved folders of format 1 may call them
 
 def saved_settings(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings from a file under the names that the constructor of `kind` takes now, its lists as tuples."""
-    known = inspect.signature(kind).parameters
+    known = settings_of(kind)
     out = {}
 
     for name, value in values.items():

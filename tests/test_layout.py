@@ -17,23 +17,6 @@ from conftest import REPO
 import recotransfer
 from recotransfer import registry
 from recotransfer.errors import EXTRAS
-from recotransfer.recommenders import (
-    ALS,
-    BPR,
-    EASE,
-    AdaptiveFusion,
-    ContentProfiles,
-    HybridItems,
-    HybridRanker,
-    ItemKNN,
-    Popularity,
-    Probe,
-    RankFusion,
-    RidgeProfiles,
-    SASRec,
-    StackedFusion,
-    WeightedFusion,
-)
 
 PACKAGE = REPO / "recotransfer"
 # From the ground up: a file imports from lower wings only.
@@ -54,6 +37,7 @@ SHARED = {
     "transfer": "base networks training",
     "experiments": "problem item_splits",
     "adapters": "_places",
+    "testing": "checkerboard",
     "cli": "options inputs",
 }
 # And what a file builds on beside these: compiled loops, a first stage, what it trains for, what it puts together.
@@ -95,10 +79,7 @@ STAGES = {
     "experiments.benchmark.work": "benchmark.measure benchmark.variants tuning",
     "cli.main": "adapt benchmark demo",
 }
-RECOMMENDERS = [
-    HybridItems, HybridRanker, EASE, ItemKNN, RidgeProfiles, ContentProfiles, ALS, BPR, SASRec, Popularity,
-    RankFusion, WeightedFusion, StackedFusion, AdaptiveFusion, Probe,
-]  # fmt: skip
+RECOMMENDERS = [registry.recommenders.find(name) for name in registry.recommenders.names]
 SETTINGS = {
     "reg", "dim", "epochs", "learning_rate", "seed", "alpha", "neighbours", "shrink", "half_life", "history_decay",
     "unobserved", "sequence_weight", "sequence_reg", "content_weight", "sharpness", "prior_events", "form", "trust",
@@ -328,7 +309,7 @@ def test_the_registry_knows_every_class_of_ours(known):
     assert {known.name_of(kind) for kind in public} == set(known.names)
 
 
-@pytest.mark.parametrize("kind", RECOMMENDERS)
+@pytest.mark.parametrize("kind", RECOMMENDERS, ids=registry.recommenders.names)
 def test_constructors_take_few_keywords_in_the_words_of_the_field(kind):
     taken = inspect.signature(kind).parameters
     assert len(taken) <= 10
@@ -339,7 +320,7 @@ def test_constructors_take_few_keywords_in_the_words_of_the_field(kind):
     assert all(kind().setting(name) is not None for name in kind.search_space)
 
 
-@pytest.mark.parametrize("kind", RECOMMENDERS)
+@pytest.mark.parametrize("kind", RECOMMENDERS, ids=registry.recommenders.names)
 def test_constructors_store_what_came_and_nothing_else(kind):
     odd = {name: 17 + n for n, name in enumerate(inspect.signature(kind).parameters)}
     assert vars(kind(**odd)) == odd

@@ -117,6 +117,20 @@ def test_what_fits_and_what_the_message_calls_it(hint, good, bad, words):
     assert words is None or in_words(hint) == words
 
 
+class Handing(Plain):
+    """Hands what it does not know to the class above."""
+
+    def __init__(self, *, more: PositiveInt = 1, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.more = more
+
+
+def test_settings_that_are_handed_on_are_known():
+    assert list(settings_of(Handing)) == ["more", "bias", "shift", "steps", "name", "widths"]
+    with pytest.raises(InputError, match="Handing: bias must be True or False"):
+        check_settings(Handing(bias=3))
+
+
 def every_class():
     kinds = (registry.recommenders, registry.encoders, registry.transfers, registry.tuners, registry.indexes)
     return [known.find(name) for known in kinds for name in known.names]

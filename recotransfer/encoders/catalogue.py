@@ -20,6 +20,7 @@ from recotransfer.encoders.base import Encoder, content_bytes
 from recotransfer.errors import InputError
 from recotransfer.io.artifacts import atomic_file
 from recotransfer.progress import progress_bar
+from recotransfer.registry import encoders
 from recotransfer.settings import check_settings
 
 _KEY_BYTES = 16
@@ -100,7 +101,9 @@ def encode_items(
     if chunk < 1:
         raise InputError(f"chunk is {chunk}; it must be at least 1")
 
-    check_settings(encoder)
+    if encoders.name_of(type(encoder)) in encoders.names:  # anyone's may keep its arguments in another form
+        check_settings(encoder)
+
     start = time.perf_counter()
     values = _distinct(encoder.values(items))
     vectors = np.full((len(values.distinct), encoder.dim), np.nan, np.float32)

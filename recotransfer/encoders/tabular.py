@@ -72,6 +72,8 @@ class TabularAttributes:
     def encode(self, values: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
         """(len(values), dim) float32, in order; rows have about unit length."""
         FeatureHasher = require("sklearn.feature_extraction").FeatureHasher
+        if not len(values):
+            return np.zeros((0, self.dim), np.float32)
 
         hasher = FeatureHasher(n_features=self.dim, input_type="pair", dtype=np.float64)
         counts = hasher.transform([list(self._tokens(value)) for value in values])
@@ -184,7 +186,7 @@ class StandardTable:
 
             shares = dict(sorted(named.items()))
             place = {name: at for at, name in enumerate(shares)}
-            which = np.array([place.get(_label(value.get(column)), -1) for value in values])
+            which = np.array([place.get(_label(value.get(column)), -1) for value in values], np.int64)
             codes = np.eye(len(shares)) - np.array(list(shares.values()))
             codes /= np.maximum(np.linalg.norm(codes, axis=1, keepdims=True), 1e-12)
             columns.append(np.where(which[:, None] >= 0, codes[which], 0))

@@ -125,6 +125,8 @@ class SentenceText:
         torch = require("torch")
 
         check_settings(self)
+        if not len(values):
+            return np.zeros((0, self.dim), np.float32)
 
         out = np.empty((len(values), self.dim), np.float32)
         tokens = self._tokens(values)
@@ -265,6 +267,8 @@ class HashingText:
         HashingVectorizer = require("sklearn.feature_extraction.text").HashingVectorizer
         normalize = require("sklearn.preprocessing").normalize
         check_settings(self)  # no columns at all would end the process
+        if not len(values):
+            return np.zeros((0, self.dim), np.float32)
 
         out = np.zeros((len(values), self.dim), np.float32)
 

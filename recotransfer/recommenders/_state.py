@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from recotransfer.data import IdMap, Interactions
 from recotransfer.errors import ArtifactError, InputError, NotFittedError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter, open_artifact, write_artifact
 from recotransfer.numerics.vectors import Float
-from recotransfer.settings import check_settings, saved_settings
+from recotransfer.settings import check_settings, saved_settings, settings_of
 
 
 class FittedState(ABC):
@@ -49,7 +48,7 @@ class FittedState(ABC):
 
     def params(self) -> dict[str, Any]:
         """Constructor arguments by name."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: getattr(self, name) for name in settings_of(type(self))}
 
     def setting(self, name: str) -> Any:
         """The value of a setting that `search_space` may name."""
@@ -61,7 +60,7 @@ class FittedState(ABC):
 
     def unfitted(self) -> Self:
         """A model with the same settings that has learned nothing."""
-        return type(self)(**{name: getattr(self, name) for name in inspect.signature(type(self)).parameters})
+        return type(self)(**{name: getattr(self, name) for name in settings_of(type(self))})
 
     def check_settings(self) -> None:
         """Raise `InputError` for a setting that its declaration does not allow; `fit` begins with it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from typing import Any, Self
 
@@ -13,7 +12,7 @@ from recotransfer.data import Embeddings, IdMap, Interactions, Items
 from recotransfer.encoders import TrainableEncoder
 from recotransfer.errors import InputError, NotFittedError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
-from recotransfer.settings import check_settings, saved_settings
+from recotransfer.settings import check_settings, saved_settings, settings_of
 
 Array = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -39,11 +38,11 @@ class Transfer(ABC):
 
     def params(self) -> dict[str, Any]:
         """Constructor arguments by name."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: getattr(self, name) for name in settings_of(type(self))}
 
     def unfitted(self) -> Self:
         """A transfer with the same settings that has learned nothing."""
-        return type(self)(**{name: getattr(self, name) for name in inspect.signature(type(self)).parameters})
+        return type(self)(**{name: getattr(self, name) for name in settings_of(type(self))})
 
     def fit(self, items: Embeddings, relations: Interactions) -> Self:
         """Learn from the items' vectors and how users relate them; returns self.

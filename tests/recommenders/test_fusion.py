@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from contracts import RecommenderContract, checkerboard, colours
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +24,7 @@ from recotransfer.recommenders import (
     WeightedFusion,
 )
 from recotransfer.registry import recommenders
+from recotransfer.testing import RecommenderContract, checkerboard, colours
 
 ALL = [RankFusion, WeightedFusion, StackedFusion, AdaptiveFusion]
 LEARNED = ALL[1:]

@@ -3,12 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
-from contracts import ITEMS, RecommenderContract, checkerboard, colours
 
 from recotransfer import HybridItems, RidgeProfiles, TransferTask
 from recotransfer.data import Embeddings, IdMap, Interactions
 from recotransfer.errors import InputError
 from recotransfer.recommenders import Probe
+from recotransfer.testing import ITEMS, RecommenderContract, checkerboard, colours
 
 
 class TestProbe(RecommenderContract):

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import REPO
-from contracts import checkerboard, colours
 
 from recotransfer.data import Embeddings, Filter, IdMap, Interactions, Items
 from recotransfer.errors import ArtifactError, InputError
@@ -15,6 +14,7 @@ from recotransfer.evaluation.splits import hold_out_last
 from recotransfer.experiments import tuning
 from recotransfer.recommenders import HybridItems, HybridRanker
 from recotransfer.task import TransferTask
+from recotransfer.testing import checkerboard, colours
 
 CLUSTERS, ITEMS, COLD = 8, 160, 8
 BASE = {"reg": 20.0, "sequence_reg": 10.0}

@@ -1,7 +1,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from contracts import ITEMS, RecommenderContract, answer, checkerboard, colours
 from scipy import sparse
 
 from recotransfer.data import Embeddings, Filter, IdMap, Interactions
@@ -19,6 +18,7 @@ from recotransfer.recommenders import (
     SASRec,
 )
 from recotransfer.registry import recommenders
+from recotransfer.testing import ITEMS, RecommenderContract, answer, checkerboard, colours
 
 
 class TestPopularity(RecommenderContract):
@@ -44,20 +44,24 @@ class TestLocalEASE(RecommenderContract):
 
 
 class TestALS(RecommenderContract):
+    symmetric_similarity = True
+
     def make(self):
         return ALS(dim=2)
 
 
 class TestBPR(RecommenderContract):
+    symmetric_similarity = True
+
     def make(self):
         return BPR(dim=8, epochs=300)
 
 
 class TestContentProfiles(RecommenderContract):
+    symmetric_similarity = True
+
     def make(self):
         return ContentProfiles()
-
-    finds_answer = True
 
 
 class TestRidgeProfiles(RecommenderContract):

@@ -9,13 +9,13 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from contracts import ITEMS, checkerboard, colours, priced
 from scipy import sparse
 
 from recotransfer import registry
 from recotransfer.data import Embeddings, Filter, IdMap, Interactions
 from recotransfer.errors import InputError
 from recotransfer.recommenders import HybridItems, RidgeProfiles
+from recotransfer.testing import ITEMS, checkerboard, colours, priced
 
 SMALL = {
     "ALS": {"dim": 2, "epochs": 2},

@@ -7,6 +7,7 @@ from recotransfer.io.artifacts import open_artifact, write_artifact
 from recotransfer.numerics.topk import top_k
 from recotransfer.retrieval import ExactIndex, FaissIndex, choose_index, load_index
 from recotransfer.retrieval import choice as module
+from recotransfer.testing import IndexContract
 
 faiss = pytest.importorskip("faiss")
 
@@ -17,6 +18,30 @@ INDEXES = {
     "ivfpq": lambda: FaissIndex("ivfpq", lists=40, probes=20),
 }
 RIGHT = {"exact", "flat"}
+
+
+class TestExactIndex(IndexContract):
+    def make(self):
+        return ExactIndex()
+
+
+class TestFlatFaiss(IndexContract):
+    def make(self):
+        return FaissIndex("flat")
+
+
+class TestGraph(IndexContract):
+    exact = False
+
+    def make(self):
+        return FaissIndex("hnsw", search_effort=128)
+
+
+class TestCompressedLists(IndexContract):
+    exact = False
+
+    def make(self):
+        return FaissIndex("ivfpq", lists=20, probes=15)
 
 
 @pytest.fixture(scope="module")
