@@ -26,6 +26,7 @@ from recotransfer.encoders import (
 )
 from recotransfer.errors import ArtifactError, InputError, NotFittedError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter, open_artifact, write_artifact
+from recotransfer.io.values import check_ids
 from recotransfer.recommenders import HybridItems, Recommender
 from recotransfer.transfer import Transfer, Tuner
 
@@ -98,6 +99,7 @@ class TransferTask:
 
     def _fit(self, items: Items, interactions: Interactions, embeddings: Sequence[Embeddings] | None) -> None:
         self.recommender.check_settings()
+        check_ids(items.ids.ids, interactions.users.ids, interactions.items.ids)
         if embeddings is None:
             if self.tuners:
                 self.encoders_, self.tuning_reports_ = self._tuned(items, interactions)

@@ -44,7 +44,7 @@ SHARED = {
 STAGES = {
     "data.filters": "expressions",
     "data.interactions": "matching moments",
-    "io.artifacts": "folders",
+    "io.artifacts": "folders values",
     "data.columns": "items",
     "io.tables": "csv_files databases parquet_files",
     "io.events": "schema",

@@ -18,17 +18,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import IO, Any
-from uuid import UUID
 
 import numpy as np
 import pandas as pd
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+from pyarrow import parquet
 from scipy import sparse
 
 from recotransfer.data import Interactions
 from recotransfer.errors import ArtifactError, InputError
 from recotransfer.io.folders import OpenFolder, replace_folder, sync_folder
+from recotransfer.io.values import frame_to_ids, from_table, ids_to_frame, to_table
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -177,12 +178,12 @@ class ArtifactWriter:
         self._path(f"{name}.json").write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
 
     def table(self, name: str, frame: pd.DataFrame) -> None:
-        """Store a frame as Parquet."""
-        frame.to_parquet(self._path(f"{name}.parquet"), index=False)
+        """Store a frame as Parquet, each cell so that it comes back with its own type."""
+        parquet.write_table(to_table(frame), self._path(f"{name}.parquet"))
 
     def ids(self, name: str, ids: NDArray[Any]) -> None:
         """Store ids so that each comes back with its own type."""
-        self.table(name, _ids_to_frame(ids))
+        self.table(name, ids_to_frame(ids))
 
     def folder_of_model(self, name: str, path: str | Path, files: Sequence[Path] | None = None) -> None:
         """Store the folder of a model's text and tensor files under its own last name; anything else is refused.
@@ -279,11 +280,11 @@ class Artifact:
 
     def table(self, name: str) -> pd.DataFrame:
         """The frame."""
-        return pd.read_parquet(BytesIO(self._files.read(self._name_of(f"{name}.parquet"))))
+        return from_table(parquet.read_table(BytesIO(self._files.read(self._name_of(f"{name}.parquet")))))
 
     def ids(self, name: str) -> NDArray[Any]:
         """The ids, each of its own type."""
-        return _frame_to_ids(self.table(name))
+        return frame_to_ids(self.table(name))
 
     def has_folder(self, name: str) -> bool:
         """True where `ArtifactWriter.folder_of_model` stored a folder of that name."""
@@ -425,50 +426,3 @@ def _open(folder: OpenFolder, verify: bool) -> Artifact:
                 raise ArtifactError(f"{where}: part {name} was truncated or edited; restore it or save the model again")
 
     return Artifact(where, manifest, files)
-
-
-def _parts_to_text(value: tuple[Any, ...]) -> str:
-    parts = [v.item() if isinstance(v, np.generic) else v for v in value]
-    return json.dumps([[kind := _KINDS[type(part)], _TO_TEXT[kind](part)] for part in parts])
-
-
-def _parts_from_text(text: str) -> tuple[Any, ...]:
-    return tuple(_FROM_TEXT[kind](part) for kind, part in json.loads(text))
-
-
-_TO_TEXT: dict[str, Callable[[Any], str]] = {
-    "int": str, "float": float.hex, "str": str, "bytes": bytes.hex, "bool": str, "uuid": str, "tuple": _parts_to_text,
-}  # fmt: skip
-_FROM_TEXT: dict[str, Callable[[str], Any]] = {
-    "int": int, "float": float.fromhex, "str": str, "bytes": bytes.fromhex, "bool": "True".__eq__, "uuid": UUID,
-    "tuple": _parts_from_text,
-}  # fmt: skip
-_KINDS = {bool: "bool", int: "int", float: "float", str: "str", bytes: "bytes", UUID: "uuid", tuple: "tuple"}
-
-
-def _ids_to_frame(ids: NDArray[Any]) -> pd.DataFrame:
-    if ids.dtype != object:
-        return pd.DataFrame({"id": ids})
-
-    ids = np.fromiter((v.item() if isinstance(v, np.generic) else v for v in ids), dtype=object, count=len(ids))
-    kinds = [_KINDS.get(type(v), "") for v in ids]
-    if set(kinds) <= {"str"}:
-        return pd.DataFrame({"id": pd.Series(ids, dtype="str")})
-
-    text = []
-    for kind, value in zip(kinds, ids, strict=True):
-        try:
-            text.append(_TO_TEXT[kind](value))
-        except KeyError:
-            what = f"id {value!r} of type {type(value).__name__}"
-            raise InputError(f"{what} cannot be saved; use str, int, float, bytes, UUID or tuples of them") from None
-
-    return pd.DataFrame({"kind": kinds, "text": text})
-
-
-def _frame_to_ids(frame: pd.DataFrame) -> NDArray[Any]:
-    if "id" in frame:
-        return np.asarray(frame["id"])
-
-    values = (_FROM_TEXT[kind](text) for kind, text in zip(frame["kind"], frame["text"], strict=True))
-    return np.fromiter(values, dtype=object, count=len(frame))  # an array of tuples would be a table

@@ -31,6 +31,7 @@ class OpenFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._asked = path
         self._descriptor = -1
         if _BY_DESCRIPTOR:
             try:
@@ -74,12 +75,11 @@ class OpenFolder:
         if self._descriptor < 0:
             return False
 
-        try:
-            now = os.stat(self.path)
-        except FileNotFoundError:
-            return True
+        for path in (self._asked, self.path):  # a waiting folder is being removed once another has the name
+            with contextlib.suppress(FileNotFoundError):
+                return not os.path.samestat(os.stat(path), os.fstat(self._descriptor))
 
-        return not os.path.samestat(now, os.fstat(self._descriptor))
+        return True
 
 
 def replace_folder(new: Path, path: Path) -> None:

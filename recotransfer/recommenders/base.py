@@ -25,6 +25,7 @@ from recotransfer.data import (
     positions_like,
 )
 from recotransfer.errors import InputError
+from recotransfer.io.values import check_ids
 from recotransfer.numerics.histories import histories, seen_items, subset
 from recotransfer.numerics.topk import TopK, top_k_of_scores, top_k_of_sparse
 from recotransfer.numerics.vectors import Float
@@ -134,6 +135,7 @@ class Recommender(FittedState):
             raise InputError("no interactions to learn from; check the reader's report for what was dropped")
 
         catalogue = interactions.items if items is None else items.ids.union(interactions.items)
+        check_ids(interactions.users.ids, catalogue.ids)
         out = self.unfitted()
         out._take(interactions.with_items(catalogue))
         out.item_columns_ = None if columns is None else filter_columns(columns, catalogue)
@@ -175,6 +177,7 @@ class Recommender(FittedState):
         events = before.joined(replace(interactions, kind=None, kinds=()))  # models keep no kinds
         given = Embeddings(IdMap([]), np.zeros((0, width or 0), np.float32)) if items is None else items
         fresh = None if width is None else given.align(IdMap(events.items.ids[len(known) :]))
+        check_ids(interactions.users.ids, interactions.items.ids)
         out = model._updated(events, fresh, replace(before, users=events.users, items=events.items))
         out.update_ |= {"events": len(interactions), "users": len(events.users) - len(model.events_.users)}
         out.update_ |= {"items": len(events.items) - len(known), "seconds": round(time.perf_counter() - start, 3)}

@@ -127,7 +127,9 @@ def test_any_mixture_of_ids_comes_back(tmp_path_factory, ids):
 @pytest.mark.parametrize("bad", [frozenset({1}), ("about", None), 1j])
 def test_ids_that_cannot_be_saved_are_named(tmp_path, bad):
     what = re.escape(f"id {bad!r} of type {type(bad).__name__}")
-    with pytest.raises(InputError, match=f"{what} cannot be saved; use str, int, float, bytes, UUID or tuples of them"):
+    with pytest.raises(
+        InputError, match=f"{what} cannot be saved; use str, int, float, bytes, UUID, dates, Decimal or tuples of them"
+    ):
         ids_after(tmp_path, [bad])
 
 

@@ -1,0 +1,253 @@
+"""Ids and cells of any common type as text and back, each of its own type; nothing is executed.
+
+A value is written as its kind, such as "int" or "date", and text. What has no kind here cannot be saved, which
+`check_ids` says before a model is fitted, not after it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
+from decimal import Decimal
+from typing import Any, NamedTuple
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from recotransfer.errors import ArtifactError, InputError
+
+_CODED = b"recotransfer.coded"  # Parquet metadata: names of the columns whose cells are kinds and texts
+
+
+class _Kind(NamedTuple):
+    name: str
+    to_text: Callable[[Any], str]
+    from_text: Callable[[str], Any]
+
+
+def _zone_name(zone: tzinfo | None) -> str | None:
+    """Name that `ZoneInfo` knows; None for fixed offsets and no zone at all."""
+    name = getattr(zone, "key", None) or getattr(zone, "zone", None)
+    return name if isinstance(name, str) else None
+
+
+def _datetime_to_text(value: datetime) -> str:
+    return json.dumps([value.isoformat(), value.fold, _zone_name(value.tzinfo)])
+
+
+def _datetime_from_text(text: str) -> datetime:
+    iso, fold, zone = json.loads(text)
+    value = datetime.fromisoformat(iso)
+    return value.replace(fold=fold, tzinfo=value.tzinfo if zone is None else ZoneInfo(zone))
+
+
+def _timestamp_to_text(value: pd.Timestamp) -> str:
+    offset = value.utcoffset()
+    seconds = None if offset is None else offset.total_seconds()
+    return json.dumps([int(value.to_datetime64().astype(np.int64)), value.unit, seconds, _zone_name(value.tzinfo)])
+
+
+def _timestamp_from_text(text: str) -> pd.Timestamp:
+    number, unit, seconds, zone = json.loads(text)
+    value = pd.Timestamp(np.datetime64(number, unit))
+    if seconds is None:
+        return value
+
+    offset = timezone(timedelta(seconds=seconds)) if seconds else UTC
+    return value.tz_localize("UTC").tz_convert(zone or offset)
+
+
+def _moment_to_text(value: np.datetime64 | np.timedelta64) -> str:
+    return json.dumps([int(value.astype(np.int64)), np.datetime_data(value.dtype)[0]])
+
+
+def _list_to_text(values: Iterable[Any]) -> str:
+    return json.dumps([pack(value) for value in values])
+
+
+def _list_from_text(text: str) -> list[Any]:
+    return [unpack(kind, inner) for kind, inner in json.loads(text)]
+
+
+def _dict_to_text(values: dict[Any, Any]) -> str:
+    return json.dumps([[*pack(key), *pack(value)] for key, value in values.items()])
+
+
+def _dict_from_text(text: str) -> dict[Any, Any]:
+    return {unpack(*entry[:2]): unpack(*entry[2:]) for entry in json.loads(text)}
+
+
+_IDS: dict[type, _Kind] = {
+    bool: _Kind("bool", str, "True".__eq__),
+    int: _Kind("int", str, int),
+    float: _Kind("float", float.hex, float.fromhex),
+    str: _Kind("str", str, str),
+    bytes: _Kind("bytes", bytes.hex, bytes.fromhex),
+    UUID: _Kind("uuid", str, UUID),
+    Decimal: _Kind("decimal", str, Decimal),
+    date: _Kind("date", date.isoformat, date.fromisoformat),
+    time: _Kind("time", time.isoformat, time.fromisoformat),
+    datetime: _Kind("datetime", _datetime_to_text, _datetime_from_text),
+    timedelta: _Kind(
+        "timedelta",
+        lambda v: json.dumps([v.days, v.seconds, v.microseconds]),
+        lambda text: timedelta(*json.loads(text)),
+    ),
+    pd.Timestamp: _Kind("timestamp", _timestamp_to_text, _timestamp_from_text),
+    pd.Timedelta: _Kind(
+        "pandas timedelta",
+        lambda v: _moment_to_text(v.to_timedelta64()),
+        lambda text: pd.Timedelta(np.timedelta64(*json.loads(text))),
+    ),
+    np.datetime64: _Kind("datetime64", _moment_to_text, lambda text: np.datetime64(*json.loads(text))),
+    np.timedelta64: _Kind("timedelta64", _moment_to_text, lambda text: np.timedelta64(*json.loads(text))),
+    tuple: _Kind("tuple", _list_to_text, lambda text: tuple(_list_from_text(text))),
+}
+_CELLS: dict[type, _Kind] = _IDS | {
+    type(None): _Kind("none", lambda _: "", lambda _: None),
+    list: _Kind("list", _list_to_text, _list_from_text),
+    set: _Kind("set", _list_to_text, lambda text: set(_list_from_text(text))),
+    frozenset: _Kind("frozenset", _list_to_text, lambda text: frozenset(_list_from_text(text))),
+    dict: _Kind("dict", _dict_to_text, _dict_from_text),
+}
+_ESCAPED = _Kind("escaped", json.dumps, json.loads)  # text that is not valid Unicode
+_BY_NAME = {kind.name: kind for kind in [*_CELLS.values(), _ESCAPED]}
+
+
+def pack(value: Any, kinds: dict[type, _Kind] = _CELLS) -> tuple[str, str]:
+    """Kind and text of a value; numpy's scalars become Python's.
+
+    Raises:
+        KeyError: a type that has no kind.
+    """
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    elif isinstance(value, np.generic) and not isinstance(value, (np.datetime64, np.timedelta64)):
+        value = value.item()
+
+    kind = kinds[type(value)]
+    if kind.name == "tuple" and kinds is _IDS:
+        return kind.name, json.dumps([pack(inner, _IDS) for inner in value])
+    if kind.name == "str" and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        kind = _ESCAPED
+
+    return kind.name, kind.to_text(value)
+
+
+def unpack(kind: str, text: str) -> Any:
+    """The value that `pack` was given."""
+    if kind not in _BY_NAME:
+        raise ArtifactError(f"a value of kind {kind!r} cannot be read; install the version that wrote it")
+
+    return _BY_NAME[kind].from_text(text)
+
+
+# -- ids ---------------------------------------------------------------------------------------------------------------
+
+
+def check_ids(*ids: NDArray[Any]) -> None:
+    """Raise `InputError` for an id that could not be saved; `fit` begins with it, so that no work is lost."""
+    for some in ids:
+        if some.dtype == object:
+            plain = {str, int, bool, float, bytes, UUID}
+            if odd := [value for value in some if type(value) not in plain]:
+                ids_to_frame(np.fromiter(odd, dtype=object, count=len(odd)))
+        elif some.dtype.kind not in "iufbUMm":
+            raise _not_saved(some[0] if len(some) else some.dtype, str(some.dtype))
+
+
+def _not_saved(value: Any, of: str) -> InputError:
+    return InputError(
+        f"id {value!r} of type {of} cannot be saved; use str, int, float, bytes, UUID, dates, Decimal or tuples of them"
+    )
+
+
+def ids_to_frame(ids: NDArray[Any]) -> pd.DataFrame:
+    """A frame with one row per id, from which `frame_to_ids` makes the same ids."""
+    if ids.dtype != object:
+        return pd.DataFrame({"id": ids})
+
+    coded = []
+    for value in ids:
+        try:
+            coded.append(pack(value, _IDS))
+        except (KeyError, ValueError):
+            raise _not_saved(value, type(value).__name__) from None
+
+    kinds, texts = [kind for kind, _ in coded], [text for _, text in coded]
+    if set(kinds) <= {"str"}:
+        return pd.DataFrame({"id": pd.Series(texts, dtype="str")})
+
+    return pd.DataFrame({"kind": kinds, "text": texts})
+
+
+def frame_to_ids(frame: pd.DataFrame) -> NDArray[Any]:
+    """The ids, each of its own type."""
+    if "id" in frame:
+        return np.asarray(frame["id"])
+
+    values = (unpack(kind, text) for kind, text in zip(frame["kind"], frame["text"], strict=True))
+    return np.fromiter(values, dtype=object, count=len(frame))  # an array of tuples would be a table
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+def to_table(frame: pd.DataFrame) -> pa.Table:
+    """An Arrow table of the frame; columns that Parquet cannot hold as they are become kinds and texts."""
+    coded = [str(name) for name in frame if not _is_native(frame[name])]
+    cells = {str(name): _coded(frame[name]) if str(name) in coded else frame[name] for name in frame}
+    table = pa.Table.from_pandas(pd.DataFrame(cells, index=frame.index), preserve_index=False)
+    if not coded:
+        return table
+
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), _CODED: json.dumps(coded).encode()})
+
+
+def from_table(table: pa.Table) -> pd.DataFrame:
+    """The frame that `to_table` was given."""
+    coded = json.loads((table.schema.metadata or {}).get(_CODED, b"[]"))
+    frame: pd.DataFrame = table.to_pandas()
+    for name in coded:
+        cells = [None if pd.isna(cell) else unpack(*json.loads(cell)) for cell in frame[name]]
+        frame[name] = pd.Series(np.fromiter(cells, dtype=object, count=len(cells)), index=frame.index)
+
+    return frame
+
+
+def _is_native(column: pd.Series) -> bool:
+    """True for a column that comes back from Parquet with cells of the same types and values."""
+    if column.dtype != object:
+        try:
+            pa.Array.from_pandas(column)
+        except (pa.ArrowException, TypeError, ValueError):
+            return False
+
+        return not isinstance(column.dtype, pd.SparseDtype)
+
+    types = set(map(type, column.dropna())) if not column.map(pd.api.types.is_list_like).any() else {list}
+    return types <= {str} or types <= {bool} or types == {bytes} or (len(types) == 1 and types <= {date})
+
+
+def _coded(column: pd.Series) -> pd.Series:
+    cells = column.astype(object)
+    return cells.map(lambda cell: None if _missing(cell) else json.dumps(pack(cell)))
+
+
+def _missing(cell: Any) -> bool:
+    return not pd.api.types.is_list_like(cell) and bool(pd.isna(cell))
+
+
+def check_columns(frame: pd.DataFrame) -> None:
+    """Raise `InputError` for a column with a cell that could not be saved."""
+    for name in frame:
+        try:
+            if not _is_native(frame[name]):
+                _coded(frame[name])
+        except (KeyError, ValueError) as cause:
+            raise InputError(f"column {name!r} holds values that cannot be saved ({cause}); leave it out") from None
