@@ -273,7 +273,7 @@ def test_columns_of_every_kind_are_kept_for_filters_or_left_out(tmp_path):
     task = quick().fit(catalogue, log)
     task.save(tmp_path / "m")
     task = TransferTask.load(tmp_path / "m")
-    assert list(task.recommender.item_columns_) == ["title", "price", "code", "store", "cost", "day", "flag"]
+    assert list(task.recommender.item_columns_) == ["title", "price", "code", "store", "cost", "day", "flag", "vector"]
 
     def passing(where):
         return set(task.recommend(["u0"], 5, filter=Filter(where=where), exclude_seen=False).items[0]) - {None}
@@ -281,6 +281,7 @@ def test_columns_of_every_kind_are_kept_for_filters_or_left_out(tmp_path):
     assert passing("store >= 2") == {"i2", "i3", "i4"}
     assert passing("code == '1'") == {"i0"}
     assert passing("flag") == {"i0", "i3"}
+    assert passing("has(vector, 2)") == {"i0", "i1", "i2", "i3", "i4"}
     assert passing("cost < 2") == {"i0", "i1", "i2", "i3", "i4"}
 
 
