@@ -13,7 +13,16 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from recotransfer import registry
-from recotransfer.data import Embeddings, Filter, Interactions, Items, Recommendations, ids_like, positions_like
+from recotransfer.data import (
+    ColumnKind,
+    Embeddings,
+    Filter,
+    Interactions,
+    Items,
+    Recommendations,
+    ids_like,
+    positions_like,
+)
 from recotransfer.encoders import (
     Encoder,
     EncodeReport,
@@ -31,26 +40,37 @@ from recotransfer.recommenders import HybridItems, Recommender
 from recotransfer.transfer import Transfer, Tuner
 
 _AUDIENCE_BLOCK = 4096  # users ranked at a time
-_BEFORE_TUNING = "this task has tuners that have not been at work; go on with task.tuned(items, events), which has none"
+_BEFORE_TUNING = "this task's tuners have not run yet; call task.tuned(items, events) and go on with what it returns"
 
 
 class TransferTask:
     """A recommender fed with what pretrained encoders know of the items.
 
     Args:
-        recommender: what ranks; `HybridItems()` by default.
-        encoders: what reads the items' content; by default chosen from the kinds of their columns. An empty sequence is
+        recommender: the model that ranks; `HybridItems()` by default.
+        encoders: encoders of the items' content; by default chosen from the kinds of the columns. An empty sequence is
             the ablation: behaviour only.
         weights: modality ("text", "image", "attributes") -> weight; modalities not named weigh 1.
-        transfers: maps that the fused vectors go through, in order; each is fitted on what the one before gives.
-        tuners: modality -> what changes the weights of its encoder before the items are encoded.
-        cache: folder that keeps vectors between runs; encoding then resumes and redoes only what changed.
-        progress: show a bar while encoding.
-        notice: a sentence that whoever is given results is to read; it is saved with the task.
+        transfers: maps of the fused vectors, in order; each is fitted on the output of the one before.
+        tuners: modality -> tuner that changes the weights of its encoder before the items are encoded.
+        cache: folder that keeps vectors between runs, so that encoding resumes and only changed items are encoded.
+        progress: show a progress bar while encoding.
+        notice: a sentence to show beside the results; it is saved with the task.
+
+    Attributes:
+        recommender: the one given, and after `fit` the task's own, fitted.
+        transfers: those given, and after `fit` the task's own, fitted.
+        encoders_: the encoders in use, tuned where the task has tuners.
+        reports_: what each encoder read, and what it could not read, in the last call that encoded.
+        tuning_reports_: modality -> report of its tuner.
+        fusion_: what puts the encoders' vectors together; None without content.
+        kinds_: column -> kind, for the columns that filters can read.
     """
 
     encoders_: list[Encoder]
     reports_: list[EncodeReport]
+    fusion_: Fusion | None
+    kinds_: dict[str, ColumnKind]
     tuning_reports_: dict[str, dict[str, Any]]
 
     def __init__(
@@ -86,11 +106,11 @@ class TransferTask:
         Args:
             items: the catalogue.
             interactions: the log, or any other relation of subjects to these items: labels are users too.
-            embeddings: vectors of these items, one `Embeddings` per encoder: what `encode` gave, to save encoding them
-                twice. Without encoders (an empty sequence) they are the content, and new items come with theirs.
+            embeddings: vectors of these items, one `Embeddings` per encoder, as `encode` returned them, so that nothing
+                is encoded twice. Without encoders (an empty sequence) they are the content, and new items need theirs.
 
         Raises:
-            InputError: `embeddings` for a task with tuners, which they have not been through; see `tuned`.
+            InputError: `embeddings` for a task whose tuners have not run yet; see `tuned`.
         """
         out = copy.copy(self)
         out._fit(items, interactions, embeddings)
@@ -108,7 +128,7 @@ class TransferTask:
 
             embeddings = self._encode(items)
         elif self.tuners:
-            raise InputError(f"vectors are given, but {_BEFORE_TUNING}")
+            raise InputError(f"embeddings were given, but {_BEFORE_TUNING}")
         else:
             if self.encoders is not None or not hasattr(self, "encoders_"):  # else `encode` has chosen them
                 self.encoders_ = self._encoders_for(items, given=True)
@@ -131,22 +151,22 @@ class TransferTask:
         self.kinds_ = {name: kind for name, kind in items.kinds.items() if columns is not None and name in columns}
 
     def encode(self, items: Items) -> list[Embeddings]:
-        """One `Embeddings` per encoder, by those of the fit once there was one; `reports_` tells what was not read."""
+        """One `Embeddings` per encoder; after a fit, by its encoders. `reports_` lists what could not be read."""
         if not hasattr(self, "fusion_") or (self.encoders is not None and not self.tuners):
             if self.tuners:
-                raise InputError(f"the items are to be encoded, but {_BEFORE_TUNING}")
+                raise InputError(f"the items cannot be encoded: {_BEFORE_TUNING}")
 
             self.encoders_ = self._encoders_for(items)
 
         return self._encode(items)
 
     def _encode(self, items: Items) -> list[Embeddings]:
-        self.modality_weights()  # a misspelt one is named before hours of encoding, not after
+        self.modality_weights()  # raises for a misspelt modality before hours of encoding, not after
         embeddings, self.reports_ = self._encoded(items, self.progress)
         return embeddings
 
     def tuned(self, items: Items, interactions: Interactions) -> Self:
-        """A task without tuners, not fitted, whose encoders have been through them: what `fit` begins with."""
+        """A task that is not fitted, with its encoders tuned and no tuners left: the first step of `fit`."""
         out = copy.copy(self)
         out.encoders, out.tuning_reports_ = self._tuned(items, interactions)
         out.tuners = {}
@@ -154,7 +174,7 @@ class TransferTask:
         return out
 
     def _tuned(self, items: Items, interactions: Interactions) -> tuple[list[Encoder], dict[str, dict[str, Any]]]:
-        """The encoders, those of a modality with a tuner changed by it, and the tuners' reports by modality."""
+        """The encoders, tuned where their modality has a tuner, and the tuners' reports by modality."""
         before = self._encoders_for(items)
         if unknown := set(self.tuners) - {encoder.modality for encoder in before}:
             read = ", ".join(sorted({encoder.modality for encoder in before})) or "none"
@@ -169,7 +189,7 @@ class TransferTask:
             elif not hasattr(encoder, "module"):
                 raise InputError(f"{type(encoder).__name__} has no weights to tune; leave its tuner out")
             else:
-                own = copy.copy(tuner)  # a tuner keeps its report, and the one given may be another task's too
+                own = copy.copy(tuner)  # `tune` writes its report into the tuner, which another task may use too
                 out.append(own.tune(cast(TrainableEncoder, encoder), items, interactions))
                 reports[encoder.modality] = getattr(own, "report_", {})
 
@@ -189,16 +209,15 @@ class TransferTask:
         return default_encoders(items) if self.encoders is None else list(self.encoders)
 
     def modality_weights(self) -> dict[str, float] | None:
-        """Weight of every modality that the encoders in use read; None where all weigh the same."""
+        """Modality -> weight, for every modality that the encoders in use read; None where all weigh the same."""
         if self.weights is None:
             return None
 
         names: list[str] = []
         for encoder in self.encoders_:
-            again = sum(name == encoder.modality or name.startswith(f"{encoder.modality} ") for name in names)
-            names.append(
-                f"{encoder.modality} {again + 1}" if again else encoder.modality
-            )  # as `Fusion` tells them apart
+            # Numbered as `Fusion` numbers them: "text", "text 2".
+            before = sum(name == encoder.modality or name.startswith(f"{encoder.modality} ") for name in names)
+            names.append(f"{encoder.modality} {before + 1}" if before else encoder.modality)
 
         if unknown := [name for name in self.weights if name not in names]:
             raise InputError(f"weights name {unknown[0]!r}; the modalities read are {', '.join(names) or 'none'}")
@@ -215,7 +234,7 @@ class TransferTask:
         self._check_fitted()
         if self.fusion_ is None or (embeddings is None and not self.encoders_):
             name = type(self.recommender).__name__
-            raise InputError(f"this {name} was fitted without encoders, so new items mean nothing to it; fit with some")
+            raise InputError(f"this {name} cannot rank new items: it was fitted without encoders; fit a task with some")
 
         reports: list[EncodeReport] = []
         if embeddings is None:
@@ -235,10 +254,10 @@ class TransferTask:
         users: ArrayLike | None = None,
         embeddings: Sequence[Embeddings] | None = None,
     ) -> Recommendations:
-        """The k best users of each item, known or new, with their scores; labels are users too.
+        """The k best users for each item, known or new, with their scores; labels are users too.
 
         Args:
-            items: what to ask about.
+            items: the items to find users for.
             k: list length.
             users: ids to choose from; everyone known by default.
             embeddings: vectors of these items, as in `fit`.
@@ -266,10 +285,10 @@ class TransferTask:
     ) -> Self:
         """A task that has also learned from further events, of new users and items too. This one stays as it is.
 
-        Encoders, fusion and maps are kept; how the recommender learned is in its `update_`.
+        Encoders, fusion and transfers are kept. The recommender's `update_` says how it learned.
 
         Args:
-            items: the new items, at least; items known already are left as they are.
+            items: the new items, at least; known ones among them are left as they are.
             interactions: the new events.
             embeddings: vectors of `items`, as in `fit`.
         """
@@ -345,7 +364,7 @@ class TransferTask:
     def audience(self, items: ArrayLike, k: int = 10) -> pd.DataFrame:
         """The k known users who should see each item most, best first: columns item, user, rank, score.
 
-        Items come in the order asked; users who had the item already are left out.
+        Items come in the order given; users who have had the item are left out.
         """
         self._check_fitted()
         if k < 1:
@@ -356,6 +375,8 @@ class TransferTask:
         wanted = pd.unique(positions_like(items, model.catalogue_))
         place = np.full(len(model.catalogue_), -1)
         place[wanted] = np.arange(len(wanted))
+
+        # Users are ranked block by block, and only the k best of each item so far are kept.
         best = pd.DataFrame({"place": [], "user": [], "score": []}).astype({"place": int, "user": int})
         only = Filter(allow=model.catalogue_.take(wanted))
 
@@ -417,7 +438,7 @@ class TransferTask:
 
     @classmethod
     def load(cls, path: str | Path, *, cache: str | Path | None = None, verify: bool = True) -> Self:
-        """The task saved at `path`, its arrays memory-mapped. Encoders load when they are first asked to encode.
+        """The task saved at `path`, its arrays memory-mapped. Encoders load when they first encode.
 
         verify=False skips the checksums, where they were checked before.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +13,18 @@ from recotransfer.data import Interactions
 from recotransfer.errors import require
 from recotransfer.numerics.vectors import Float
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Int = NDArray[np.int64]
-_FEW, _MANY = 200, 2000  # users whose newest item tells when to stop: a tenth, within these where there are as many
+_FEW, _MANY = 200, 2000  # bounds on the number of users held out for early stopping, a tenth of all between them
 SPREAD = 0.02  # standard deviation of item vectors and positions before training
 _LENGTH = 0.5  # root mean square length of mapped content before training
 _USERS = 512  # histories read at a time
 
 
 class _Group(NamedTuple):
-    """Neighbouring users of like length: their tokens, the cell of each, and the cells' height and width."""
+    """Users of similar length, padded together: their tokens, the cell of each, and the padded height and width."""
 
     tokens: slice
     cell: Int
@@ -51,7 +54,10 @@ class Sequences:
     end: Int
 
     def hold_out(self, rng: np.random.Generator, among: Int | None = None) -> Int:
-        """Users with three items or more whose newest is taken off and stands at `end`; at most half of them."""
+        """Hold out the newest item of some users with three or more, at most half of them; returns these users.
+
+        The held-out item of user u is `item[end[u]]`.
+        """
         long = np.flatnonzero(self.end - self.start >= 3)
         long = long if among is None else np.intersect1d(long, among)
         count = min(int(np.clip(len(long) // 10, _FEW, _MANY)), len(long) // 2)
@@ -60,12 +66,12 @@ class Sequences:
         return held
 
     def items_in_order(self) -> Int:
-        """Items of users with two or more: those that follow, or are followed by, another."""
+        """Items in sequences of two or more: those that follow another, or are followed by one."""
         long = np.flatnonzero(self.end - self.start >= 2)
         return np.unique(self.item[ranges(self.start[long], (self.end - self.start)[long])])
 
     def packed(self, users: Int, length: int, ahead: int = 0) -> _Packed:
-        """The newest `length` items of some users who have any, less the last `ahead`."""
+        """The newest `length` items of each of `users`, without the last `ahead`. Each must have one at least."""
         end = self.end[users] - ahead
         size = np.minimum(end - self.start[users], length)
         order = np.argsort(size, kind="stable")
@@ -132,7 +138,7 @@ class Network:
     `own` (items, dim) and `map` (content, dim) make the item vectors, all else the transformer.
     """
 
-    def __init__(self, weights: dict[str, Any], content: Any = None) -> None:
+    def __init__(self, weights: dict[str, Tensor], content: Tensor | None = None) -> None:
         self.weights = weights
         self.content = content
         self.device = weights["position"].device
@@ -148,7 +154,7 @@ class Network:
         else:
             weights["own"] = torch.zeros(items, dim)
             turn = torch.linalg.qr(torch.randn(dim, dim)).Q
-            main = torch.from_numpy(_main_components(content, dim))
+            main = torch.from_numpy(_principal_components(content, dim))
             weights["map"] = main @ turn[: main.shape[1]]
 
         for block in range(blocks):
@@ -187,7 +193,7 @@ class Network:
         """The weights as arrays."""
         return {name: weight.detach().cpu().numpy() for name, weight in self.weights.items()}
 
-    def vectors(self, items: Int) -> Any:
+    def vectors(self, items: Int) -> Tensor:
         """(len(items), dim) item vectors."""
         torch = require("torch")
         functional = require("torch.nn.functional")
@@ -205,35 +211,35 @@ class Network:
             out = out if self.content is None else out + self.content @ self.weights["map"]
             return np.asarray(out.detach().cpu().numpy().copy(), np.float32)
 
-    def states(self, vectors: Any, packed: _Packed, dropout: float = 0.0) -> Any:
+    def states(self, vectors: Tensor, packed: _Packed, dropout: float = 0.0) -> Tensor:
         """(tokens, dim) state after each token, from the token's vector and those before it of the same user."""
         torch = require("torch")
         functional = require("torch.nn.functional")
 
-        def linear(name: str, x: Any) -> Any:
+        def linear(name: str, x: Tensor) -> Tensor:
             return functional.linear(x, self.weights[name], self.weights[f"{name}.bias"])
 
-        def norm(name: str, x: Any) -> Any:
+        def norm(name: str, x: Tensor) -> Tensor:
             return functional.layer_norm(x, x.shape[1:], self.weights[name], self.weights[f"{name}.bias"])
 
-        def drop(x: Any) -> Any:
+        def drop(x: Tensor) -> Tensor:
             return functional.dropout(x, dropout) if dropout else x
 
         age = torch.from_numpy(packed.age).to(self.device)
         x = drop(vectors + functional.embedding(age, self.weights["position"]))
         for block in range(sum(name.endswith(".query") for name in self.weights)):
             query = norm(f"{block}.before", x)
-            parts = linear(f"{block}.query", query), linear(f"{block}.key", x), linear(f"{block}.value", x)
-            x = norm(f"{block}.between", query + linear(f"{block}.out", _attended(parts, packed.groups, dropout)))
+            projected = linear(f"{block}.query", query), linear(f"{block}.key", x), linear(f"{block}.value", x)
+            x = norm(f"{block}.between", query + linear(f"{block}.out", _attention(projected, packed.groups, dropout)))
             x = x + drop(linear(f"{block}.outer", drop(torch.relu(linear(f"{block}.inner", x)))))
 
         return norm("after", x)
 
 
-def _main_components(content: Float, most: int) -> Float:
-    """(width, at most `most`) map onto the directions in which unit vectors differ most.
+def _principal_components(content: Float, most: int) -> Float:
+    """(width, at most `most`) map onto the directions along which unit vectors differ most.
 
-    Spread along each is brought to its root, so that the greatest do not drown the rest and noise stays small.
+    The spread along each direction becomes its root, so that the largest do not drown the rest and noise stays small.
     """
     value, vector = np.linalg.eigh(content.T.astype(np.float64) @ content)
     kept = np.argsort(-value)[:most]
@@ -244,7 +250,7 @@ def _main_components(content: Float, most: int) -> Float:
     return np.asarray(out * _LENGTH * np.sqrt(len(content) / max(np.sqrt(value[kept]).sum(), 1e-12)), np.float32)
 
 
-def _attended(parts: tuple[Any, Any, Any], groups: list[_Group], dropout: float) -> Any:
+def _attention(projected: tuple[Tensor, Tensor, Tensor], groups: list[_Group], dropout: float) -> Tensor:
     """(tokens, dim) causal attention of queries, keys and values; only attention itself sees padding."""
     torch = require("torch")
     functional = require("torch.nn.functional")
@@ -252,12 +258,12 @@ def _attended(parts: tuple[Any, Any, Any], groups: list[_Group], dropout: float)
     out = []
 
     for tokens, cell, height, width in groups:
-        cells = torch.from_numpy(cell).to(parts[0].device)
+        cells = torch.from_numpy(cell).to(projected[0].device)
         query, key, value = (
-            torch.zeros(height * width, part.shape[1], device=part.device)
-            .index_copy(0, cells, part[tokens])
+            torch.zeros(height * width, each.shape[1], device=each.device)
+            .index_copy(0, cells, each[tokens])
             .view(height, 1, width, -1)
-            for part in parts
+            for each in projected
         )
         mixed = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
         out.append(functional.embedding(cells, mixed.reshape(height * width, -1)))

@@ -51,7 +51,7 @@ class FittedState(ABC):
         return {name: getattr(self, name) for name in settings_of(type(self))}
 
     def setting(self, name: str) -> Any:
-        """The value of a setting that `search_space` may name."""
+        """The value of a setting, by a name as in `search_space`."""
         return getattr(self, name)
 
     def with_settings(self, values: Mapping[str, Any]) -> Self:

@@ -39,16 +39,16 @@ Matrix: TypeAlias = Float | sparse.csr_array
 class Recommender(FittedState):
     """Ranks items for users.
 
-    Subclasses implement `_fit`, `_scores`, `_write` and `_read` on positions; ids are dealt with here. Where a model is
-    without evidence (an empty history, the tail of a sparse list), items follow by popularity with scores below every
-    scored one, so a list is only ever shorter than k when fewer items are allowed.
+    Subclasses implement `_fit`, `_scores`, `_write` and `_read` on positions; this class translates ids. Where a model
+    has no evidence (an empty history, the tail of a sparse list), items follow by popularity, with scores below all
+    scored ones, so that a list is shorter than k only where fewer items are allowed.
 
     Attributes:
-        needs_items: `fit` wants embeddings.
+        needs_items: `fit` needs embeddings.
         scores_new_items: `extend` takes items unseen in `fit`, and items without events are ranked on their content.
         scores_new_users: `histories` of users unseen in `fit` can be ranked for.
-        search_space: setting -> (low, high) that tuning may choose from, on a log scale.
-        source_of_scores: what a reason names where a model cannot tell own items apart.
+        search_space: setting -> (low, high), the range that tuning searches, on a log scale.
+        source_of_scores: what a reason names where a model cannot attribute a score to items of the history.
         update_: what the last update did: how, new events, users and items, seconds. Only there after one.
     """
 
@@ -72,7 +72,7 @@ class Recommender(FittedState):
     def _rank(
         self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
     ) -> TopK:
-        """The k best items of each user; overridden where an index does it."""
+        """The k best items of each user; models with an index override it."""
         scores = self._scores(events)
         if isinstance(scores, np.ndarray):
             return top_k_of_scores(scores, k, exclude=exclude, mask=mask)
@@ -80,32 +80,38 @@ class Recommender(FittedState):
         return top_k_of_sparse(scores, k, exclude=exclude, mask=mask)
 
     def _history_weights(self, events: Interactions) -> sparse.csr_array:
-        """(users, items) weight of each user's own items; those without times forget nothing."""
+        """(users, items) weight of each item in a user's history; without times nothing decays."""
         return histories(events, getattr(self, "history_decay", 1.0) if events.time is not None else 1.0)
 
     def _contributions(
         self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]
     ) -> Mapping[str, Float]:
-        """Part -> (len(history), len(items)): what each own item adds to each score. Empty where a model cannot say."""
+        """Component of the model -> (len(history), len(items)) what each item of the history adds to each score.
+
+        Empty where a model cannot attribute its scores.
+        """
         return {}
 
     def _extend(self, items: Embeddings) -> None:
-        """Take in new items, in place; `items` holds only new ids. `catalogue_` and `events_` are extended already."""
+        """Add new items, in place; all of `items` are new. `catalogue_` and `events_` are extended already."""
         raise NotImplementedError
 
     def _content(self) -> Embeddings | None:
-        """The catalogue's vectors as the model keeps them; None where it keeps none or was fitted without."""
+        """The vectors that the model keeps of its catalogue; None where it keeps none or was fitted without."""
         return None
 
     def _width(self) -> int | None:
-        """Dimensions of the embeddings it was fitted with; None where there were none."""
+        """Width of the embeddings it was fitted with; None where there were none."""
         content = self._content()
         return None if content is None else content.dim
 
     def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
-        """Learn all `events`, those known `before` among them, in place; says how. Both have all users and items.
+        """Learn from `events` in place, and return in words how that was done.
 
-        `fresh` holds the vectors of the new items, last of the catalogue; None where the model was fitted without any.
+        Args:
+            events: all events, old and new, sorted by user and time.
+            fresh: vectors of the new items, which are the last of the catalogue; None for a model fitted without any.
+            before: the old events alone, over the users and items of `events`.
         """
         content = self._content()
         self._fit(events, content if content is None or fresh is None else content.joined(fresh))
@@ -114,7 +120,7 @@ class Recommender(FittedState):
     # -- fit -----------------------------------------------------------------------------------------------------------
 
     def fit(self, interactions: Interactions, items: Embeddings | None = None, *, columns: Items | None = None) -> Self:
-        """Learn from events (and embeddings); the catalogue is every item of either. Returns self.
+        """Learn from events (and embeddings); the catalogue is the items of both. Returns self.
 
         What an earlier fit learned is replaced in one step at the end, so that nothing of it is left, and an error
         leaves the model unchanged.
@@ -122,7 +128,7 @@ class Recommender(FittedState):
         Args:
             interactions: the log.
             items: the items' vectors.
-            columns: the items' columns, for filters; items it lacks have empty cells, items of its own are left out.
+            columns: the items' columns, for filters. Items without a row have empty cells.
 
         Raises:
             InputError: a setting out of its bounds, no events, or no embeddings where the model needs some.
@@ -155,7 +161,7 @@ class Recommender(FittedState):
 
         Args:
             interactions: the new events.
-            items: vectors of new items; those of items known already are left as they are.
+            items: vectors of new items; those of known items are left as they are.
             columns: columns of new items, for filters; cells they lack are empty.
 
         Raises:
@@ -207,7 +213,7 @@ class Recommender(FittedState):
         """A model that also knows `items`, without a refit. This one stays as it is.
 
         Args:
-            items: vectors of new items; ids it knows already are left as they are.
+            items: vectors of new items; known items are left as they are.
             columns: their columns, for filters; cells they lack are empty.
 
         Raises:
@@ -254,14 +260,14 @@ class Recommender(FittedState):
         """The k best items for each user.
 
         Args:
-            users: ids; by default everyone known from `histories`, or from `fit` where there are none.
+            users: ids; by default all users of `histories`, or of the fit without `histories`.
             k: list length, at least 1.
-            exclude_seen: leave out the items of the user's own history.
+            exclude_seen: leave out the items of the user's history.
             filter: which items may be recommended.
-            histories: what is known of each user now; replaces what `fit` saw. Users may be new; items must be known.
+            histories: the users' events up to now, in place of those of the fit. Users may be new, items may not.
             items: vectors of items unseen in `fit` to rank as well.
             columns: columns of those items, for `filter`; an empty cell passes no comparison.
-            reason: also say which own items and which parts of the model put each item there.
+            reason: also say which items of the history and which components of the model put each item there.
         """
         model = self._now()
         model._check_fitted()
@@ -270,21 +276,21 @@ class Recommender(FittedState):
         if items is not None:
             model = model.extend(items, columns=columns)
 
-        known = model.known_events() if histories is None else model._own_histories(histories)
-        asked = np.arange(len(known.users)) if users is None else positions_like(users, known.users)
-        rows, where = np.unique(asked, return_inverse=True)
+        log = model.known_events() if histories is None else model._own_histories(histories)
+        at = np.arange(len(log.users)) if users is None else positions_like(users, log.users)
+        rows, where = np.unique(at, return_inverse=True)
         mask = None if filter is None else filter.mask(model.catalogue_, model.item_columns_)
         tops, reasons = [], []
 
         for first in range(0, max(len(rows), 1), BLOCK):
-            block = subset(known, rows[first : first + BLOCK])
+            block = subset(log, rows[first : first + BLOCK])
             top = model._block(block, k, exclude_seen, mask)
             tops.append(top)
             if reason:
                 reasons.append(model._reasons(block, top.positions, exclude_seen, mask))
 
         return Recommendations(
-            known.users.take(asked),
+            log.users.take(at),
             model.catalogue_,
             np.concatenate([t.positions for t in tops])[where],
             np.concatenate([t.scores for t in tops])[where],
@@ -294,27 +300,27 @@ class Recommender(FittedState):
     def similar_items(
         self, items: ArrayLike, k: int = 10, *, filter: Filter | None = None, reason: bool = False
     ) -> Recommendations:
-        """The k items that speak most for each of `items`: what a user who holds just that item is recommended."""
+        """The k items most similar to each of `items`: what a user is recommended whose history is that item alone."""
         model = self._now()
         model._check_fitted()
         positions = positions_like(items, model.catalogue_)
         rows = np.arange(len(positions))
-        asked = Interactions(
+        alone = Interactions(
             IdMap(rows), model.catalogue_, rows, positions, np.ones(len(rows), np.float32), np.zeros(len(rows))
         )
         if not model.scores_new_users:
             raise InputError(f"{type(self).__name__} has no item similarities of its own; use another model")
 
-        found = model.recommend(k=k, filter=filter, histories=asked, reason=reason)
+        found = model.recommend(k=k, filter=filter, histories=alone, reason=reason)
         ids = model.catalogue_.take(positions)
 
         return Recommendations(ids, found.catalogue, found.positions, found.scores, found.reason)
 
     def label(self, items: Embeddings, k: int = 1, *, users: ArrayLike | None = None) -> Recommendations:
-        """The k best users for each item, known or new: what `recommend` asks, from the other side.
+        """The k best users for each item, known or new: `recommend` from the other side.
 
-        With labels as users this is classification. The result's `users` are the items asked about and its catalogue
-        are the users. An item without content has an empty list.
+        With labels as users this is classification. In the result, `users` are the items and the catalogue is the
+        users. An item without content has an empty list.
 
         Args:
             items: the items and their vectors, as `fit` took them.
@@ -327,14 +333,14 @@ class Recommender(FittedState):
             raise InputError(f"k must be at least 1, got {k}")
 
         known = model.known_events().users
-        asked = np.arange(len(known)) if users is None else np.unique(positions_like(users, known))
+        chosen = np.arange(len(known)) if users is None else np.unique(positions_like(users, known))
         ids, items = items.ids.ids, _in_types_of(model.catalogue_, items)
         model = model._with_items(items)
-        size = (len(items.ids), min(k, len(asked)))
+        size = (len(items.ids), min(k, len(chosen)))
         best = TopK(np.full(size, -1, np.int64), np.full(size, -np.inf, np.float32))
 
-        for first in range(0, len(asked), BLOCK):
-            block = asked[first : first + BLOCK]
+        for first in range(0, len(chosen), BLOCK):
+            block = chosen[first : first + BLOCK]
             best = merged(best, model._item_scores(items, block), block)
 
         best.positions[~items.has_content], best.scores[~items.has_content] = -1, -np.inf
@@ -342,7 +348,7 @@ class Recommender(FittedState):
         return Recommendations(ids, known, best.positions, best.scores)
 
     def _with_items(self, items: Embeddings) -> Self:
-        """A model whose catalogue holds `items`."""
+        """A model whose catalogue includes `items`."""
         return self.extend(items)
 
     def _item_scores(self, items: Embeddings, users: NDArray[np.int64]) -> Float:
@@ -366,15 +372,15 @@ class Recommender(FittedState):
     def _reasons(
         self, events: Interactions, positions: NDArray[np.int64], exclude_seen: bool, mask: NDArray[np.bool_] | None
     ) -> NDArray[np.object_]:
-        """(users, k) why each item stands in its list, which `exclude_seen` and `mask` helped to make."""
+        """(users, k) why each item is in its list; `exclude_seen` and `mask` are those the lists were made with."""
         out = np.full(positions.shape, None, dtype=object)
-        strengths = self._history_weights(events)
+        weights = self._history_weights(events)
 
         for row in range(len(positions)):
             listed = np.flatnonzero(positions[row] >= 0)
-            own = slice(strengths.indptr[row], strengths.indptr[row + 1])
-            history = strengths.indices[own].astype(np.int64)
-            each = self._contributions(history, strengths.data[own], positions[row, listed])
+            own = slice(weights.indptr[row], weights.indptr[row + 1])
+            history = weights.indices[own].astype(np.int64)
+            each = self._contributions(history, weights.data[own], positions[row, listed])
             for at, column in enumerate(listed):
                 its = {name: values[:, at] for name, values in each.items()}
                 out[row, column] = reason_for(its, history, self.catalogue_, source=self.source_of_scores)

@@ -1,4 +1,4 @@
-"""Recommenders on frozen item vectors alone: a user is a point in the encoder's space."""
+"""Recommenders from item vectors alone: a user is a point in the encoder's space."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Profiles(FactorModel):
 
     @abstractmethod
     def _weights(self, events: Interactions) -> sparse.csr_array:
-        """(users, items): how much each own item counts."""
+        """(users, items) weight of each item in a user's profile."""
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
         assert items is not None  # fit checks needs_items
@@ -50,7 +50,7 @@ class _Profiles(FactorModel):
     def _rank(
         self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
     ) -> TopK:
-        if not self.present_.all():  # the zeros of an item without content would outrank dislike
+        if not self.present_.all():  # the zero scores of items without content would outrank negative ones
             mask = self.present_ if mask is None else mask & self.present_
 
         return super()._rank(events, k, exclude, mask)
@@ -64,6 +64,7 @@ class _Profiles(FactorModel):
     def _contributions(
         self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]
     ) -> Mapping[str, Float]:
+        # The inner product of profile and item splits over the modalities, which lie side by side in the vectors.
         own, theirs = self._mapped(self.factors_[history]) * self._own_weights(history, strength), self.factors_[items]
         out, first = {}, 0
         for name, width in self.blocks_:
@@ -91,7 +92,7 @@ class ContentProfiles(_Profiles):
     """Cosine between an item and the mean of the user's items.
 
     Args:
-        history_decay: weight of each own item per step of age; 1 forgets nothing.
+        history_decay: factor on an item's weight for each newer item in the history; 1 weighs all alike.
     """
 
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"history_decay": (0.3, 1.0)}
@@ -107,14 +108,14 @@ class ContentProfiles(_Profiles):
 
 
 class RidgeProfiles(_Profiles):
-    """The frozen-factor half-step: each user's ridge regression of "mine" on the item vectors.
+    """Each user's ridge regression of "in my history" on the item vectors.
 
-    It is the user half-step of implicit ALS with item factors held at the embeddings, and a linear probe for each user.
+    This is the user half-step of implicit ALS with the embeddings as fixed item factors, and a linear probe per user.
 
     Args:
         reg: ridge on the user's vector.
-        unobserved: weight of each item the user did not touch, against 1 for one they did.
-        history_decay: weight of each own item per step of age; 1 forgets nothing.
+        unobserved: weight of each item outside the history, against 1 for one in it.
+        history_decay: factor on an item's weight for each newer item in the history; 1 weighs all alike.
     """
 
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {

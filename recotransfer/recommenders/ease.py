@@ -13,7 +13,7 @@ from recotransfer.numerics.ridge import ease, ease_updated, local_ridge
 from recotransfer.recommenders.item_item import ItemItem
 from recotransfer.settings import Decay, NonNegative, PositiveInt
 
-_FEW = 8  # items per changed user from which on changing the inverse beats solving for a new one
+_FEW = 8  # items per changed user above which updating the inverse is quicker than inverting anew
 
 
 class EASE(ItemItem):
@@ -21,8 +21,8 @@ class EASE(ItemItem):
 
     Args:
         reg: ridge, in squared history weight; 100 to 500 suits most shops.
-        neighbours: None solves for all items at once (items x items in memory, to about 30,000 items); a number
-            regresses each item on that many of the most telling others, whose memory grows with the items only.
+        neighbours: None solves for all items at once (a dense items x items matrix, up to about 30,000 items); a
+            number regresses each item on that many others of largest co-occurrence, in memory linear in the items.
         history_decay: see `ItemItem`.
     """
 
@@ -46,7 +46,7 @@ class EASE(ItemItem):
     def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
         count = len(changed_users(before, events))
         if self.neighbours is not None or count * _FEW > len(events.items):
-            return super()._update(events, fresh, before)  # local systems cost more than the sums they read
+            return super()._update(events, fresh, before)  # solving the local systems is what costs time, not the sums
 
         self.weights_ = ease_updated(self.weights_, histories(before), histories(events), self.reg)
-        return f"inverse changed by {count} users"
+        return f"inverse updated for {count} users"

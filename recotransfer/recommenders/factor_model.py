@@ -1,4 +1,4 @@
-"""Recommenders whose score is a product of user and item vectors."""
+"""Recommenders whose score is the inner product of a user vector and an item vector."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from recotransfer.retrieval import ExactIndex, Index, choose_index, load_index, 
 
 
 class FactorModel(Recommender):
-    """Recommenders whose score is `user vector . item vector`; an index finds the best items.
+    """Recommenders whose score is the inner product of user and item vectors; an index finds the best items.
 
     Attributes:
-        index_: holds the item vectors and searches them; exact until `choose_index` finds something quicker.
-        index_report_: which index that is, why, and its recall.
+        index_: the item vectors and the search over them; exact until `choose_index` finds something quicker.
+        index_report_: which index it is, why, and its recall.
     """
 
     source_of_scores: ClassVar[str] = "behaviour"
@@ -34,7 +34,7 @@ class FactorModel(Recommender):
 
     @abstractmethod
     def _queries(self, events: Interactions) -> Float:
-        """(users of `events`, dim) user vectors; zero where nothing is known of the user."""
+        """(users of `events`, dim) user vectors; zero for a user without a usable history."""
 
     @property
     def factors_(self) -> Float:
@@ -45,13 +45,18 @@ class FactorModel(Recommender):
         self.index_, self.index_report_ = ExactIndex().build(factors), "exact"
 
     def choose_index(self, target_recall: float = 0.95, *, users: int = 200, seed: int = 0) -> Self:
-        """Take the quickest index, measured on known users' queries, that finds `target_recall` of the exact top 10.
+        """Switch to the quickest index whose recall of the exact top 10 is at least `target_recall`. Returns self.
 
-        Single requests over large catalogues gain; `for_batch` goes back to exact search. Returns self.
+        Single requests over large catalogues become quicker; `for_batch` goes back to exact search.
+
+        Args:
+            target_recall: least mean share of the exact top 10 that the index finds.
+            users: number of known users whose queries are measured.
+            seed: random seed of their choice.
         """
-        known = self.known_events()
-        drawn = np.sort(np.random.default_rng(seed).permutation(len(known.users))[:users])
-        queries = self._queries(subset(known, drawn))
+        log = self.known_events()
+        drawn = np.sort(np.random.default_rng(seed).permutation(len(log.users))[:users])
+        queries = self._queries(subset(log, drawn))
         chosen = choose_index(self.factors_, target_recall=target_recall, sample_queries=queries)
         self.index_, self.index_report_ = chosen.index, chosen.reason
 
@@ -66,7 +71,7 @@ class FactorModel(Recommender):
         return self
 
     def for_batch(self) -> Self:
-        """A copy that searches exactly, which for many users at once is also the quickest."""
+        """A copy that searches exactly, which is also the quickest way for many users at once."""
         out = self._now()
         out._set_factors(out.factors_)
         return out

@@ -18,17 +18,17 @@ from recotransfer.numerics.vectors import Float
 from recotransfer.recommenders.factor_model import FactorModel
 from recotransfer.settings import NonNegative, NonNegativeInt, Positive, PositiveInt
 
-_FEWER = 5  # sweeps of a fit to one of an update
+_FEWER = 5  # a fit makes this many times the sweeps of an update
 
 
 def _train(
     kind: Any, events: Interactions, begin: tuple[Float, Float] | None = None, **settings: Any
 ) -> tuple[Float, Float]:
-    """User and item factors of a model of the `implicit` package, from those to begin with where there are some."""
+    """User and item factors of a model of the `implicit` package, trained from `begin` where it is given."""
     # implicit runs threads of its own; BLAS pools inside them slow it many times over.
     with require("threadpoolctl").threadpool_limits(1, "blas"):
         model = kind(**settings)
-        if begin is not None:
+        if begin is not None:  # `fit` continues from factors that are there
             model.user_factors, model.item_factors = begin
 
         model.fit(sparse.csr_matrix(histories(events)), show_progress=False)
@@ -37,7 +37,7 @@ def _train(
 
 
 class ALS(FactorModel):
-    """Implicit-feedback ALS (Hu, Koren and Volinsky, 2008). Every user, known or new, is folded in by one half-step.
+    """Implicit-feedback ALS (Hu, Koren and Volinsky, 2008). Each user vector is one half-step from their history.
 
     Args:
         dim: number of factors.
@@ -76,7 +76,7 @@ class ALS(FactorModel):
         known, sweeps = self.factors_, max(1, self.epochs // _FEWER)
         factors = np.random.default_rng(self.seed).random((len(events.items), self.dim), np.float32) * np.float32(0.01)
         factors[: len(known)] = known
-        users = np.zeros((len(events.users), self.dim), np.float32)  # a sweep begins with them, from the items' factors
+        users = np.zeros((len(events.users), self.dim), np.float32)  # a sweep first solves them from the item factors
         self._sweep(events, sweeps, (users, factors))
         return f"{sweeps} sweeps from the present factors"
 
@@ -159,12 +159,12 @@ class BPR(FactorModel):
     def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
         rng, sweeps = np.random.default_rng(self.seed), max(1, self.epochs // _FEWER)
 
-        def grown(known: Float, count: int) -> Float:  # new rows as `implicit` begins with
-            new = (rng.random((count - len(known), known.shape[1]), np.float32) - np.float32(0.5)) / self.dim
-            return np.concatenate([known, new])
+        def grown(old: Float, count: int) -> Float:  # new rows are random, as those `implicit` starts from
+            new = (rng.random((count - len(old), old.shape[1]), np.float32) - np.float32(0.5)) / self.dim
+            return np.concatenate([old, new])
 
         users, factors = grown(self.users_, len(events.users)), grown(self.factors_, len(events.items))
-        users[:, -1] = 1  # against it stands the item's bias
+        users[:, -1] = 1  # multiplies the item's bias
         self._sweep(events, sweeps, (users, factors))
 
         return f"{sweeps} sweeps from the present factors"
@@ -181,7 +181,7 @@ class BPR(FactorModel):
             regularization=self.reg,
             iterations=epochs,
             random_state=self.seed,
-            num_threads=1,  # its threads race on shared rows: more of them and a seed no longer fixes the result
+            num_threads=1,  # threads would race on shared rows, and a seed would no longer fix the result
         )
         self._set_factors(factors)
 

@@ -1,4 +1,4 @@
-"""The flagship: one item-item model, behaviour where there is some, content where there is none, and both between."""
+"""The flagship: an item-item model that ranks by behaviour where there is some, by content where there is none."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from recotransfer.recommenders.item_item import ItemItem, cells
 from recotransfer.retrieval import nearest
 from recotransfer.settings import Decay, NonNegative, PositiveInt, Share, fits
 
-_PAST, _FUTURE = 1.5, 1.2  # powers of history_decay in the order part: what came just before tells most of what is next
-_AGREEMENT = 1.0  # how much more behaviour counts between items whose content is the same; 1 to 3 measured alike
-_NEAREST = 20  # neighbours that a cosine is scaled by
-_SAME = 1 - 1e-6
+_PAST, _FUTURE = 1.5, 1.2  # powers of history_decay in the order component: the newest items predict the next one best
+_AGREEMENT = 1.0  # gain of a behaviour cell between items of equal content; 1 to 3 measured alike
+_NEAREST = 20  # neighbours whose mean cosine is an item's local scale
+_SAME = 1 - 1e-6  # cosine above which two vectors count as one
 _CELLS = 200_000  # cosines computed at a time
 
 
@@ -34,31 +34,33 @@ class HybridItems(ItemItem):
 
     1. Co-occurrence: every item regressed on the others (EASE; Steck, 2019).
     2. Order, where events are timed: what comes next regressed on what came before (SLIST; Choi et al., 2021).
-    3. Content: a kernel, relu(cosine) ** sharpness of the item vectors, in which a row and a column weigh in
-       by the root of their sums; the rows sum to `content_weight` in the mean. Cosines are scaled locally, each by the
-       root of both items' mean to their nearest (Zelnik-Manor and Perona, 2004), or hubs would be everyone's neighbour.
+    3. Content: a kernel, relu(cosine) ** sharpness of the item vectors, with rows and columns divided by the roots of
+       their sums and scaled so that rows sum to `content_weight` on average. Cosines are scaled locally, by the root of
+       both items' mean cosine to their nearest items (Zelnik-Manor and Perona, 2004); otherwise hubs would be
+       everyone's neighbour.
 
-    The first two are the behaviour. Content bears on it twice. Where both speak, they agree or not: each cell is
-    multiplied by 1 + relu(cosine), at the same sum. And it is smoothed, B to S B S' with S = diag(a) + diag(1 - a) W:
-    an item with n users keeps n / (n + prior_events) of its own row and column and takes the rest from its content
-    neighbours. An item nobody has touched is wholly its neighbours' mean, one touched often is itself. New users are
-    their events; new items enter through `extend`. Fitted without embeddings the model is behaviour only, which is the
-    ablation of the transfer. `trust` lies between the two, for items of few and of many users apart.
+    The first two are the behaviour B, and content changes it twice. Each cell is multiplied by 1 + relu(cosine) of its
+    items, and B is rescaled to its former sum. Then B is smoothed to S B S' with S = diag(a) + diag(1 - a) W: an item
+    with n users keeps the share a = n / (n + prior_events) of its own row and column and takes the rest from its
+    content neighbours W. So an item without users is the mean of its neighbours, and one with many users is itself.
+    A user is their history, so new users need no refit; new items enter through `extend`. Fitted without embeddings,
+    the model is behaviour only, which is the ablation of the transfer. `trust` mixes the two by popularity of the item.
 
     Args:
         reg: ridge of the co-occurrence regression.
-        sequence_weight: weight of the order part against co-occurrence.
+        sequence_weight: weight of the order component against co-occurrence.
         sequence_reg: ridge of the order regression.
-        content_weight: weight of the content part against co-occurrence.
-        sharpness: power of the cosine; greater means fewer, nearer neighbours count.
-        prior_events: users at which an item's own behaviour and its neighbours' count the same.
-        history_decay: weight of each own item per step of age; the order part forgets by its powers 1.5 and 1.2.
-        neighbours: how many items speak for each item, in each part.
-        form: "sparse" solves each item on its `neighbours` and grows with the items only; "dense" solves for all items
-            at once and holds items x items. Sparse measured as good and many times faster.
-        trust: how far content is believed for recommended items of no user, 1-5, 6-20 and more users: the item's
-            column is that share of the one with content plus the rest of behaviour alone. What content did on
-            held-out events decides it: see `recotransfer.transfer.guard`.
+        content_weight: weight of the content component against co-occurrence.
+        sharpness: power of the cosine; a greater one counts fewer, nearer neighbours.
+        prior_events: number of users at which an item's own behaviour and its neighbours' weigh the same.
+        history_decay: factor on an item's weight for each newer item in the history; the order component decays by its
+            powers 1.5 and 1.2.
+        neighbours: how many items each item is scored from, in each component.
+        form: "sparse" solves each item on its `neighbours`, in memory linear in the items; "dense" solves for all items
+            at once, in a full items x items matrix. Sparse measured as good and many times faster.
+        trust: share of content for recommended items with 0, 1-5, 6-20 and more users: the item's column is that share
+            of the column with content plus the rest of the column of behaviour alone. `recotransfer.diagnostics.guard`
+            finds it from what content did on held-out events.
     """
 
     scores_new_items: ClassVar[bool] = True
@@ -115,16 +117,23 @@ class HybridItems(ItemItem):
             self.weights_ = self.behaviour_weights_
             return
 
+        # Behaviour counts more between items of similar content.
         self.behaviour_ = _agreed(self.behaviour_weights_, self.items_)
+
+        # The content kernel, its rows and columns divided by the roots of their sums.
         found = self._nearest(self.items_.vectors, self.items_)
-        self.local_scale_ = _reach(found)
+        self.local_scale_ = _local_scale(found)
         near = without_diagonal(self._kernel(found, self.local_scale_, self.local_scale_))
         self.column_root_ = _roots(near.sum(axis=0))
         content = scaled(near, _roots(near.sum(axis=1)), self.column_root_)
-        held = content.sum(axis=1)
-        self.level_ = float(self.content_weight * reciprocal(held[held > 0].mean())) if held.any() else 0.0
+
+        # Scaled so that the rows with content sum to `content_weight` on average.
+        total = content.sum(axis=1)
+        self.level_ = float(self.content_weight * reciprocal(total[total > 0].mean())) if total.any() else 0.0
         self.row_root_ = self.level_ * _roots(near.sum(axis=1))
         self.content_ = scaled(near, self.row_root_, self.column_root_)
+
+        # Items of few users borrow the behaviour of those they look like.
         self.lookalikes_ = self._lookalikes(near)
         own = self._own_share()
         self.content_weights_ = without_diagonal(self._smoothed(self.lookalikes_, self.content_, own))
@@ -159,13 +168,13 @@ class HybridItems(ItemItem):
         return sparse.coo_array((found.scores[kept], (found.positions[kept], column)), shape=shape).tocsr()
 
     def _kernel(self, cosines: sparse.csr_array, rows: Float, columns: Float) -> sparse.csr_array:
-        """Locally scaled cosines ** sharpness, from each item's reach."""
+        """Cosines ** sharpness, each cosine first divided by the root of both items' local scale."""
         out = scaled(cosines, _roots(rows), _roots(columns))
         out.data **= np.float32(self.sharpness)
         return out
 
     def _lookalikes(self, near: sparse.csr_array) -> sparse.csr_array:
-        """`near` among items with events, each column summing to 1: whose behaviour stands in for an item's own."""
+        """W: `near` among items with events, each column summing to 1; whose behaviour an item borrows."""
         warm = scaled(near, self.popularity_[: near.shape[0]] > 0, None)
         warm.eliminate_zeros()
         return scaled(warm, None, reciprocal(warm.sum(axis=0)))
@@ -173,8 +182,8 @@ class HybridItems(ItemItem):
     def _own_share(self) -> Float:
         """(items,) share of an item's own behaviour, n / (n + prior_events).
 
-        1 where no neighbour could stand in, and from 20 times `prior_events` on, where smoothing costs much and does
-        nothing.
+        1 where no neighbour has behaviour to borrow, and from 20 times `prior_events` on, where smoothing is costly and
+        changes next to nothing.
         """
         users = self.popularity_[: self.lookalikes_.shape[1]]
         alone = (self.lookalikes_.sum(axis=0) == 0) | (users >= max(1, 20 * self.prior_events))
@@ -196,7 +205,7 @@ class HybridItems(ItemItem):
     # -- trust ---------------------------------------------------------------------------------------------------------
 
     def with_trust(self, trust: Sequence[float]) -> Self:
-        """A copy that believes content so far, per popularity bucket, without a refit; see `trust`."""
+        """A copy with another `trust`, without a refit."""
         out = self._now()
         out._check_fitted()
         if out.items_ is None:
@@ -217,7 +226,7 @@ class HybridItems(ItemItem):
         return _mix(self.content_weights_, share, self.behaviour_weights_) if share.any() else self.behaviour_weights_
 
     def _shares(self, items: NDArray[np.int64]) -> Float:
-        """(len(items),) trust in the content of each."""
+        """(len(items),) trust in the content of each item."""
         return np.asarray(self.trust, np.float32)[popularity_bucket(self.popularity_[items])]
 
     # -- new items -----------------------------------------------------------------------------------------------------
@@ -228,25 +237,29 @@ class HybridItems(ItemItem):
     def _extend(self, items: Embeddings) -> None:
         """New columns and rows as `fit` would give items without events; the old block stays as it is."""
         if self.items_ is None:
-            raise InputError("this HybridItems was fitted without embeddings, so new items mean nothing to it")
+            raise InputError("this HybridItems cannot rank new items: it was fitted without embeddings")
 
         old, fresh = self.items_, _unit(items)
         if fresh.dim != old.dim:
             raise InputError(f"new items have {fresh.dim} dimensions, the model was fitted with {old.dim}")
 
+        # Cosines of new to old items, scaled by local scales that the old items keep.
         n, m = len(old.ids), len(fresh.ids)
         found = scaled(self._nearest(fresh.vectors, old), None, fresh.has_content)
-        reach = _reach(found)
-        near = self._kernel(found, self.local_scale_, reach)
+        scale = _local_scale(found)
+        near = self._kernel(found, self.local_scale_, scale)
         stand_in = self._lookalikes(near)
-        root = _roots(near.sum(axis=0))  # of an item that is new, row and column are the same
+        root = _roots(near.sum(axis=0))  # the kernel is symmetric, so a new item's row sums to what its column does
         content_column = scaled(near, self.row_root_, root)
         content_row = scaled(sparse.csr_array(near.T), self.level_ * root, self.column_root_)
+
+        # Without events, new items borrow all their behaviour: columns, rows and the corner between themselves.
         column = self._smoothed(stand_in, content_column, np.zeros(m, np.float32))
         own = self._own_share()
         borrowed = stand_in.T @ self.behaviour_
         row = _mix(borrowed, own, borrowed @ self.lookalikes_) + content_row
         corner = without_diagonal(stand_in.T @ (self.behaviour_ @ stand_in))
+
         none, tall = _empty(m, m), _empty(m, n)
         if isinstance(self.content_weights_, np.ndarray):
             self.content_weights_ = np.asarray(np.block([[self.content_weights_, column], [row, corner]]), np.float32)
@@ -262,7 +275,7 @@ class HybridItems(ItemItem):
         self.lookalikes_ = _blocks([self.lookalikes_, stand_in], [tall, none])
         self.row_root_ = np.concatenate([self.row_root_, self.level_ * root])
         self.column_root_ = np.concatenate([self.column_root_, root])
-        self.local_scale_ = np.concatenate([self.local_scale_, reach])
+        self.local_scale_ = np.concatenate([self.local_scale_, scale])
         vectors = np.concatenate([old.vectors, fresh.vectors])
         present = np.concatenate([old.has_content, fresh.has_content])
         self.items_ = Embeddings(self.catalogue_, vectors, old.source, present, old.blocks)
@@ -276,6 +289,7 @@ class HybridItems(ItemItem):
         if self.items_ is None:
             return super()._contributions(history, strength, items)
 
+        # The score is trust * (own behaviour + borrowed behaviour + content) + (1 - trust) * behaviour alone.
         share, trust = self._own_share(), self._shares(items)
         total, plain = cells(self.content_weights_, history, items), cells(self.behaviour_weights_, history, items)
         content = np.minimum(cells(self.content_, history, items), np.maximum(total, 0))
@@ -284,6 +298,8 @@ class HybridItems(ItemItem):
             "behaviour": strength[:, None] * (trust * own + (1 - trust) * plain),
             "behaviour of similar items": strength[:, None] * trust * (total - content - own),
         }
+
+        # Content is divided among the modalities by their parts of the cosine.
         content = trust * content
         gains, first = {}, 0
 
@@ -372,8 +388,8 @@ def _roots(values: Float) -> Float:
     return np.sqrt(reciprocal(values)).astype(np.float32)
 
 
-def _reach(cosines: sparse.csr_array) -> Float:
-    """(columns,) mean of the 20 greatest cosines of each column, less than 1: itself is no neighbour."""
+def _local_scale(cosines: sparse.csr_array) -> Float:
+    """(columns,) mean of the 20 greatest cosines of each column, without those of 1, as of an item with itself."""
     others = cosines.copy()
     others.data[others.data > _SAME] = 0
     best = keep_largest(others, _NEAREST)
@@ -384,29 +400,29 @@ def _reach(cosines: sparse.csr_array) -> Float:
 def _agreed(behaviour: Matrix, items: Embeddings) -> Matrix:
     """Each cell times 1 + relu(cosine) of its two items, scaled to the same sum of magnitudes.
 
-    A cell that content says nothing of is left where it is in the mean.
+    Cells of items without content stay as they are.
     """
-    known = items.has_content
+    present = items.has_content
     if isinstance(behaviour, np.ndarray):
-        factor = 1 + _AGREEMENT * np.maximum(items.vectors @ items.vectors.T, 0)
-        factor[~(known[:, None] & known)] = np.nan
-        cells_, told = behaviour.ravel(), factor.ravel()
+        table = 1 + _AGREEMENT * np.maximum(items.vectors @ items.vectors.T, 0)
+        table[~(present[:, None] & present)] = np.nan
+        old, factor = behaviour.ravel(), table.ravel()
     else:
         out = sparse.coo_array(behaviour)
         row, column = out.coords
-        told = np.full(len(row), np.nan, np.float32)
-        both = np.flatnonzero(known[row] & known[column])
+        factor = np.full(len(row), np.nan, np.float32)
+        both = np.flatnonzero(present[row] & present[column])
         for start in range(0, len(both), _CELLS):
             at = both[start : start + _CELLS]
             cosine = np.einsum("ij,ij->i", items.vectors[row[at]], items.vectors[column[at]])
-            told[at] = 1 + _AGREEMENT * np.maximum(cosine, 0)
+            factor[at] = 1 + _AGREEMENT * np.maximum(cosine, 0)
 
-        cells_ = out.data
+        old = out.data
 
-    size = np.abs(cells_)
-    spoken = ~np.isnan(told)
-    scale = (size[spoken].sum() * reciprocal(np.array([size[spoken] @ told[spoken]])))[0]
-    values = (cells_ * np.where(spoken, told * scale, 1)).astype(np.float32)
+    size = np.abs(old)
+    changed = ~np.isnan(factor)
+    scale = (size[changed].sum() * reciprocal(np.array([size[changed] @ factor[changed]])))[0]
+    values = (old * np.where(changed, factor * scale, 1)).astype(np.float32)
     if isinstance(behaviour, np.ndarray):
         return values.reshape(behaviour.shape)
 

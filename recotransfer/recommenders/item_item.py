@@ -20,8 +20,10 @@ class ItemItem(Recommender):
     """Recommenders whose score is `history @ weights`: users are what they did, and only positive evidence counts.
 
     Attributes:
-        history_decay: weight of each own item per step of age; 1 forgets nothing. Untimed logs forget nothing.
-        weights_: (items, items), row = item held, column = item spoken for; sparse, or dense for small catalogues.
+        history_decay: factor on an item's weight for each newer item in the history; 1 weighs all alike, and so do logs
+            without times.
+        weights_: (items, items), row = item of the history, column = item scored; sparse, or dense for small
+            catalogues.
     """
 
     history_decay: float

@@ -22,8 +22,8 @@ class ItemKNN(ItemItem):
     Deshpande and Karypis, "Item-based top-N recommendation algorithms" (2004); shrinkage after Bell and Koren (2007).
 
     Args:
-        neighbours: how many items speak for each item.
-        shrink: shared users at which the similarity is halved.
+        neighbours: how many similar items each item keeps.
+        shrink: number of shared users at which the similarity is halved.
         history_decay: see `ItemItem`.
     """
 

@@ -1,4 +1,4 @@
-"""The most popular items for everyone, recent events counting more when asked."""
+"""The most popular items for everyone, with recent events weighing more on request."""
 
 from __future__ import annotations
 

@@ -26,10 +26,10 @@ _LEAST_FOR_STOPPING = 500  # rows from which a tenth can be spared to stop the h
 class Probe(Recommender):
     """Logistic regression of labels on item vectors: the linear probe of a frozen encoder (Alain and Bengio, 2016).
 
-    A label is a user who holds the items that bear it. Where every labelled item has one label, the probabilities of an
-    item sum to 1 (softmax); where some have several, each label is asked for by itself. Items without a label are
-    unknown, not negative. Scores are probabilities. New labels need a refit; a few examples of them are enough for
-    `RidgeProfiles` and none for `ContentProfiles`, which take users as they come.
+    A label is a user whose items are those that bear it. Where every labelled item has one label, the probabilities of
+    an item sum to 1 (softmax); where some have several, each label has a regression of its own. Items without a label
+    are unknown, not negative. Scores are probabilities. New labels need a refit, while `RidgeProfiles` and
+    `ContentProfiles` rank for new users, and so for new labels, without one.
 
     Args:
         reg: ridge on the weights of the standardised vectors, against the log loss summed over items.
@@ -63,18 +63,18 @@ class Probe(Recommender):
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
         assert items is not None  # fit checks needs_items
         self.vectors_, self.present_ = items.vectors, items.has_content
-        held = sparse.csr_array(events.binary_matrix().T)
-        rows = np.flatnonzero((np.diff(held.indptr) > 0) & self.present_)
+        labels = sparse.csr_array(events.binary_matrix().T)
+        rows = np.flatnonzero((np.diff(labels.indptr) > 0) & self.present_)
         if not len(rows):
             raise InputError("no labelled item has content to learn from; see the encoder's report")
 
-        self.labels_ = np.flatnonzero(np.bincount(held[rows].indices, minlength=len(events.users)))
+        self.labels_ = np.flatnonzero(np.bincount(labels[rows].indices, minlength=len(events.users)))
         if len(self.labels_) < 2:
             raise InputError(
                 f"Probe tells labels apart, but {len(self.labels_)} have an item with content; give two at least"
             )
 
-        bears = held[rows][:, self.labels_].toarray() > 0
+        bears = labels[rows][:, self.labels_].toarray() > 0
         self.exclusive_ = bool((bears.sum(axis=1) == 1).all())
         self._learn(items.vectors[rows], bears)
 
@@ -92,13 +92,17 @@ class Probe(Recommender):
         ConvergenceWarning = require("sklearn.exceptions").ConvergenceWarning
         MLPClassifier = require("sklearn.neural_network").MLPClassifier
 
-        stopping = len(z) >= _LEAST_FOR_STOPPING and bears.sum(axis=0).min() > 1  # both sides of its split need each
+        stopping = (
+            len(z) >= _LEAST_FOR_STOPPING and bears.sum(axis=0).min() > 1
+        )  # both sides of its validation split need every label
         net = MLPClassifier(
             (self.hidden,), alpha=self.reg, batch_size=min(256, len(z)), max_iter=200, random_state=self.seed,
             early_stopping=stopping, n_iter_no_change=5,
         )  # fmt: skip
 
-        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # enough is enough
+        with warnings.catch_warnings(
+            action="ignore", category=ConvergenceWarning
+        ):  # where it ends by then is good enough
             net.fit(z, bears.argmax(axis=1) if self.exclusive_ else bears)
 
         (inner, outer), (inner_bias, bias) = net.coefs_, net.intercepts_
@@ -108,7 +112,7 @@ class Probe(Recommender):
     def _linear(self, z: Float, bears: NDArray[np.bool_]) -> tuple[Float, Float]:
         LogisticRegression = require("sklearn.linear_model").LogisticRegression
 
-        wide = z.astype(np.float64)  # in float32 the line search gives up where the ridge is great
+        wide = z.astype(np.float64)  # in float32 the line search fails under a strong ridge
 
         def fitted(target: NDArray[Any]) -> tuple[Float, Float]:
             model = LogisticRegression(C=1 / max(self.reg, 1e-12), max_iter=500).fit(wide, target)
@@ -120,7 +124,7 @@ class Probe(Recommender):
 
         columns = []
         for label in bears.T:
-            if label.all():  # nothing to tell apart: every known item bears it
+            if label.all():  # no negatives to learn from: every labelled item bears it
                 columns.append((np.zeros((z.shape[1], 1), np.float32), np.full(1, 10, np.float32)))
             else:
                 columns.append(fitted(label))

@@ -1,4 +1,4 @@
-"""The second stage: a small network that orders the best of `HybridItems` anew, by all that speaks for each."""
+"""The second stage: a small network that re-ranks the best items of a `HybridItems`."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from recotransfer.settings import NonNegative, NonNegativeInt, PositiveInt
 _HIDDEN = 96
 _MOST_USERS = 20_000  # whose held-out events are learned from
 _COLD = 0.1  # share of the items that the first stage is not shown while the network learns
-_FEW = 5  # events after an item below which what followed it counts little
+_FEW = 5  # added to the number of events after an item, so that what followed it once or twice weighs little
 _NEVER = -1e4  # the logit past the end of a list
-_FLAT = 60.0  # logits so far below the best are told apart no more: float32 ends
+_FLAT = 60.0  # logits this far below the best are clipped, where exp reaches the end of float32
 _NETWORK = ("low", "high", "inner", "bias", "outer")  # arrays of the network; see `_trained`
 _BATCH, _LEARNING_RATE, _DROPOUT, _WEIGHT_DECAY = 128, 0.006, 0.1, 0.01
-# What the user's items say of a candidate: matrix -> sums of its cells over the history. "decayed" by `history_decay`,
-# of the "newest" item alone, "flat" without decay, and the "number" of own items that speak for the candidate.
+# Features from the history: matrix -> sums of the candidate's cells over the items of the history. "decayed" weighs
+# them by `history_decay`, "newest" takes the newest item alone, "flat" weighs all alike, "number" counts cells above 0.
 _KINDS = ("decayed", "newest", "flat", "number")  # as `kernels.candidate_sums` has them
 _SUMS = {
     "cooccurrence": ("decayed", "newest", "flat", "number"),
@@ -48,7 +48,7 @@ _OF_NEWEST = ("popularity of the newest", "cosine to the newest")
 
 
 class _Lessons(NamedTuple):
-    """Lists in which one candidate is the user's held-out item: features (n, depth, f), scores and the place."""
+    """Lists that contain the user's held-out item: features (n, depth, f), scores (n, depth) and its place (n,)."""
 
     features: Float
     scores: Float
@@ -56,29 +56,28 @@ class _Lessons(NamedTuple):
 
 
 class HybridRanker(Recommender):
-    """The first `depth` items of a `HybridItems`, ordered anew by a network of one hidden layer.
+    """The first `depth` items of a `HybridItems`, re-ranked by a network with one hidden layer.
 
-    For each candidate the network is told what the first stage sums up, part by part: co-occurrence, order and content,
-    over the whole history and for its newest item; besides cosines, popularity and the length of the history. It learns
+    The features of a candidate are the components of its first-stage score (co-occurrence, order, content), over the
+    whole history and for its newest item, besides cosines, popularity and the length of the history. The network learns
     to put the user's last event first, by the cross-entropy of the softmax over each list (ListNet; Cao et al., 2007).
-    For that the first stage is fitted without those events, and without any event of a tenth of the items, so that
-    items nobody has touched are learned about too: in lists of all items and in lists of such items alone. Then the
-    first stage is fitted on everything. Two stages are the design of large recommenders (Covington, Adams and Sargin,
-    2016).
+    For that the first stage is fitted without those events, and without any event of a tenth of the items, so that the
+    network also sees items without events: in lists of all items and in lists of such items alone. Then the first stage
+    is fitted on everything. Large recommenders have two stages as well (Covington, Adams and Sargin, 2016).
 
-    The network adds to the logarithm of the first stage's score and begins at nothing, so that a log with hardly a user
-    to learn from keeps the order of the first stage.
+    The network's output is added to the logarithm of the first stage's score and starts at 0, so that a log with very
+    few users keeps the order of the first stage.
 
-    How many of the wanted items are new is a matter of the shop, not of the tenth that the lessons hold. `cold_odds` is
-    the correction of that prior (Saerens, Latinne and Decaestecker, 2002): it moves items without events against the
-    others, and neither kind within itself.
+    The share of new items among those that users want depends on the shop, not on the tenth that training uses.
+    `cold_odds` corrects for that prior (Saerens, Latinne and Decaestecker, 2002): it moves items without events as a
+    whole against the others, and leaves the order within both groups.
 
     Args:
         base: settings of the first stage, a sparse `HybridItems`; by default its own.
-        depth: candidates of each user; what comes after them keeps the order of the first stage.
+        depth: candidates per user that are re-ranked; the rest keep the order of the first stage.
         epochs: passes over the held-out events.
-        cold_odds: factor on the odds of candidates without events; above 1 where new items are wanted more often than
-            in the lessons.
+        cold_odds: factor on the odds of candidates without events; above 1 where users want new items more often than
+            in training.
         seed: random seed of the held-out items, the sample of users and the network.
     """
 
@@ -148,12 +147,12 @@ class HybridRanker(Recommender):
     # -- fit -----------------------------------------------------------------------------------------------------------
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
-        lessons = copy.copy(self)._taught(events, items)
+        lessons = copy.copy(self)._training_lists(events, items)
         self._set_base(self._first_stage().fit(events, items), events)
         self.network_ = _trained(lessons, len(self.columns_), self.epochs, self.seed)
 
-    def _taught(self, events: Interactions, items: Embeddings | None) -> list[_Lessons]:
-        """What the network is to learn from, by a first stage that knows neither last events nor some of the items."""
+    def _training_lists(self, events: Interactions, items: Embeddings | None) -> list[_Lessons]:
+        """The lists to learn from, by a first stage that has seen neither last events nor some of the items."""
         rng = np.random.default_rng(self.seed)
         train, valid = _held_out(events, rng)
         cold = np.zeros(len(events.items), bool)
@@ -170,8 +169,8 @@ class HybridRanker(Recommender):
         return self._lessons(train, valid, None, rng) + self._lessons(train, unseen, cold, rng)
 
     def _set_base(self, base: HybridItems, events: Interactions) -> None:
-        """Take a first stage fitted on `events`, with the matrices that it does not keep."""
-        base.events_ = events  # an equal copy would stay beside this one
+        """Set the first stage, fitted on `events`, and the matrices that it does not keep."""
+        base.events_ = events  # instead of an equal copy
         self.base_ = base
         self.parts_ = {"cooccurrence": sparse.csr_array(base.cooccurrence_)}
         if events.time is not None:
@@ -187,30 +186,30 @@ class HybridRanker(Recommender):
         self._set_matrices()
 
     def _set_matrices(self) -> None:
-        """Lay out the matrices for the kernel, and number the features that they and the rest give."""
-        found, timed, told = dict(self.parts_), "next" in self.parts_, list(_PLAIN)
+        """Lay out the matrices for the compiled loops, and number all features."""
+        found, timed, names = dict(self.parts_), "next" in self.parts_, list(_PLAIN)
         if "order" in found:
             found["reversed"] = sparse.csr_array(found["order"].T)
 
         if self.base_.items_ is not None:
             found["content"] = self.base_.content_
-            told += _OF_CONTENT
+            names += _OF_CONTENT
 
         if timed:
-            told += _OF_NEWEST if self.base_.items_ is not None else _OF_NEWEST[:1]
+            names += _OF_NEWEST if self.base_.items_ is not None else _OF_NEWEST[:1]
 
         for name in found:
-            told += [f"{kind} {name}" for kind in _SUMS[name] if timed or kind in ("flat", "number")]
+            names += [f"{kind} {name}" for kind in _SUMS[name] if timed or kind in ("flat", "number")]
 
         self.matrices_ = {name: by_line(matrix) for name, matrix in found.items()}
-        self.columns_ = {name: at for at, name in enumerate(told)}
+        self.columns_ = {name: at for at, name in enumerate(names)}
 
     def _lessons(
         self, train: Interactions, valid: Interactions, mask: NDArray[np.bool_] | None, rng: np.random.Generator
     ) -> list[_Lessons]:
-        """One event of `valid` for each of a sample of users, by blocks; those whose event is among the candidates.
+        """Lists with one event of `valid` per user, for a sample of users whose event is among the candidates.
 
-        `mask` tells which items may be candidates.
+        `mask` says which items may be candidates.
         """
         rows = rng.permutation(len(valid))
         users, first = np.unique(valid.user[rows], return_index=True)
@@ -274,15 +273,15 @@ class HybridRanker(Recommender):
         return out
 
     def _logits(self, features: Float, scores: Float) -> Float:
-        """(users, m) what the softmax is taken of; far below all others where a list is at its end.
+        """(users, m) logits of the softmax; past the end of a list they are far below all others.
 
-        A feature outside what the network has seen counts as the nearest it has.
+        A feature outside the range of training is clipped to it.
         """
         low, high, *weights = self.network_.values()
-        told = network_scores(np.clip(features, low, high), *weights)
+        added = network_scores(np.clip(features, low, high), *weights)
         listed = scores > 0
 
-        return np.where(listed, np.log(np.where(listed, scores, 1)) + told, _NEVER).astype(np.float32)
+        return np.where(listed, np.log(np.where(listed, scores, 1)) + added, _NEVER).astype(np.float32)
 
     def _rank(
         self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
@@ -291,14 +290,17 @@ class HybridRanker(Recommender):
         positions, scores = self.base_._rank(events, width, exclude, mask)
         head = TopK(positions[:, : self.depth], scores[:, : self.depth])
         odds = np.where(self.base_.popularity_[head.positions] == 0, np.float32(self.cold_odds), np.float32(1))
+
+        # The head is sorted by the network; its scores are softmax probabilities.
         logits = self._logits(self._features(events, head), head.scores * odds)
         order = np.argsort(-logits, axis=1, kind="stable")
         best = np.take_along_axis(logits, order, axis=1)
         share = np.exp(np.maximum(best - best[:, :1], -_FLAT))
         share /= share.sum(axis=1, keepdims=True)
         share[np.take_along_axis(head.positions, order, axis=1) < 0] = -np.inf
-        tail = scores[:, self.depth :]
 
+        # The tail keeps its order, with scores brought below the last of the head.
+        tail = scores[:, self.depth :]
         with np.errstate(invalid="ignore"):  # where the list ends before it
             below = np.where(tail > 0, tail / tail[:, :1] * share[:, -1:], -np.inf)
 
@@ -364,7 +366,7 @@ class HybridRanker(Recommender):
 
 
 def _held_out(events: Interactions, rng: np.random.Generator) -> tuple[Interactions, Interactions]:
-    """Each user's last event held out; where nothing is timed, any one event, for the order of the log says nothing."""
+    """Each user's last event held out; in a log without times a random one, since its order means nothing."""
     if events.time is None:
         events = events.select(rng.permutation(len(events)))
 
@@ -373,7 +375,7 @@ def _held_out(events: Interactions, rng: np.random.Generator) -> tuple[Interacti
 
 
 def _bridged(order: sparse.csr_array, lookalikes: sparse.csr_array, keep: int) -> sparse.csr_array:
-    """What follows the items that an item is like, lookalikes' @ order; the `keep` largest of each column."""
+    """What follows similar items, lookalikes' @ order; the `keep` largest of each column."""
     n = order.shape[0]
     nothing, whole = np.zeros(n, np.float32), np.ones(n, np.float32)
     return smoothed(order, lookalikes, whole, lookalikes, nothing, sparse.csr_array((n, n), dtype=np.float32), keep)
@@ -388,8 +390,8 @@ def _padded(matrix: sparse.csr_array, n: int) -> sparse.csr_array:
 def _trained(lessons: list[_Lessons], width: int, epochs: int, seed: int) -> dict[str, Float]:
     """The network's arrays by name: relu(x @ inner + bias) @ outer is added to the log score.
 
-    x are features as they come, within `low` and `high` of those learned from. The output begins at zero.
-    NetworkTransfer with AdamW under a one-cycle schedule (Smith and Topin, 2019).
+    x are raw features, clipped to `low` and `high` of the training lists. The output starts at 0. Trained with AdamW
+    under a one-cycle schedule (Smith and Topin, 2019).
     """
     torch = require("torch")
     Dropout = require("torch.nn").Dropout

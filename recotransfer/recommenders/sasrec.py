@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,37 +29,41 @@ from recotransfer.recommenders._sasrec_network import (
 from recotransfer.recommenders.factor_model import FactorModel
 from recotransfer.settings import Bounds, NonNegativeInt, Positive, PositiveInt
 
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
 _K = 10
-_MAP_STEP = 0.02  # of the learning rate: one entry of the map moves every item, a vector's entry only its own
-_FEWER = 3  # users visited by a fit to those by an update, at most
+_MAP_STEP = 0.02  # learning rate of the map against that of the vectors: an entry of the map moves every item
+_FEWER = 3  # a fit visits at least so many times the users that an update visits, over all epochs
 
 
 class SASRec(FactorModel):
     """The next item from the order of the user's items, by a causal transformer (Kang and McAuley, 2018).
 
-    NetworkTransfer as Klenitskiy and Vasilev, "Turning dross into gold loss" (2023), found best: cross-entropy of the
-    true next item against sampled ones, here the same for a whole batch. A user is what the network makes of the last
-    `length` distinct items, so new users need no refit; the order of an untimed log is its time.
+    Trained as Klenitskiy and Vasilev, "Turning dross into gold loss" (2023), found best: cross-entropy of the true next
+    item against sampled negatives, here the same for a whole batch. A user is the network's state after the last
+    `length` distinct items, so new users need no refit. In a log without times, its order counts as time.
 
-    Fitted with embeddings, an item's vector is a map of its content plus a vector of its own. The map begins as the
-    main components of the content, drawn together in size, and learns slowly; the own vectors begin at zero. Items that
-    no sequence holds keep zero, so they are ranked on content, beside all others; new ones enter through `extend`.
-    Without embeddings they follow by popularity. A seed gives one result for a machine and number of threads.
+    Fitted with embeddings, an item's vector is a map of its content plus a vector of its own. The map starts as the
+    principal components of the content, with their spread evened out, and learns slowly; own vectors start at zero.
+    Items in no training sequence keep zero, so they are ranked by content, in one list with all others; new ones enter
+    through `extend`. Without embeddings, such items follow by popularity. A seed gives one result per machine and
+    number of threads.
 
     Args:
         dim: width of the item vectors and of the network.
         blocks: attention layers.
         dropout: share of values zeroed while training, below 1.
-        length: newest items of a history that are read.
-        negatives: items drawn for each batch; all of them where there are no more.
-        learning_rate: step of Adam.
+        length: number of newest items of a history that are read.
+        negatives: items sampled per batch; all items in a catalogue of no more than that.
+        learning_rate: of Adam.
         batch_size: users per step.
-        epochs: sweeps at most.
-        patience: sweeps without a better NDCG@10 on held-out items until training stops; the best weights are kept.
+        epochs: greatest number of epochs.
+        patience: epochs without a better NDCG@10 on held-out items until training stops; the best weights are kept.
         seed: random seed.
 
     Attributes:
-        curve_: one row per sweep: epoch, loss, ndcg (None where no user could be held out), seconds.
+        curve_: one row per epoch: epoch, loss, ndcg (None where no user could be held out), seconds.
     """
 
     scores_new_items: ClassVar[bool] = True
@@ -117,7 +121,7 @@ class SASRec(FactorModel):
 
         known = np.zeros(len(events.items), bool)
         known[learned] = True
-        network.weights["own"][torch.from_numpy(~known).to(network.device)] = 0  # never trained: noise from the start
+        network.weights["own"][torch.from_numpy(~known).to(network.device)] = 0  # never trained, so still random
         self._set_factors(network.all_vectors())
         self.known_ = known if items is None else known | items.has_content
         arrays = network.to_numpy()
@@ -128,7 +132,7 @@ class SASRec(FactorModel):
         return None if self.map_ is None else len(self.map_)
 
     def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
-        """Vectors go on from where they are, those of new items from their mapped content; the map itself stays."""
+        """Training continues from the present vectors, those of new items from their mapped content; the map stays."""
         torch = require("torch")
 
         rng = np.random.default_rng(self.seed)
@@ -140,9 +144,12 @@ class SASRec(FactorModel):
             known[len(self.known_) :] = fresh.has_content
             own[len(self.known_) :] = unit_rows(fresh.vectors) @ self.map_
 
+        # Items that have neither been trained nor have content start at random, as in a fit.
         without = learned[~known[learned]]
         own[without] = SPREAD * rng.normal(size=(len(without), self.dim))
         known[without] = True
+
+        # As many other users are visited as changed ones, so that what was learned is not forgotten.
         long = sequences.end - sequences.start >= 2
         visited = min(2 * int(long[changed].sum()), int(long.sum()))
         sweeps = min(self.epochs, max(1, self.epochs * int(long.sum()) // (_FEWER * max(visited, 1))))
@@ -172,9 +179,16 @@ class SASRec(FactorModel):
         epochs: int,
         changed: Int | None = None,
     ) -> None:
-        """Sweeps over the sequences until nothing is gained; `network` ends with the best weights.
+        """Train until NDCG stops rising; `network` is left with the best weights.
 
-        Of all users, or of those `changed` and as many others, drawn for each sweep.
+        Args:
+            network: what to train, in place.
+            sequences: the users' items.
+            held: users whose newest item is held out.
+            learned: items that are trained on.
+            rng: source of randomness.
+            epochs: greatest number of epochs.
+            changed: users with new events; each epoch visits them and as many others, drawn anew. None visits everyone.
         """
         torch = require("torch")
 
@@ -203,7 +217,7 @@ class SASRec(FactorModel):
             if ndcg is None:
                 continue
 
-            if ndcg >= best:  # of equals the later, which has learned more
+            if ndcg >= best:  # of equal ones the later, which has been trained longer
                 kept = {name: weight.detach().clone() for name, weight in network.weights.items()}
 
             if ndcg > best:
@@ -219,13 +233,13 @@ class SASRec(FactorModel):
     def _sweep(
         self,
         network: Network,
-        optimiser: Any,
+        optimiser: Optimizer,
         sequences: Sequences,
         users: Int,
         learned: Int,
         rng: np.random.Generator,
     ) -> float:
-        """One pass over `users` in their order; the mean loss."""
+        """The mean loss of one epoch over `users`, in their order."""
         torch = require("torch")
         functional = require("torch.nn.functional")
 
@@ -256,7 +270,7 @@ class SASRec(FactorModel):
         return total / count
 
     def _validate(self, network: Network, sequences: Sequences, held: Int, learned: Int) -> float:
-        """NDCG@10 of the held-out items among all that were trained on, items in the history left out."""
+        """NDCG@10 of the held-out items among all items trained on, without those of the history."""
         factors = network.all_vectors()
         queries = read_users(network, factors, sequences, held, self.length)
         if not np.isfinite(queries).all():
@@ -283,14 +297,14 @@ class SASRec(FactorModel):
     def _rank(
         self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
     ) -> TopK:
-        if not self.known_.all():  # the zeros of an item that nothing is known of would outrank dislike
+        if not self.known_.all():  # the zero scores of items without a vector would outrank negative ones
             mask = self.known_ if mask is None else mask & self.known_
 
         return super()._rank(events, k, exclude, mask)
 
     def _extend(self, items: Embeddings) -> None:
         if self.map_ is None:
-            raise InputError("this SASRec was fitted without embeddings, so new items mean nothing to it")
+            raise InputError("this SASRec cannot rank new items: it was fitted without embeddings")
         if items.dim != len(self.map_):
             raise InputError(f"new items have {items.dim} dimensions, the model was fitted with {len(self.map_)}")
 

@@ -106,13 +106,13 @@ def test_cold_odds_move_new_items_against_the_others_and_keep_either_order(fitte
 
 def test_new_items_enter_as_in_the_first_stage(fitted):
     rng = np.random.default_rng(3)
-    new = Embeddings(IdMap(["n0", "n1"]), (np.eye(2, 16) + 0.1 * rng.normal(size=(2, 16))).astype(np.float32))
+    new = Embeddings(IdMap([900, 901]), (np.eye(2, 16) + 0.1 * rng.normal(size=(2, 16))).astype(np.float32))
     wider = fitted.extend(new)
     assert len(wider.catalogue_) == ITEMS + 2
     assert {m[1].size for m in wider.matrices_.values()} == {ITEMS + 3}
-    found = wider.recommend(k=3, filter=Filter(allow=["n0", "n1"]))
+    found = wider.recommend(k=3, filter=Filter(allow=[900, 901]))
     assert (found.positions >= ITEMS).any()
-    old = Filter(deny=["n0", "n1"])
+    old = Filter(deny=[900, 901])
     assert (wider.recommend(k=10, filter=old).positions == fitted.recommend(k=10).positions).mean() > 0.8
     assert len(fitted.catalogue_) == ITEMS
 
@@ -174,7 +174,7 @@ def test_a_loaded_model_ranks_the_same_without_torch(fitted, tmp_path):
     fitted.save(tmp_path / "m")
     again = HybridRanker.load(tmp_path / "m")
     np.testing.assert_array_equal(again.recommend(k=10).scores, fitted.recommend(k=10).scores)
-    new = Embeddings(IdMap(["n0"]), np.eye(1, 16, dtype=np.float32))
+    new = Embeddings(IdMap([900]), np.eye(1, 16, dtype=np.float32))
     np.testing.assert_array_equal(again.extend(new).recommend(k=5).scores, fitted.extend(new).recommend(k=5).scores)
     code = f"import sys; from recotransfer import HybridRanker; HybridRanker.load({str(tmp_path / 'm')!r}).recommend()"
     done = subprocess.run([sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"], cwd=REPO, check=False)

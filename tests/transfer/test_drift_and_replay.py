@@ -129,7 +129,7 @@ def test_few_changed_users_change_the_inverse_instead_of_solving_anew():
     old, new = shop(200, 100, 0), shop(3, 100, 1, first_user=199)
     model = EASE().fit(old)
     other = EASE(neighbours=20).fit(old)
-    assert model.partial_fit(new).update_["how"] == "inverse changed by 3 users"
+    assert model.partial_fit(new).update_["how"] == "inverse updated for 3 users"
     assert other.partial_fit(new).update_["how"] == "fitted again on all events"
     fresh = EASE().fit(old.joined(new))
     np.testing.assert_allclose(scores(model), scores(fresh), atol=1e-4)
