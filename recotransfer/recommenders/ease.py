@@ -49,4 +49,4 @@ class EASE(ItemItem):
             return super()._update(events, fresh, before)  # solving the local systems is what costs time, not the sums
 
         self.weights_ = ease_updated(self.weights_, histories(before), histories(events), self.reg)
-        return f"inverse updated for {count} users"
+        return f"inverse updated for {count} user{'s' * (count != 1)}"
