@@ -240,8 +240,8 @@ class Recommender(FittedState):
         return out
 
     def for_batch(self) -> Self:
-        """The model as batch jobs use it: itself, or a copy that searches exactly."""
-        return self
+        """A copy for batch jobs: the model as it is now, with exact search."""
+        return self._now()
 
     # -- results -------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ the item and how sure the member is (`AdaptiveFusion`). Modalities of one item a
 
 from __future__ import annotations
 
-import copy
 import json
 from abc import abstractmethod
 from collections import Counter
@@ -157,8 +156,8 @@ class FusedRecommender(Recommender):
 
     def for_batch(self) -> Self:
         """A copy whose members search exactly."""
-        out = copy.copy(self)
-        out.members_ = [member.for_batch() for member in self.members_]
+        out = self._now()
+        out.members_ = [member.for_batch() for member in out.members_]
         return out
 
     # -- results -------------------------------------------------------------------------------------------------------

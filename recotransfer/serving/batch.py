@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from recotransfer._version import __version__
-from recotransfer.data import Filter, IdMap, Interactions, Recommendations
+from recotransfer.data import Filter, IdMap, Interactions, Recommendations, positions_like
 from recotransfer.errors import InputError
 from recotransfer.io.artifacts import atomic_file, digest, digest_of_events, read_json, sha256, write_json
 from recotransfer.progress import progress_bar
@@ -74,10 +74,9 @@ class BatchJob:
         if self.shard < 1:
             raise InputError(f"shard must be at least 1 user, got {self.shard}")
 
-        known = recommender.known_events().users if histories is None else histories.users
-        asked = known.ids if users is None else known.take(known.positions(users))
         recommender = recommender.for_batch()
-
+        known = recommender.known_events().users if histories is None else histories.users
+        asked = known.ids if users is None else known.take(positions_like(users, known))
         if self.filter is not None and not self.filter.mask(recommender.catalogue_, recommender.item_columns_).any():
             where = f" {self.filter.where!r}" if self.filter.where else ""
             raise InputError(f"no item passes the filter{where}, with its allowed and denied items; loosen it")

@@ -148,6 +148,15 @@ def test_a_fit_or_an_update_that_fails_leaves_the_model_unchanged():
     assert state(model) == before
 
 
+def test_a_batch_goes_on_with_the_model_as_it_was():
+    early, late = half()
+    model = HybridItems().fit(early, colours(early.items))
+    batch = model.for_batch()
+    before = state(batch)
+    model.partial_fit(late, colours())
+    assert state(batch) == before
+
+
 def test_columns_follow_the_catalogue_through_extensions_and_updates():
     early, late = half()
     model = HybridItems().fit(early, colours(early.items), columns=priced())
