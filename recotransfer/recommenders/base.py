@@ -169,8 +169,9 @@ class Recommender(FittedState):
                 width than those of the fit.
         """
         model = self._now()
-        start, known = time.perf_counter(), model.catalogue_
-        interactions = interactions.with_ids_like(model.known_events().users, known)
+        start = time.perf_counter()
+        users, known = model.known_events().users, model.catalogue_
+        interactions = interactions.with_ids_like(users, known)
         if items is not None:
             items = _in_types_of(known, items)
 
