@@ -1,0 +1,242 @@
+"""Classes of your own: an encoder, a recommender, a transfer, an index, an adapter and a metric.
+
+Each is fitted, tuned, benchmarked, saved, loaded in a fresh process and held to the shipped contracts, which need
+pytest. Run it: python examples/extend.py
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from recotransfer import Benchmark, TransferTask, splits, tune, variants_of
+from recotransfer.data import Embeddings, IdMap, Interactions, Items
+from recotransfer.encoders.base import text_values
+from recotransfer.errors import NotFittedError
+from recotransfer.experiments import Problem, run, split_items
+from recotransfer.numerics.topk import top_k
+from recotransfer.numerics.vectors import unit_rows
+from recotransfer.recommenders import Probe
+from recotransfer.recommenders.factor_model import FactorModel
+from recotransfer.registry import indexes
+from recotransfer.retrieval.base import checked_vectors
+from recotransfer.settings import Decay
+from recotransfer.testing import AdapterContract, EncoderContract, IndexContract, RecommenderContract, TransferContract
+from recotransfer.transfer import Transfer
+
+
+class Letters:
+    """An encoder: how often each letter occurs in a text."""
+
+    modality = "text"
+    dim = 26
+
+    def __init__(self, *, column: str = "title", roots: bool = False) -> None:
+        self.column = column
+        self.roots = roots
+
+    @property
+    def name(self) -> str:
+        """What vectors are cached under."""
+        return f"Letters/{self.roots}/1"
+
+    def values(self, items):
+        """The text of each item."""
+        return text_values(items, [self.column])
+
+    def encode(self, values):
+        """(len(values), 26) counts, or their square roots."""
+        rows = [[value.lower().count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for value in values]
+        counts = np.array(rows, np.float32).reshape(len(values), self.dim)
+        return np.sqrt(counts) if self.roots else counts
+
+    def explain_failure(self, value):
+        """Never needed: every text can be counted."""
+        return f"{value!r} has no letters"
+
+
+class MeanOfHistory(FactorModel):
+    """A recommender: the items nearest to the mean of the user's own, which an index finds."""
+
+    needs_items = True
+    search_space = {"history_decay": (0.3, 1.0)}
+
+    def __init__(self, *, history_decay: Decay = 0.8) -> None:
+        self.history_decay = history_decay
+
+    def _fit(self, events, items):
+        self._set_factors(unit_rows(items.vectors))
+
+    def _queries(self, events):
+        return np.asarray(self._history_weights(events) @ self.factors_, np.float32)
+
+    def _content(self):
+        known = IdMap(self.catalogue_.ids[: len(self.factors_)])  # new items come after these
+        return Embeddings(known, self.factors_)
+
+
+class Centred(Transfer):
+    """A transfer: vectors less the mean of those that were learned from."""
+
+    def _learn(self, vectors, relations):
+        return {"mean": vectors.mean(axis=0)}
+
+    def _apply(self, vectors):
+        return vectors - self.state_["mean"]
+
+
+class PlainIndex:
+    """An index: every inner product, for there is nothing quicker to write down."""
+
+    def __init__(self) -> None:
+        self._vectors = None
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def vectors(self):
+        if self._vectors is None:
+            raise NotFittedError("the index is empty; call build first")
+
+        return self._vectors
+
+    def build(self, vectors):
+        self._vectors = checked_vectors(vectors, None).copy()
+        return self
+
+    def add(self, vectors):
+        self._vectors = np.concatenate([self._vectors, checked_vectors(vectors, self._vectors.shape[1])])
+
+    def extended(self, vectors):
+        out = PlainIndex().build(self.vectors)
+        out.add(vectors)
+        return out
+
+    def search(self, queries, k, *, exclude=None, mask=None):
+        return top_k(queries, self.vectors, k, exclude=exclude, mask=mask)
+
+    def save(self, writer, prefix):
+        writer.array(f"{prefix}.vectors", self.vectors)
+
+    @classmethod
+    def load(cls, artifact, prefix):
+        return cls().build(artifact.array(f"{prefix}.vectors"))
+
+
+def margin(predictions) -> float:
+    """A metric: mean gap between the best true label's score and the best false one's."""
+    true = np.where(predictions.truth, predictions.scores, -np.inf).max(axis=1)
+    false = np.where(predictions.truth, -np.inf, predictions.scores).max(axis=1)
+    return float((true - false).mean())
+
+
+def moods(reviews, labels, part) -> Problem:
+    """An adapter: reviews and their moods, as items and relations."""
+    items = Items(IdMap(range(len(reviews))), pd.DataFrame({"title": reviews}), {"title": "text"})
+    split = split_items(Interactions.from_labels(labels, items.ids), part)
+    return Problem("moods", items, split, {"margin": margin}, encoders=[Letters()])
+
+
+def answers(outcome) -> pd.DataFrame:
+    """The adapter's way back: a table of reviews and the moods found."""
+    return pd.DataFrame({"review": outcome.predictions.queries, "mood": outcome.predictions.best})
+
+
+# -- the contracts, three lines each -----------------------------------------------------------------------------------
+
+
+class TestLetters(EncoderContract):
+    def make(self):
+        return Letters(roots=True)
+
+
+class TestMeanOfHistory(RecommenderContract):
+    symmetric_similarity = True
+
+    def make(self):
+        return MeanOfHistory()
+
+
+class TestCentred(TransferContract):
+    def make(self):
+        return Centred()
+
+
+class TestPlainIndex(IndexContract):
+    def make(self):
+        return PlainIndex()
+
+
+class TestMoods(AdapterContract):
+    def problem(self):
+        reviews = ["glad glad day", "sour sour night"] * 20
+        return moods(
+            reviews, ["good", "bad"] * 20, ["train", "train", "valid", "valid", "test", "test", "train", "train"] * 5
+        )
+
+    def read_back(self, outcome):
+        return answers(outcome)
+
+
+# -- all of it at work -------------------------------------------------------------------------------------------------
+
+FRESH = (
+    "import extend, recotransfer, sys; print(recotransfer.TransferTask.load(sys.argv[1]).recommend(['u0'], 3).items)"
+)
+
+
+def shop(users: int = 30, items: int = 24) -> tuple[Items, Interactions]:
+    """A shop in which everyone keeps to one kind of thing."""
+    words = ["red woollen scarf", "blue tin mug", "green garden spade"]
+    table = pd.DataFrame({"title": [f"{words[i % 3]} {i}" for i in range(items)]})
+    draw = np.random.default_rng(0)
+    log = [
+        (f"u{u}", f"i{i}", t)
+        for u in range(users)
+        for t, i in enumerate(draw.permutation(np.arange(u % 3, items, 3))[:6])
+    ]
+    catalogue = Items(IdMap([f"i{i}" for i in range(items)]), table, {"title": "text"})
+    return catalogue, Interactions.from_frame(pd.DataFrame(log, columns=["user", "item", "time"]), time="time")
+
+
+def main() -> None:
+    """Fit, tune, benchmark, save, load elsewhere, and hold to the contracts."""
+    items, events = shop()
+    with tempfile.TemporaryDirectory() as scratch:
+        task = TransferTask(MeanOfHistory(), encoders=[Letters()], transfers=[Centred()], progress=False)
+        best = tune(task, items, events, trials=3).params
+        print(f"tuned: {best}")
+
+        task = TransferTask(MeanOfHistory(**best), encoders=[Letters()], transfers=[Centred()], progress=False)
+        task.fit(items, events)
+        task.recommender.use_index(indexes.make("extend:PlainIndex"))
+        task.save(Path(scratch) / "model")
+        print(f"here: {task.recommend(['u0'], 3).items}")
+        fresh = [sys.executable, "-c", FRESH, str(Path(scratch) / "model")]
+        print(f"in a fresh process: {subprocess.check_output(fresh, text=True, cwd=Path(__file__).parent).strip()}")
+
+        arena = TransferTask(encoders=[Letters()], transfers=[Centred()], progress=False)
+        variants = variants_of(["mine=extend:MeanOfHistory(history_decay=0.9)", "Popularity"])
+        bench = Benchmark(Path(scratch) / "bench", trials=1, progress=False)
+        results = bench.run(items, splits.leave_last(events), variants, task=arena)
+        print(f"benchmarked: {[(line['name'], line['failed']) for line in results['variants']]}")
+
+    outcome = run(TestMoods().problem(), TransferTask(Probe(), progress=False), draws=20)
+    print(f"moods: margin {outcome.metrics['margin'].value:.2f}, {len(answers(outcome))} answers")
+    words = ["-q", "--no-header", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(Path(__file__).parent)]
+    held = subprocess.run(
+        [sys.executable, "-m", "pytest", *words, __file__], capture_output=True, text=True, check=False
+    )
+    print(f"contracts: {held.stdout.strip().splitlines()[-1]}")
+    sys.exit(held.returncode)
+
+
+if __name__ == "__main__":
+    import extend  # the module by its name, by which saved folders and other processes find its classes
+
+    extend.main()
