@@ -9,4 +9,4 @@ trap 'rm -rf "$place"' EXIT
 "$1" tests/bare.py write "$place"
 "$2" -m venv "$place/venv"
 "$place/venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt .
-(cd "$place" && "venv/bin/python" "$OLDPWD/tests/bare.py" read "$place")
+(cd "$place" && env -u PYTHONPATH venv/bin/python "$OLDPWD/tests/bare.py" read "$place")

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from decimal import Decimal
 
 import numpy as np
@@ -487,25 +486,29 @@ def test_a_fit_killed_while_encoding_ends_with_the_same_bytes(shop, tmp_path):
     """The command line with the transformer, killed with signal 9 after a few chunks of the cache."""
     script = tmp_path / "fit.py"
     script.write_text(
-        "import functools\nfrom recotransfer import task\nfrom recotransfer.cli import main\n"
+        "import functools, os, signal\nfrom recotransfer import task\nfrom recotransfer.cli.main import main\n"
+        "from recotransfer.encoders import SentenceText\n"
+        "encode, calls = SentenceText.encode, []\n"
+        "def encode_or_die(self, values):\n"
+        "    calls.append(len(values))\n"
+        "    if len(calls) == int(os.environ.get('DIE_AT', 0)):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return encode(self, values)\n"
+        "SentenceText.encode = encode_or_die\n"
         "task.encode_items = functools.partial(task.encode_items, chunk=32)\nmain()\n"
     )
 
-    def start(out, *more):
+    def fit(out, *more, **variables):
         words = ["fit", "--items", shop / "items.csv", "--events", shop / "events.csv", "--out", out, *more]
-        return subprocess.Popen([sys.executable, script, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        return subprocess.run(
+            [sys.executable, script, *words],
+            cwd=tmp_path, env={**os.environ, **variables}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
 
-    victim = start("model", "--cache", "cache")
-    deadline = time.monotonic() + 120
-    while len(list((tmp_path / "cache").rglob("*.npy"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.kill(victim.pid, signal.SIGKILL)
-    victim.communicate()
+    assert fit("model", "--cache", "cache", DIE_AT="4").returncode == -signal.SIGKILL
     assert not (tmp_path / "model").exists()
-    resumed = start("model", "--cache", "cache")
-    _, said = resumed.communicate()
-    assert resumed.returncode == 0, said
-    assert 0 < int(said.split(" from the cache")[0].split()[-1]) < 600
-    whole = start("whole")
-    whole.communicate()
+    resumed = fit("model", "--cache", "cache")
+    assert resumed.returncode == 0, resumed.stderr
+    assert 0 < int(resumed.stderr.split(" from the cache")[0].split()[-1]) < 600
+    fit("whole")
     assert digest(tmp_path / "model") == digest(tmp_path / "whole")
