@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from recotransfer.errors import InputError, require
 
 Precision = Literal["auto", "float32", "bfloat16"]
+_LONG = 128  # tokens, from which on torch packs the operands of attention; below some 64 it does not
 
 
 def checked_precision(precision: str) -> str:
@@ -29,8 +30,8 @@ def checked_precision(precision: str) -> str:
 def multiplies_in_bfloat16() -> bool:
     """True where a product of bfloat16 can be had, quick or not; asked by multiplying once.
 
-    Processor flags do not tell: oneDNN may be built or told (ONEDNN_MAX_CPU_ISA) to leave instructions unused, and then
-    refuses the packed products that `SentenceText` runs.
+    Processor flags do not tell: oneDNN and torch may leave instructions unused (ONEDNN_MAX_CPU_ISA,
+    ATEN_CPU_CAPABILITY), and then refuse the packed products or the attention over long texts that `SentenceText` runs.
     """
     torch = require("torch")
 
@@ -43,6 +44,9 @@ def multiplies_in_bfloat16() -> bool:
             if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
                 weight = torch.ops.mkldnn._reorder_linear_weight(ones, 16)
                 torch.ops.mkldnn._linear_pointwise(ones, weight, None, "none", [], "")
+
+            states = torch.ones(1, 1, _LONG, 16, dtype=torch.bfloat16)
+            torch.nn.functional.scaled_dot_product_attention(states, states, states)
 
             return bool((ones @ ones == 16).all())
         except RuntimeError:

@@ -253,7 +253,7 @@ def test_a_guard_that_cannot_judge_is_a_failed_line_beside_the_variants(shop, tm
     split = splits.leave_last(shop[1])
     split = replace(split, valid=split.valid.select(split.valid.user == split.valid.user[0]))
     found = run(tmp_path / "out", shop, ["HybridItems(reg=50)"], split=split)
-    assert "two are the least to compare" in variant(found, "HybridItems(reg=50)" + GUARDED)["failed"]
+    assert "a comparison needs two" in variant(found, "HybridItems(reg=50)" + GUARDED)["failed"]
     assert variant(found, "HybridItems(reg=50)")["failed"] is None
     assert found["guard"] == []
 
