@@ -1,8 +1,11 @@
 """`recotransfer adapt` and `label` from end to end on small tables."""
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,13 +18,22 @@ from recotransfer.cli import main as cli
 
 
 def run(*words, folder):
-    return subprocess.run(
-        [sys.executable, "-m", "recotransfer", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        check=False,
-    )
+    """The command run in this process, where the libraries it needs are loaded already."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["recotransfer", *map(str, words)])
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code
+    return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+def run_alone(*words, folder):
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "recotransfer", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +146,7 @@ def test_new_pictures_are_read_from_the_folder_of_their_own_table(albums):
     words = ["old/photos.csv", "--of", "image", "--positive", "red", "--column", "file", "--encoder", "network"]
     done = run("adapt", "medical", *words, "--out", "model", folder=albums)
     assert done.returncode == 0, done.stderr
-    done = run("label", "model", "new/photos.csv", "--out", "labels.csv", folder=albums)
+    done = run_alone("label", "model", "new/photos.csv", "--out", "labels.csv", folder=albums)
     assert done.returncode == 0, done.stderr
     assert "40 rows, 0 without readable content" in done.stderr
     assert NOTICE in done.stderr
