@@ -1,4 +1,4 @@
-"""The compiled loops behind `scoring.py`, which imports this module when it first needs them: numba is slow to import.
+"""The compiled loops behind `topk.py`, which imports this module when it first needs them: numba is slow to import.
 
 All release the interpreter lock and start no threads of their own. numba keeps the machine code on disk.
 """
@@ -296,7 +296,7 @@ def _largest(values: NDArray[np.float32]) -> Any:
 
 @_exact
 def _first(values: NDArray[np.float32], wanted: Any, start: int) -> int:
-    """Position of a value that is known to be there."""
+    """Position of a value that is certainly there."""
     while values[start] != wanted:
         start += 1
 

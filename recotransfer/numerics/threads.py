@@ -38,7 +38,7 @@ def in_threads(task: Callable[[slice], _T], parts: list[slice], work: float) -> 
 
     Args:
         task: writes into a place of its own, so that results do not depend on the number of threads.
-        parts: what to do.
+        parts: slices of the work, one task each.
         work: simple operations in all; below `WORTH_THREADS` the caller's thread does them.
     """
     threads = min(thread_count(), len(parts))

@@ -43,7 +43,7 @@ class Index(Protocol):
         exclude: sparse.csr_array | None = None,
         mask: NDArray[np.bool_] | None = None,
     ) -> TopK:
-        """The k best items of each query (b, d); arguments and result as in `scoring.top_k`."""
+        """The k best items of each query (b, d); arguments and result as in `topk.top_k`."""
         ...
 
     def save(self, writer: ArtifactWriter, prefix: str) -> None:

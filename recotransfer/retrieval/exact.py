@@ -16,7 +16,7 @@ from recotransfer.retrieval.base import checked_vectors, expect_stored
 
 
 class ExactIndex:
-    """Exact search with `scoring.top_k`. Vectors are packed on the first search; a few added ones are searched apart.
+    """Exact search with `topk.top_k`. Vectors are packed on the first search; a few added ones are searched apart.
 
     >>> index = ExactIndex().build(np.eye(3, dtype=np.float32))
     >>> index.search(np.array([[0, 2, 1]], np.float32), k=2).positions.tolist()
@@ -70,7 +70,7 @@ class ExactIndex:
         exclude: sparse.csr_array | None = None,
         mask: NDArray[np.bool_] | None = None,
     ) -> TopK:
-        """The k best items of each query (b, d), exactly; arguments and result as in `scoring.top_k`."""
+        """The k best items of each query (b, d), exactly; arguments and result as in `topk.top_k`."""
         vectors, packed = self.vectors, self._packed
         n = len(vectors)
         check_filters((len(queries), n), k, exclude, mask)

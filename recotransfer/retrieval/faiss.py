@@ -155,7 +155,7 @@ class FaissIndex:
         exclude: sparse.csr_array | None = None,
         mask: NDArray[np.bool_] | None = None,
     ) -> TopK:
-        """The k best items of each query (b, d); arguments and result as in `scoring.top_k`."""
+        """The k best items of each query (b, d); arguments and result as in `topk.top_k`."""
         n, d = self.vectors.shape
         queries = checked_vectors(queries, d)
         check_filters((len(queries), n), k, exclude, mask)
