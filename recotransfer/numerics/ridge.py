@@ -117,7 +117,7 @@ def half_step(history: sparse.csr_array, factors: Float, metric: Float) -> spars
     """(users, n) weights W, sparse like `history`, such that the user vectors are W @ factors @ metric.
 
     Each user's vector x minimises unobserved * |F x|^2 + sum over own items i of s_i (1 - f_i.x)^2 + reg |x|^2: the
-    user half-step of implicit ALS (Hu, Koren and Volinsky, 2008) with the item factors fixed. The matrix inversion lemma
+    user half-step of implicit ALS (Hu, Koren and Volinsky, 2008) with item factors fixed. The matrix inversion lemma
     solves it in the space of the user's own items, one small system each, so that every weight belongs to one of them.
     `metric` comes from `unobserved_metric`.
     """

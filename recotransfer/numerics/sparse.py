@@ -51,7 +51,7 @@ def product_top_k(
 ) -> tuple[NDArray[np.int64], Float]:
     """Positions and scores (users, k) of the k greatest positive cells of `history @ weights`.
 
-    Rows with fewer end in -1 and -inf. The product is never in memory, which holds users x k. Ties go to the lower position.
+    Rows with fewer end in -1 and -inf. The product itself is never stored. Ties go to the lower position.
     """
     from recotransfer.numerics import _item_loops
 

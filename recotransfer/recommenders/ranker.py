@@ -33,7 +33,7 @@ _NETWORK = ("low", "high", "inner", "bias", "outer")  # arrays of the network; s
 _BATCH, _LEARNING_RATE, _DROPOUT, _WEIGHT_DECAY = 128, 0.006, 0.1, 0.01
 # Features from the history: matrix -> sums of the candidate's cells over the items of the history. "decayed" weighs
 # them by `history_decay`, "newest" takes the newest item alone, "flat" weighs all alike, "number" counts cells above 0.
-_KINDS = ("decayed", "newest", "flat", "number")  # as `kernels.candidate_sums` has them
+_KINDS = ("decayed", "newest", "flat", "number")  # as `candidate_sums` orders them
 _SUMS = {
     "cooccurrence": ("decayed", "newest", "flat", "number"),
     "order": ("decayed", "newest"),
