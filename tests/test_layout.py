@@ -63,7 +63,7 @@ STAGES = {
     "evaluation.metrics.lists": "metrics.ranking",
     "evaluation.metrics.text": "uncertainty",
     "recommenders.base": "_lists _state",
-    "recommenders.learned_fusion": "fusion",
+    "recommenders.learned_fusion": "_label_lessons fusion",
     "recommenders.ranker": "hybrid",
     "recommenders.sasrec": "_sasrec_network",
     "transfer.distillation": "distillation_run",

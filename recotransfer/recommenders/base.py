@@ -48,6 +48,8 @@ class Recommender(FittedState):
         scores_new_items: `extend` takes items unseen in `fit`, and items without events are ranked on their content.
         scores_new_users: `histories` of users unseen in `fit` can be ranked for.
         search_space: setting -> (low, high), the range that tuning searches, on a log scale.
+        gives_probabilities: scores are probabilities that the user (label) has the item, so they compare across users.
+        compares_users: `label` ranks the users asked for against each other, so it must see them all at once.
         source_of_scores: what a reason names where a model cannot attribute a score to items of the history.
         update_: what the last update did: how, new events, users and items, seconds. Only there after one.
     """
@@ -55,6 +57,8 @@ class Recommender(FittedState):
     needs_items: ClassVar[bool] = False
     scores_new_items: ClassVar[bool] = False
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    gives_probabilities: ClassVar[bool] = False
+    compares_users: ClassVar[bool] = False
     source_of_scores: ClassVar[str] = "popularity"
 
     update_: dict[str, Any]
@@ -340,8 +344,9 @@ class Recommender(FittedState):
         size = (len(items.ids), min(k, len(chosen)))
         best = TopK(np.full(size, -1, np.int64), np.full(size, -np.inf, np.float32))
 
-        for first in range(0, len(chosen), BLOCK):
-            block = chosen[first : first + BLOCK]
+        step = max(len(chosen), 1) if model.compares_users else BLOCK
+        for first in range(0, len(chosen), step):
+            block = chosen[first : first + step]
             best = merged(best, model._item_scores(items, block), block)
 
         best.positions[~items.has_content], best.scores[~items.has_content] = -1, -np.inf

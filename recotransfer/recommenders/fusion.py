@@ -1,8 +1,11 @@
-"""Several recommenders as one: their best candidates for each user, ranked together.
+"""Several recommenders as one: each member's best candidates for a user, ranked together.
 
-`RankFusion` learns nothing. The others learn on each user's last event, held out inside `fit`, how far to trust each
-member: one weight each (`WeightedFusion`), a logistic regression (`StackedFusion`), or weights that depend on the user,
-the item and how sure the member is (`AdaptiveFusion`). Modalities of one item are fused in `encoders`, not here.
+`RankFusion` learns nothing. The others learn, on events held out inside `fit`, how far to trust each member: one weight
+each (`WeightedFusion`), a logistic regression (`StackedFusion`), or weights that depend on the user, the item and how
+sure the member is (`AdaptiveFusion`). Modalities of one item are fused in `encoders`, not here.
+
+`recommend` fuses lists of items. `label` fuses what the members say of every label of an item: probabilities where they
+give them, else scores turned into probabilities.
 """
 
 from __future__ import annotations
@@ -16,13 +19,15 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.stats import rankdata
 
 from recotransfer.data import Embeddings, IdMap, Interactions, Reason
 from recotransfer.errors import InputError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
-from recotransfer.numerics.histories import seen_items
+from recotransfer.numerics.histories import seen_items, subset
 from recotransfer.numerics.topk import TopK, rank_candidates
-from recotransfer.recommenders.base import Recommender
+from recotransfer.numerics.vectors import Float
+from recotransfer.recommenders.base import BLOCK, Recommender
 from recotransfer.registry import recommenders
 from recotransfer.settings import PositiveInt, saved_settings
 
@@ -34,15 +39,18 @@ DEFAULT_MEMBERS: Members = (
     {"class": "HybridItems", "settings": {}},
     {"class": "EASE", "settings": {"neighbours": 100}},
 )
-TOP = 10  # list length that `validation_` speaks of
+TOP = 10  # list length of the NDCG in `validation_`
+_RANK_OFFSET = 60  # of reciprocal rank fusion, as its authors chose it
+_TIE_BREAK = 1e-6  # weight of scores where reciprocal ranks are equal, less than any difference near the top
+_MOST_PAIRS = 1 << 21  # user-item pairs whose features are in memory at a time
 
 
 class Candidates(NamedTuple):
-    """What the members list for some users: one row per user and item, sorted by both.
+    """The items that members list for some users: one row per user and item, sorted by both.
 
     Attributes:
         user, item: (n,) positions.
-        share: (n, members) score between the list's bottom (0) and its best (1); 0 where not listed.
+        share: (n, members) score between the list's bottom (0) and its best (1); 0 where the member has no score.
         rank: (n, members) place in the list from 1; 0 where not listed.
         history: (n,) number of events in the user's history.
     """
@@ -54,13 +62,26 @@ class Candidates(NamedTuple):
     history: Doubles
 
 
+class _Scored(NamedTuple):
+    """What one member says of some pairs: user * items + item of each, its share, its rank."""
+
+    pair: NDArray[np.int64]
+    share: Doubles
+    rank: Doubles
+
+
 class FusedRecommender(Recommender):
     """The union of the members' first `depth` items, ranked by what the members say of each.
 
     A member's scores count as shares of its list: 1 is the list's best, 0 its bottom, which is a score of 0, or the
-    lowest listed where scores fall below 0. An item a member does not list is at the bottom. Scores of different users
-    are not comparable. Items that no member lists follow by popularity. New items are listed by the members that can,
-    so they stand lower the more members cannot.
+    lowest listed where scores fall below 0. An item that a member does not list is at the bottom. Scores of different
+    users are not comparable. Items that no member lists follow by popularity. New items are listed by the members that
+    can rank them, so they rank lower the more members cannot.
+
+    `label` scores every item asked about by every member; `depth` plays no part. With labels as users (some member
+    gives probabilities, or the members read content and no item has two users) the members' views of an item are
+    combined over its candidate labels. Otherwise a user's score of the item is the one that `recommend` would give if
+    the members listed every item.
     """
 
     members: Members
@@ -71,8 +92,8 @@ class FusedRecommender(Recommender):
     def _votes(self, candidates: Candidates) -> Doubles:
         """(n, members) what each member adds to the score of each candidate."""
 
-    def _besides(self, candidates: Candidates) -> Doubles:
-        """(n,) what no member adds."""
+    def _shared_score(self, candidates: Candidates) -> Doubles:
+        """(n,) the part of the score that no member adds."""
         return np.zeros(len(candidates.user))
 
     # -- members -------------------------------------------------------------------------------------------------------
@@ -86,11 +107,10 @@ class FusedRecommender(Recommender):
         return out
 
     def check_settings(self) -> None:
-        """Raise `InputError` for a setting that is not allowed, those of the members included."""
+        """Validate the settings, those of the members too."""
+        super().check_settings()
         for member in self._prototypes():
             member.check_settings()
-
-        super().check_settings()
 
     def _prototypes(self) -> list[Recommender]:
         if not isinstance(self.members, (list, tuple)) or len(self.members) < 2:
@@ -98,7 +118,7 @@ class FusedRecommender(Recommender):
                 f"{type(self).__name__}: members must be a list of two recommenders or more, got {self.members!r}"
             )
 
-        return [_made(member) for member in self.members]
+        return [_build(member) for member in self.members]
 
     def _names(self) -> list[str]:
         """Class names, numbered where one occurs twice."""
@@ -121,6 +141,22 @@ class FusedRecommender(Recommender):
         """Every member ranks for new users."""
         return all(member.scores_new_users for member in self._prototypes())
 
+    @property
+    def gives_probabilities(self) -> bool:  # type: ignore[override]
+        """Every member gives probabilities; their fusion in `label` then is one too."""
+        return all(member.gives_probabilities for member in self._prototypes())
+
+    @property
+    def compares_users(self) -> bool:  # type: ignore[override]
+        """The users are labels: `label` combines the members' views of an item over its candidate labels."""
+        return self._users_are_labels(self._width() is not None)
+
+    def _users_are_labels(self, with_content: bool) -> bool:
+        if any(member.gives_probabilities for member in self._prototypes()):
+            return True
+
+        return with_content and bool(self.popularity_.max(initial=0) <= 1)  # no item has two users
+
     def _own_histories(self, histories: Interactions) -> Interactions:
         if barred := [type(member).__name__ for member in self._prototypes() if not member.scores_new_users]:
             raise InputError(
@@ -137,7 +173,7 @@ class FusedRecommender(Recommender):
 
     def _fitted(self, events: Interactions, items: Embeddings | None) -> list[Recommender]:
         """Fresh members fitted on `events`; those that read no content get none."""
-        made = [_made(_spec(member)) for member in self.members]
+        made = [_build(_spec(member)) for member in self.members]
         return [m.fit(events, items if m.needs_items or m.scores_new_items else None) for m in made]
 
     def _width(self) -> int | None:
@@ -160,7 +196,7 @@ class FusedRecommender(Recommender):
         out.members_ = [member.for_batch() for member in out.members_]
         return out
 
-    # -- results -------------------------------------------------------------------------------------------------------
+    # -- recommend -----------------------------------------------------------------------------------------------------
 
     def _scores(self, events: Interactions) -> sparse.csr_array:
         c = self._candidates(events, None, None)
@@ -172,30 +208,90 @@ class FusedRecommender(Recommender):
         return rank_candidates(c.user, c.item, self._fused(c), len(events.users), k)
 
     def _fused(self, candidates: Candidates) -> NDArray[np.float32]:
-        score = self._votes(candidates).sum(axis=1) + self._besides(candidates)
+        score = self._votes(candidates).sum(axis=1) + self._shared_score(candidates)
         return np.asarray(score, np.float32)
 
-    def _candidates(self, events: Interactions, exclude: Pairs, mask: Mask) -> Candidates:
+    def _candidates(
+        self, events: Interactions, exclude: Pairs, mask: Mask, also: NDArray[np.int64] | None = None
+    ) -> Candidates:
+        """What the members list, and for every user the items `also`, at whatever place they are."""
         width, depth = len(self.catalogue_), min(self.depth, len(self.catalogue_))
-        keys, shares, ranks = [], [], []
+        said = []
+
         for member in self.members_:
             top = _listed(member, events, depth, exclude, mask)
             user, place = np.nonzero(top.positions >= 0)
-            keys.append(user * width + top.positions[user, place])
-            shares.append(_shares(top)[user, place])
-            ranks.append(place + 1)
+            share = _shares(top, top)
+            listed = _Scored(
+                user * width + top.positions[user, place], share[user, place], 1 + place.astype(np.float64)
+            )
+            if also is not None:
+                below = _below(member, events, also, top, share)
+                listed = _Scored(*(np.concatenate(both) for both in zip(listed, below, strict=True)))
+
+            said.append(listed)
+
+        keys = [each.pair for each in said]
+        if also is not None:
+            keys.append((np.arange(len(events.users))[:, None] * width + also).ravel())
 
         pairs, where = np.unique(np.concatenate(keys), return_inverse=True)
-        share, rank = np.zeros((2, len(pairs), len(keys)))
-        rows = np.split(where, np.cumsum([len(own) for own in keys])[:-1])
+        share, rank = np.zeros((2, len(pairs), len(said)))
+        rows = np.split(where, np.cumsum([len(each) for each in keys]))
 
-        for at, own in enumerate(rows):
-            share[own, at], rank[own, at] = shares[at], ranks[at]
+        for at, each in enumerate(said):
+            share[rows[at], at], rank[rows[at], at] = each.share, each.rank
 
         user = pairs // width
         history = np.bincount(events.user, minlength=len(events.users)).astype(np.float64)
 
         return Candidates(user, pairs % width, share, rank, history[user])
+
+    # -- label ---------------------------------------------------------------------------------------------------------
+
+    def _item_scores(self, items: Embeddings, users: NDArray[np.int64]) -> Float:
+        if self.compares_users:
+            scores = member_scores(self.members_, items, users)
+            step = max(1, _MOST_PAIRS // max(len(users), 1))
+            fused = np.empty((len(items.ids), len(users)), np.float32)
+            for first in range(0, len(fused), step):
+                rows = slice(first, first + step)
+                fused[rows] = self._combined(scores[:, rows].astype(np.float64), users)
+
+            return fused
+
+        width, at = len(self.catalogue_), self.catalogue_.positions(items.ids.ids)
+        step = max(1, _MOST_PAIRS // (len(at) + self.depth))
+        out = np.empty((len(at), len(users)), np.float32)
+
+        for first in range(0, len(users), step):
+            block = subset(self.events_, users[first : first + step])
+            c = self._candidates(block, None, None, also=at)
+            wanted = np.arange(len(block.users)) * width + at[:, None]
+            out[:, first : first + step] = self._fused(c)[np.searchsorted(c.user * width + c.item, wanted)]
+
+        return out
+
+    def _combined(self, scores: Doubles, users: NDArray[np.int64]) -> Doubles:
+        """(items, users) one score from (members, items, users); NaN where a member does not know the item.
+
+        The mean of the probabilities where every member gives them; else reciprocal ranks among the users, where scores
+        between an item's lowest and highest settle ties: of few labels many would be tied.
+        """
+        known = ~np.isnan(scores)
+        said = np.where(known, scores, 0)
+        count = np.maximum(known.sum(axis=0), 1)
+        if all(member.gives_probabilities for member in self.members_):
+            return np.asarray(said.sum(axis=0) / count)
+
+        low, high = said.min(axis=2, keepdims=True), said.max(axis=2, keepdims=True)
+        share = (said - low) / np.where(high > low, high - low, 1)
+        rank = np.stack([rankdata(-each, method="min", axis=1) for each in said])
+        votes = known / (_RANK_OFFSET + rank)
+
+        return np.asarray(votes.sum(axis=0) + _TIE_BREAK * share.sum(axis=0) / count)
+
+    # -- reasons -------------------------------------------------------------------------------------------------------
 
     def _reasons(
         self, events: Interactions, positions: NDArray[np.int64], exclude_seen: bool, mask: Mask
@@ -206,18 +302,17 @@ class FusedRecommender(Recommender):
         votes = np.where(votes.sum(axis=1, keepdims=True) > 0, votes, c.rank > 0)
         votes /= votes.sum(axis=1, keepdims=True)
         row, column = np.nonzero(positions >= 0)
-        width, asked = len(self.catalogue_), positions[row, column]
-        keys, wanted = c.user * width + c.item, row * width + asked
-        told = [_told(member, events, positions, exclude_seen, mask) for member in self.members_]
+        width = len(self.catalogue_)
+        keys, wanted = c.user * width + c.item, row * width + positions[row, column]
+        found, listed = np.searchsorted(keys, wanted), np.isin(wanted, keys)
+        reasons = [_member_reasons(member, events, positions, exclude_seen, mask) for member in self.members_]
         names, out = self._names(), np.full(positions.shape, None, dtype=object)
-        found = np.searchsorted(keys, wanted)
-        known = np.isin(wanted, keys)
 
-        for i, j, at, listed in zip(row, column, found, known, strict=True):
+        for i, j, at, is_listed in zip(row, column, found, listed, strict=True):
             out[i, j] = Reason((), {"popularity": 1.0})
-            if listed:
-                said = {names[m]: (float(votes[at, m]), told[m][i, j]) for m in np.flatnonzero(votes[at])}
-                out[i, j] = _mixed(said)
+            if is_listed:
+                by_member = {names[m]: (float(votes[at, m]), reasons[m][i, j]) for m in np.flatnonzero(votes[at])}
+                out[i, j] = _combined_reason(by_member)
 
         return out
 
@@ -236,9 +331,11 @@ class FusedRecommender(Recommender):
 class RankFusion(FusedRecommender):
     """Reciprocal rank fusion: each member adds 1 / (60 + rank) (Cormack, Clarke and Büttcher, 2009). Learns nothing.
 
+    Labels of members that all give probabilities are scored by the mean of these, of other members by their ranks.
+
     Args:
         members: recommenders, or {"class": name, "settings": {...}}; fresh ones are fitted.
-        depth: items that each member lists.
+        depth: items that each member lists in `recommend`.
     """
 
     def __init__(self, *, members: Members = DEFAULT_MEMBERS, depth: PositiveInt = 200) -> None:
@@ -246,18 +343,36 @@ class RankFusion(FusedRecommender):
         self.depth = depth
 
     def _votes(self, candidates: Candidates) -> Doubles:
-        return np.asarray((candidates.rank > 0) / (60 + candidates.rank))
+        return np.asarray((candidates.rank > 0) / (_RANK_OFFSET + candidates.rank))
 
 
-def _spec(member: Any) -> Any:
-    """A recommender as a file would hold it, tuples as lists; whatever else it is, as it came."""
+def member_scores(members: Sequence[Recommender], items: Embeddings, users: NDArray[np.int64]) -> Float:
+    """(members, items, users) each member's scores; NaN for items that the member cannot score."""
+    out = np.full((len(members), len(items.ids), len(users)), np.nan, np.float32)
+
+    for at, member in enumerate(members):
+        known = np.arange(len(items.ids))
+        if not member.scores_new_items:
+            known = np.flatnonzero(member.catalogue_.positions(items.ids.ids, missing="negative") >= 0)
+
+        rows = items if len(known) == len(items.ids) else items.align(IdMap(items.ids.take(known)))
+        model = member._with_items(rows) if member.scores_new_items else member
+        step = max(len(users), 1) if model.compares_users else BLOCK
+        for first in range(0, len(users) if len(known) else 0, step):
+            out[at, known, first : first + step] = model._item_scores(rows, users[first : first + step])
+
+    return out
+
+
+def _spec(member: object) -> Any:
+    """A recommender as a file would hold it, tuples as lists; anything else as it is."""
     if not isinstance(member, Recommender):
         return member
 
     return {"class": recommenders.name_of(type(member)), "settings": json.loads(json.dumps(member.params()))}
 
 
-def _made(member: Any) -> Recommender:
+def _build(member: object) -> Recommender:
     if isinstance(member, Recommender):
         return member
     if not isinstance(member, Mapping) or not {"class"} <= set(member) <= {"class", "settings"}:
@@ -280,21 +395,46 @@ def _listed(member: Recommender, events: Interactions, depth: int, exclude: Pair
     return member._rank(_within(events, member.catalogue_), min(depth, n), exclude, mask)
 
 
+def _below(member: Recommender, events: Interactions, items: NDArray[np.int64], top: TopK, share: Doubles) -> _Scored:
+    """Those of the `items` that the member scores but does not list in `top`, whose shares are `share`.
+
+    They rank behind all that it lists.
+    """
+    mask = np.zeros(len(member.catalogue_), bool)
+    mask[items[items < len(mask)]] = True
+    if not mask.any():
+        return _Scored(np.empty(0, np.int64), np.empty(0), np.empty(0))
+
+    width = len(events.items)
+    more = _listed(member, events, int(mask.sum()), None, mask)
+    user, place = np.nonzero(more.positions >= 0)
+    pairs = user * width + more.positions[user, place]
+    row, column = np.nonzero(top.positions >= 0)
+    fresh = ~np.isin(pairs, row * width + top.positions[row, column])
+    user, place = user[fresh], place[fresh]
+    lowest = np.where(top.positions >= 0, share, np.inf).min(axis=1, initial=1.0)
+    order = np.arange(len(user)) - np.searchsorted(user, user)  # place among the user's items that are not listed
+    below = np.minimum(_shares(more, top)[user, place], lowest[user])
+
+    return _Scored(pairs[fresh], below, 1 + top.positions.shape[1] + order.astype(np.float64))
+
+
 def _within(events: Interactions, items: IdMap) -> Interactions:
     """The events with `items`, which are the first of the catalogue, or all of it."""
     return events if items == events.items else events.select(events.item < len(items)).with_items(items)
 
 
-def _shares(top: TopK) -> Doubles:
-    """(users, k) scores between the bottom of each list and its best, in 0..1."""
+def _shares(scored: TopK, top: TopK) -> Doubles:
+    """(users, k) scores between the bottom of each user's list `top` and its best, in 0..1."""
     listed = top.positions >= 0
     scores = np.where(listed, top.scores, 0).astype(np.float64)
     low = scores.min(axis=1, keepdims=True, initial=0)
     span = np.max(np.where(listed, scores, low), axis=1, keepdims=True, initial=-np.inf) - low
-    return np.where(span > 0, (scores - low) / np.where(span > 0, span, 1), 1)
+    asked = np.where(scored.positions >= 0, scored.scores, 0).astype(np.float64)
+    return np.asarray(np.where(span > 0, np.maximum((asked - low) / np.where(span > 0, span, 1), 0), asked >= low))
 
 
-def _told(
+def _member_reasons(
     member: Recommender, events: Interactions, positions: NDArray[np.int64], exclude_seen: bool, mask: Mask
 ) -> NDArray[np.object_]:
     """The member's own reasons for the items it knows."""
@@ -303,12 +443,14 @@ def _told(
     return member._reasons(_within(events, member.catalogue_), known, exclude_seen, None if mask is None else mask[:n])
 
 
-def _mixed(said: Mapping[str, tuple[float, Reason | None]], most: int = 3) -> Reason:
-    """One reason of several members' with their shares of the score."""
-    items: Counter[Any] = Counter()
-    for share, reason in said.values():
+def _combined_reason(by_member: Mapping[str, tuple[float, Reason | None]], most: int = 3) -> Reason:
+    """One reason from the members' own and their shares of the score."""
+    items: dict[Any, float] = {}
+    for share, reason in by_member.values():
         for item, part in reason.because if reason is not None else ():
-            items[item] += share * part  # type: ignore[assignment]  # a Counter adds up any numbers
+            items[item] = items.get(item, 0.0) + share * part
 
-    because = tuple((item, float(part)) for item, part in items.most_common(most) if part > 0.005)
-    return Reason(because, {name: share for name, (share, _) in said.items()})
+    best = sorted(items.items(), key=lambda pair: -pair[1])[:most]
+    because = tuple((item, float(part)) for item, part in best if part > 0.005)
+
+    return Reason(because, {name: share for name, (share, _) in by_member.items()})

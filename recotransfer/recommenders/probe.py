@@ -42,6 +42,7 @@ class Probe(Recommender):
     needs_items: ClassVar[bool] = True
     scores_new_items: ClassVar[bool] = True
     scores_new_users: ClassVar[bool] = False
+    gives_probabilities: ClassVar[bool] = True
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"reg": (0.01, 10_000.0)}
     source_of_scores: ClassVar[str] = "content"
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recotransfer.data import Filter, IdMap, Interactions
+from recotransfer.data import Embeddings, Filter, IdMap, Interactions
 from recotransfer.errors import ArtifactError, InputError, NotFittedError
+from recotransfer.evaluation.uncertainty import paired
 from recotransfer.numerics.topk import TopK
 from recotransfer.recommenders import (
     ALS,
@@ -18,6 +19,7 @@ from recotransfer.recommenders import (
     HybridItems,
     ItemKNN,
     Popularity,
+    Probe,
     RankFusion,
     Recommender,
     StackedFusion,
@@ -345,3 +347,172 @@ def test_batches_take_exact_members():
     assert exact.members_[0].index_report_ == "exact"
     assert model.members_[0].index_report_ == "approximate"
     np.testing.assert_array_equal(exact.recommend(k=4).positions, model.recommend(k=4).positions)
+
+
+# -- labels ------------------------------------------------------------------------------------------------------------
+
+
+def classes(known, asked, labels=6, noise=0.6, dim=8):
+    """Items around the centres of their labels: the labelled ones, those asked about, and the true label of these."""
+    draw = np.random.default_rng(0)
+    centre = np.eye(labels, dim)
+    label = draw.integers(labels, size=known + asked)
+    vectors = (centre[label] + noise * draw.normal(size=(known + asked, dim))).astype(np.float32)
+    ids = np.array([f"i{n}" for n in range(known + asked)], object)
+    seen, new = (Embeddings(IdMap(ids[part]), vectors[part]) for part in (slice(known), slice(known, None)))
+    names = np.array([f"label {n}" for n in range(labels)], object)[label]
+    return seen, Interactions.from_labels(list(names[:known]), seen.ids), new, names[known:]
+
+
+def right(model, items, truth):
+    """(items,) whether the best label is the true one; an item without an answer is wrong."""
+    found = model.label(items)
+    return (found.items[:, 0] == truth).astype(float)
+
+
+@pytest.fixture(scope="module")
+def many():
+    return classes(5000, 1500)
+
+
+MIXED, SURE = (Probe(), ContentProfiles()), (Probe(reg=1.0), Probe(reg=3000.0))
+
+
+@pytest.mark.parametrize("members", [MIXED, SURE], ids=["mixed", "probabilities"])
+@pytest.mark.parametrize("kind", ALL)
+def test_a_fusion_of_classifiers_is_no_worse_than_its_best_member_at_5000_items(many, kind, members):
+    items, labels, new, truth = many
+    alone = [right(type(m)(**m.params()).fit(labels, items), new, truth) for m in members]
+    best = max(alone, key=lambda each: each.mean())
+    model = kind(members=members).fit(labels, items)
+    fused = right(model, new, truth)
+    change = paired(fused, best)
+    assert change.high >= 0, change
+    assert fused.mean() > best.mean() - 0.01
+    assert (model.label(items, k=6).positions >= 0).all(), "every item is answered with every label"
+
+
+class Guess(Recommender):
+    """Gives the true label, which the vectors hold, a high probability for some items and any label for the others."""
+
+    gives_probabilities = True
+    scores_new_items = True
+
+    def __init__(self, *, seed: int = 0, share: float = 0.7) -> None:
+        self.seed, self.share = seed, share
+
+    def _fit(self, events, items):
+        pass
+
+    def _with_items(self, items):
+        return self
+
+    def _extend(self, items):
+        pass
+
+    def _item_scores(self, items, users):
+        number = np.array([int(i[1:]) for i in items.ids.ids])
+        rng = np.random.default_rng(self.seed)
+        told, wrong = rng.random(10_000)[number] < self.share, rng.integers(5, size=10_000)[number]
+        names = self.events_.users.ids[users]
+        own = np.array([int(name[6:]) for name in names])
+        true = items.vectors[:, :1].astype(np.int64)
+        best = np.where(told, true[:, 0], wrong)
+        return np.where(own == best[:, None], 0.8, 0.05).astype(np.float32)
+
+    def _scores(self, events):
+        return np.full((len(events.users), len(self.catalogue_)), 0.2, np.float32)
+
+    def _write(self, writer):
+        pass
+
+    def _read(self, artifact):
+        pass
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_classifiers_that_err_on_different_items_are_better_together(kind, tmp_path):
+    truth = np.random.default_rng(0).integers(5, size=4000)
+    items = Embeddings(IdMap([f"i{n}" for n in range(4000)]), truth[:, None].astype(np.float32))
+    labels = Interactions.from_labels([f"label {n}" if at < 3000 else None for at, n in enumerate(truth)], items.ids)
+    members = [Guess(seed=1, share=0.75), Guess(seed=2, share=0.7), Guess(seed=3, share=0.65)]
+    model = kind(members=members).fit(labels, items)
+    new = items.align(IdMap(items.ids.ids[3000:]))
+    names = np.array([f"label {n}" for n in truth[3000:]], object)
+    fused = right(model, new, names)
+    assert fused.mean() > 0.82
+    probability = model.label(new, k=5)
+    assert probability.scores.min() >= 0
+    np.testing.assert_allclose(probability.scores.sum(axis=1), 1, rtol=1e-5)
+    model.save(tmp_path / "m")
+    again = kind.load(tmp_path / "m").label(new, k=5)
+    np.testing.assert_array_equal(again.positions, probability.positions)
+    np.testing.assert_array_equal(again.scores, probability.scores)
+    if kind is not RankFusion:
+        told = model.validation_
+        assert told["fused"] > max(told[name] for name in told if name != "fused")
+        assert told["Guess 1"] == pytest.approx(0.8, abs=0.05)  # right, or right by chance
+    if kind is WeightedFusion:
+        assert sum(model.weights_.values()) == pytest.approx(1)
+        assert list(model.weights_.values()) == sorted(model.weights_.values(), reverse=True)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_two_labels_and_labels_of_few_items_can_be_fused(kind):
+    items, labels, new, truth = classes(60, 40, labels=2, noise=0.3)
+    assert right(kind(members=MIXED).fit(labels, items), new, truth).mean() > 0.9
+    items, labels, _, _ = classes(4, 1, labels=2)
+    assert (kind(members=MIXED).fit(labels, items).label(items).positions >= 0).all()
+
+
+@pytest.mark.parametrize("kind", LEARNED)
+def test_items_of_several_labels_have_a_probability_for_each(kind):
+    items, labels, new, truth = classes(400, 200, labels=3, noise=0.3)
+    everything = Interactions.from_frame(
+        pd.DataFrame(
+            {
+                "user": [*labels.users.take(labels.user), *["any"] * len(labels)],
+                "item": [*labels.items.take(labels.item)] * 2,
+            }
+        ),
+        items=items.ids,
+    )
+    found = kind(members=SURE).fit(everything, items).label(new, k=4)
+    assert (found.items[:, :2] == "any").any(axis=1).all()
+    first = np.where(found.items[:, 0] == "any", found.items[:, 1], found.items[:, 0])
+    assert (first == truth).mean() > 0.9
+    assert found.scores.max() <= 1
+    assert found.scores[:, 0].min() > 0.8, "of each label by itself, not a share of all"
+
+
+def test_the_labels_asked_for_are_ranked_alone_and_items_without_content_are_not_answered():
+    items, labels, new, truth = classes(300, 50, labels=4, noise=0.3)
+    blank = Embeddings(new.ids, new.vectors, present=np.arange(50) > 0)
+    for kind in ALL:
+        model = kind(members=MIXED).fit(labels, items)
+        found = model.label(blank, k=4, users=["label 1", "label 3"])
+        assert found.positions.shape == (50, 2)
+        assert found.items[0].tolist() == [None, None]
+        assert set(found.items[1]) == {"label 1", "label 3"}
+        rows = np.flatnonzero(np.isin(truth, ["label 1", "label 3"]) & blank.has_content)
+        assert (found.items[rows, 0] == truth[rows]).mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_shop_s_items_are_scored_for_every_user_wherever_they_rank(kind):
+    log = checkerboard()
+    shallow = kind(members=PAIR, depth=2).fit(log)
+    asked = colours(log.items)
+    with pytest.raises(InputError, match="cannot rank items unseen in fit"):
+        shallow.label(asked)
+    members = [HybridItems(reg=1.0), EASE(reg=1.0)]
+    cut, whole = (kind(members=members, depth=depth).fit(log, asked) for depth in (3, 12))
+    listed = whole._scores(whole.events_).toarray()
+    for model in (whole, cut):
+        found = model.label(asked, k=len(log.users))
+        assert (found.positions >= 0).all()
+        wanted = listed[found.positions, np.arange(12)[:, None]]
+        if model is whole:
+            np.testing.assert_allclose(found.scores[wanted != 0], wanted[wanted != 0], rtol=1e-4, atol=1e-5)
+        else:
+            assert np.count_nonzero(found.scores) > cut._scores(cut.events_).nnz, "more than the lists are scored"
