@@ -59,5 +59,5 @@ def test_scores_are_scaled_to_the_probabilities_they_were_drawn_from_whatever_th
     scores = rng.normal(size=(5000, 6))
     true = np.arange(6) == drawn(2.0 * scores, rng)[:, None]
     assert softmax_scale(scores * unit, true) * unit == pytest.approx(2.0, rel=0.1)
-    assert softmax_scale(np.ones((3, 2)), np.eye(3, 2) + [[0, 0], [0, 0], [1, 0]] > 0) == 0
+    assert softmax_scale(np.ones((3, 2)), np.array([[1, 0], [0, 1], [1, 0]], bool)) == 0
     assert softmax_scale(-scores, true) * scores.std() < 0.01, "scores that mislead are not listened to"
