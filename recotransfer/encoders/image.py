@@ -24,6 +24,10 @@ from recotransfer.errors import InputError, require
 from recotransfer.settings import PositiveInt, check_settings
 
 _MAX_PIXELS = 64_000_000  # a larger picture is more likely an attack on memory than a product photo
+# Processors scale the shorter edge to that of the network and crop afterwards: a strip of 6000 x 1 pixels, 132 bytes
+# in its file, would become 1,344,000 x 224.
+_MAX_RATIO = 100
+_CHANGES_OF_SIZE = ("do_resize", "do_center_crop", "do_pad")  # settings of image processors
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -182,9 +186,16 @@ def _picture(value: Any, root: Path | None) -> Any:
 
 
 def decode(value: Any, size: int | None = None) -> Any:
-    """The picture as an upright RGB `PIL.Image`; raises `Unreadable` with the reason.
+    """The picture as an upright RGB `PIL.Image`.
 
-    With `size`, a JPEG more than four times as large is decoded at reduced scale, at least twice `size`.
+    Args:
+        value: a path, the bytes of a file, an array of uint8 or a PIL image.
+        size: a JPEG whose shorter edge is more than four times as long is decoded at reduced scale, at least twice
+            `size`.
+
+    Raises:
+        Unreadable: it cannot be decoded, has more than 64 million pixels, or one edge is more than 100 times as long as
+            the other; the message says which.
     """
     image_module = require("PIL.Image")
     ops = require("PIL.ImageOps")
@@ -196,6 +207,11 @@ def decode(value: Any, size: int | None = None) -> Any:
             raise Unreadable(f"the picture has {width} x {height} pixels, more than {_MAX_PIXELS:,}")
         if min(image.size) < 1:
             raise Unreadable("the picture has no pixels")
+        if max(image.size) > _MAX_RATIO * min(image.size):
+            raise Unreadable(
+                f"the picture has {width} x {height} pixels; one edge may be at most {_MAX_RATIO} times as long as the "
+                "other"
+            )
 
         if size is not None and image.format == "JPEG" and min(image.size) > 4 * size:
             image.draft(None, (2 * size, 2 * size))
@@ -269,9 +285,23 @@ class _Vision:
         edges = [v for v in dict(self.processor.size).values() if isinstance(v, int)]
         self.size = max(edges) if edges else None
 
-    def features(self, image: Any) -> dict[str, NDArray[Any]]:
-        """What the model takes for one picture, without the batch axis."""
-        inputs = self.processor(images=[image], return_tensors="np")
+    def features(
+        self, image: Any, edges: tuple[int, int] | None = None, *, resample: int = 2
+    ) -> dict[str, NDArray[Any]]:
+        """What the model takes for one picture, without the batch axis, as its processor's settings say.
+
+        Args:
+            image: as `decode` gives it.
+            edges: width and height of the whole picture as the model shall see it, for layers that are read place by
+                place; None scales and crops as the processor does.
+            resample: Pillow's filter for `edges`; 2 is bilinear, 3 bicubic.
+        """
+        as_it_is = {}
+        if edges is not None:
+            image = image.resize(edges, resample=resample)
+            as_it_is = {name: False for name in _CHANGES_OF_SIZE if hasattr(self.processor, name)}
+
+        inputs = self.processor(images=[image], return_tensors="np", **as_it_is)
         return {name: np.asarray(array)[0] for name, array in inputs.items()}
 
     def vectors(self, batch: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[np.float32]:

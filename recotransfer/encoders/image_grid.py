@@ -94,11 +94,8 @@ class ImageGrid:
         except Unreadable:
             return None
 
-        how = self._reader._network.processor
-        pixels = np.asarray(image.convert("RGB").resize((self.size, self.size), resample=3), np.float32)  # bicubic
-        pixels = (pixels * how.rescale_factor - np.float32(how.image_mean)) / np.float32(how.image_std)
-
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
+        features = self._reader._network.features(image, (self.size, self.size), resample=3)
+        return np.asarray(features["pixel_values"], np.float32)
 
     def _cells(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n, dim) of pictures (n, 3, size, size)."""

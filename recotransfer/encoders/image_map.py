@@ -194,15 +194,10 @@ class _Layers:
         torch = require("torch")
 
         step = self.patch or _MULTIPLE
-        size = [max(1, round(edge * scale / step)) * step for edge in image.size]
-        settings = self.vision.processor
-        values = np.asarray(image.resize(size, resample=2), np.float32) * settings.rescale_factor
-        if settings.do_normalize:
-            values = (values - np.float32(settings.image_mean)) / np.float32(settings.image_std)
+        width, height = (max(1, round(edge * scale / step)) * step for edge in image.size)
+        pixels = np.asarray(self.vision.features(image, (width, height))["pixel_values"], np.float32)
 
-        channels_first = np.ascontiguousarray(values.transpose(2, 0, 1)[None], dtype=np.float32)
-
-        return torch.from_numpy(channels_first).to(self.vision.device, self.vision.dtype)
+        return torch.from_numpy(pixels[None]).to(self.vision.device, self.vision.dtype)
 
     def _maps(self, pixels: Any) -> dict[int, Any]:
         """Stride -> the last map (1, channels, rows, columns) that is computed at it."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from recotransfer.data import Embeddings, IdMap, Items
 from recotransfer.encoders import (
     Fusion,
     HashingText,
+    ImageGrid,
     PretrainedImage,
     SentenceText,
     TabularAttributes,
@@ -28,9 +31,11 @@ from recotransfer.encoders import (
     fuse,
 )
 from recotransfer.encoders.image import Unreadable, decode
+from recotransfer.encoders.image_map import DenseImage
 from recotransfer.encoders.precision import computes_in_bfloat16, multiplies_in_bfloat16
 from recotransfer.errors import InputError, NotFittedError
 from recotransfer.io.artifacts import open_artifact, write_artifact
+from recotransfer.transfer import ImageNoise
 
 SHARED = Path(os.environ.get("RECOTRANSFER_SHARED", Path(__file__).parents[3] / "shared"))
 MOBILENET = SHARED / "data" / "encoders" / "mobilenet_v2_imagenet"
@@ -403,6 +408,72 @@ def test_damaged_and_missing_pictures_are_reported_and_missing(vision_folders, t
     assert again.report.encoded == 0
     assert again.report.unreadable == done.report.unreadable
     np.testing.assert_array_equal(again.embeddings.vectors, done.embeddings.vectors)
+
+
+@pytest.fixture
+def enlarged(monkeypatch):
+    """Pixels of each picture that Pillow scales, as they come."""
+    from PIL import Image
+
+    pixels, resize = [], Image.Image.resize
+
+    def counted(image, size, *args, **settings):
+        pixels.append(size[0] * size[1])
+        return resize(image, size, *args, **settings)
+
+    monkeypatch.setattr(Image.Image, "resize", counted)
+    return pixels
+
+
+def strip(width, height):
+    from PIL import Image
+
+    return as_bytes(Image.new("RGB", (width, height), (200, 30, 30)))
+
+
+@pytest.mark.parametrize(("width", "height"), [(6000, 1), (1, 6000), (2000, 19)], ids=["wide", "tall", "near"])
+def test_pictures_of_extreme_shape_are_reported_before_they_are_enlarged(vision_folders, width, height, enlarged):
+    thin = strip(width, height)
+    assert len(thin) < 1000
+    for encoder in (PretrainedImage(model=vision_folders / "clip"), ImageGrid(model=vision_folders / "vit", size=32)):
+        assert encoder.dim > 0
+        enlarged.clear()
+        assert np.isnan(encoder.encode([thin])).all()
+        assert not enlarged
+        assert "at most 100 times as long as the other" in encoder.explain_failure(thin)
+    for read in (DenseImage(model=vision_folders / "vit").read, lambda p: ImageNoise()(p, np.random.default_rng(0))):
+        with pytest.raises(InputError, match=f"{width} x {height} pixels; one edge may be at most 100 times"):
+            read(thin)
+    assert not enlarged
+
+
+def test_the_longest_picture_that_is_read_is_enlarged_to_a_bounded_number_of_pixels(vision_folders, tmp_path, enlarged):
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    folder = shutil.copytree(vision_folders / "clip_vision", tmp_path / "clip")
+    size, crop = {"shortest_edge": 32}, {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size=size, crop_size=crop).save_pretrained(folder)
+    encoder = PretrainedImage(model=folder)
+    assert np.isfinite(encoder.encode([strip(2000, 20)])).all()
+    assert max(enlarged) == 100 * 32**2
+    assert np.isnan(encoder.encode([strip(6000, 1)])).all()
+    assert max(enlarged) == 100 * 32**2
+
+
+@pytest.mark.parametrize("setting", ["do_normalize", "do_rescale"])
+def test_layers_read_place_by_place_see_pixels_as_the_processor_prepares_them(vision_folders, tmp_path, setting):
+    folder = shutil.copytree(vision_folders / "vit", tmp_path / "vit")
+    about = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps({**about, setting: False}))
+    square = picture(size=(40, 40)).resize((32, 32))  # what the network takes: the processor has nothing to scale
+    network = PretrainedImage(model=folder)._network
+    whole = network.features(square)["pixel_values"]
+    np.testing.assert_allclose(network.features(square, (32, 32))["pixel_values"], whole, atol=1e-6)
+    np.testing.assert_allclose(ImageGrid(model=folder, size=32)._pixels(square), whole, atol=1e-6)
+    seen = DenseImage(model=folder, sigmas=())._network._pixels(square, 1.0)[0].numpy()
+    np.testing.assert_allclose(seen, whole, atol=1e-6)
+    usual = PretrainedImage(model=vision_folders / "vit")._network.features(square, (32, 32))["pixel_values"]
+    assert not np.allclose(whole, usual, atol=1e-3)
 
 
 def test_pictures_are_found_by_item_id(vision_folders, tmp_path):
