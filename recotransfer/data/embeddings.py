@@ -69,6 +69,11 @@ class Embeddings:
         assert self.present is not None  # set in __post_init__
         return self.present
 
+    @property
+    def modalities(self) -> str:
+        """The names of the blocks in one, such as "text+image"."""
+        return "+".join(name for name, _ in self.blocks)
+
     def align(self, ids: IdMap) -> Embeddings:
         """Rows for `ids` in their order; items without a vector are marked as not present."""
         if ids == self.ids:

@@ -27,6 +27,10 @@ class Fusion:
     blocks (ridge regression, penalty chosen on held-out rows). That vector is kept short: its length says how much the
     other blocks tell. An item without any block has zeros and `present` False.
 
+    Reasons give each block's share of a score. A linear map on the fused vectors (`Whitening`, `RidgeMap`,
+    `LearnedMetric`) mixes the blocks, so reasons name them together, as "text+image"; after a network they say
+    "content".
+
     Args:
         weights: block name -> weight of at least 0; blocks not named weigh 1. Two embeddings of one modality are told
             apart as "text", "text 2".
@@ -160,7 +164,7 @@ def _block_names(embeddings: Sequence[Embeddings]) -> tuple[str, ...]:
 
     names: list[str] = []
     for part in embeddings:
-        base = "+".join(name for name, _ in part.blocks)
+        base = part.modalities
         again = sum(1 for name in names if name == base or name.startswith(f"{base} "))
         names.append(f"{base} {again + 1}" if again else base)
 

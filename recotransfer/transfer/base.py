@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,13 @@ class Transfer(ABC):
     Subclasses implement `_learn` and `_apply`. All they learn is a dict of arrays, so saving is written once.
     Users of the relations are whatever relates the items: shoppers, classes, shops. Items without content are left out
     of learning and stay without content.
+
+    Attributes:
+        is_linear: every part of the result comes from the modalities together, in fixed proportions, so that reasons
+            name them all ("text+image"). Networks mix them as they please: their vectors are plain "content".
     """
 
+    is_linear: ClassVar[bool] = False
     state_: dict[str, NDArray[Any]]
 
     @abstractmethod
@@ -72,7 +77,8 @@ class Transfer(ABC):
             raise InputError(f"{type(self).__name__} was fitted on {self.dim_in_} dimensions, not {items.dim}")
 
         out = self._apply(items.vectors)
-        return Embeddings(items.ids, out, f"{items.source} > {type(self).__name__}", items.has_content)
+        blocks = ((items.modalities, out.shape[1]),) if self.is_linear else ()
+        return Embeddings(items.ids, out, f"{items.source} > {type(self).__name__}", items.has_content, blocks)
 
     def write(self, writer: ArtifactWriter) -> None:
         """Store what was learned."""

@@ -6,7 +6,7 @@ and `proxy_a_distance` of `transferability.py` measure.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,8 @@ class Coral(Transfer):
         reg: share of the mean variance added to each direction of both domains.
     """
 
+    is_linear: ClassVar[bool] = True
+
     def __init__(self, *, reg: NonNegative = 0.1) -> None:
         self.reg = reg
 
@@ -49,7 +51,7 @@ class Coral(Transfer):
         moved = super().transform(items)
         own = self.source_.positions(items.ids.ids, missing="negative") >= 0
         vectors = np.where(own[:, None], items.vectors, moved.vectors)
-        return Embeddings(items.ids, vectors, moved.source, items.has_content, items.blocks)
+        return Embeddings(items.ids, vectors, moved.source, items.has_content, moved.blocks)
 
     def _learn(self, vectors: Array, relations: Interactions) -> dict[str, NDArray[Any]]:
         outside = _outside(relations)

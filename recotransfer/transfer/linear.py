@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ _SINGULAR = 1e-12  # share of the greatest variance below which a direction has 
 
 class _Linear(Transfer):
     """x -> (x - mean) @ weights."""
+
+    is_linear: ClassVar[bool] = True
 
     def _apply(self, vectors: Array) -> Array:
         return np.asarray((vectors - self.state_["mean"]) @ self.state_["weights"], np.float32)

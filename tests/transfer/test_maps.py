@@ -11,9 +11,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from planted import agreement, log, planted
 
 from recotransfer.data import Embeddings, IdMap, Interactions
+from recotransfer.encoders import fuse
 from recotransfer.errors import InputError, NotFittedError
 from recotransfer.io.artifacts import open_artifact, write_artifact
 from recotransfer.numerics.vectors import unit_rows
+from recotransfer.recommenders import ContentProfiles, HybridItems
 from recotransfer.transfer import ContrastiveHead, LearnedMetric, MultiTask, RidgeMap, SoftThreshold, Whitening
 from recotransfer.transfer.networks import RelationLoss
 
@@ -232,6 +234,24 @@ def test_a_covariance_that_has_no_inverse_asks_for_a_larger_reg():
     for make in (RidgeMap, LearnedMetric):
         with pytest.raises(InputError, match="more items whose vectors differ"):
             make().fit(alike, events)
+
+
+@pytest.mark.parametrize("make", [*MAPS.values()], ids=[*MAPS])
+def test_reasons_behind_a_linear_map_name_the_modalities_and_behind_a_network_content(make):
+    items, events, _ = planted(items=80, users=40)
+    blocks = [Embeddings(items.ids, items.vectors[:, part], blocks=((name, 10),)) for name, part in
+              (("text", slice(10)), ("image", slice(10, None)))]  # fmt: skip
+    fused = fuse(blocks)
+    transfer = make().fit(fused, events)
+    name = "text+image" if transfer.is_linear else "content"
+    mapped = transfer.transform(fused)
+    assert mapped.blocks == ((name, mapped.dim),)
+    for model in (ContentProfiles(), HybridItems()):
+        reason = model.fit(events, mapped).recommend(k=1, reason=True).reason[0, 0]
+        assert name in reason.parts
+        assert {part for part in reason.parts if not part.startswith("behaviour")} == {name}
+    again = make().fit(mapped, events).transform(mapped)
+    assert again.blocks[0][0] == name
 
 
 def test_items_taken_together_that_are_less_alike_than_others_leave_no_direction():
