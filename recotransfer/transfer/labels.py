@@ -1,4 +1,4 @@
-"""Labels from elsewhere: mapped, or predicted and believed where the model is sure."""
+"""Labels from elsewhere: mapped from another label set, or predicted and accepted where the model is confident."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pseudo_labels(
     adapt: bool = True,
     most: int | None = None,
 ) -> Interactions:
-    """What `Recommender.label` is sure of, as relations to learn from: self-training.
+    """Confident predictions of `Recommender.label` as relations to learn from: self-training.
 
     An item is related to its best label where the probability passes the label's threshold, and the weight is that
     probability. FixMatch (Sohn et al., 2020) has one threshold for all. With `adapt` a label that few predictions pass
@@ -80,7 +80,7 @@ def map_labels(
     matching: Literal["nearest", "one-to-one"] = "one-to-one",
     least: float = 0.0,
 ) -> LabelMap:
-    """The source's relations under the target's labels, each label renamed to the one it is most like.
+    """The source's relations under the target's labels, each label renamed to the most similar one.
 
     Likeness is the cosine of the embedded label names where `names` are given, else that of the two labels' items: both
     sets must then have labelled some of the same items. "one-to-one" has the greatest sum of likenesses with no target

@@ -32,18 +32,18 @@ class _Linear(Transfer):
 
 
 class Whitening(_Linear):
-    """Centred vectors whose directions all vary alike; needs no relations, so a shop without events can use it.
+    """Centred vectors with equal variance in every direction. Needs no relations: a shop without events can use it.
 
-    Sentence vectors share a few strong directions (language, length, style) that drown what tells items apart. Su et
-    al., "Whitening sentence representations for better semantics and faster retrieval" (2021); the covariance is
-    shrunk towards a multiple of the identity, so that directions of mere noise are not blown up.
+    Sentence vectors share a few strong directions (language, length, style) that drown what distinguishes items. Su et
+    al., "Whitening sentence representations for better semantics and faster retrieval" (2021). The covariance is
+    shrunk towards a multiple of the identity, so that directions of pure noise are not amplified.
 
-    Vectors of two domains are laid over each other when each is whitened by itself: one `Whitening` per domain.
+    To align the vectors of two domains, whiten each with a `Whitening` of its own.
 
     Args:
         dim: leading directions kept; None keeps all.
         shrink: share of the mean variance added to each direction.
-        power: 1 whitens; 0 only centres and turns to the principal directions; between, half-way.
+        power: 1 whitens; 0 only centres and rotates to the principal directions; values between do so in part.
     """
 
     def __init__(self, *, dim: PositiveInt | None = None, shrink: NonNegative = 0.1, power: NonNegative = 1.0) -> None:
@@ -62,7 +62,7 @@ class Whitening(_Linear):
 
 
 class RidgeMap(_Linear):
-    """Vectors moved towards what behaviour knows of the items: collaborative factors foretold by ridge regression.
+    """Vectors moved towards what behaviour says of the items: collaborative factors predicted by ridge regression.
 
     Factors are the leading singular vectors of the user-item matrix, each pair divided by the roots of the user's and
     the item's counts. With labels for users they are the centred classes, and the map is a discriminant analysis. The
@@ -72,8 +72,8 @@ class RidgeMap(_Linear):
     Args:
         dim: number of factors, at most.
         reg: ridge, as a share of the vectors' mean variance.
-        keep: share of the original (centred) vectors in the cosines that come out; 0 is the factors alone. Regions
-            that the relations do not reach would fall together without it.
+        keep: share of the original (centred) vectors in the resulting cosines; 0 is the factors alone. Without it,
+            items unlike any item with relations would collapse onto each other.
     """
 
     def __init__(self, *, dim: PositiveInt = 128, reg: NonNegative = 0.1, keep: Share = 0.5) -> None:
@@ -102,18 +102,18 @@ class RidgeMap(_Linear):
 
 
 class LearnedMetric(_Linear):
-    """Vectors whose dot products are the least-squares forecast of which items are taken together.
+    """Vectors whose dot products are the least-squares prediction of which items are taken together.
 
     The metric M minimises the squared error of x_i' M x_j over all pairs of items, against how often users take the
-    two together (each user weighs in by the number of their items); it has a closed form in the generalised
-    eigenvectors of the covariance of items taken together against that of all items. With labels for users these are
-    the directions of linear discriminant analysis (Fisher, 1936; Rao, 1948).
+    two together (each user counts by the number of their items). It has a closed form: the generalised eigenvectors of
+    the covariance of items taken together against that of all items. With labels as users these are the directions of
+    linear discriminant analysis (Fisher, 1936; Rao, 1948).
 
     Args:
         dim: rank of the metric; None keeps every direction in which items taken together are alike.
         reg: ridge on the covariance, as a share of the vectors' mean variance.
-        power: 1 is the least-squares metric; 0 gives every kept direction the same say.
-        keep: share of the original (centred) vectors in the cosines that come out, which pulls M to the identity.
+        power: 1 is the least-squares metric; 0 weighs every kept direction alike.
+        keep: share of the original (centred) vectors in the resulting cosines, which pulls M towards the identity.
     """
 
     def __init__(
@@ -132,18 +132,18 @@ class LearnedMetric(_Linear):
 
 
 class SoftThreshold(_Linear):
-    """A linear map fitted elsewhere, changed only as far as the target's own relations insist.
+    """A linear map fitted elsewhere, changed only as far as the target's own relations require.
 
     The source's metric M0 = s W W' (s fits its scale) becomes M0 + D, where D minimises the loss of `LearnedMetric` on
     the target plus threshold * |D|_1. The L1 norm on the difference is Trans-Lasso's: Li, Cai and Li, "Transfer
-    learning for high-dimensional linear regression" (2020). D is expressed between the principal directions of the
-    target's vectors, each scaled to unit variance: the loss is then round, and one proximal step ends at the minimum.
+    learning for high-dimensional linear regression" (2020). D is expressed in the principal directions of the target's
+    vectors, each scaled to unit variance: the loss is then isotropic, and one proximal step reaches the minimum.
     Vectors are centred on the target's mean, whatever the threshold.
 
     Args:
         source: a fitted linear map: `LearnedMetric`, `RidgeMap`, `Whitening`. Only `fit` needs it; it is not saved.
-        threshold: 0 fits the target alone; large values leave the source's map as it is. In units of correlation of
-            items taken together: values from 0 to 1 matter.
+        threshold: 0 fits the target alone; large values keep the source's map. In units of the correlation of items
+            taken together, so useful values lie between 0 and 1.
         reg: ridge on the covariance, as a share of the vectors' mean variance.
     """
 
@@ -155,7 +155,7 @@ class SoftThreshold(_Linear):
         self.reg = reg
 
     def params(self) -> dict[str, Any]:
-        """Settings that a file can hold: all but the source, whose part in the result is in the weights."""
+        """Settings that a file can hold: all but the source, whose effect is in the weights."""
         return {"threshold": self.threshold, "reg": self.reg}
 
     def _learn(self, vectors: Array, relations: Interactions) -> dict[str, NDArray[Any]]:

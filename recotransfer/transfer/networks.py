@@ -21,7 +21,7 @@ _LEAST_STEPS = 20  # of an epoch: few relations are gone through several times
 
 
 class Step(NamedTuple):
-    """Where training stands: all weights by name, the network's inputs (n, dim), the generator, the share done."""
+    """The state of training: all weights by name, the network's inputs (n, dim), the generator, the share done."""
 
     weights: dict[str, Any]
     inputs: Any
@@ -180,12 +180,12 @@ class Batch(NamedTuple):
 
 
 class RelationLoss:
-    """One loss on relations, told by the data: labels where no item has two users, else items taken together.
+    """One loss on relations, chosen by the data: labels where no item has two users, else items taken together.
 
     Labels: softmax over users, weights starting at the mean of each user's items. Pairs: a user, and two of their items
-    in turn, are drawn evenly. The second must be told from the batch's others and from as many strangers, by a softmax
-    over cosines corrected for how often each is drawn (logQ: Yi et al., "Sampling-bias-corrected neural modeling",
-    2019); items that the user has too are no strangers.
+    in turn, are drawn uniformly. The second is the positive among the batch's others and as many random items, by a
+    softmax over cosines corrected for how often each is drawn (logQ: Yi et al., "Sampling-bias-corrected neural
+    modeling", 2019); items that the user also has are not negatives.
 
     Args:
         name: of the relations, for messages.
@@ -272,7 +272,7 @@ class RelationLoss:
 
 
 def check_apart(user: NDArray[Any], item: NDArray[Any], name: str = "relations") -> None:
-    """Refuse pairs of users and items, each given once, in which the items do not differ by their users."""
+    """Raise `InputError` for distinct user-item pairs in which every user has the same items: nothing to learn."""
     users, items = len(np.unique(user)), len(np.unique(item))
     if not items:
         raise InputError(f"{name}: no item with content that is not held out has a user; give more of weights above 0")

@@ -1,4 +1,4 @@
-"""A training run in a folder: it resumes, keeps its best epoch and reports its curve."""
+"""A training run that lives in a folder: it resumes, keeps its best epoch and reports its learning curve."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _STATE, _REPORT = "checkpoint.safetensors", "report.json"
 
 
 class TrainingRun:
-    """A training in a folder: its curve, the weights of its best epoch, and a checkpoint to go on from.
+    """A training run: its learning curve, the weights of its best epoch, and a checkpoint to resume from.
 
     Attributes:
-        settings: plain JSON of what decides the outcome; a folder with others is refused.
-        module: what is trained.
-        weights: name -> parameter that learns; `kept`: name -> its value at the best epoch.
-        optimizer: of the weights, an Adam.
-        standing: names of attributes, plain JSON, that say how far the run is.
-        sign: 1, or -1 where the smaller score is the better one.
+        settings: plain JSON of everything that decides the outcome; a folder of a run with others is refused.
+        module: the network that is trained.
+        weights: name -> trainable parameter; `kept`: name -> its value at the best epoch.
+        optimizer: an Adam over the weights.
+        standing: names of the attributes, plain JSON, that record how far the run is.
+        sign: 1, or -1 where a smaller score is better.
         worse: epochs since the best one.
         spent: seconds.
     """
@@ -68,7 +68,7 @@ class TrainingRun:
             self.keep()
 
     def keep(self) -> None:
-        """Take the weights as they are for the best."""
+        """Keep a copy of the current weights as the best."""
         self.kept = {name: on_file(value) for name, value in self.weights.items()}
 
     def best_module(self) -> Any:
@@ -87,7 +87,7 @@ class TrainingRun:
         return {"settings": self.settings, **more, **own}
 
     def finish(self, report: Mapping[str, Any]) -> None:
-        """Leave the report where `ended` finds it, in place of the checkpoint; what was made is there already."""
+        """Write the report, which marks the run as finished, and remove the checkpoint; call it once results exist."""
         write_json(self.folder / _REPORT, report)
         (self.folder / _STATE).unlink(missing_ok=True)
 
@@ -103,7 +103,7 @@ class TrainingRun:
         write_checkpoint(self.folder / _STATE, {**facts, "settings": self.settings}, tensors)
 
     def resume(self) -> bool:
-        """Take up the checkpoint; False where there is none."""
+        """Load the checkpoint; False where there is none."""
         if not (self.folder / _STATE).is_file():
             return False
 
@@ -169,7 +169,7 @@ def on_file(tensor: Any) -> Any:
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to go on with a run of other settings."""
+    """Raise `InputError` where the folder holds a run with other settings."""
     if differing := [name for name in now if before.get(name) != now[name]]:
         raise InputError(f"{folder} holds a run with another {', '.join(differing)}; give a new folder")
 
