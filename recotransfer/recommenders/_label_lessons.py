@@ -73,3 +73,8 @@ def accuracy(probability: Doubles, true: NDArray[np.bool_]) -> float:
     told_apart = probability.max(axis=1, initial=0) > probability.min(axis=1, initial=1)
     best = probability.argmax(axis=1)
     return float((true[np.arange(len(true)), best] & told_apart).mean()) if len(true) else 0.0
+
+
+def log_share(counts: Doubles) -> Doubles:
+    """Log of each count, 1 for the greatest."""
+    return np.asarray(np.log1p(counts) / np.log1p(max(float(counts.max(initial=0)), 1.0)))

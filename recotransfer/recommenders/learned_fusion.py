@@ -18,7 +18,7 @@ from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.numerics.choice_models import conditional_logit, mixture_weights, softmax_scale
 from recotransfer.numerics.histories import seen_items, subset
 from recotransfer.numerics.topk import rank_candidates
-from recotransfer.recommenders._label_lessons import FOLDS, LabelLesson, accuracy, hold_out_items, labelled
+from recotransfer.recommenders._label_lessons import FOLDS, LabelLesson, accuracy, hold_out_items, labelled, log_share
 from recotransfer.recommenders.base import BLOCK
 from recotransfer.recommenders.fusion import (
     DEFAULT_MEMBERS,
@@ -411,7 +411,7 @@ class StackedFusion(_Learned):
 
     def _label_features(self, lesson: LabelLesson) -> Doubles:
         said = super()._label_features(lesson)
-        size = np.broadcast_to(_log_share(lesson.size)[:, None], (*said.shape[:2], 1))
+        size = np.broadcast_to(log_share(lesson.size)[:, None], (*said.shape[:2], 1))
         return np.concatenate([said, size], axis=2)
 
 
@@ -455,16 +455,11 @@ class AdaptiveFusion(_Learned):
         said = super()._label_features(lesson)
         ordered = np.sort(lesson.probability, axis=1)
         margin = ordered[:, -1:] - ordered[:, -2:-1] if ordered.shape[1] > 1 else np.zeros_like(ordered)
-        return np.concatenate([said, said * margin, said * _log_share(lesson.size)[:, None]], axis=2)
+        return np.concatenate([said, said * margin, said * log_share(lesson.size)[:, None]], axis=2)
 
 
 def _rows(c: Candidates, keep: NDArray[np.bool_]) -> Candidates:
     return Candidates(c.user[keep], c.item[keep], c.share[keep], c.rank[keep], c.history[keep])
-
-
-def _log_share(counts: Doubles) -> Doubles:
-    """Log of each count, 1 for the greatest."""
-    return np.asarray(np.log1p(counts) / np.log1p(max(float(counts.max(initial=0)), 1.0)))
 
 
 def _ages(events: Interactions) -> Doubles:
