@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from recotransfer.experiments.benchmark import Benchmark, variants_of
     from recotransfer.io.readers import read_interactions, read_items
     from recotransfer.io.schema import EventWeights
+    from recotransfer.io.writers import write_recommendations
     from recotransfer.recommenders import (
         ALS,
         BPR,
@@ -77,6 +78,7 @@ __all__ = [
     "splits",
     "tune",
     "variants_of",
+    "write_recommendations",
 ]
 
 _HOMES = {
@@ -86,6 +88,7 @@ _HOMES = {
     "experiments.benchmark": ("Benchmark", "variants_of"),
     "io.readers": ("read_interactions", "read_items"),
     "io.schema": ("EventWeights",),
+    "io.writers": ("write_recommendations",),
     "recommenders": (
         "ALS", "BPR", "EASE", "ContentProfiles", "HybridItems", "ItemKNN", "Popularity", "Probe", "Recommender",
         "RidgeProfiles", "SASRec", "AdaptiveFusion", "HybridRanker", "RankFusion", "StackedFusion", "WeightedFusion",

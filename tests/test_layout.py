@@ -48,6 +48,7 @@ STAGES = {
     "data.columns": "items",
     "io.tables": "csv_files databases parquet_files",
     "io.events": "schema",
+    "io.writers": "artifacts databases",
     "io.readers": "csv_files events ids schema tables",
     "numerics.candidates": "_item_loops",
     "numerics.ridge": "_item_loops sparse",

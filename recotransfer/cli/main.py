@@ -182,7 +182,11 @@ def _tuned(task: TransferTask, items: Items, events: Interactions, o: Mapping[st
 
 @cli.command()
 @click.argument("model", type=PATH)
-@click.option("--out", required=True, type=PATH, help="Folder for the Parquet shards and their manifest.")
+@click.option(
+    "--out",
+    required=True,
+    help="Folder for the Parquet shards and their manifest, or a table of a database: sqlite:///shop.db#recs.",
+)
 @click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="Items per user.")
 @click.option("--users", type=PATH, help="File with a column of user ids; default everyone.")
 @click.option("--histories", help="Events of users, known or new, to recommend for; replaces what fit saw.")
@@ -193,28 +197,41 @@ def _tuned(task: TransferTask, items: Items, events: Interactions, o: Mapping[st
 @click.option("--shard", type=click.IntRange(1), default=20_000, show_default=True, help="Users per file.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted job.")
 @config_option
-def recommend(model: Path, out: Path, **o: Any) -> None:
-    """Write the best items of every user, or of those asked for, to Parquet.
+def recommend(model: Path, out: str, **o: Any) -> None:
+    """Write the best items of every user, or of those asked for, to Parquet or into a database.
 
     \b
     Example:
       recotransfer recommend model --out recs --k 20 --where 'in_stock and price < 50'
       recotransfer recommend model --out recs-new --histories new_users.csv --reasons
+      recotransfer recommend model --out 'sqlite:///shop.db#recs'
     """  # noqa: D301
     from recotransfer.experiments.benchmark.work import peak_memory_mib
     from recotransfer.io.artifacts import sha256
+    from recotransfer.io.writers import database_name, write_recommendations
     from recotransfer.serving.batch import BatchJob
 
     task = _loaded(model)
     catalogue = task.recommender.catalogue_
     histories = None if o["histories"] is None else read_events(o["histories"], o, catalogue)
     known = task.recommender.known_events().users if histories is None else histories.users
-    job = BatchJob(out, o["k"], not o["include_seen"], filter_of(o, catalogue), o["reasons"], o["shard"])
+    users = None if o["users"] is None else ids_of(o["users"], "user", known)
+    job = BatchJob(Path(out), o["k"], not o["include_seen"], filter_of(o, catalogue), o["reasons"], o["shard"])
     start = time.perf_counter()
+    if "://" in out:
+        if o["resume"]:
+            raise InputError("--resume goes on with a folder of shards; a table is written whole, so leave it out")
+
+        lists = job.lists(task.recommender, users=users, histories=histories)
+        rows = write_recommendations(lists, out)
+        say(f"{count_of(rows, 'row')} in {time.perf_counter() - start:.1f} s, peak memory {peak_memory_mib():.0f} MiB")
+        click.echo(database_name(out))
+        return
+
     manifest = job.run(
         task.recommender,
         model=sha256(model / "manifest.json"),
-        users=None if o["users"] is None else ids_of(o["users"], "user", known),
+        users=users,
         histories=histories,
         resume=o["resume"],
     )

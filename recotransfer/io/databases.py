@@ -88,6 +88,11 @@ def connected(address: str) -> sa.Engine:
         ) from None
 
 
+def is_query(wanted: str) -> bool:
+    """Whether what follows the '#' is a query rather than a table's name."""
+    return _bare_query(wanted) is not None
+
+
 def reason_of(cause: Exception) -> str:
     """What the database said, in one line."""
     return str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from recotransfer._version import __version__
 from recotransfer.data import Filter, IdMap, Interactions, Recommendations, positions_like
 from recotransfer.errors import InputError
-from recotransfer.io.artifacts import atomic_file, digest, digest_of_events, read_json, sha256, write_json
+from recotransfer.io.artifacts import digest, digest_of_events, read_json, sha256, write_json
+from recotransfer.io.writers import parquet_column, parquet_schema, write_parquet
 from recotransfer.progress import progress_bar
 from recotransfer.recommenders import Recommender
 
@@ -71,19 +73,11 @@ class BatchJob:
         Raises:
             InputError: settings the model refuses, a filter that no item passes, or a folder with anything else in it.
         """
-        if self.shard < 1:
-            raise InputError(f"shard must be at least 1 user, got {self.shard}")
-
-        recommender = recommender.for_batch()
-        known = recommender.known_events().users if histories is None else histories.users
-        asked = known.ids if users is None else known.take(positions_like(users, known))
-        if self.filter is not None and not self.filter.mask(recommender.catalogue_, recommender.item_columns_).any():
-            where = f" {self.filter.where!r}" if self.filter.where else ""
-            raise InputError(f"no item passes the filter{where}, with its allowed and denied items; loosen it")
+        recommender, known, asked = self._prepared(recommender, users, histories)
 
         # One user first: if the model refuses the filter, k or histories, no folder is left behind.
         self._found(recommender, asked[:1], histories)
-        schema = _schema(known, recommender.catalogue_, self.reason)
+        schema = parquet_schema(known.ids, recommender.catalogue_, reason=self.reason)
         job = self._describe(model, asked, histories)
         earlier = self._begin(job, resume)
         shards = []
@@ -104,6 +98,33 @@ class BatchJob:
             write_json(self.out / _MANIFEST, manifest)
 
         return manifest
+
+    def lists(
+        self, recommender: Recommender, *, users: ArrayLike | None = None, histories: Interactions | None = None
+    ) -> Iterator[Recommendations]:
+        """The lists of a shard of users at a time, for another writer; `out` is not touched. Arguments as in `run`."""
+        recommender, _, asked = self._prepared(recommender, users, histories)
+        with progress_bar(len(asked), desc="recommending", unit=" users", shown=self.progress) as bar:
+            for first in range(0, max(len(asked), 1), self.shard):
+                batch = asked[first : first + self.shard]
+                yield self._found(recommender, batch, histories)
+                bar.update(len(batch))
+
+    def _prepared(
+        self, recommender: Recommender, users: ArrayLike | None, histories: Interactions | None
+    ) -> tuple[Recommender, IdMap, NDArray[Any]]:
+        """What recommends, all users it may be asked about, and those that are."""
+        if self.shard < 1:
+            raise InputError(f"shard must be at least 1 user, got {self.shard}")
+
+        recommender = recommender.for_batch()
+        known = recommender.known_events().users if histories is None else histories.users
+        asked = known.ids if users is None else known.take(positions_like(users, known))
+        if self.filter is not None and not self.filter.mask(recommender.catalogue_, recommender.item_columns_).any():
+            where = f" {self.filter.where!r}" if self.filter.where else ""
+            raise InputError(f"no item passes the filter{where}, with its allowed and denied items; loosen it")
+
+        return recommender, known, asked
 
     def _found(self, recommender: Recommender, batch: NDArray[Any], histories: Interactions | None) -> Recommendations:
         if histories is not None:  # only those of this shard, because the model sorts all it is given
@@ -171,36 +192,6 @@ class BatchJob:
         return {str(shard["file"]): str(shard["sha256"]) for shard in shards}
 
 
-def write_parquet(path: Path, found: Recommendations, schema: pa.Schema) -> None:
-    """Write one table of recommendations atomically; rows without an item are left out."""
-    frame = found.to_frame()
-    columns = [_column(frame[field.name].to_numpy(), field.type) for field in schema]
-    with atomic_file(path) as file:
-        pq.write_table(pa.Table.from_arrays(columns, schema=schema), file, compression="zstd", write_page_checksum=True)
-
-
-def _schema(users: IdMap, items: IdMap, reason: bool) -> pa.Schema:
-    """One schema for all shards of a job, whatever values each of them has."""
-    fields = [
-        ("user", _type_of(users.ids)),
-        ("item", _type_of(items.ids)),
-        ("rank", pa.int32()),
-        ("score", pa.float32()),
-    ]
-    return pa.schema([*fields, ("reason", pa.string())] if reason else fields)
-
-
-def _type_of(ids: NDArray[Any]) -> pa.DataType:
-    if ids.dtype != object:
-        return pa.from_numpy_dtype(ids.dtype)
-
-    return pa.binary() if len(ids) and {type(v) for v in ids} == {bytes} else pa.string()
-
-
-def _column(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
-    return pa.array([str(v) for v in values] if kind == pa.string() else values, kind)
-
-
 def _is_whole(path: Path, batch: NDArray[Any], schema: pa.Schema, checksum: str | None) -> bool:
     """True if a shard is intact: by its checksum in the manifest if there is one, otherwise by those of its pages."""
     if not path.exists():
@@ -216,6 +207,6 @@ def _is_whole(path: Path, batch: NDArray[Any], schema: pa.Schema, checksum: str 
     if table.schema != schema:
         return False
 
-    asked = set(_column(batch, schema.field("user").type).to_pylist())
+    asked = set(parquet_column(batch, schema.field("user").type).to_pylist())
 
     return asked.issuperset(table["user"].unique().to_pylist())

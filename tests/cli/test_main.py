@@ -543,3 +543,23 @@ def test_an_index_is_named_with_its_settings(run, tiny, tmp_path):
     done = run(*words)
     assert done.status == 0
     assert "ExactIndex, as given" in done.err
+
+
+# -- results in a database ---------------------------------------------------------------------------------------------
+
+
+def test_recommendations_go_into_a_database(place, run):
+    words = ("recommend", "model", "--k", 3, "--users", "some.txt", "--shard", 1)
+    Path("some.txt").write_text("3\n7\n")
+    ran = run(*words, "--out", "sqlite:///shop.db#recs")
+    assert (ran.status, ran.out) == (0, "sqlite:///shop.db#recs\n"), ran.err
+    assert "6 rows in" in ran.err
+    assert run(*words, "--out", "r").status == 0
+    with sqlite3.connect("shop.db") as base:
+        table = pd.read_sql("select * from recs", base)
+    wanted = pd.read_parquet("r")
+    pd.testing.assert_frame_equal(table, wanted, check_dtype=False)
+    refused(run(*words, "--out", "sqlite:///shop.db"), "name a table to write to after '#'")
+    refused(run(*words, "--out", "sqlite:///shop.db#recs", "--resume"), "a table is written whole")
+    refused(run(*words, "--out", "sqlite:///new.db#recs", "--where", "price < 0"), "no item passes the filter")
+    assert not Path("new.db").exists()
