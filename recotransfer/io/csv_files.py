@@ -68,6 +68,7 @@ def read_csv(path: Path, *, header: bool = True) -> Table:
     lines = _line_numbers(table, text, header)
     out = Table(table.rename_columns(names).to_pandas(), str(path), path.parent, lines, list(text.notes))
     out.decimal_comma = text.mark == ";"
+    _open_formulas(out)
     _leave_out_headers(out, names)
     _note_swallowed_rows(out, text.mark)
     if "" in names:
@@ -207,6 +208,16 @@ def _line_numbers(table: Any, text: _Text, header: bool) -> NDArray[np.int64] | 
     lines = plain + np.cumsum(inside) - inside
 
     return lines + text.lines_before if lines[-1] + inside[-1] >= total else None
+
+
+def _open_formulas(table: Table) -> None:
+    """Take the text out of cells such as ="007", by which spreadsheets are made to keep zeros."""
+    for i, name in enumerate(table.frame.columns):
+        cells = table.frame.iloc[:, i]
+        formulas = cells.str.fullmatch(r'="[^"]*"').to_numpy(bool, na_value=False)
+        if formulas.any():
+            table.frame.isetitem(i, cells.where(~formulas, cells.str.slice(2, -1)))
+            table.notes.append(f"column {name!r}: formulas such as {cells[formulas].iloc[0]} were read as their text")
 
 
 def _leave_out_headers(table: Table, names: Sequence[str]) -> None:

@@ -73,7 +73,8 @@ def parse_times(values: pd.Series, time_format: str | None = None) -> Times:
             notes.append("times are durations and were kept as seconds: an order, not dates")
             return Times(typed, filled & np.isnan(typed), tuple(notes))
 
-        if not isinstance(values.dtype, pd.DatetimeTZDtype) and not values[filled].head().map(_is_zoned).all():
+        zoned = isinstance(values.dtype, pd.DatetimeTZDtype) or all(map(_is_zoned, values[filled].head()))
+        if not zoned:
             notes.append("times without a zone were taken as UTC")
 
         return _within_calendar(typed, filled, notes)

@@ -37,6 +37,12 @@ def test_one_table_in_every_usual_form(tmp_path, text):
     assert read_interactions(path).data.weight.tolist() == [1.5, 2]
 
 
+def test_formulas_that_keep_zeros_are_read_as_their_text(tmp_path):
+    read = read_interactions(write(tmp_path, "t.csv", 'user_id,item_id\n="007",a\n="008",b\n'))
+    assert read.data.users.ids.tolist() == ["007", "008"]
+    assert any("formulas" in note for note in read.report.notes)
+
+
 def test_marks_inside_quoted_names_do_not_separate_cells(tmp_path):
     path = write(tmp_path, "t.csv", 'item_id;"a, b, and c"\n1;x\n')
     assert list(read_table(path)) == ["item_id", "a, b, and c"]

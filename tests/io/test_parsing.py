@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from recotransfer.errors import InputError
 from recotransfer.io.parsing import parse_numbers, parse_times
 from recotransfer.io.readers import read_interactions, read_items
 
@@ -102,6 +103,7 @@ def test_semicolons_between_cells_speak_for_decimal_commas(tmp_path):
         ([dt.date(9999, 12, 31), "2025-01-01", None], [LAST, 1735689600, NAN]),
         ([dt.datetime(1, 1, 1), pd.Timestamp("2025-01-01", tz="Asia/Tokyo")], [FIRST, 1735657200]),
         ([dt.timedelta(days=1), dt.timedelta(seconds=5)], [86400, 5]),
+        ([pd.NaT, pd.NaT], [NAN, NAN]),
         ([np.datetime64("30000-01-01", "s"), np.datetime64("2025-01-01", "s")], [NAN, 1735689600]),
     ],
     ids=str,
@@ -109,7 +111,7 @@ def test_semicolons_between_cells_speak_for_decimal_commas(tmp_path):
 def test_dates_of_every_age_are_read_or_marked(cells, seconds):
     times = parse_times(pd.Series(cells, dtype=object))
     np.testing.assert_array_equal(times.seconds, seconds)
-    assert times.bad.tolist() == [c is not None and np.isnan(s) for c, s in zip(cells, seconds, strict=True)]
+    assert times.bad.tolist() == [not pd.isna(c) and np.isnan(s) for c, s in zip(cells, seconds, strict=True)]
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us"])
@@ -134,6 +136,13 @@ def test_dates_that_no_calendar_has_are_dropped_or_emptied_and_reported():
     assert [(d.reason, d.rows, d.cells) for d in items.report.dropped] == [("not a date", (31,), True)]
     log = read_interactions(pd.DataFrame({"user_id": ids, "item_id": ids, "timestamp": cells}))
     assert [(d.reason, d.rows) for d in log.report.dropped] == [("unreadable time", (31,))]
+
+
+def test_columns_without_any_time_are_reported_and_no_traceback():
+    for empty in (pd.to_datetime([None, None]), [None, None], ["", " "]):
+        frame = pd.DataFrame({"user": ["u", "v"], "item": ["a", "b"], "time": empty})
+        with pytest.raises(InputError, match="no event is left"):
+            read_interactions(frame)
 
 
 def test_durations_are_numbers_of_items_and_an_order_of_events():
