@@ -1,4 +1,4 @@
-"""Options into carriers, filters and encoders; what a reader reports goes to stderr."""
+"""Carriers, filters and encoders from command line options; reports of reads go to stderr."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def read_events(source: str, o: Mapping[str, Any], items: IdMap, users: IdMap | 
 
 
 def ids_of(path: Path, role: Literal["user", "item"], known: IdMap) -> Any:
-    """The ids in a file's id column, or its only one, as the model holds them."""
+    """The ids in a file's id column, or its only column, in the model's types."""
     from recotransfer.io.readers import read_ids
 
     try:

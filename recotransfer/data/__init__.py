@@ -1,7 +1,7 @@
 """The carriers that every part of the package passes around: ids, items, interactions, embeddings, recommendations.
 
-All are frozen; their arrays are read-only. Ids are what the user knows, positions are what the mathematics uses.
-Reading files into carriers is the business of `io.readers`.
+All are frozen, with read-only arrays. The user works with ids, the mathematics with positions. `io.readers` makes
+carriers from files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Item vectors and where they come from: `Embeddings`."""
+"""Item vectors with their source: `Embeddings`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Embeddings:
     Attributes:
         ids: the items, in row order.
         vectors: (n, dim) float32, finite. Rows of items without content are zero.
-        source: encoder name, revision and the maps applied.
-        present: (n,) bool; False where the item has no content at all, so that its zeros are never read as content.
+        source: the encoder's name and revision, and the transfers applied.
+        present: (n,) bool; False for items without content, so that their zero vectors are not taken for content.
         blocks: (name, width) of the modalities side by side in `vectors`, for example (("text", 384), ("image", 1280)).
     """
 
@@ -65,7 +65,7 @@ class Embeddings:
 
     @property
     def has_content(self) -> NDArray[np.bool_]:
-        """(n,) bool, `present` with its type settled."""
+        """(n,) bool: `present`, which is never None once the object is made."""
         assert self.present is not None  # set in __post_init__
         return self.present
 
@@ -75,7 +75,7 @@ class Embeddings:
         return "+".join(name for name, _ in self.blocks)
 
     def align(self, ids: IdMap) -> Embeddings:
-        """Rows for `ids` in their order; items without a vector are marked as not present."""
+        """The vectors of `ids`, in their order; items without a vector are zero and not present."""
         if ids == self.ids:
             return self
 
@@ -86,9 +86,11 @@ class Embeddings:
         return Embeddings(ids, vectors, self.source, present, self.blocks)
 
     def joined(self, other: Embeddings) -> Embeddings:
-        """These rows, then those of `other`, whose ids are new; source and blocks are those of these."""
+        """These rows, then those of `other`, whose ids must be new; source and blocks stay as they are here."""
         if other.dim != self.dim:
-            raise InputError(f"new items have {other.dim} dimensions, those known {self.dim}; encode both alike")
+            raise InputError(
+                f"new items have {other.dim} dimensions, known ones {self.dim}; use the same encoder for both"
+            )
 
         vectors = np.concatenate([self.vectors, other.vectors])
         present = np.concatenate([self.has_content, other.has_content])

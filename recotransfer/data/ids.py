@@ -1,4 +1,4 @@
-"""Ids outside, positions inside: `IdMap`."""
+"""Ids for the user, positions for the mathematics: `IdMap`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_only(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def preview(values: Any, n: int = 5) -> str:
-    """The first `n` values in words, and how many more there are."""
+    """The first `n` values as text, and the number of further ones."""
     shown = ", ".join(repr(v) for v in list(values[:n]))
     return shown + (f" and {len(values) - n} more" if len(values) > n else "")
 
@@ -28,8 +28,8 @@ def preview(values: Any, n: int = 5) -> str:
 class IdMap:
     """A fixed two-way map between ids and positions 0..n-1.
 
-    Ids may be of any hashable type and are kept as they came. `1` and `"1"` are two ids, `1` and `1.0` are one, as
-    they are as keys of a dict.
+    Ids may be of any hashable type and keep their type. `1` and `"1"` are two ids, `1` and `1.0` are one, as with the
+    keys of a dict.
 
     >>> items = IdMap(["a", "b"])
     >>> items.positions(["b", "a"]).tolist()

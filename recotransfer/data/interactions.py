@@ -1,4 +1,4 @@
-"""The log, one row per event: `Interactions`."""
+"""A log of events, ratings or labels: `Interactions`."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _EVENT_TYPES = {"user": np.int64, "item": np.int64, "weight": np.float32, "time"
 
 @dataclass(frozen=True)
 class Interactions:
-    """Who did what: one row per event (or rating, or label), by position in `users` and `items`.
+    """A log: one row per event, rating or label, by position in `users` and `items`.
 
     Attributes:
-        users, items: all known ids; an id may have no event.
+        users, items: all ids; an id may have no event.
         user, item: (n,) positions.
         weight: (n,) float32, greater is stronger.
-        time: (n,) float64 seconds since 1970, or None where nothing is timed. Order alone is also a time.
+        time: (n,) float64 seconds since 1970, or None for a log without times. A plain order is a time too.
         kind: (n,) int16 positions in `kinds`, or None.
         kinds: names of the event kinds.
     """
@@ -116,9 +116,14 @@ class Interactions:
 
     @classmethod
     def from_labels(cls, labels: Sequence[Any] | pd.Series, items: IdMap) -> Interactions:
-        """One interaction per item: the label is the user who holds it.
+        """One interaction per labelled item: each label is a user, who interacted with the items that bear it.
 
-        `labels` follows the order of `items`; None is unlabelled.
+        Args:
+            labels: one per item, in the order of `items`; None where an item has no label.
+            items: the items' ids.
+
+        Raises:
+            InputError: another number of labels than items, or labels that cannot be ids.
         """
         column = pd.Series(list(labels), dtype=object)
         if len(column) != len(items):
@@ -182,10 +187,10 @@ class Interactions:
         return replace(self, users=own_users, items=own_items, user=user[self.user], item=item[self.item])
 
     def joined(self, other: Interactions) -> Interactions:
-        """These events, then those of `other`, over the ids of both; the ids of these keep their positions.
+        """These events, then those of `other`; ids of this log keep their positions, new ids follow.
 
         Raises:
-            InputError: only one of the two has times, or event kinds. A log without events has what the other has.
+            InputError: only one of two logs with events has times, or event kinds.
         """
         for name in ("time", "kind"):
             if len(self) and len(other) and (getattr(self, name) is None) != (getattr(other, name) is None):
@@ -239,7 +244,7 @@ def _mapped(column: pd.Series, known: IdMap | None) -> tuple[IdMap, NDArray[np.i
 
 
 def _like(own: IdMap, known: IdMap, role: str) -> tuple[IdMap, NDArray[np.int64]]:
-    """The ids in the types of `known`, and (n,) where each of `own` stands among them."""
+    """The ids in the types of `known`, and (n,) the position of each of `own` in them."""
     if own.dtype == known.dtype and own.dtype != object:
         return own, np.arange(len(own))
 

@@ -22,8 +22,8 @@ class Items:
 
     Attributes:
         ids: the items, in row order.
-        columns: a frame with one row per item and a default index; None or NaN where an item has no value.
-        kinds: what each column holds; columns left out are carried along for filters and output only.
+        columns: a frame with one row per item; None or NaN where an item has no value.
+        kinds: the kind of content in each column; columns without a kind are only used by filters and in output.
     """
 
     ids: IdMap

@@ -16,10 +16,10 @@ from recotransfer.errors import InputError
 
 @dataclass(frozen=True)
 class Reason:
-    """Why an item stands in a list.
+    """Why an item was recommended.
 
     Attributes:
-        because: (item id, share) of the user's own items that weighed most, shares of the positive evidence.
+        because: (item id, share) of the items in the user's history that contributed most to the score.
         parts: share of the score by source, for example {"behaviour": 0.7, "text": 0.3}.
     """
 
@@ -37,11 +37,11 @@ class Recommendations:
     """Ranked lists, best first.
 
     Attributes:
-        users: (n,) ids of the users (or, for `similar_items`, of the items asked about).
+        users: (n,) ids of the users (for `similar_items`, of the query items).
         catalogue: the items that `positions` point into.
-        positions: (n, k) int64; -1 past the end of a list that could not be filled.
+        positions: (n, k) int64; -1 where a list has fewer than k items.
         scores: (n, k) float32, greater is better; -inf where `positions` is -1.
-        reason: (n, k) of `Reason` or None, when asked for.
+        reason: (n, k) of `Reason`, or None if no reasons were requested.
     """
 
     users: NDArray[Any]

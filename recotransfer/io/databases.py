@@ -164,7 +164,7 @@ def _tables(inspector: sa.Inspector, schema: str | None) -> list[str]:
 
 
 def _named(known: list[str], wanted: str) -> str | None:
-    """The name among `known` that is meant: as it stands, without its quotes, or in another case."""
+    """The matching name in `known`: exactly as written, without its quotes, or in another case; else None."""
     bare = wanted.strip()
     for opened, closed in ('""', "``", "[]", "''"):
         if len(bare) > 2 and bare[0] == opened and bare[-1] == closed:
@@ -191,7 +191,7 @@ def _select_all(table: str, schema: str | None) -> Any:
 
 
 def _bare_query(wanted: str) -> str | None:
-    """The query without a closing semicolon and brackets around all of it; None for what is no query."""
+    """The query without enclosing brackets or a final semicolon; None if it is not a query."""
     query = wanted.strip().rstrip(";").strip()
     start = query
     while (comment := _COMMENT.match(start)) is not None:

@@ -29,7 +29,7 @@ def weights_and_kinds(
     uses_rating = events.rating_threshold is not None or events.rating_as_weight
     if uses_rating and "rating" not in names:
         raise InputError(
-            f"{table.name}: ratings are asked for but no column holds them; give columns={{'rating': ...}}"
+            f"{table.name}: ratings are asked for, but there is no column of ratings; give columns={{'rating': ...}}"
         )
 
     for role in ("rating", "weight"):
@@ -109,7 +109,7 @@ def drop_duplicates(table: Table, log: pd.DataFrame) -> None:
 
 
 def merge_repeats(table: Table, log: pd.DataFrame, repeats: str) -> pd.DataFrame:
-    """The standing rows; with "sum" or "last", only the latest of each user and item."""
+    """The rows that are kept; with "sum" or "last", only the latest event of each user and item."""
     if repeats == "all":
         return log[table.keep]
 

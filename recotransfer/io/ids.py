@@ -1,4 +1,4 @@
-"""The cells of an id column as ids: what programs did to them is undone, what stands for a missing id is found."""
+"""Clean ids from the cells of an id column: changes made by other programs are undone, missing ids are found."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def clean_ids(values: pd.Series, known: IdMap | None = None) -> CleanIds:
 
     Args:
         values: the column.
-        known: ids of the other table; those found there as they stand are left alone.
+        known: ids of the other table; ids that are among them are not changed.
 
     Raises:
         TypeError: values that cannot be ids, such as lists.
@@ -101,7 +101,7 @@ def clean_ids(values: pd.Series, known: IdMap | None = None) -> CleanIds:
 
 
 def _clean_id(value: Any) -> Any:
-    """The id, None where it stands for a missing one."""
+    """The id, or None for a missing one."""
     if isinstance(value, str):
         bare = value.strip()
         if bare.lower() in _MISSING_IDS:

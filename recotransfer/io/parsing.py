@@ -53,14 +53,14 @@ def parse_times(values: pd.Series, time_format: str | None = None) -> Times:
     """Times in any usual form as seconds.
 
     Dates and datetimes (ISO 8601 and other spellings, mixed; without a zone they are UTC), seconds, milli-, micro- or
-    nanoseconds since 1970 told apart by size, numbers like 20240131, and small numbers as a plain order.
+    nanoseconds since 1970 recognised by size, numbers like 20240131, and small numbers as a plain order.
 
     Args:
         values: the column, of any type.
         time_format: a strptime format such as "%d/%m/%Y %H:%M", or the unit of numbers: "s", "ms", "us", "ns", "order".
 
     Raises:
-        InputError: days and months that cannot be told apart; the message asks for `time_format`.
+        InputError: ambiguous order of day and month; the message asks for `time_format`.
 
     >>> parse_times(pd.Series(["1970-01-02", "1970-01-01T00:00:05Z", "86400", "soon"])).seconds.tolist()
     [86400.0, 5.0, 86400.0, nan]

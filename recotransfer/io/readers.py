@@ -140,8 +140,8 @@ def _share_used_by(events: Source, columns: Mapping[str, str]) -> Callable[[pd.S
             )
             log.extend(IdMap(distinct_ids(frame[name])) for name in names)
 
-        held = IdMap(distinct_ids(values))
-        return max((share_known(used.ids, held) for used in log), default=0.0)
+        candidates = IdMap(distinct_ids(values))
+        return max((share_known(used.ids, candidates) for used in log), default=0.0)
 
     return share
 
@@ -209,7 +209,7 @@ def read_interactions(
         source: as in `read_table`.
         columns: names of the columns for the roles user, item, event, time, rating, weight, where they are not usual.
         events: weights of event kinds, use of ratings, treatment of repeats; None is `EventWeights()`.
-        items: the catalogue's ids; ids of another type are converted to its type when no id matches as it stands.
+        items: the catalogue's ids; ids of another type are converted to its type where that loses nothing.
         users: ids that come first in the user map; new users follow them.
         unknown_items: what to do with events on items outside `items`: "drop" and report, or "keep" and add the items.
         time_format: strptime format, or "s", "ms", "us", "ns", "order", where times are not understood by themselves.
@@ -339,7 +339,7 @@ def _ids_without_header(source: Source, role: Literal["user", "item"], known: Id
 
 
 def as_known(ids: Sequence[Any], known: IdMap) -> NDArray[Any]:
-    """`ids` as `known` holds them: text such as "17" stands for 17 where all known ids are integers.
+    """The distinct ids in the types of `known`: "17" becomes 17 if known ids are integers.
 
     Raises:
         UnknownIdError: an id that `known` lacks.

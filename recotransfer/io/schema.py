@@ -43,7 +43,7 @@ def is_price(name: str) -> bool:
 
 
 def guess_kind(name: str, values: pd.Series, rows: int) -> ColumnKind | str | None:
-    """The kind of a column of items: a `ColumnKind`, "flag" or "date" for what is only carried, None for other ids.
+    """The kind of an item column: a `ColumnKind`, "flag" or "date" for columns without content, None for other ids.
 
     Args:
         name: the column's name, which decides first.
@@ -120,7 +120,7 @@ def has_dates(name: str, values: pd.Series) -> bool:
 
 
 def wordiest(columns: pd.DataFrame, names: Sequence[str]) -> str | None:
-    """The category that may stand in for a missing title: at least 100 values, most of two words or more."""
+    """The category to use as text when there is no title: at least 100 values, most of two words or more."""
     counts = {c: columns[c].nunique() for c in names if columns[c].dropna().astype(str).str.count(" ").median() >= 1}
     best = max(counts, key=lambda c: counts[c], default=None)
     return best if best is not None and counts[best] >= 100 else None
@@ -346,7 +346,7 @@ def is_row_number(name: str, values: pd.Series) -> bool:
 
 
 def flat(values: pd.Series, name: str) -> pd.Series:
-    """The column with lists joined to text ("a|b", or "a b" under a name of running text) and {"bytes": ...} opened."""
+    """The column with lists as text ("a|b", or "a b" in a column of running text) and {"bytes": ...} as bytes."""
     first = next(iter(values.dropna()), None)
     if isinstance(first, dict) and isinstance(first.get("bytes"), bytes):
         return values.map(lambda cell: cell.get("bytes"), na_action="ignore")
