@@ -216,7 +216,7 @@ def _open_formulas(table: Table) -> None:
         cells = table.frame.iloc[:, i]
         formulas = cells.str.fullmatch(r'="[^"]*"').to_numpy(bool, na_value=False)
         if formulas.any():
-            table.frame.isetitem(i, cells.where(~formulas, cells.str.slice(2, -1)))
+            table.frame.isetitem(i, cells.where(~formulas, cells.str.slice(2, -1)).array)
             table.notes.append(f"column {name!r}: formulas such as {cells[formulas].iloc[0]} were read as their text")
 
 
