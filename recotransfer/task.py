@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from recotransfer import registry
+from recotransfer.arguments import checked_class
 from recotransfer.data import (
     ColumnKind,
     Embeddings,
@@ -43,6 +44,7 @@ _AUDIENCE_BLOCK = 4096  # users ranked at a time
 _BEFORE_TUNING = "this task's tuners have not run yet; call task.tuned(items, events) and go on with what it returns"
 
 
+@checked_class
 class TransferTask:
     """A recommender fed with what pretrained encoders know of the items.
 

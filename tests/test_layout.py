@@ -21,9 +21,10 @@ from recotransfer.errors import EXTRAS
 PACKAGE = REPO / "recotransfer"
 # From the ground up: a file imports from lower wings only.
 WINGS = [
-    "_version", "errors", "progress", "settings", "registry",
-    "data", "io", "numerics", "retrieval", "encoders", "evaluation",
-    "recommenders", "diagnostics", "transfer", "task", "experiments", "serving", "adapters", "cli", "testing",
+    "_version", "errors", "progress", "settings", "arguments", "registry", "data", "io", "numerics", "retrieval",
+    "encoders",
+    "evaluation", "recommenders", "diagnostics", "transfer", "task", "experiments", "serving", "adapters", "cli",
+    "testing",
 ]  # fmt: skip
 # Inside a wing: the files that every other file of it may import.
 SHARED = {

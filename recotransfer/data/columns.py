@@ -9,6 +9,7 @@ from uuid import UUID
 import numpy as np
 import pandas as pd
 
+from recotransfer.arguments import checked
 from recotransfer.data.ids import IdMap
 from recotransfer.data.items import Items
 
@@ -17,6 +18,7 @@ _LISTS = (list, tuple, set, frozenset, np.ndarray)
 _PLAIN = {str, bool, int, float, date, datetime, pd.Timestamp, Decimal}
 
 
+@checked
 def filter_columns(items: Items, ids: IdMap) -> pd.DataFrame:
     """(len(ids), columns) what a filter can read of `items` and a file can hold; empty cells for ids it lacks.
 
@@ -68,6 +70,7 @@ def _scalar(value: object) -> object:
     return value.item() if isinstance(value, np.generic) and not dated else value
 
 
+@checked
 def extended_columns(columns: pd.DataFrame, ids: IdMap, items: Items | None) -> pd.DataFrame:
     """`columns`, whose rows are the first of `ids`, with a row for each further id.
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked_class
 from recotransfer.data.ids import IdMap, preview, read_only
 from recotransfer.errors import InputError
 
 
+@checked_class
 @dataclass(frozen=True)
 class Embeddings:
     """Item vectors from a frozen encoder or a transfer.

@@ -18,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import infer_dtype, is_datetime64_any_dtype, is_numeric_dtype
 
+from recotransfer.arguments import checked_class
 from recotransfer.data.expressions import FUNCTIONS, Expression, parsed, shown, too_deep
 from recotransfer.data.ids import IdMap
 from recotransfer.errors import InputError
@@ -34,6 +35,7 @@ _ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
 _LISTS = (list, tuple, set, frozenset, np.ndarray)
 
 
+@checked_class
 @dataclass(frozen=True)
 class Filter:
     """Items that may be recommended; what is not mentioned is allowed.

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from recotransfer.arguments import checked_class
 from recotransfer.errors import InputError, UnknownIdError
 
 
@@ -25,6 +26,7 @@ def preview(values: Any, n: int = 5) -> str:
     return shown + (f" and {len(values) - n} more" if len(values) > n else "")
 
 
+@checked_class
 class IdMap:
     """A fixed two-way map between ids and positions 0..n-1.
 

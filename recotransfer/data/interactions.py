@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from recotransfer.arguments import checked_class
 from recotransfer.data.ids import IdMap, id_index, read_only
 from recotransfer.data.matching import match_ids, spelt_twice
 from recotransfer.data.moments import as_seconds
@@ -21,6 +22,7 @@ from recotransfer.errors import InputError
 _EVENT_TYPES = {"user": np.int64, "item": np.int64, "weight": np.float32, "time": np.float64, "kind": np.int16}
 
 
+@checked_class
 @dataclass(frozen=True)
 class Interactions:
     """A log: one row per event, rating or label, by position in `users` and `items`.
@@ -154,7 +156,7 @@ class Interactions:
         out.eliminate_zeros()
         return out
 
-    def select(self, rows: NDArray[Any]) -> Interactions:
+    def select(self, rows: NDArray[np.integer[Any]] | NDArray[np.bool_]) -> Interactions:
         """The events at `rows` (positions or a boolean mask); ids stay the same."""
         return Interactions(
             self.users,

@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked_class
 from recotransfer.data.ids import IdMap, preview
 from recotransfer.errors import InputError
 
 ColumnKind = Literal["text", "image", "category", "number"]
 
 
+@checked_class
 @dataclass(frozen=True)
 class Items:
     """The catalogue's raw content, one row per item.

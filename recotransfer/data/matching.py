@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from recotransfer.arguments import checked
 from recotransfer.data.ids import IdMap, id_index
 from recotransfer.errors import InputError
 
@@ -97,6 +98,7 @@ def match_ids(ids: Iterable[Any] | pd.Index, known: IdMap) -> MatchedIds:
     return MatchedIds(out, (*notes, *_zeros(out[lost], known)), mixed)
 
 
+@checked
 def ids_like(ids: IdMap, known: IdMap, role: str) -> IdMap:
     """The ids in the types of `known`, in the same order; `ids` itself where nothing is to be converted.
 
@@ -113,6 +115,7 @@ def ids_like(ids: IdMap, known: IdMap, role: str) -> IdMap:
     return ids if matched.ids.equals(id_index(ids.ids)) else IdMap(matched.ids)
 
 
+@checked
 def positions_like(ids: ArrayLike | pd.Index, known: IdMap) -> NDArray[np.int64]:
     """(len(ids),) positions of known ids, written in the types of `known` or not; `UnknownIdError` names the others."""
     at = known.positions(ids, missing="negative")

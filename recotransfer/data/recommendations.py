@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked_class
 from recotransfer.data.ids import IdMap, read_only
 from recotransfer.errors import InputError
 
 
+@checked_class
 @dataclass(frozen=True)
 class Reason:
     """Why an item was recommended.
@@ -32,6 +34,7 @@ class Reason:
         return f"because of {items} [{parts}]" if items else f"[{parts}]"
 
 
+@checked_class
 @dataclass(frozen=True)
 class Recommendations:
     """Ranked lists, best first.
@@ -51,6 +54,10 @@ class Recommendations:
     reason: NDArray[np.object_] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("users", "positions", "scores", "reason"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, np.asarray(given))
+
         shape = (len(self.users), self.positions.shape[-1])
         for name, wanted in (("users", shape[:1]), ("positions", shape), ("scores", shape), ("reason", shape)):
             if (array := getattr(self, name)) is None:

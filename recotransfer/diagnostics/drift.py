@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from recotransfer.arguments import checked, checked_class
 from recotransfer.data import Embeddings, Interactions
 from recotransfer.errors import InputError
 from recotransfer.evaluation.metrics import hits, ndcg
@@ -45,6 +46,7 @@ class Shift(NamedTuple):
     words: str
 
 
+@checked_class
 @dataclass(frozen=True)
 class Drift:
     """How two periods differ.
@@ -65,6 +67,7 @@ class Drift:
         return {"shifts": [s._asdict() for s in self.shifts], "action": self.action, "words": self.words}
 
 
+@checked
 def drift(
     before: Interactions,
     after: Interactions,

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked, checked_class
 from recotransfer.data import Filter, IdMap, Interactions, Recommendations
 from recotransfer.errors import InputError
 from recotransfer.evaluation.metrics import POPULARITY_BUCKET_NAMES, hits, ndcg, popularity_bucket
@@ -45,6 +46,7 @@ class Bucket(NamedTuple):
     change: Difference
 
 
+@checked_class
 @dataclass(frozen=True)
 class Verdict:
     """What content added on held-out events.
@@ -99,6 +101,7 @@ class Guarded(NamedTuple):
         return _selected(transfer, ablation, self.verdict.trust, self.verdict.kept)
 
 
+@checked
 def guard(
     transfer: Recommender,
     ablation: Recommender,

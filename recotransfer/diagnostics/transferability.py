@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from recotransfer.arguments import checked
 from recotransfer.data import Embeddings, Interactions
 from recotransfer.errors import InputError, require
 from recotransfer.numerics.vectors import gaussian_kernel, reciprocal, unit_rows
@@ -26,6 +27,7 @@ _SWEEPS = 100  # most iterations of the fixed point in `logme`
 _ENOUGH = 1e-4  # relative change of the ratio at which it has converged
 
 
+@checked
 def logme(features: Vectors, labels: ArrayLike) -> float:
     """Log evidence per item of the labels under a Bayesian linear model on the features, averaged over targets.
 
@@ -69,6 +71,7 @@ def _posterior(power: Vectors, along: Vectors, beyond: Vectors, ratio: Vectors) 
     return gamma, (power * along * shrunk**2).sum(axis=0), beyond + ((ratio * shrunk) ** 2 * along).sum(axis=0)
 
 
+@checked
 def h_score(features: Vectors, labels: ArrayLike) -> float:
     """Separation of the class means relative to the spread of the features: (1 - a) trace(C^-1 B).
 
@@ -97,6 +100,7 @@ def h_score(features: Vectors, labels: ArrayLike) -> float:
     return float((1 - share) * np.trace(np.linalg.solve(covariance, between)))
 
 
+@checked
 def neighbour_agreement(items: Embeddings, interactions: Interactions, *, neighbours: int = 10, seed: int = 0) -> float:
     """How many times as often nearest neighbours in content are consumed together as random items of equal popularity.
 
@@ -154,6 +158,7 @@ def _others(positions: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.
     return np.asarray(positions[out]).reshape(len(positions), -1)
 
 
+@checked
 def mmd(source: Vectors, target: Vectors, seed: int = 0) -> float:
     """Squared maximum mean discrepancy of two sets of vectors; about 0, or slightly below, for equal distributions.
 
@@ -175,6 +180,7 @@ def mmd(source: Vectors, target: Vectors, seed: int = 0) -> float:
     return float(sum(within) - 2 * kernel[:n, n:].mean())
 
 
+@checked
 def coral_distance(source: Vectors, target: Vectors) -> float:
     """Squared Frobenius distance of the two covariance matrices, divided by 4 d^2. O((n + m) d^2).
 
@@ -190,6 +196,7 @@ def coral_distance(source: Vectors, target: Vectors) -> float:
     return float((apart**2).sum() / (4 * source.shape[1] ** 2))
 
 
+@checked
 def proxy_a_distance(source: Vectors, target: Vectors, seed: int = 0) -> float:
     """2 (1 - 2 error) of a linear classifier of the domain: 0 if the domains are the same, 2 if they are separable.
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked_class
 from recotransfer.data import Items
 from recotransfer.encoders.base import columns_of, is_missing
 from recotransfer.encoders.models import folder_revision, model_folder, model_label, quiet_loading
@@ -28,6 +29,7 @@ _VOICED = 0.45  # least autocorrelation of a frame that has a pitch
 _SHORTEST = 0.1  # seconds: less has no statistics
 
 
+@checked_class
 class LogMelAudio:
     """Statistics of a clip's log-mel spectrum, loudness and pitch; nothing is trained.
 
@@ -95,6 +97,7 @@ class LogMelAudio:
         return _why(value, self.rate)
 
 
+@checked_class
 class PretrainedAudio:
     """Clips through a pretrained model of transformers: wav2vec 2.0, HuBERT, WavLM, AST and others; states averaged.
 

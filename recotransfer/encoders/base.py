@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked
 from recotransfer.data import Items
 from recotransfer.errors import InputError
 from recotransfer.registry import encoders
@@ -83,6 +84,7 @@ class TrainableEncoder(Encoder, Protocol):
         """The same encoder with the weights of `module`, which are written to `folder`, whole or not at all."""
 
 
+@checked
 def encoder_spec(encoder: Encoder) -> dict[str, Any]:
     """Plain JSON from which `encoder_from_spec` builds the same encoder: the class under "class", and its settings.
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked, checked_class
 from recotransfer.data import Embeddings, Items
 from recotransfer.encoders.base import Encoder, content_bytes
 from recotransfer.errors import InputError
@@ -26,6 +27,7 @@ from recotransfer.settings import check_settings
 _KEY_BYTES = 16
 
 
+@checked_class
 @dataclass(frozen=True)
 class EncodeReport:
     """What `encode_items` did.
@@ -63,6 +65,7 @@ class EncodeReport:
         return "\n".join([line, *shown])
 
 
+@checked_class
 @dataclass(frozen=True)
 class Encoded:
     """Vectors of a catalogue and the report on how they came about."""
@@ -81,6 +84,7 @@ class _Values:
     lost: dict[int, str] = field(default_factory=dict)
 
 
+@checked
 def encode_items(
     items: Items, encoder: Encoder, *, cache: str | Path | None = None, chunk: int = 2048, progress: bool = True
 ) -> Encoded:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from recotransfer.arguments import checked
 from recotransfer.data import Items
 from recotransfer.encoders.base import Encoder, encoder_spec
 from recotransfer.encoders.image import PretrainedImage
@@ -17,6 +18,7 @@ from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.registry import encoders
 
 
+@checked
 def encoder_from_spec(spec: Mapping[str, Any]) -> Encoder:
     """The encoder that `encoder_spec` described: the class under "class", the other entries its settings.
 
@@ -37,6 +39,7 @@ def _built(spec: Mapping[str, Any], find: Callable[[str], type[Any]]) -> Encoder
         raise InputError(f"the settings of {name} do not fit this version: {cause}") from cause
 
 
+@checked
 def store_encoders(given: Sequence[Encoder], writer: ArtifactWriter) -> list[dict[str, Any]]:
     """The specs of encoders, with the models in local folders stored beside them, so that another machine can encode.
 
@@ -59,6 +62,7 @@ def store_encoders(given: Sequence[Encoder], writer: ArtifactWriter) -> list[dic
     return specs
 
 
+@checked
 def stored_encoders(specs: Sequence[Mapping[str, Any]], artifact: Artifact) -> list[Encoder]:
     """The encoders of `store_encoders`; tuned models are read where the artefact lies.
 
@@ -74,6 +78,7 @@ def stored_encoders(specs: Sequence[Mapping[str, Any]], artifact: Artifact) -> l
     return out
 
 
+@checked
 def default_encoders(
     items: Items,
     *,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from recotransfer.arguments import checked, checked_class
 from recotransfer.data import Embeddings, IdMap
 from recotransfer.errors import InputError, NotFittedError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
@@ -19,6 +20,7 @@ _MAX_ROWS = 20_000  # more rows than this change the regression between blocks b
 _PENALTIES = np.geomspace(1e-5, 10, 13)  # ridge penalties tried, in units of the sources' mean eigenvalue
 
 
+@checked_class
 class Fusion:
     """Joins blocks so that the dot product of two items is the weighted sum of their cosines, block by block.
 
@@ -138,6 +140,7 @@ class Fusion:
         return fusion
 
 
+@checked
 def fuse(embeddings: Sequence[Embeddings], weights: Mapping[str, float] | None = None) -> Embeddings:
     """One vector per item from several modalities; keep a fitted `Fusion` instead where new items will come."""
     return Fusion(weights=weights).fit(embeddings).transform(embeddings)

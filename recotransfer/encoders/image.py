@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked_class
 from recotransfer.data import Items
 from recotransfer.encoders.base import Features, columns_of, encoder_spec, is_missing
 from recotransfer.encoders.models import folder_revision, model_folder, model_label, quiet_loading, saved_model
@@ -31,6 +32,7 @@ _CHANGES_OF_SIZE = ("do_resize", "do_center_crop", "do_pad")  # settings of imag
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
+@checked_class
 class PretrainedImage:
     """Pictures through a pretrained vision model: CLIP, SigLIP, DINOv2, ViT, ConvNeXT, ResNet, MobileNetV2 and others.
 
@@ -153,6 +155,9 @@ class PretrainedImage:
 
     def collate(self, values: Sequence[Any]) -> dict[str, Any]:
         """The model's inputs of a batch of pictures; `Unreadable` where one cannot be decoded."""
+        if not len(values):
+            raise InputError("there are no pictures to collate; give one at least")
+
         torch = require("torch")
 
         batch = [self._network.features(decode(value, self._network.size)) for value in values]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked_class
 from recotransfer.data import Items
 from recotransfer.encoders.image import PretrainedImage, Unreadable, decode
 from recotransfer.encoders.models import folder_revision, model_folder, model_label
@@ -19,6 +20,7 @@ from recotransfer.settings import PositiveInt
 _BATCH = 8  # pictures at a time; more leave a processor's caches
 
 
+@checked_class
 class ImageGrid:
     """Mean of a layer's vectors in each of cells x cells parts of the picture, side by side.
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from recotransfer.arguments import checked_class
 from recotransfer.data import Items
 from recotransfer.encoders.base import columns_of, is_missing
 from recotransfer.errors import InputError
@@ -21,6 +22,7 @@ from recotransfer.settings import PositiveInt, check_settings
 _BLOCK = 1024  # sequences counted at a time: what memory depends on
 
 
+@checked_class
 class KmerSequence:
     """Words of k letters counted over the whole sequence and in spans along it, hashed into one vector.
 

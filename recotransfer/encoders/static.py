@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked_class
 from recotransfer.data import Items
 from recotransfer.encoders.base import Features, one_or_many, text_values
 from recotransfer.encoders.models import folder_revision, model_folder, model_label, saved_model
@@ -79,6 +80,7 @@ def _flat(texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return np.frombuffer(b"".join(raw), np.uint8), np.cumsum(np.fromiter(map(len, raw), np.int64, len(raw)))
 
 
+@checked_class
 class StaticText:
     """Text as a sum of word vectors and of what neighbouring words mean together; unit length, on any processor.
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked_class
 from recotransfer.data import Items
 from recotransfer.encoders.base import columns_of, encoder_spec, is_missing
 from recotransfer.errors import InputError, require
@@ -22,6 +23,7 @@ _NUMBER_SHARE = 0.3  # length of a number one standard deviation out, against 1 
 _RESOLUTIONS = (2, 12, 72, 432)  # bins per factor of two: from "about as dear" down to neighbouring years
 
 
+@checked_class
 class TabularAttributes:
     """Categories and numbers hashed into one vector; every column that an item has weighs the same.
 
@@ -75,6 +77,9 @@ class TabularAttributes:
         if not len(values):
             return np.zeros((0, self.dim), np.float32)
 
+        if not len(values):
+            return np.zeros((0, self.dim), np.float32)
+
         hasher = FeatureHasher(n_features=self.dim, input_type="pair", dtype=np.float64)
         counts = hasher.transform([list(self._tokens(value)) for value in values])
         return np.asarray(counts.toarray(), np.float32)
@@ -98,6 +103,7 @@ class TabularAttributes:
         return f"the cells {value!r} gave a vector that is not finite"
 
 
+@checked_class
 class StandardTable:
     """Numbers in standard deviations and categories one by one, for tables of few rows and columns that all matter.
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked_class
 from recotransfer.data import Items
 from recotransfer.encoders.base import Features, encoder_spec, one_or_many, text_values
 from recotransfer.encoders.models import (
@@ -45,6 +46,7 @@ _NGRAMS: tuple[dict[str, Any], ...] = (
 )
 
 
+@checked_class
 class SentenceText:
     """Text through a pretrained sentence-transformers model; vectors agree with the library's own to cosine .999.
 
@@ -129,6 +131,9 @@ class SentenceText:
             return np.zeros((0, self.dim), np.float32)
 
         out = np.empty((len(values), self.dim), np.float32)
+        if not len(values):
+            return out
+
         tokens = self._tokens(values)
         lengths = np.array([len(t) for t in tokens], np.int64)
 
@@ -237,6 +242,7 @@ class SentenceText:
         return found
 
 
+@checked_class
 class HashingText:
     """Words and character n-grams hashed into a dense vector: the fallback that needs no weights and no fitting.
 
@@ -271,6 +277,8 @@ class HashingText:
             return np.zeros((0, self.dim), np.float32)
 
         out = np.zeros((len(values), self.dim), np.float32)
+        if not len(values):
+            return out
 
         for settings in _NGRAMS:
             counts = HashingVectorizer(n_features=self.dim, norm=None, **settings).transform(values)

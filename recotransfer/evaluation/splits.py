@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked
 from recotransfer.data import IdMap, Interactions
 from recotransfer.errors import InputError
 from recotransfer.evaluation.split import (
@@ -34,6 +35,7 @@ _AT_CUT = "events at the time of a cut belong to the later part"
 _NO_TIES = "times play no part"
 
 
+@checked
 def hold_out_last(interactions: Interactions, *, least: int = 3) -> HeldOut:
     """The last event of each user with at least `least` distinct items is held out.
 
@@ -53,6 +55,7 @@ def hold_out_last(interactions: Interactions, *, least: int = 3) -> HeldOut:
     return HeldOut(ordered.select(part == _TRAIN), ordered.select(part == _VALID))
 
 
+@checked
 def leave_last(interactions: Interactions, *, n: int = 1, least: int = 3) -> Split:
     """Each user's last `n` items are test, the `n` before them valid, the rest train; n = 1 is leave-one-out.
 
@@ -83,6 +86,7 @@ def leave_last(interactions: Interactions, *, n: int = 1, least: int = 3) -> Spl
     return _from_parts("leave-last", interactions, part, facts, known=part <= _VALID)
 
 
+@checked
 def time_cut(
     interactions: Interactions,
     *,
@@ -132,6 +136,7 @@ def time_cut(
     return _from_parts("time", interactions, part, facts, known=known)
 
 
+@checked
 def cold_items(interactions: Interactions, *, share: float = 0.1, seed: int = 0) -> Split:
     """A random share of the items for valid and another for test; none of their events are in train.
 
@@ -149,6 +154,7 @@ def cold_items(interactions: Interactions, *, share: float = 0.1, seed: int = 0)
     return _new_items("cold-items", interactions, np.arange(len(interactions.items)), interactions.items, share, seed)
 
 
+@checked
 def by_group(interactions: Interactions, groups: Iterable[Any], *, share: float = 0.1, seed: int = 0) -> Split:
     """A random share of the groups of items for valid and another for test, so that no group is in two parts.
 
@@ -180,6 +186,7 @@ def by_group(interactions: Interactions, groups: Iterable[Any], *, share: float 
     return _new_items("by-group", interactions, codes.astype(np.int64), IdMap(list(names)), share, seed)
 
 
+@checked
 def cold_users(interactions: Interactions, *, share: float = 0.1, given: float = 0.8, seed: int = 0) -> Split:
     """A random share of the users for valid and another for test, with no event in train: how a model serves new users.
 
@@ -218,6 +225,7 @@ def cold_users(interactions: Interactions, *, share: float = 0.1, given: float =
     return _from_parts("cold-users", interactions, part, facts, known=test_history, known_early=valid_history)
 
 
+@checked
 def random_per_user(interactions: Interactions, *, share: float = 0.1, seed: int = 0) -> Split:
     """A random share of each user's items for valid and another for test, with all their events; the rest is train.
 
@@ -252,6 +260,7 @@ def random_per_user(interactions: Interactions, *, share: float = 0.1, seed: int
     return _from_parts("random-per-user", interactions, part, facts, known=part <= _VALID)
 
 
+@checked
 def given(
     train: Interactions,
     valid: Interactions,

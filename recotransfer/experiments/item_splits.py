@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from recotransfer.arguments import checked
 from recotransfer.data import IdMap, Interactions
 from recotransfer.errors import InputError, require
 from recotransfer.evaluation.split import Split
@@ -18,6 +19,7 @@ SIDES = ("train", "valid", "test")  # the parts of a split
 _ALSO = {"val": "valid", "validation": "valid", "dev": "valid"}  # names that data sets give to parts
 
 
+@checked
 def split_items(
     relations: Interactions, part: ArrayLike, *, groups: Sequence[Any] | None = None, name: str = "given"
 ) -> Split:
@@ -49,11 +51,13 @@ def split_items(
     return Split(train, rows["valid"], rows["test"], train, train, ranked["valid"], ranked["test"], name)
 
 
+@checked
 def named_parts(part: ArrayLike) -> NDArray[Any]:
     """(n,) "train", "valid" and "test" from the names that data sets use; other values stay as they are."""
     return pd.Series(np.asarray(part, dtype=object)).replace(_ALSO).to_numpy(object)
 
 
+@checked
 def fold_items(
     relations: Interactions, *, folds: int = 5, valid: float = 0.15, groups: Sequence[Any] | None = None, seed: int = 0
 ) -> Iterator[Split]:
@@ -93,6 +97,7 @@ def fold_items(
         yield split_items(relations, part, name=f"{folds} folds")
 
 
+@checked
 def grouped(groups: Sequence[Any] | None, count: int, what: str = "groups") -> NDArray[np.int64] | None:
     """(count,) a number for each group, such as a patient; a record whose group is missing is a group of its own.
 
@@ -113,6 +118,7 @@ def grouped(groups: Sequence[Any] | None, count: int, what: str = "groups") -> N
     return found
 
 
+@checked
 def dealt(
     labels: Sequence[Any], *, test: float = 0.2, groups: Sequence[Any] | None = None, seed: int = 0
 ) -> NDArray[Any]:
@@ -133,6 +139,7 @@ def dealt(
     return out
 
 
+@checked
 def few_shot(split: Split, examples: int, *, known: Interactions | None = None, seed: int = 0) -> Split:
     """The same split with few relations to learn from, drawn by lot, and none to choose settings on.
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked, checked_class
 from recotransfer.data import Embeddings, IdMap, Interactions, Items
 from recotransfer.encoders import Encoder
 from recotransfer.errors import InputError
@@ -17,6 +18,7 @@ from recotransfer.evaluation.metrics import calibration_error, f1, roc_auc
 from recotransfer.evaluation.split import Split
 
 
+@checked_class
 @dataclass(frozen=True)
 class Predictions:
     """What a model answered, one row per unit asked.
@@ -38,6 +40,7 @@ class Predictions:
 
     def take(self, rows: NDArray[np.int64]) -> Predictions:
         """The predictions at these rows."""
+        rows = np.asarray(rows, np.int64)
         return Predictions(self.queries[rows], self.candidates, self.truth[rows], self.scores[rows], self.groups[rows])
 
     @property
@@ -54,11 +57,13 @@ class Predictions:
 Metric = Callable[[Predictions], float]
 
 
+@checked
 def accuracy(a: Predictions) -> float:
     """Share of queries whose best option is true."""
     return float((a.truth[np.arange(len(a.truth)), a.scores.argmax(axis=1)] & ~a.unanswered).mean())
 
 
+@checked
 def macro_f1(a: Predictions) -> float:
     """Mean F1 over the candidates that occur, of queries with one true option each."""
     true = a.truth.argmax(axis=1)
@@ -66,6 +71,7 @@ def macro_f1(a: Predictions) -> float:
     return float(np.nanmean(f1(true, told, a.truth.shape[1])))
 
 
+@checked
 def area_under_curve(a: Predictions) -> float:
     """Mean area under the ROC curve of each option against the rest, of queries with one true option each.
 
@@ -75,11 +81,13 @@ def area_under_curve(a: Predictions) -> float:
     return float("nan") if np.isnan(each).all() else float(np.nanmean(each))
 
 
+@checked
 def expected_calibration_error(a: Predictions) -> float:
     """Gap between probability and accuracy; smaller is better. The scores must be probabilities."""
     return calibration_error(a.truth.argmax(axis=1), a.scores)
 
 
+@checked
 def mean_average_precision(a: Predictions) -> float:
     """Mean average precision of the ranked candidates over the queries that have a true one."""
     ranked = _ranked(a)
@@ -89,6 +97,7 @@ def mean_average_precision(a: Predictions) -> float:
     return float(each[found > 0].mean())
 
 
+@checked
 def mean_reciprocal_rank(a: Predictions) -> float:
     """Mean over queries of 1 / the place of the first true option; queries without a true option do not count."""
     ranked = _ranked(a)
@@ -103,6 +112,7 @@ def _ranked(a: Predictions) -> NDArray[np.bool_]:
 LABEL_METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "macro F1": macro_f1, "AUC": area_under_curve}
 
 
+@checked_class
 @dataclass(frozen=True)
 class Problem:
     """A problem: records as items and relations, and how predictions are judged.
@@ -138,6 +148,7 @@ class Problem:
             raise InputError(f"the problem {self.name!r} has no metric; name one at least, the first chooses settings")
 
 
+@checked
 def described(items: Items, texts: Mapping[Any, str], column: str) -> tuple[Items, Interactions]:
     """The items and one more for each subject, whose text describes it, with the subject holding its own description.
 
@@ -157,6 +168,7 @@ def described(items: Items, texts: Mapping[Any, str], column: str) -> tuple[Item
     return both, Interactions(users, ids, rows, ids.positions(about.ids), np.ones(len(users), np.float32))
 
 
+@checked
 def column(values: Sequence[Any], name: str) -> pd.DataFrame:
     """A table with one column of any values, such as pictures; arrays and mappings are left whole."""
     cells = np.empty(len(values), dtype=object)

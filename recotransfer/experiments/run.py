@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit, softmax
 
+from recotransfer.arguments import checked, checked_class
 from recotransfer.data import Embeddings, Filter, IdMap, Interactions, Items
 from recotransfer.errors import InputError
 from recotransfer.evaluation.uncertainty import Difference, Estimate, resampled
@@ -27,6 +28,7 @@ from recotransfer.task import TransferTask
 _GRID = 7  # values tried of a setting, evenly spaced by ratio
 
 
+@checked_class
 @dataclass(frozen=True)
 class Outcome:
     """A fitted task on a problem, and how it did.
@@ -54,6 +56,7 @@ class Outcome:
     validation: Predictions | None = None
 
 
+@checked
 def run(
     problem: Problem,
     task: TransferTask,
@@ -97,6 +100,9 @@ def run(
 
     embeddings = list(problem.embeddings) if problem.embeddings is not None else task.encode(problem.items)
     tried = [dict(s) for s in settings] if settings is not None else _grid(task.recommender)
+    if not tried:
+        raise InputError("settings is empty; give the settings to choose from, [{}] for those that the task has")
+
     figures, checked = [float("nan")], []
     metric = next(iter(problem.metrics.values()))
     if folds is not None:
@@ -138,11 +144,15 @@ def run(
     return replace(outcome, validation=checked[chosen]) if checked else outcome
 
 
+@checked
 def joined(outcomes: Sequence[Outcome], metrics: Mapping[str, Metric], *, draws: int = 1000) -> Outcome:
     """The outcome of several folds as one: all their predictions together, judged at once.
 
     Its task is the last fold's; a setting that the folds do not agree on is told as a list, one of each.
     """
+    if not outcomes:
+        raise InputError("there are no outcomes; give one per fold")
+
     predictions = _together([outcome.predictions for outcome in outcomes])
     found = {label: _estimate(each, predictions, draws) for label, each in metrics.items()}
     valid = float(np.mean([o.valid for o in outcomes]))
@@ -161,6 +171,7 @@ def joined(outcomes: Sequence[Outcome], metrics: Mapping[str, Metric], *, draws:
     )
 
 
+@checked
 def gain(outcome: Outcome, ablation: Outcome, metric: Metric, *, draws: int = 1000, seed: int = 0) -> Difference:
     """How much more than the ablation, with the 95% interval of the paired bootstrap over groups.
 
@@ -185,6 +196,7 @@ def gain(outcome: Outcome, ablation: Outcome, metric: Metric, *, draws: int = 10
     return Difference(value, float(low), float(high), min(p, 1.0))
 
 
+@checked
 def table(
     outcomes: Sequence[Outcome], problem_metrics: Mapping[str, Metric], *, ablation: str | None = None
 ) -> pd.DataFrame:

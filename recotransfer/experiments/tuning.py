@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from recotransfer._version import __version__
+from recotransfer.arguments import checked, checked_class
 from recotransfer.data import Embeddings, Filter, IdMap, Interactions, Items, Recommendations
 from recotransfer.encoders import Fusion
 from recotransfer.errors import InputError, require
@@ -29,6 +30,7 @@ _LEAST_WEIGHT, _MOST_WEIGHT = 0.05, 20.0
 _WEIGHT = "weight."  # what the name of a modality's weight begins with among the settings tried
 
 
+@checked_class
 @dataclass(frozen=True)
 class Tuned:
     """What tuning chose.
@@ -49,6 +51,7 @@ class Tuned:
     metric: ClassVar[str] = "ndcg"
 
 
+@checked
 def tune(
     task: TransferTask,
     items: Items,
@@ -150,6 +153,7 @@ def tune(
     return Tuned(task.recommender.with_settings(params).params(), weights, pd.DataFrame(rows), embeddings)
 
 
+@checked
 def lists_for(
     model: Recommender,
     truth: Interactions,

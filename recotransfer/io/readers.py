@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked, checked_class
 from recotransfer.data import ColumnKind, IdMap, Interactions, Items
 from recotransfer.data.matching import match_ids, mixed_types
 from recotransfer.errors import InputError
@@ -40,6 +41,7 @@ from recotransfer.io.tables import Source, load_table
 T = TypeVar("T", Items, Interactions)
 
 
+@checked_class
 @dataclass(frozen=True)
 class Read(Generic[T]):
     """A carrier and the report of how it was read."""
@@ -48,6 +50,7 @@ class Read(Generic[T]):
     report: ReadReport
 
 
+@checked
 def read_items(
     source: Source,
     *,
@@ -190,6 +193,7 @@ def _images(values: pd.Series, root: Path | None) -> tuple[pd.Series, NDArray[np
     return out, lost
 
 
+@checked
 def read_interactions(
     source: Source,
     *,
@@ -293,6 +297,7 @@ def _none_known(
     )
 
 
+@checked
 def read_ids(source: Source, *, role: Literal["user", "item"], known: IdMap) -> NDArray[Any]:
     """The distinct ids of a source's user or item column, or of its only column, in the type of `known`.
 
@@ -338,6 +343,7 @@ def _ids_without_header(source: Source, role: Literal["user", "item"], known: Id
     return read_csv(Path(source), header=False)
 
 
+@checked
 def as_known(ids: Sequence[Any], known: IdMap) -> NDArray[Any]:
     """The distinct ids in the types of `known`: "17" becomes 17 if known ids are integers.
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked_class
 from recotransfer.data import ColumnKind
 from recotransfer.data.moments import are_durations, as_datetimes, as_seconds
 from recotransfer.errors import InputError
@@ -163,6 +164,7 @@ _CANONICAL = {name: kind for kind, names in _SYNONYMS.items() for name in names.
 _USUAL_WEIGHTS = {"view": 1.0, "click": 1.0, "search": 1.0, "cart": 3.0, "purchase": 5.0}
 
 
+@checked_class
 @dataclass(frozen=True)
 class EventWeights:
     """How events and ratings become weights.

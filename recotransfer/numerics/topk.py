@@ -290,8 +290,8 @@ def check_filters(
         raise InputError(f"k is {k}; ask for at least 1 result")
     if exclude is not None and exclude.shape != shape:
         raise InputError(f"exclude has shape {exclude.shape}; it must be {shape}: a row per query, a column per item")
-    if mask is not None and (mask.shape != shape[1:] or mask.dtype != np.bool_):
-        raise InputError(f"mask has shape {mask.shape} and type {mask.dtype}; it must be {shape[1:]} booleans")
+    if mask is not None and ((found := np.asarray(mask)).shape != shape[1:] or found.dtype != np.bool_):
+        raise InputError(f"mask has shape {found.shape} and type {found.dtype}; it must be {shape[1:]} booleans")
 
 
 def _search(

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pandas as pd
 
+from recotransfer.arguments import Checked
 from recotransfer.data import IdMap, Interactions
 from recotransfer.errors import ArtifactError, InputError, NotFittedError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter, open_artifact, write_artifact
@@ -18,7 +19,7 @@ from recotransfer.numerics.vectors import Float
 from recotransfer.settings import check_settings, saved_settings, settings_of
 
 
-class FittedState(ABC):
+class FittedState(Checked, ABC):
     """What every recommender keeps. Nothing of it is written to once it is learned: changes are made to copies.
 
     Attributes:

@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked, checked_class
 from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.numerics.topk import TopK
@@ -21,12 +22,14 @@ EXACT_UP_TO = 50_000  # items that `choose_index` searches exactly without measu
 _NEAREST_EXACT = 1e13  # products of vectors, queries and dimensions up to which neighbourhoods are found exactly
 
 
+@checked
 def save_index(index: Index, writer: ArtifactWriter, prefix: str) -> None:
     """Store any index, and its class, in parts that begin with `prefix`."""
     writer.json(f"{prefix}.class", indexes.name_to_save(type(index)))
     index.save(writer, prefix)
 
 
+@checked
 def load_index(artifact: Artifact, prefix: str) -> Index:
     """The index stored under `prefix`, of whichever class wrote it.
 
@@ -39,6 +42,7 @@ def load_index(artifact: Artifact, prefix: str) -> Index:
     return cast(Index, indexes.find_saved(name).load(artifact, prefix))
 
 
+@checked_class
 @dataclass(frozen=True)
 class Chosen:
     """An index, its measured recall, median seconds for one query, and the choice in words."""
@@ -49,6 +53,7 @@ class Chosen:
     reason: str
 
 
+@checked
 def choose_index(
     vectors: NDArray[np.float32],
     *,
@@ -131,6 +136,7 @@ def _seconds(index: Index, queries: NDArray[np.float32], k: int) -> float:
     return float(np.median(taken[1:] or taken))
 
 
+@checked
 def nearest(
     vectors: NDArray[np.float32], queries: NDArray[np.float32], k: int, *, mask: NDArray[np.bool_] | None = None
 ) -> TopK:
@@ -139,6 +145,10 @@ def nearest(
     Exact while that takes minutes at most (n * b * d up to 1e13); beyond, the best of the 32 nearest of about
     4 sqrt(n) lists (FAISS IVF), which misses a few. Scores are exact either way.
     """
+    vectors, queries = np.asarray(vectors, np.float32), np.asarray(queries, np.float32)
+    if vectors.ndim != 2 or queries.ndim != 2:
+        raise InputError(f"vectors have shape {vectors.shape} and queries {queries.shape}; both must be (n, d)")
+
     blocks = [queries[s : s + 8192] for s in range(0, max(len(queries), 1), 8192)]
     if len(vectors) * len(queries) * vectors.shape[1] <= _NEAREST_EXACT:
         index = ExactIndex().build(vectors)

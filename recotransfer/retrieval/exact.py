@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from recotransfer.arguments import checked_class
 from recotransfer.errors import NotFittedError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.numerics.topk import PackedItems, TopK, check_filters, pack_items, rank_candidates, top_k
 from recotransfer.retrieval.base import checked_vectors, expect_stored
 
 
+@checked_class
 class ExactIndex:
     """Exact search with `topk.top_k`. Vectors are packed on the first search; a few added ones are searched apart.
 

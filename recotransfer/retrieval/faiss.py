@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from recotransfer.arguments import checked_class
 from recotransfer.errors import ArtifactError, InputError, require
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.numerics.topk import TopK, check_filters, rescore
@@ -23,6 +24,7 @@ _MOST_EXCLUDED = 256  # excluded items of one query above which over-fetching lo
 _MOST_FETCHED = 2_048  # the limit of FAISS on GPUs, and past the use of an approximate search
 
 
+@checked_class
 @dataclass(eq=False)
 class FaissIndex:
     """Search through FAISS, by inner product. The vectors are kept beside it, to score what it finds exactly.

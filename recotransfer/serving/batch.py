@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from recotransfer._version import __version__
+from recotransfer.arguments import checked_class
 from recotransfer.data import Filter, IdMap, Interactions, Recommendations, positions_like
 from recotransfer.errors import InputError
 from recotransfer.io.artifacts import digest, digest_of_events, read_json, sha256, write_json
@@ -24,6 +25,7 @@ _JOB, _MANIFEST = "_job.json", "_manifest.json"  # readers of Parquet folders sk
 _LEFT_BY_A_KILL = (".part-*.parquet.*", f".{_JOB}.*", f".{_MANIFEST}.*")
 
 
+@checked_class
 @dataclass(frozen=True)
 class BatchJob:
     """One batch of recommendations, written to `part-00000.parquet`, `part-00001.parquet`, ... in a folder.

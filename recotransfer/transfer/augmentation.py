@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked, checked_class
 from recotransfer.data import IdMap, Interactions, Items
 from recotransfer.encoders.base import is_missing
 from recotransfer.encoders.image import decode
@@ -21,6 +22,7 @@ Augmenter = Callable[[Any, np.random.Generator], Any]
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
+@checked_class
 @dataclass(frozen=True)
 class TextNoise:
     """A text with some words gone, cut to a span, in another order or mistyped; never empty.
@@ -78,6 +80,7 @@ def _mistyped(word: str, rng: np.random.Generator) -> str:
     return word[:at] + (swapped, lost, doubled, wrong)[rng.integers(4)] + word[at + 2 :]
 
 
+@checked_class
 @dataclass(frozen=True)
 class ImageNoise:
     """A picture cropped, mirrored, turned, brighter or darker, other in colour, with a patch gone; of the same size.
@@ -164,6 +167,7 @@ class Augmented(NamedTuple):
     relations: Interactions
 
 
+@checked
 def augmented(
     items: Items, relations: Interactions, augmenters: Mapping[str, Augmenter], *, copies: int = 1, seed: int = 0
 ) -> Augmented:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from recotransfer.arguments import Checked
 from recotransfer.data import Embeddings, IdMap, Interactions, Items
 from recotransfer.encoders import TrainableEncoder
 from recotransfer.errors import InputError, NotFittedError
@@ -18,7 +19,7 @@ Array = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
-class Transfer(ABC):
+class Transfer(Checked, ABC):
     """Vectors in, vectors out; learned from relations alone, applied to items seen or not.
 
     Subclasses implement `_learn` and `_apply`. All they learn is a dict of arrays, so saving is written once.
@@ -97,7 +98,7 @@ class Transfer(ABC):
         return out
 
 
-class Tuner(ABC):
+class Tuner(Checked, ABC):
     """Encoder in, encoder out: the weights change, the encoder's place in a `TransferTask` does not.
 
     Attributes:

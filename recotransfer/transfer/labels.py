@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from recotransfer.arguments import checked
 from recotransfer.data import Embeddings, IdMap, Interactions, Recommendations
 from recotransfer.errors import InputError
 from recotransfer.numerics.vectors import reciprocal, unit_rows
@@ -16,6 +17,7 @@ from recotransfer.numerics.vectors import reciprocal, unit_rows
 _DECIMALS = 6  # of a cosine of float32 vectors; two that agree so far are equally alike
 
 
+@checked
 def pseudo_labels(
     predicted: Recommendations,
     *,
@@ -72,6 +74,7 @@ class LabelMap(NamedTuple):
     relations: Interactions
 
 
+@checked
 def map_labels(
     source: Interactions,
     target: Interactions | IdMap,

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked, checked_class
 from recotransfer.data import Embeddings, Interactions
 from recotransfer.diagnostics.drift import CHUNK, Int
 from recotransfer.errors import InputError
@@ -17,6 +18,7 @@ from recotransfer.numerics.vectors import unit_rows
 from recotransfer.recommenders import Recommender
 
 
+@checked_class
 @dataclass(frozen=True)
 class Replay:
     """Old events mixed into new ones, so that whatever learns from the result forgets less.
@@ -100,6 +102,7 @@ class Forgetting(NamedTuple):
     new: Difference
 
 
+@checked
 def forgetting(
     before: Recommender,
     after: Recommender,

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked_class
 from recotransfer.encoders import SentenceText
 from recotransfer.encoders.models import quiet_loading
 from recotransfer.encoders.precision import computes_in_bfloat16
@@ -42,6 +43,7 @@ _WARM_UP = 0.1  # share of the steps in which the step size grows
 _CLIP = 1.0  # longest gradient
 
 
+@checked_class
 class Translator:
     """Texts written from texts: a pretrained encoder with a small decoder on top that attends to its token states.
 

@@ -235,7 +235,7 @@ def test_unknown_ids_and_missing_columns_are_named():
         Filter(allow=["a", "x"]).mask(IDS, None)
     with pytest.raises(UnknownIdError, match="unknown ids: 'y'"):
         Filter(deny=["y"]).mask(IDS, None)
-    with pytest.raises(InputError, match="put a single id in brackets"):
+    with pytest.raises(InputError, match="put a single one in brackets"):
         Filter(deny="a").mask(IDS, None)
     with pytest.raises(InputError, match="needs item columns"):
         Filter(where="price < 1").mask(IDS, None)

@@ -25,6 +25,7 @@ from recotransfer.experiments import (
     split_items,
     table,
 )
+from recotransfer.transfer import FineTune
 
 
 def run(problem, task, **settings):
@@ -317,6 +318,6 @@ def test_wrong_cases_are_refused():
     with pytest.raises(InputError, match="nothing to choose settings on"):
         run(other, TransferTask(Probe()), settings=[{"reg": 1.0}, {"reg": 2.0}])
     with pytest.raises(InputError, match="no tuner can change"):
-        run(noise(real), TransferTask(Probe(), tuners={"text": object()}))
+        run(noise(real), TransferTask(Probe(), tuners={"text": FineTune(folder="unused")}))
     with pytest.raises(InputError, match="no variant is called"):
         table([mine], real.metrics, ablation="floor")

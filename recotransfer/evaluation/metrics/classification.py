@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from recotransfer.arguments import Numbers, checked
 from recotransfer.errors import InputError
 from recotransfer.evaluation.metrics.ranking import Float, safe_ratio
 
 
+@checked
 def f1(truth: ArrayLike, predicted: ArrayLike, classes: int) -> Float:
     """(classes,) F1 of each class; NaN for a class that is neither true nor predicted, so `np.nanmean` is the macro F1.
 
@@ -24,7 +26,8 @@ def f1(truth: ArrayLike, predicted: ArrayLike, classes: int) -> Float:
     return safe_ratio(2 * right, total)
 
 
-def roc_auc(truth: ArrayLike, scores: ArrayLike) -> Float:
+@checked
+def roc_auc(truth: ArrayLike, scores: Numbers) -> Float:
     """(classes,) area under the ROC curve of each class against the rest, ties counting half.
 
     NaN for a class that no row has, or every row, so `np.nanmean` is the macro AUC of the others.
@@ -44,7 +47,8 @@ def roc_auc(truth: ArrayLike, scores: ArrayLike) -> Float:
     return safe_ratio(above, own * (len(grid) - own))  # the share of pairs in order: Mann and Whitney's U
 
 
-def calibration_error(truth: ArrayLike, probabilities: ArrayLike, bins: int = 15) -> float:
+@checked
+def calibration_error(truth: ArrayLike, probabilities: Numbers, bins: int = 15) -> float:
     """Expected calibration error: gap between confidence and accuracy, averaged over bins weighted by size.
 
     Bins are of equal width in the probability of the top class. A probability on an edge belongs to the bin below it; a

@@ -9,27 +9,42 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from recotransfer.arguments import Numbers, checked
 from recotransfer.errors import InputError, require
+from recotransfer.settings import NonNegativeInt
 
 EDGES = ["xmin", "ymin", "xmax", "ymax"]
 _MOST = 100  # boxes counted per label and picture, as in COCO
 _RECALLS = np.linspace(0, 1, 101)
 
 
+@checked
 def dice(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
     """Dice coefficient of two masks: twice the common pixels over the sum of their pixels; NaN if both are empty.
 
     >>> dice(np.array([True, True, False]), np.array([True, False, False])).__round__(3)
     0.667
     """
+    truth, found = _alike(truth, found)
     return _ratio(2 * np.count_nonzero(truth & found), np.count_nonzero(truth) + np.count_nonzero(found))
 
 
+@checked
 def intersection_over_union(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
     """Intersection over union (Jaccard) of two masks; NaN if both are empty."""
+    truth, found = _alike(truth, found)
     return _ratio(np.count_nonzero(truth & found), np.count_nonzero(truth | found))
+
+
+def _alike(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Both masks as arrays of truth values, of one shape."""
+    truth, found = np.asarray(truth, bool), np.asarray(found, bool)
+    if truth.shape != found.shape:
+        raise InputError(f"the masks have shapes {truth.shape} and {found.shape}; they must agree")
+
+    return truth, found
 
 
 def _ratio(top: int | np.integer[Any], bottom: int | np.integer[Any]) -> float:
@@ -44,6 +59,7 @@ class Matches(NamedTuple):
     truths: int
 
 
+@checked
 def box_matches(
     found: pd.DataFrame, truth: pd.DataFrame, pictures: Sequence[Any], labels: Sequence[Any], *, overlap: float = 0.5
 ) -> list[list[Matches]]:
@@ -73,19 +89,28 @@ def box_matches(
     return table
 
 
-def box_precision(scores: ArrayLike, hit: ArrayLike, truths: int) -> float:
+@checked
+def box_precision(scores: Numbers, hit: Numbers, truths: NonNegativeInt) -> float:
     """Average precision of one label at 101 recall levels, as in COCO for one overlap; NaN without a true box.
 
     Args:
         scores: (n,) scores of the detections in all pictures.
         hit: (n,) bool, whether each hits a true box.
         truths: number of true boxes.
+
+    Raises:
+        InputError: not one `hit` per score.
     """
+    score, right = np.asarray(scores, np.float64), np.asarray(hit, bool)
+    if score.shape != right.shape or score.ndim != 1:
+        raise InputError(
+            f"scores have shape {score.shape} and hit {right.shape}; give one flat list of each, alike long"
+        )
     if not truths:
         return float("nan")
 
-    order = np.argsort(-np.asarray(scores), kind="mergesort")
-    hits = np.cumsum(np.asarray(hit)[order])
+    order = np.argsort(-score, kind="mergesort")
+    hits = np.cumsum(right[order])
     precision = np.maximum.accumulate((hits / np.arange(1, len(hits) + 1))[::-1])[::-1]
     at = np.searchsorted(hits / truths, _RECALLS, side="left")
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from recotransfer.arguments import Numbers, checked
 from recotransfer.data import Embeddings, IdMap, Interactions, Recommendations
 from recotransfer.errors import InputError
 from recotransfer.evaluation.metrics.ranking import BLOCK, Float, check_k, ranks, safe_ratio
@@ -15,6 +14,7 @@ from recotransfer.evaluation.metrics.ranking import BLOCK, Float, check_k, ranks
 _SMOOTHING = 0.01  # Steck's alpha: share of the history's categories mixed into those of the list
 
 
+@checked
 def coverage(recommendations: Recommendations, k: int, mask: NDArray[np.bool_] | None = None) -> float:
     """Share of the catalogue (of `mask`, the items that may be shown) that is among the first k of at least one list.
 
@@ -24,6 +24,7 @@ def coverage(recommendations: Recommendations, k: int, mask: NDArray[np.bool_] |
     return float(np.mean(shown > 0)) if len(shown) else float("nan")
 
 
+@checked
 def gini(recommendations: Recommendations, k: int, mask: NDArray[np.bool_] | None = None) -> float:
     """Gini coefficient of how often each item is among the first k: 0 if equally often, near 1 if few items dominate.
 
@@ -35,12 +36,14 @@ def gini(recommendations: Recommendations, k: int, mask: NDArray[np.bool_] | Non
     return float((2 * np.arange(1, n + 1) - n - 1) @ shown / (n * total)) if total else float("nan")
 
 
-def average_popularity(recommendations: Recommendations, popularity: ArrayLike, k: int) -> Float:
+@checked
+def average_popularity(recommendations: Recommendations, popularity: Numbers, k: int) -> Float:
     """(lists,) mean `popularity` (items of the catalogue,) of the first k; NaN for an empty list."""
     return _list_mean(recommendations, popularity, k)
 
 
-def novelty(recommendations: Recommendations, popularity: ArrayLike, users: int, k: int) -> Float:
+@checked
+def novelty(recommendations: Recommendations, popularity: Numbers, users: int, k: int) -> Float:
     """(lists,) mean self-information of the first k in bits: minus log2 of the probability that a user has the item.
 
     The probability is smoothed, (its users + 1) / (users + 2), so that an item without users has a finite value. NaN
@@ -64,6 +67,7 @@ def novelty(recommendations: Recommendations, popularity: ArrayLike, users: int,
     return _list_mean(recommendations, -np.log2((counts + 1) / (users + 2)), k)
 
 
+@checked
 def intra_list_diversity(recommendations: Recommendations, embeddings: Embeddings, k: int) -> Float:
     """(lists,) one minus the mean cosine of all pairs among the first k: 0 identical, 1 unrelated, at most 2.
 
@@ -87,6 +91,7 @@ def intra_list_diversity(recommendations: Recommendations, embeddings: Embedding
     return 1 - safe_ratio(squares - n, n * (n - 1))
 
 
+@checked
 def serendipity(recommendations: Recommendations, truth: Interactions, expected: Recommendations, k: int) -> Float:
     """(users,) share of the first k places with a true item that is not among the first k of `expected`.
 
@@ -106,8 +111,12 @@ def serendipity(recommendations: Recommendations, truth: Interactions, expected:
     return np.bincount(row, weights=surprising) / k
 
 
+@checked
 def calibration(
-    recommendations: Recommendations, histories: Interactions, categories: sparse.sparray | NDArray[Any], k: int
+    recommendations: Recommendations,
+    histories: Interactions,
+    categories: sparse.sparray | sparse.spmatrix | Numbers,
+    k: int,
 ) -> Float:
     """(lists,) divergence in nats of the categories of the first k from the history's: 0 equal, greater is worse.
 
@@ -159,6 +168,7 @@ def _times_shown(recommendations: Recommendations, k: int, mask: NDArray[np.bool
     shown = np.bincount(positions[positions >= 0], minlength=len(catalogue)).astype(np.int64)
     if mask is None:
         return shown
+    mask = np.asarray(mask, bool)
     if mask.shape != shown.shape:
         raise InputError(f"mask has shape {mask.shape}, expected ({len(catalogue)},), one per item of the catalogue")
     if (stray := np.flatnonzero((shown > 0) & ~mask)).size:

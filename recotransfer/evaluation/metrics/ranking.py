@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from recotransfer.arguments import checked
 from recotransfer.data import IdMap, Interactions, Recommendations
 from recotransfer.errors import InputError
 
@@ -32,6 +33,7 @@ class Hits(NamedTuple):
     relevant: NDArray[np.int64]
 
 
+@checked
 def ranks(recommendations: Recommendations, truth: Interactions) -> Ranks:
     """The rank of each distinct pair of `truth`, sorted by user, then item; -1 for pairs that are not in a list.
 
@@ -53,6 +55,7 @@ def ranks(recommendations: Recommendations, truth: Interactions) -> Ranks:
     return Ranks(user, item, rank)
 
 
+@checked
 def hits(recommendations: Recommendations, truth: Interactions) -> Hits:
     """Hits of all users with at least one true item; users without a list have none.
 
@@ -67,27 +70,32 @@ def hits(recommendations: Recommendations, truth: Interactions) -> Hits:
     return Hits(found, relevant.astype(np.int64))
 
 
+@checked
 def recall(found: Hits, k: int) -> Float:
     """(users,) share of each user's true items that are among the first k."""
     return np.asarray(_first(found, k).sum(axis=1) / found.relevant)
 
 
+@checked
 def precision(found: Hits, k: int) -> Float:
     """(users,) share of the first k places with a true item; places past the end of a short list are misses."""
     return np.asarray(_first(found, k).sum(axis=1) / k)
 
 
+@checked
 def hit_rate(found: Hits, k: int) -> Float:
     """(users,) 1 if a true item is among the first k, otherwise 0."""
     return np.asarray(_first(found, k).any(axis=1), np.float64)
 
 
+@checked
 def mrr(found: Hits, k: int) -> Float:
     """(users,) reciprocal rank, from 1, of the first true item; 0 if none is among the first k."""
     first = _first(found, k)
     return np.asarray(first.any(axis=1) / (first.argmax(axis=1) + 1))
 
 
+@checked
 def average_precision(found: Hits, k: int) -> Float:
     """(users,) sum of the precision at each hit among the first k, divided by min(true items, k).
 
@@ -99,6 +107,7 @@ def average_precision(found: Hits, k: int) -> Float:
     return np.asarray(at_hits.sum(axis=1) / np.minimum(found.relevant, k))
 
 
+@checked
 def ndcg(found: Hits, k: int) -> Float:
     """(users,) discounted gain of the first k relative to the ideal list, with binary relevance and log2 discount.
 
@@ -118,6 +127,7 @@ _RANKING = {
 }
 
 
+@checked
 def rank_metrics(found: Hits, ks: Sequence[int]) -> dict[str, Float]:
     """Every ranking metric at every cut, (users,) each, by names such as "ndcg@10" and "recall@20".
 
@@ -126,6 +136,7 @@ def rank_metrics(found: Hits, ks: Sequence[int]) -> dict[str, Float]:
     return {f"{name}@{k}": metric(found, k) for k in ks for name, metric in _RANKING.items()}
 
 
+@checked
 def auc(recommendations: Recommendations, truth: Interactions, candidates: ArrayLike) -> Float:
     """(users,) probability that a true item ranks above another candidate: area under the ROC curve of the ranking.
 
@@ -169,11 +180,13 @@ def auc(recommendations: Recommendations, truth: Interactions, candidates: Array
     return safe_ratio(won, relevant * others)
 
 
+@checked
 def popularity_counts(events: Interactions) -> NDArray[np.int64]:
     """(items,) distinct users of each item."""
     return np.bincount(_pairs(events)[1], minlength=len(events.items)).astype(np.int64)
 
 
+@checked
 def popularity_bucket(counts: ArrayLike) -> NDArray[np.int64]:
     """(n,) position in `POPULARITY_BUCKETS` of items with these numbers of distinct training users."""
     starts = [least for least, _ in POPULARITY_BUCKETS]

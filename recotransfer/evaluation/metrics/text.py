@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from recotransfer.arguments import checked
 from recotransfer.errors import InputError, require
 from recotransfer.evaluation.uncertainty import Difference, Estimate, resampled
 
 
+@checked
 def bleu(written: Sequence[str], wanted: Sequence[str], *, draws: int = 1000) -> Estimate:
     """Corpus BLEU in percent, with the defaults of sacrebleu, and its 95% bootstrap interval over sentences.
 
@@ -27,6 +29,7 @@ def bleu(written: Sequence[str], wanted: Sequence[str], *, draws: int = 1000) ->
     return Estimate(_corpus_bleu(counts), *(float(p) for p in np.percentile(values, [2.5, 97.5])))
 
 
+@checked
 def bleu_gain(
     written: Sequence[str], against: Sequence[str], wanted: Sequence[str], *, draws: int = 1000
 ) -> Difference:

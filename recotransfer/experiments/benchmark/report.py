@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from recotransfer.arguments import checked
 from recotransfer.errors import require
 from recotransfer.evaluation.metrics import POPULARITY_BUCKET_NAMES
 from recotransfer.experiments.benchmark.charts import Line, Panel, Point, Row, forest, scatter, small_lines
@@ -39,6 +40,7 @@ from recotransfer.experiments.benchmark.wording import (
 from recotransfer.io.artifacts import atomic_file
 
 
+@checked
 def write_report(results: Results, path: str | Path) -> None:
     """Write the page that shows `results` of a benchmark; equal results give equal bytes.
 
@@ -75,6 +77,7 @@ def write_report(results: Results, path: str | Path) -> None:
         file.write(html.encode())
 
 
+@checked
 def table(results: Results) -> str:
     """The main table in plain text, best variant first; ablations are marked, failed ones say why below it."""
     results = checked_results(results)

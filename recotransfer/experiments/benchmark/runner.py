@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from recotransfer._version import __version__
+from recotransfer.arguments import checked_class
 from recotransfer.data import Items
 from recotransfer.diagnostics import neighbour_agreement
 from recotransfer.encoders import encoder_spec
@@ -46,6 +47,7 @@ from recotransfer.task import TransferTask
 _JOB, _VARIANTS, _RESULTS, _REPORT = "_job.json", "variants", "results.json", "report.html"
 
 
+@checked_class
 @dataclass(frozen=True)
 class Benchmark:
     """One benchmark into a folder: `results.json`, `report.html`, and `variants/NAME/` with model, trials and figures.

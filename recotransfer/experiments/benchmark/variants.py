@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from recotransfer.arguments import checked, checked_class
 from recotransfer.errors import InputError
 from recotransfer.io.artifacts import digest
 from recotransfer.recommenders import Recommender
@@ -20,6 +21,7 @@ ABLATION, GUARDED = (
 _DENSE_ITEMS = 25_000  # beyond this many, items x items solves give way to their sparse form
 
 
+@checked_class
 @dataclass(frozen=True)
 class Variant:
     """One line of the table.
@@ -45,6 +47,7 @@ class Variant:
         return safe if safe == self.name else f"{safe}-{digest([self.name])[:6]}"
 
 
+@checked
 def variants_of(words: Sequence[str], *, items: int = 0, content: bool = True) -> list[Variant]:
     """Variants from words such as "EASE", "mine=my_package.my_module:MyRecommender", "EASE(reg=100)".
 

@@ -1,0 +1,409 @@
+"""Arguments of public functions, checked against their annotations before the work begins.
+
+`@checked` on a function, `@checked_class` on a class and the base `Checked` for a family of classes turn an argument of
+a wrong type into one sentence, an `InputError` that names function, argument, value and what is wanted. Annotations are
+read once, at the first call. What they cannot say, shapes and ids for example, remains the function's own business, and
+an annotation not understood here lets every value pass.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import inspect
+import numbers
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, Union
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from pandas.api.extensions import ExtensionArray
+
+from recotransfer.errors import InputError
+from recotransfer.settings import Bounds, NonNegativeInt
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C", bound=type)
+
+_SHOWN = 60  # characters of a value in a message
+_TEXT = (str, bytes, bytearray, memoryview)
+_ARRAY_MEMBERS = frozenset(typing.get_args(ArrayLike))
+# Kinds of dtype that an array of the annotated type may come in.
+_KINDS = ((np.bool_, "biu", "an array of truth values"), (np.integer, "iu", "an array of whole numbers"),
+          (np.floating, "fiub", "an array of numbers"))  # fmt: skip
+# How to get what is wanted, where a value of another type is at hand.
+_MADE_BY = {
+    "Embeddings": "Embeddings(ids, vectors)",
+    "Filter": "Filter(where='price < 20')",
+    "IdMap": "IdMap([...])",
+    "Interactions": "read_interactions(table).data",
+    "Items": "read_items(table).data",
+    "Path": "Path('folder')",
+    "Recommendations": "recommend(...)",
+}
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """Values of an annotated array are numbers, as in `Annotated[ArrayLike, Numeric()]`."""
+
+
+Numbers: TypeAlias = Annotated[ArrayLike, Numeric()]
+
+
+class _Check(NamedTuple):
+    """What an annotation asks of a value."""
+
+    accepts: Callable[[Any], bool]
+    wanted: str
+    inner: _Check | None = None  # of each element, to name the one that is wrong
+
+
+# -- how to use it -----------------------------------------------------------------------------------------------------
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which raises `InputError` where an argument is not of the annotated type."""
+    return _checked(function, function.__qualname__, None)
+
+
+def checked_class(kind: C) -> C:
+    """The class, whose constructor and public methods check their arguments. Goes above `@dataclass`."""
+    _check_methods(kind, constructor=True)
+    return kind
+
+
+class Checked:
+    """Base of a family of classes whose public methods check their arguments, those of subclasses too.
+
+    Their constructors store what they are given; `settings` checks it when it is used.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _check_methods(cls, constructor=False)
+
+
+def _check_methods(kind: type, *, constructor: bool) -> None:
+    scope = vars(sys.modules[kind.__module__]) if kind.__module__ in sys.modules else {}
+
+    for name, member in list(vars(kind).items()):
+        owner = kind.__name__ if name == "__init__" else f"{kind.__name__}.{name}"
+        if name.startswith("_") and not (constructor and name == "__init__"):
+            continue
+        if inspect.isfunction(member):
+            setattr(kind, name, _checked(member, owner, scope))
+        elif isinstance(member, (classmethod, staticmethod)):
+            setattr(kind, name, type(member)(_checked(member.__func__, owner, scope)))
+
+
+def _checked(function: Callable[P, R], owner: str, scope: Mapping[str, Any] | None) -> Callable[P, R]:
+    plan: list[tuple[list[_Check | None], dict[str, _Check], list[str]]] = []
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not plan:
+            plan.append(_plan(function, scope))
+
+        by_place, by_name, names = plan[0]
+        for place, (check, value) in enumerate(zip(by_place, args, strict=False)):
+            if check is not None and not check.accepts(value):
+                raise _refusal(owner, names[place], value, check)
+
+        for name, value in kwargs.items():
+            named = by_name.get(name)
+            if named is not None and not named.accepts(value):
+                raise _refusal(owner, name, value, named)
+
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _plan(
+    function: Callable[..., Any], scope: Mapping[str, Any] | None
+) -> tuple[list[_Check | None], dict[str, _Check], list[str]]:
+    """Checks of a function's parameters by place and by name, and the names by place."""
+    scope = getattr(function, "__globals__", {}) if scope is None else scope
+    by_place: list[_Check | None] = []
+    by_name: dict[str, _Check] = {}
+    names: list[str] = []
+
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+
+        hint = _resolved(parameter.annotation, scope)
+        check = _check(NonNegativeInt if name == "seed" and hint is int else hint)  # generators take no negative seed
+        if check is not None:
+            by_name[name] = check
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            by_place.append(check)
+            names.append(name)
+
+    return by_place, by_name, names
+
+
+def _resolved(annotation: Any, scope: Mapping[str, Any]) -> Any:
+    """The type that an annotation names; `Any` where it is missing, or only known to type checkers."""
+    if annotation is inspect.Parameter.empty:
+        return Any
+    if not isinstance(annotation, str):
+        return annotation
+
+    try:
+        named = types.SimpleNamespace(__annotations__={"it": annotation})
+        return typing.get_type_hints(named, dict(scope), include_extras=True)["it"]
+    except (NameError, AttributeError, TypeError):
+        return Any
+
+
+# -- annotations -------------------------------------------------------------------------------------------------------
+
+
+def _check(hint: Any) -> _Check | None:
+    """The check that a type stands for; None lets every value pass."""
+    if hint in (Any, object) or isinstance(hint, (TypeVar, str)) or hint is typing.Self:
+        return None
+    if hint == ArrayLike:
+        return _Check(lambda value: _is_array(value, ""), "a list or an array")
+
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _any_of(inside)
+    if origin is Literal:
+        return _Check(lambda value: any(type(value) is type(one) and value == one for one in inside),
+                      _or([repr(one) for one in inside]))  # fmt: skip
+    if origin is Annotated:
+        return _bounded(inside[0], inside[1:])
+    if origin is np.ndarray or hint is np.ndarray:
+        return _array(inside)
+    if origin is tuple and inside and inside[-1] is not Ellipsis:
+        return _row([_check(one) for one in inside])
+    if hint in _PLAIN:
+        return _PLAIN[hint]
+
+    return _collection(hint, origin or hint, inside)
+
+
+def _any_of(inside: tuple[Any, ...]) -> _Check | None:
+    if set(inside) >= _ARRAY_MEMBERS:  # a union is flat, so that the members of ArrayLike are among its own
+        inside = (ArrayLike, *(one for one in inside if one not in _ARRAY_MEMBERS))
+
+    checks = [_check(one) for one in inside]
+    known = [check for check in checks if check is not None]
+    if len(known) < len(checks):
+        return None
+
+    tests = tuple(check.accepts for check in known)
+    words = list(dict.fromkeys(check.wanted for check in known))
+    inner = next((check.inner for check in known if check.inner is not None), None)
+
+    return _Check(lambda value: any(test(value) for test in tests), _or(words), inner)
+
+
+def _bounded(hint: Any, facts: tuple[Any, ...]) -> _Check | None:
+    if any(isinstance(fact, Numeric) for fact in facts):
+        return _Check(lambda value: _is_array(value, "fiub"), "a list or an array of numbers")
+
+    check = _check(hint)
+    bound = next((fact for fact in facts if isinstance(fact, Bounds)), None)
+    if check is None or bound is None:
+        return check
+
+    accepts, allow = check.accepts, bound.allow
+    return _Check(lambda value: accepts(value) and allow(value), f"{check.wanted} {bound}")
+
+
+def _array(inside: tuple[Any, ...]) -> _Check:
+    scalar = next(iter(typing.get_args(inside[1])), None) if len(inside) == 2 else None
+    scalar = typing.get_origin(scalar) or scalar
+    if isinstance(scalar, type):
+        for kind, letters, words in _KINDS:
+            if issubclass(scalar, kind):
+                return _Check(lambda value, letters=letters: _is_array(value, letters), words)  # type: ignore[misc]
+
+    return _Check(lambda value: _is_array(value, ""), "an array")
+
+
+def _row(checks: list[_Check | None]) -> _Check:
+    """A tuple of fixed length."""
+
+    def accepts(value: Any) -> bool:
+        return (
+            isinstance(value, (tuple, list))
+            and len(value) == len(checks)
+            and all(check is None or check.accepts(one) for check, one in zip(checks, value, strict=True))
+        )
+
+    words = ["anything" if check is None else check.wanted for check in checks]
+    return _Check(accepts, f"a tuple of {', '.join(words)}")
+
+
+def _collection(hint: Any, origin: Any, inside: tuple[Any, ...]) -> _Check | None:
+    """Lists, mappings and functions by what is in them; classes by what they are."""
+    if origin is collections.abc.Callable:
+        return _Check(callable, "a function")
+    if not isinstance(origin, type):
+        return None
+    if issubclass(origin, Mapping):
+        return _mapping(*(inside or (Any, Any)))
+    if origin in (collections.abc.Sequence, tuple, list):
+        return _sequence(_check(inside[0]) if inside else None, whole=origin in (tuple, list))
+    if origin in (collections.abc.Iterable, collections.abc.Collection):
+        return _Check(lambda value: isinstance(value, Iterable) and not isinstance(value, (*_TEXT, pd.DataFrame)),
+                      "a list")  # fmt: skip
+    if origin is type:
+        return _Check(lambda value: isinstance(value, type), "a class")
+    if getattr(origin, "_is_protocol", False):
+        return _protocol(origin)
+
+    return _Check(lambda value: isinstance(value, origin), _a(origin.__name__))
+
+
+def _mapping(key: Any, value: Any) -> _Check:
+    keys, values = _check(key), _check(value)
+
+    def accepts(given: Any) -> bool:
+        return (
+            isinstance(given, Mapping)
+            and (keys is None or all(map(keys.accepts, given)))
+            and (values is None or all(map(values.accepts, given.values())))
+        )
+
+    words = ["anything" if check is None else check.wanted for check in (keys, values)]
+    return _Check(accepts, "a dict" if keys is values is None else f"a dict from {words[0]} to {words[1]}")
+
+
+def _sequence(inner: _Check | None, *, whole: bool) -> _Check:
+    """A list of anything that `inner` accepts; `whole` where a tuple is annotated and arrays will not do."""
+    element = None if inner is None else inner.accepts
+
+    def accepts(value: Any) -> bool:
+        if not (isinstance(value, (tuple, list)) or (not whole and _is_listlike(value))):
+            return False
+
+        return element is None or all(map(element, value))
+
+    return _Check(accepts, "a list" if inner is None else f"a list, each {inner.wanted}", inner)
+
+
+def _protocol(kind: type) -> _Check:
+    """Whatever has the attributes of a protocol; they are looked up in the class, as reading one may load a model."""
+    homes = [base for base in kind.__mro__ if getattr(base, "_is_protocol", False) and base is not typing.Protocol]
+    members = sorted(
+        {name for base in homes for name in (*vars(base), *vars(base).get("__annotations__", ())) if name[0] != "_"}
+    )
+
+    def accepts(value: Any) -> bool:
+        if isinstance(value, type):
+            return False
+
+        own = getattr(value, "__dict__", {})
+        return all(name in own or hasattr(type(value), name) for name in members)
+
+    return _Check(accepts, _a(kind.__name__))
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, numbers.Integral) and not isinstance(value, bool))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_)))
+
+
+def _is_listlike(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+
+    return isinstance(value, (Sequence, pd.Series, pd.Index, ExtensionArray)) and not isinstance(value, _TEXT)
+
+
+def _is_array(value: Any, kinds: str) -> bool:
+    """True for lists and arrays, whose values are of one of these kinds of dtype; for all where there are none."""
+    if not isinstance(value, np.ndarray):
+        if isinstance(value, (np.generic, pd.DataFrame)) or not (_is_listlike(value) or hasattr(value, "__array__")):
+            return False
+        if not kinds:
+            return True
+
+        try:
+            value = np.asarray(value)
+        except (TypeError, ValueError):
+            return False
+
+    return value.ndim > 0 and (not kinds or not value.size or value.dtype.kind in kinds)
+
+
+_PLAIN: dict[Any, _Check] = {
+    None: _Check(lambda value: value is None, "None"),
+    types.NoneType: _Check(lambda value: value is None, "None"),
+    bool: _Check(lambda value: isinstance(value, (bool, np.bool_)), "True or False"),
+    int: _Check(_is_whole, "a whole number"),
+    float: _Check(_is_number, "a number"),
+    str: _Check(lambda value: isinstance(value, str), "text"),
+    Path: _Check(lambda value: isinstance(value, os.PathLike), "a Path"),
+}
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def _refusal(owner: str, name: str, value: Any, check: _Check) -> InputError:
+    if check.inner is not None and _is_listlike(value):  # name the element rather than the whole list
+        for place, one in enumerate(value):
+            if not check.inner.accepts(one):
+                return _refusal(owner, f"{name}[{place}]", one, check.inner)
+
+    return InputError(f"{owner}: {name} must be {check.wanted}, got {shown(value)}{_remedy(value, check.wanted)}")
+
+
+def _remedy(value: Any, wanted: str) -> str:
+    if type(value) is not bool and isinstance(value, (str, numbers.Number)) and "a list" in wanted:
+        return f"; put a single one in brackets: [{_cut(repr(value))}]"
+
+    for name, made_by in _MADE_BY.items():
+        if wanted.startswith((f"a {name}", f"an {name}")):
+            return f"; make it with {made_by}"
+
+    return ""
+
+
+def shown(value: Any) -> str:
+    """A value in a few words, for a message."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        return f"an array of {value.dtype} of shape {value.shape}"
+    if isinstance(value, (pd.DataFrame, pd.Series)):
+        return f"a {type(value).__name__} of shape {value.shape}"
+    if value is None or isinstance(value, (bool, numbers.Number, *_TEXT)):
+        return _cut(repr(value))
+    if isinstance(value, (list, tuple, dict, set)):
+        return _cut(" ".join(repr(value).split()))
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+
+    return _a(type(value).__name__)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def _a(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def _or(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
