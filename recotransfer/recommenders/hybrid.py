@@ -227,7 +227,7 @@ class HybridItems(ItemItem):
 
     def _shares(self, items: NDArray[np.int64]) -> Float:
         """(len(items),) trust in the content of each item."""
-        return np.asarray(self.trust, np.float32)[popularity_bucket(self.popularity_[items])]
+        return np.asarray(self.trust, np.float32).take(popularity_bucket(self.popularity_[items]))
 
     # -- new items -----------------------------------------------------------------------------------------------------
 
