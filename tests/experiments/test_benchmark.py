@@ -226,6 +226,13 @@ def test_an_variant_that_fails_is_reported_and_takes_no_other_with_it(shop, tmp_
     assert "nothing works" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_a_benchmark_whose_every_variant_failed_raises_once_its_report_is_written(shop, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(REPO / "tests"))
+    with pytest.raises(InputError, match="every variant failed, the first with ZeroDivisionError: nothing works"):
+        run(tmp_path / "out", shop, [f"broken={__name__}:Broken"])
+    assert "nothing works" in (tmp_path / "out" / "report.html").read_text()
+
+
 SCRIPT = """
 from pathlib import Path
 from recotransfer import Benchmark, Interactions, variants_of, splits
@@ -247,6 +254,15 @@ def test_a_script_without_a_main_is_told_what_it_lacks(tmp_path):
     assert done.stderr.count("Traceback") == 1
     assert 'put what the script does under if __name__ == "__main__":' in done.stderr.splitlines()[-1]
     assert not (tmp_path / "bench" / "variants").exists()  # so that the mended script finds the folder free
+
+
+def test_a_script_from_standard_input_is_refused_before_any_work(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-"], input=SCRIPT, capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 1
+    assert "<stdin> is no file; save the script and run it as python script.py" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "bench").exists()
 
 
 def test_a_guard_that_cannot_judge_is_a_failed_line_beside_the_variants(shop, tmp_path):

@@ -28,6 +28,16 @@ SCRIPT_AGAIN = 97  # exit status of such a process that came upon a benchmark to
 _PACKAGES = ("recotransfer", "numpy", "scipy", "torch", "implicit", "faiss-cpu", "faiss-gpu", "numba", "optuna")
 
 
+def check_script() -> None:
+    """Raise `InputError` where the processes of the variants could not import the script that is running."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script is not None and not Path(script).exists():
+        raise InputError(
+            f"every variant runs in a process of its own, which imports this script again, and {script} is no file; "
+            "save the script and run it as python script.py"
+        )
+
+
 def run_each(work: Work, jobs: Sequence[tuple[Variant, ...]], workers: int, show: Callable[[], None]) -> None:
     """Run every job in a process of its own; a variant whose process dies has failed, the others go on."""
     context = multiprocessing.get_context("spawn")  # OpenMP after a fork hangs

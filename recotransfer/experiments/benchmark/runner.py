@@ -31,6 +31,7 @@ from recotransfer.experiments.benchmark.measure import plain
 from recotransfer.experiments.benchmark.processes import (
     PROCESS_NAME,
     SCRIPT_AGAIN,
+    check_script,
     environment,
     limited_threads,
     run_each,
@@ -103,12 +104,14 @@ class Benchmark:
             resume: go on with an interrupted benchmark of the same description; variants that failed run again.
 
         Raises:
-            InputError: settings or variants that cannot be, a folder in use, or a script that calls this without
+            InputError: settings or variants that cannot be, a folder in use, every variant failed (results and report
+                are written all the same), or a script that comes from standard input or calls this without
                 `if __name__ == "__main__":`.
         """
         if multiprocessing.current_process().name == PROCESS_NAME:
             sys.exit(SCRIPT_AGAIN)  # the process that runs the benchmark says what is wrong, once
 
+        check_script()
         self._check(variants, split)
         out = Path(self.out)
         _claim(out, resume)
@@ -142,6 +145,11 @@ class Benchmark:
         results = self._results(work, variants, title)
         write_json(out / _RESULTS, results)
         write_report(results, out / _REPORT)
+        if all(row["failed"] is not None for row in results["variants"]):
+            first = results["variants"][0]["failed"]
+            raise InputError(
+                f"every variant failed, the first with {first}; {out}/variants/NAME/traceback.txt says more"
+            )
 
         return results
 
