@@ -176,7 +176,9 @@ class World:
         }  # fmt: skip
         by_type = {
             "Interactions": w.log, "Items": w.items, "Embeddings": w.vectors, "IdMap": w.vectors.ids, "Split": w.split,
-            "Recommendations": w.lists, "Hits": w.hits, "Predictions": w.predictions, "TransferTask": w.task,
+            "Recommendations": w.lists, "Hits": w.hits,
+            "Recommendations | Iterable[Recommendations]": w.lists,
+            "Predictions": w.predictions, "TransferTask": w.task,
             "Recommender": w.model, "Encoder": HashingText(), "Sequence[Embeddings]": [w.vectors],
             "Sequence[Encoder]": [HashingText()], "Outcome": w.outcome, "Sequence[Outcome]": [w.outcome],
             "Problem": w.problem, "Metric": accuracy, "Mapping[str, Metric]": {"accuracy": accuracy},

@@ -53,6 +53,9 @@ class FittedState(Checked, ABC):
 
     def setting(self, name: str) -> Any:
         """The value of a setting, by a name as in `search_space`."""
+        if name not in self.params():
+            raise InputError(f"{type(self).__name__} has no setting {name!r}; it has {', '.join(self.params())}")
+
         return getattr(self, name)
 
     def with_settings(self, values: Mapping[str, Any]) -> Self:
