@@ -10,7 +10,7 @@ from recotransfer.arguments import checked
 from recotransfer.data import Items
 from recotransfer.encoders.base import Encoder, encoder_spec
 from recotransfer.encoders.image import PretrainedImage
-from recotransfer.encoders.models import files_to_store, pinned
+from recotransfer.encoders.models import files_to_store, model_folder, pinned, revision_of, unpinned
 from recotransfer.encoders.tabular import TabularAttributes
 from recotransfer.encoders.text import SentenceText
 from recotransfer.errors import InputError
@@ -52,9 +52,10 @@ def store_encoders(given: Sequence[Encoder], writer: ArtifactWriter) -> list[dic
         if not isinstance(model, (str, Path)):
             continue
 
-        files = files_to_store(Path(model)) if Path(model).is_dir() else None
-        if files is not None:
-            writer.folder_of_model(f"encoder {at}", model, files)
+        folder = model_folder(model) if Path(unpinned(model)).is_dir() else None
+        files = None if folder is None else files_to_store(folder)
+        if folder is not None and files is not None:
+            writer.folder_of_model(f"encoder {at}", folder, files)
             spec["model"] = None
         elif type(encoder).__module__.startswith("recotransfer."):  # others may read their model in a way of their own
             spec["model"] = str(pinned(model, vars(encoder).get("name")))
@@ -64,16 +65,22 @@ def store_encoders(given: Sequence[Encoder], writer: ArtifactWriter) -> list[dic
 
 @checked
 def stored_encoders(specs: Sequence[Mapping[str, Any]], artifact: Artifact) -> list[Encoder]:
-    """The encoders of `store_encoders`; tuned models are read where the artefact lies.
+    """The encoders of `store_encoders`; their models are read, when first used, where the artefact lies.
+
+    A model is named with its revision, so that one saved there in the meantime is refused and never taken for it.
 
     Raises:
         ArtifactError: a class that is not the package's, and whose module has not been imported yet.
     """
     out = []
     for at, spec in enumerate(specs):
-        own = artifact.has_folder(f"encoder {at}")
-        model = {"model": str(artifact.folder_of_model(f"encoder {at}"))} if own else {}
-        out.append(_built({**spec, **model}, encoders.find_saved))
+        settings = dict(spec)
+        if artifact.has_folder(f"encoder {at}"):
+            settings["model"] = str(artifact.folder_of_model(f"encoder {at}").absolute())
+            if ":" not in str(spec["class"]):  # others may read their model in a way of their own
+                settings["model"] += f"@{revision_of(artifact.digests_of_model(f'encoder {at}'))}"
+
+        out.append(_built(settings, encoders.find_saved))
 
     return out
 

@@ -6,8 +6,8 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from recotransfer.errors import InputError, require
@@ -23,13 +23,19 @@ _TUNED = "tuned.json"  # tells a model that was trained here, and belongs to wha
 
 def folder_revision(folder: Path) -> str:
     """12 hex digits that change with any weight, tokenizer or configuration file in a model's folder."""
-    digest = hashlib.sha256()
-    files = {p for pattern in _REVISION_FILES for p in folder.rglob(pattern) if p.is_file()}
-    for path in sorted(files):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256(path)}\n".encode())
-
+    files = {p.relative_to(folder) for pattern in _REVISION_FILES for p in folder.rglob(pattern) if p.is_file()}
     if not files:
         raise InputError(f"{folder} holds no model files; give a folder with config.json and weights")
+
+    return revision_of({path.as_posix(): sha256(folder / path) for path in files})
+
+
+def revision_of(digests: Mapping[str, str]) -> str:
+    """As `folder_revision`, from the sha256 of each file by its path below the model's folder."""
+    digest = hashlib.sha256()
+    for path in sorted(map(PurePosixPath, digests)):
+        if any(path.match(pattern) for pattern in _REVISION_FILES):
+            digest.update(f"{path}\0{digests[str(path)]}\n".encode())
 
     return digest.hexdigest()[:12]
 

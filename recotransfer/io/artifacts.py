@@ -290,19 +290,54 @@ class Artifact:
         """True where `ArtifactWriter.folder_of_model` stored a folder of that name."""
         return any(part.startswith(f"{self.prefix}{name}/") for part in self.manifest["parts"])
 
-    def folder_of_model(self, name: str) -> Path:
-        """The folder that `ArtifactWriter.folder_of_model` stored; its files were checked like all others."""
+    def digests_of_model(self, name: str) -> dict[str, str]:
+        """The sha256 of each file that `ArtifactWriter.folder_of_model` stored, by its path in the model's folder."""
         start = f"{self.prefix}{name}/"
-        names = {part.removeprefix(start).split("/")[0] for part in self.manifest["parts"] if part.startswith(start)}
-        stored = [
-            f for f in _files(self.folder / start) if f.relative_to(self.folder).as_posix() in self.manifest["parts"]
-        ]
-        if len(names) != 1 or len(stored) != len(_files(self.folder / start)):
+        stored = {part.removeprefix(start): fact["sha256"] for part, fact in self.manifest["parts"].items()
+                  if part.startswith(start)}  # fmt: skip
+        folders = {path.partition("/")[0] for path in stored}
+        if len(folders) != 1:
             raise ArtifactError(f"{self.folder}: {start} is not as it was saved; restore it or save the model again")
-        if bad := next((f for f in stored if f.suffix not in _MODEL_FILES), None):
-            raise ArtifactError(f"{bad} is neither text nor safetensors; restore the folder or save the model again")
+        if bad := next((path for path in stored if Path(path).suffix not in _MODEL_FILES), None):
+            raise ArtifactError(f"{self.folder / start / bad} is neither text nor safetensors; save the model again")
 
-        return Path(self.folder, start, names.pop())
+        return {path.partition("/")[2]: digest for path, digest in stored.items()}
+
+    def folder_of_model(self, name: str) -> Path:
+        """Where `ArtifactWriter.folder_of_model` stored the folder; another artefact may have taken its place since."""
+        start = f"{self.prefix}{name}/"
+        self.digests_of_model(name)  # refuses a manifest with other files
+        first = next(part for part in self.manifest["parts"] if part.startswith(start))
+        folder = Path(self.folder, start, first.removeprefix(start).partition("/")[0])
+        listed = {self.folder / part for part in self.manifest["parts"]}
+        more = [file for file in _files(folder) if file not in listed]
+        if more and _manifest_of(self.folder) == self.manifest:
+            raise ArtifactError(f"{more[0]} was not saved with the model; remove it or save the model again")
+
+        return folder
+
+    @contextlib.contextmanager
+    def copy_of_model(self, name: str) -> Iterator[Path]:
+        """The same folder as a temporary copy, made of the files that are open: whole, whatever is saved meanwhile."""
+        with tempfile.TemporaryDirectory() as copy:
+            folder = self.folder_of_model(name)
+            for path in self.digests_of_model(name):
+                target = Path(copy, folder.name, path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                part = f"{self.prefix}{name}/{folder.name}/{path}"
+                target.write_bytes(self._files.read(part))
+
+            yield Path(copy, folder.name)
+
+
+def _manifest_of(folder: Path) -> dict[str, Any] | None:
+    """The manifest that lies in the folder now; None where there is none to be read."""
+    try:
+        found: dict[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+    return found
 
 
 def _mapped(file: BufferedReader) -> NDArray[Any]:

@@ -339,11 +339,11 @@ class Translator:
         self.longest_source_ = artifact.json("limits")["source"]
         self.target_ = Tokenizer.from_str(artifact.json("target"))
 
-        with quiet_loading():
-            self.source_ = AutoTokenizer.from_pretrained(artifact.folder_of_model("source"))
-            self.network_ = EncoderDecoderModel.from_pretrained(artifact.folder_of_model("network")).to(
-                default_device()
-            )
+        with quiet_loading(), artifact.copy_of_model("source") as folder:
+            self.source_ = AutoTokenizer.from_pretrained(folder)
+
+        with quiet_loading(), artifact.copy_of_model("network") as folder:
+            self.network_ = EncoderDecoderModel.from_pretrained(folder).to(default_device())
 
         self.network_.eval()
 

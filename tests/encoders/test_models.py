@@ -95,3 +95,25 @@ def test_what_was_not_used_and_what_is_packaged_is_named_as_it_came(tmp_path):
     assert stored(SentenceText(), tmp_path / "b")[0] == encoder_spec(SentenceText())
     assert pinned("org/mini@0123456789ab", "x@ba9876543210") == "org/mini@0123456789ab"
     assert unpinned("org/mini@0123456789ab") == "org/mini"
+
+
+def test_a_model_saved_over_the_one_that_was_loaded_is_never_taken_for_it(tmp_path):
+    specs = stored(SentenceText(model=model(tmp_path / "mini")), tmp_path / "a")
+    back = stored_encoders(specs, open_artifact(tmp_path / "a"))[0]
+    other = model(tmp_path / "other" / "mini")
+    (other / "model.safetensors").write_text("other weights")
+    stored(SentenceText(model=other), tmp_path / "a")
+    with pytest.raises(InputError, match="holds revision"):
+        _ = back.folder
+
+
+def test_a_copy_of_a_stored_model_is_whole_whatever_is_saved_meanwhile(tmp_path):
+    stored(SentenceText(model=model(tmp_path / "mini")), tmp_path / "a")
+    artifact = open_artifact(tmp_path / "a")
+    stored(
+        SentenceText(model=model(tmp_path / "larger", "config.json", "model.safetensors", "more.json")), tmp_path / "a"
+    )
+    with artifact.copy_of_model("encoder 0") as folder:
+        assert {path.name: path.read_text() for path in folder.iterdir()} == {
+            name: name for name in ("config.json", "model.safetensors")
+        }

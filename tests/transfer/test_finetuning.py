@@ -458,7 +458,7 @@ def test_files_that_could_run_are_neither_stored_nor_read_with_a_model(tmp_path)
     (model / "pytorch_model.bin").unlink()
     write_artifact(tmp_path / "a", "Test", lambda w: w.folder_of_model("m", model))
     (tmp_path / "a" / "m" / "model" / "modeling.py").write_text("1")
-    with pytest.raises(ArtifactError, match="not as it was saved"):
+    with pytest.raises(ArtifactError, match="was not saved with the model"):
         open_artifact(tmp_path / "a").folder_of_model("m")
 
     def sly(writer: ArtifactWriter) -> None:

@@ -200,5 +200,5 @@ def test_bleu_is_that_of_sacrebleu_and_gains_are_paired():
     assert gain.low > 0
     assert gain.value == pytest.approx(bleu(good, wanted).value - estimate.value)
     assert bleu_gain(good, good, wanted)[:3] == (0, 0, 0)
-    with pytest.raises(InputError, match="3 texts written and 2 wanted"):
+    with pytest.raises(InputError, match="3 generated sentences but 2 references"):
         bleu(["a"] * 3, ["a"] * 2)
