@@ -171,7 +171,7 @@ def test_what_cannot_be_done_is_named(world):
     items, queries = world
     with pytest.raises(NotFittedError, match="call build"):
         ExactIndex().search(queries, 1)
-    with pytest.raises(InputError, match='kind must be "flat", "hnsw" or "ivfpq", got'):
+    with pytest.raises(InputError, match="kind must be 'flat', 'hnsw' or 'ivfpq', got"):
         FaissIndex("annoy")
     with pytest.raises(InputError, match="no HNSW on GPUs"):
         FaissIndex("hnsw", gpu=True)

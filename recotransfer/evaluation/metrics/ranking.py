@@ -137,7 +137,9 @@ def rank_metrics(found: Hits, ks: Sequence[int]) -> dict[str, Float]:
 
 
 @checked
-def auc(recommendations: Recommendations, truth: Interactions, candidates: ArrayLike) -> Float:
+def auc(
+    recommendations: Recommendations, truth: Interactions, candidates: int | Sequence[int] | NDArray[np.integer]
+) -> Float:
     """(users,) probability that a true item ranks above another candidate: area under the ROC curve of the ranking.
 
     Candidates that are not listed rank below the list and tie with each other, a tie counting half; a user without a
