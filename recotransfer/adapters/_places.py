@@ -31,11 +31,12 @@ def scores_of_places(
     """(n, users) scores of places with these vectors."""
     known = task.recommender.events_.users
     asked = known if users is None else IdMap(users)
+    tuples = isinstance(task.recommender.catalogue_.ids[0], tuple)  # ids are of the type that the catalogue's are
     out = []
 
     for start in range(0, len(vectors), _BLOCK):
         rows = vectors[start : start + _BLOCK]
-        ids = IdMap(np.arange(len(rows)))
+        ids = IdMap([(at,) for at in range(len(rows))] if tuples else np.arange(len(rows)))
         items = Items(ids, pd.DataFrame(index=range(len(rows))))
         found = task.label(items, len(asked), users=users, embeddings=[Embeddings(ids, rows, source, blocks=blocks)])
         table = np.zeros(found.scores.shape, np.float32)

@@ -6,16 +6,18 @@ What the cells mean is settled in `parsing` and `schema`, what becomes of them i
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, TypeAlias
 
 import pandas as pd
 
+from recotransfer.arguments import Unchecked
 from recotransfer.errors import InputError
 from recotransfer.io.csv_files import is_csv, read_csv
 from recotransfer.io.databases import read_sql
 from recotransfer.io.parquet_files import read_parquet
 from recotransfer.io.report import Table, check_names
 
-Source = str | Path | pd.DataFrame
+Source: TypeAlias = Annotated[str | Path | pd.DataFrame, Unchecked()]  # what else it may be is named with a remedy
 
 _KINDS = (
     "give CSV (.csv, .tsv, .txt, also .gz), Parquet (.parquet or a folder of them), or a database URL such as "

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from recotransfer.arguments import checked
 from recotransfer.data import IdMap, Recommendations
 from recotransfer.errors import InputError
 from recotransfer.io.artifacts import atomic_file, atomic_folder
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 _ROWS_AT_ONCE = 10_000
 
 
-@checked
 def write_recommendations(recommendations: Recommendations | Iterable[Recommendations], target: str | Path) -> int:
     """Write ranked lists as rows of user, item, rank, score and, where there are any, reason; returns their number.
 

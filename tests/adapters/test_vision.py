@@ -122,7 +122,7 @@ def test_mean_average_precision_is_that_of_pycocotools(seed):
     found = pd.concat([truth.iloc[:30], boxes(40, seed + 50)], ignore_index=True)
     found[EDGES] += draw.normal(0, 3, (len(found), 4))
     found["score"] = draw.permutation(len(found)) / 100
-    table = box_matches(found, truth, "abc", "xy")
+    table = box_matches(found, truth, list("abc"), list("xy"))
     mine = []
     for column in zip(*table, strict=True):
         scores, hit = (np.concatenate([getattr(m, name) for m in column]) for name in ("scores", "hit"))
@@ -139,12 +139,12 @@ def test_mean_average_precision_is_that_of_pycocotools(seed):
 def test_a_true_box_is_hit_once():
     truth = boxes(1, 0, "a", ["x"])
     found = pd.concat([truth, truth]).assign(score=[0.9, 0.8])
-    ((match,),) = box_matches(found, truth, "a", ["x"])
+    ((match,),) = box_matches(found, truth, ["a"], ["x"])
     assert match.hit.tolist() == [True, False]
     assert box_precision(match.scores, match.hit, match.truths) == 1.0
     assert np.isnan(box_precision([], [], 0))
     with pytest.raises(InputError, match="no column 'xmin'"):
-        box_matches(found.drop(columns="xmin"), truth, "a", ["x"])
+        box_matches(found.drop(columns="xmin"), truth, ["a"], ["x"])
 
 
 # -- pictures with labels ----------------------------------------------------------------------------------------------

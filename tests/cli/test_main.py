@@ -312,7 +312,7 @@ def test_a_benchmark_tells_what_was_asked_and_what_came_out(place, run):
         ([*FIT, "m", "--weight", "text=heavy"], ["--weight text=heavy: 'heavy' is not a number"]),
         ([*FIT, "m", "--weight", "txt=1"], ["'txt'", "text, attributes"]),
         ([*FIT, "m", "--only", "colour"], ["no column 'colour' to encode"]),
-        ([*FIT, "m", "--kind", "title=words"], ["kinds must be text, image, category, number"]),
+        ([*FIT, "m", "--kind", "title=words"], ["kinds must be a dict from text to 'text', 'image'"]),
         ([*FIT, "m", "--image-encoder", "clip"], ["no column of items.csv holds images"]),
         ([*FIT, "m", "--k", "0"], ["'--k': 0 is not in the range"]),
         ([*FIT, "m", "--index-recall", "0.9"], ["HybridItems has no index to choose"]),

@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from recotransfer.data import IdMap
 from recotransfer.errors import InputError
 from recotransfer.io.readers import read_ids, read_interactions, read_items
 from recotransfer.io.tables import read_table
@@ -63,7 +64,7 @@ def test_sources_that_are_no_table_are_refused_in_a_sentence(source, words):
 
 def test_lists_of_ids_are_refused_in_the_same_sentence():
     with pytest.raises(InputError, match=r"pandas\.DataFrame"):
-        read_ids(["a"], role="item", known=None)
+        read_ids(["a"], role="item", known=IdMap(["a"]))
 
 
 def test_arrow_backed_frames_are_read_as_others():
