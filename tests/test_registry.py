@@ -165,6 +165,7 @@ def test_an_encoder_of_ones_own_comes_back_by_its_name_and_settings(theirs):
 def test_settings_that_no_file_can_hold_are_refused_by_name():
     class Odd(HashingText):
         def __init__(self, *, table=None):
+            super().__init__()
             self.table = table
 
     with pytest.raises(InputError, match="Odd: table is a Series"):

@@ -99,8 +99,10 @@ def match_ids(ids: Iterable[Any] | pd.Index, known: IdMap) -> MatchedIds:
 
 
 @checked
-def ids_like(ids: IdMap, known: IdMap, role: str) -> IdMap:
+def ids_like(ids: IdMap, known: IdMap, role: str, *, foreign: bool = False) -> IdMap:
     """The ids in the types of `known`, in the same order; `ids` itself where nothing is to be converted.
+
+    With `foreign`, ids of another type that cannot be converted are kept: they are not meant to be known.
 
     Raises:
         InputError: ids of another type than all known ones that cannot be converted exactly, or two ids that are one.
@@ -109,7 +111,7 @@ def ids_like(ids: IdMap, known: IdMap, role: str) -> IdMap:
         return ids
 
     matched = match_ids(ids.ids, known)
-    if matched.mixed:
+    if matched.mixed and not foreign:
         raise InputError(f"{role} {matched.mixed}; write all of them in one type")
 
     return ids if matched.ids.equals(id_index(ids.ids)) else IdMap(matched.ids)

@@ -226,23 +226,26 @@ class Recommender(FittedState):
         """
         out = self._copied()
         out._check_fitted()
+        out._take_in(_in_types_of(out.catalogue_, items), columns)
+
+        return out
+
+    def _take_in(self, items: Embeddings, columns: Items | None) -> None:
+        """Add those of `items` that are new, in place."""
         if not self.scores_new_items:
             raise InputError(f"{type(self).__name__} cannot rank items unseen in fit; refit it or use HybridItems")
 
-        items = _in_types_of(out.catalogue_, items)
-        known = items.ids.positions(out.catalogue_.ids, missing="negative")
+        known = items.ids.positions(self.catalogue_.ids, missing="negative")
         fresh = np.setdiff1d(np.arange(len(items.ids)), known)
         if len(fresh):
             ids = IdMap(items.ids.take(fresh))
-            out.catalogue_ = out.catalogue_.union(ids)
-            out.events_ = out.events_.with_items(out.catalogue_)
-            out.popularity_ = np.pad(out.popularity_, (0, len(fresh)))
-            if out.item_columns_ is not None:
-                out.item_columns_ = extended_columns(out.item_columns_, out.catalogue_, columns)
+            self.catalogue_ = self.catalogue_.union(ids)
+            self.events_ = self.events_.with_items(self.catalogue_)
+            self.popularity_ = np.pad(self.popularity_, (0, len(fresh)))
+            if self.item_columns_ is not None:
+                self.item_columns_ = extended_columns(self.item_columns_, self.catalogue_, columns)
 
-            out._extend(items.align(ids))
-
-        return out
+            self._extend(items.align(ids))
 
     def for_batch(self) -> Self:
         """A copy for batch jobs: the model as it is now, with exact search."""
@@ -339,7 +342,7 @@ class Recommender(FittedState):
 
         known = model.known_events().users
         chosen = np.arange(len(known)) if users is None else np.unique(positions_like(users, known))
-        ids, items = items.ids.ids, _in_types_of(model.catalogue_, items)
+        ids, items = items.ids.ids, _in_types_of(model.catalogue_, items, foreign=True)
         model = model._with_items(items)
         size = (len(items.ids), min(k, len(chosen)))
         best = TopK(np.full(size, -1, np.int64), np.full(size, -np.inf, np.float32))
@@ -355,7 +358,10 @@ class Recommender(FittedState):
 
     def _with_items(self, items: Embeddings) -> Self:
         """A model whose catalogue includes `items`."""
-        return self.extend(items)
+        out = self._copied()
+        out._take_in(items, None)
+
+        return out
 
     def _item_scores(self, items: Embeddings, users: NDArray[np.int64]) -> Float:
         """(items, users) scores of items in the catalogue for users at positions."""
@@ -394,7 +400,10 @@ class Recommender(FittedState):
         return out
 
 
-def _in_types_of(known: IdMap, items: Embeddings) -> Embeddings:
-    """The same vectors, their ids in the types of known ones, so that 5 and "5" stay one item."""
-    ids = ids_like(items.ids, known, "item")
+def _in_types_of(known: IdMap, items: Embeddings, *, foreign: bool = False) -> Embeddings:
+    """The same vectors, their ids in the types of known ones, so that 5 and "5" stay one item.
+
+    Ids that cannot be converted are refused, or with `foreign` taken for those of other items.
+    """
+    ids = ids_like(items.ids, known, "item", foreign=foreign)
     return items if ids is items.ids else replace(items, ids=ids)

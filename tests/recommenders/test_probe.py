@@ -138,3 +138,13 @@ def test_task_labels_new_items_from_given_vectors():
     assert (found.items[:, 0] == np.array([f"class {v}" for v in label[rows]])).mean() > 0.9
     with pytest.raises(InputError, match="without encoders"):
         task.label(new)
+
+
+@pytest.mark.parametrize("model", [Probe(), RidgeProfiles()], ids=["Probe", "RidgeProfiles"])
+def test_items_of_a_table_with_ids_of_its_own_are_labelled(model):
+    items, relations, label = clusters()
+    asked, rows = held_out(items)
+    numbered = Embeddings(IdMap(range(len(rows))), asked.vectors)
+    found = model.fit(relations, items).label(numbered, 1)
+    assert found.users.tolist() == list(range(len(rows)))
+    assert (found.items[:, 0] == np.array([f"class {v}" for v in label[rows]])).mean() > 0.9

@@ -405,7 +405,7 @@ def test_items_without_text_or_relations_are_left_out(tiny, tmp_path):
 def test_settings_that_cannot_be_are_refused(tmp_path, settings):
     items, relations, _ = planted(60)
     with pytest.raises(InputError, match=next(iter(settings))):
-        quick(tmp_path, **settings).tune(HashingText(), items, relations)
+        quick(tmp_path, **settings).tune(SentenceText(), items, relations)
 
 
 # The encoders' side
