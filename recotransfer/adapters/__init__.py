@@ -1,1 +1,1 @@
-"""Records of a domain into problems for the core, and predictions back into what the domain reads."""
+"""Adapters: turn the records of a domain into a `Problem`, and predictions back into what the domain uses."""

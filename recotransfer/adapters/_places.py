@@ -1,4 +1,4 @@
-"""What masks and boxes share: sampled places of pictures as items of a problem."""
+"""Shared by segmentation and detection: sampled places (pixel locations) of pictures as the items of a problem."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from recotransfer import experiments
 from recotransfer.data import Embeddings, IdMap, Interactions, Items
 from recotransfer.errors import InputError
-from recotransfer.experiments import Outcome, Predictions, Problem
+from recotransfer.experiments import Metric, Outcome, Predictions, Problem
 from recotransfer.task import TransferTask
 
-_BLOCK = 1 << 16  # places asked about at a time
+_BATCH = 1 << 16  # places scored at a time, which bounds memory
 BACKGROUND = ("background", 0)
 
 
@@ -28,20 +28,31 @@ def scores_of_places(
     users: Sequence[Any] | None = None,
     blocks: tuple[tuple[str, int], ...] = (),
 ) -> NDArray[np.float32]:
-    """(n, users) scores of places with these vectors."""
-    known = task.recommender.events_.users
-    asked = known if users is None else IdMap(users)
-    tuples = isinstance(task.recommender.catalogue_.ids[0], tuple)  # ids are of the type that the catalogue's are
+    """(n, users) scores of the places with these vectors.
+
+    Args:
+        task: fitted on a problem of places.
+        vectors: (n, width) vectors of the places.
+        source: name of what made the vectors.
+        users: columns of the result; None is all users of the task, in its order.
+        blocks: (modality, width) of the blocks that make up a vector; none is a single block.
+    """
+    fitted_users = task.recommender.events_.users
+    columns = fitted_users if users is None else IdMap(users)
+    # New ids must have the type of the catalogue's ids, which are tuples where the task was fitted on places.
+    tuples = isinstance(task.recommender.catalogue_.ids[0], tuple)
     out = []
 
-    for start in range(0, len(vectors), _BLOCK):
-        rows = vectors[start : start + _BLOCK]
+    for rows in batches(vectors):
         ids = IdMap([(at,) for at in range(len(rows))] if tuples else np.arange(len(rows)))
         items = Items(ids, pd.DataFrame(index=range(len(rows))))
-        found = task.label(items, len(asked), users=users, embeddings=[Embeddings(ids, rows, source, blocks=blocks)])
-        table = np.zeros(found.scores.shape, np.float32)
-        at = asked.positions(known.ids, missing="negative")[found.positions]
-        np.put_along_axis(table, at, found.scores, axis=1)
+        embeddings = [Embeddings(ids, rows, source, blocks=blocks)]
+        ranked = task.label(items, len(columns), users=users, embeddings=embeddings)
+
+        # Labels come best first; put each score back into its user's column.
+        table = np.zeros(ranked.scores.shape, np.float32)
+        column = columns.positions(fitted_users.ids, missing="negative")[ranked.positions]
+        np.put_along_axis(table, column, ranked.scores, axis=1)
         out.append(table)
 
     return np.concatenate(out)
@@ -50,19 +61,27 @@ def scores_of_places(
 def problem_of_places(
     name: str, sampled: Sequence[tuple[Any, str, NDArray[Any], list[Any], Any]], source: str
 ) -> Problem:
-    """A problem of places: per picture its id, part, places (n, 2), labels (n,) and vectors (n, width)."""
-    ids = IdMap([(picture, *place) for picture, _, where, _, _ in sampled for place in where.tolist()])
-    owner = np.repeat(np.arange(len(sampled)), [len(where) for _, _, where, _, _ in sampled])
-    labels = [label for _, _, _, some, _ in sampled for label in some]
-    relations = Interactions.from_labels(labels, ids)
-    parts = np.array([part for _, part, _, _, _ in sampled], dtype=object)
-    split = experiments.split_items(relations, parts[owner])
-    vectors = Embeddings(ids, np.concatenate([v for _, _, _, _, v in sampled]), source)
-    metrics = {"accuracy": experiments.accuracy, "macro F1": experiments.macro_f1}
+    """A problem whose items are places and whose users are their labels.
 
-    return Problem(
-        name, Items(ids, pd.DataFrame(index=range(len(ids)))), split, metrics, embeddings=[vectors], groups=owner
-    )
+    Args:
+        name: name of the problem.
+        sampled: per picture its id, part, places (n, 2), labels (n,) and vectors (n, width).
+        source: name of what made the vectors.
+    """
+    ids = IdMap([(picture, *place) for picture, _, where, _, _ in sampled for place in where.tolist()])
+    labels = [label for _, _, _, labels_of_picture, _ in sampled for label in labels_of_picture]
+    relations = Interactions.from_labels(labels, ids)
+
+    # Places of one picture are alike: they stay in one part, and the bootstrap draws whole pictures.
+    picture = np.repeat(np.arange(len(sampled)), [len(where) for _, _, where, _, _ in sampled])
+    parts = np.array([part for _, part, _, _, _ in sampled], dtype=object)
+    split = experiments.split_items(relations, parts[picture])
+
+    embeddings = [Embeddings(ids, np.concatenate([vectors for _, _, _, _, vectors in sampled]), source)]
+    metrics = {"accuracy": experiments.accuracy, "macro F1": experiments.macro_f1}
+    items = Items(ids, pd.DataFrame(index=range(len(ids))))
+
+    return Problem(name, items, split, metrics, embeddings=embeddings, groups=picture)
 
 
 def parts_of_pictures(part: Mapping[Any, str]) -> dict[Any, str]:
@@ -71,24 +90,30 @@ def parts_of_pictures(part: Mapping[Any, str]) -> dict[Any, str]:
 
 
 def check_every_picture_in(part: Mapping[Any, str], **tables: Mapping[Any, Any]) -> None:
-    """Raise `InputError` where a picture of a part is not in each of these tables."""
+    """Raise `InputError` if a picture of training, validation or test is missing from one of these tables."""
     for name, table in tables.items():
-        if lost := [picture for picture, own in part.items() if own in experiments.SIDES and picture not in table]:
+        missing = [picture for picture, side in part.items() if side in experiments.SIDES and picture not in table]
+        if missing:
             raise InputError(
-                f"picture {lost[0]!r} has a part but is not in {name}; add it there, or leave it out of part"
+                f"picture {missing[0]!r} has a part but is not in {name}; add it there, or leave it out of part"
             )
 
 
 def outcome_by_picture(
-    outcome: Outcome, pictures: Sequence[Any], candidates: IdMap, truth: Any, scores: Any, metrics: Mapping[str, Any]
+    outcome: Outcome,
+    pictures: Sequence[Any],
+    candidates: IdMap,
+    truth: ArrayLike,
+    scores: ArrayLike,
+    metrics: Mapping[str, Metric],
 ) -> Outcome:
-    """The outcome with pictures as its queries."""
+    """The outcome with one query per picture, and these metrics of it."""
     queries = IdMap(pictures).ids
     predictions = Predictions(queries, candidates, np.asarray(truth, bool), np.asarray(scores, np.float32), queries)
     return experiments.joined([replace(outcome, predictions=predictions)], metrics)
 
 
-def in_blocks(where: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """The rows in blocks of at most `BLOCK`."""
-    for start in range(0, len(where), _BLOCK):
-        yield where[start : start + _BLOCK]
+def batches(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """The rows in batches that bound memory."""
+    for start in range(0, len(rows), _BATCH):
+        yield rows[start : start + _BATCH]

@@ -1,4 +1,4 @@
-"""Sound: clips with labels, such as words, speakers or emotions, as problems of the core."""
+"""Sound: labelled clips (spoken words, speakers, emotions) as problems."""
 
 from __future__ import annotations
 
@@ -23,24 +23,23 @@ def classification(
     speakers: Sequence[Any] | None = None,
     folds: int = 5,
 ) -> list[Problem]:
-    """Which label each clip bears, one problem for each fold, or one alone where `part` deals the clips out.
+    """Problems of classifying clips: one per cross-validation fold, or a single one if `part` is given.
 
-    Clips of one speaker, or of one recording, sound alike whatever their label; with `speakers` none stands on two
-    sides of a split, and intervals draw whole speakers.
+    Clips of one speaker, or of one recording, sound alike whatever their label. With `speakers`, all clips of a speaker
+    stay in one part, and the bootstrap resamples whole speakers.
 
     Args:
         clips: paths or bytes of WAV files, or {"array": samples, "rate": hertz}.
-        labels: of each; None is unlabelled.
-        encoders: what reads the column "audio"; `LogMelAudio()` by default, `PretrainedAudio` for a pretrained model.
-        part: "train", "valid" or "test" of each.
-        speakers: of each clip; None lets clips stand alone.
-        folds: number of problems where `part` is None.
+        labels: label of each clip; None is unlabelled.
+        encoders: encoders of the column "audio": `LogMelAudio()` by default, `PretrainedAudio` for a pretrained model.
+        part: "train", "valid" or "test" for each clip.
+        speakers: speaker of each clip; None treats every clip as independent.
+        folds: number of folds if `part` is None.
     """
     items = Items(IdMap(np.arange(len(clips))), experiments.column(clips, "audio"))
-    relations, groups = (
-        Interactions.from_labels(labels, items.ids),
-        experiments.grouped(speakers, len(items), "speakers"),
-    )
+    relations = Interactions.from_labels(labels, items.ids)
+    groups = experiments.grouped(speakers, len(items), "speakers")
+
     if part is not None:
         splits = [experiments.split_items(relations, part, groups=speakers)]
     else:

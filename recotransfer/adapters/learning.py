@@ -1,7 +1,8 @@
-"""A learning platform: courses for learners from what they took, how they learn, and what the courses are about.
+"""Learning platforms: course recommendation from enrolments, learner profiles and course content.
 
-A group of learners who behave alike is an item that each of them holds. What its members take is then learned like what
-the takers of a course take, a learner without a course has a history, and nothing but the core ranks.
+Learners with similar profiles form a group, and the group is an item that each member has interacted with. A
+recommender then learns what a group takes as it learns what the takers of a course take, and a learner without any
+course still has a history to recommend from.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from recotransfer import experiments
 from recotransfer.data import IdMap, Interactions, Items
 from recotransfer.encoders import Encoder
-from recotransfer.encoders.features import clusters as clustered
+from recotransfer.encoders.features import clusters
 from recotransfer.errors import InputError
 from recotransfer.evaluation import splits
 from recotransfer.evaluation.split import Split
@@ -34,28 +35,28 @@ def courses(
     encoders: Sequence[Encoder] | None = None,
     seed: int = 0,
 ) -> Problem:
-    """Which course each learner takes next, of those known, or of courses that nobody has taken yet.
+    """The problem of recommending courses: the next course, courses without learners, or for learners without courses.
 
     Args:
-        enrolments: learners as users, courses as items.
-        catalogue: the courses, those without a learner too.
-        profiles: one row per learner, indexed by learner: numbers on how they learn, such as minutes per session.
-            Learners with a row are put into groups by them (`features.clusters`); None leaves groups out, as the
-            ablation does.
+        enrolments: events with learners as users and courses as items.
+        catalogue: all courses, including those without a learner.
+        profiles: one row per learner, indexed by learner id: numbers that describe how they learn, such as minutes per
+            session. Learners are clustered by them (`features.clusters`). None uses no groups; that is the ablation.
         groups: number of groups.
-        ask: "next" holds out each learner's last course, "cold courses" all learners of a tenth of the courses, "new
-            learners" all courses of a tenth of the learners, of whom only the profile is known.
-        encoders: what reads the courses; by default what `default_encoders` finds.
-        seed: random seed of the groups and of what is held out.
+        ask: "next" holds out each learner's last course; "cold courses" all enrolments in a tenth of the courses; "new
+            learners" all enrolments of a tenth of the learners, of whom only the profile is known.
+        encoders: encoders of the courses; None leaves the choice to the task.
+        seed: random seed of the clustering and of the split.
     """
     enrolments = enrolments.with_items(catalogue.ids.union(enrolments.items))
     split = _split(enrolments, ask, seed)
-    items = _every(catalogue, split.train.items)
-    if profiles is not None:
-        labels = clustered(profiles, groups, seed=seed)
-        items, split = _with_groups(items, split, dict(zip(profiles.index, labels.tolist(), strict=True)))
+    items = _complete_catalogue(catalogue, split.train.items)
 
-    return Problem(f"courses, {ask}", items, split, _JUDGED, encoders=encoders, asks="items")
+    if profiles is not None:
+        numbers = clusters(profiles, groups, seed=seed)
+        items, split = _with_groups(items, split, dict(zip(profiles.index, numbers.tolist(), strict=True)))
+
+    return Problem(f"courses, {ask}", items, split, _METRICS, encoders=encoders, asks="items")
 
 
 def _split(enrolments: Interactions, ask: str, seed: int) -> Split:
@@ -66,58 +67,73 @@ def _split(enrolments: Interactions, ask: str, seed: int) -> Split:
     if ask != "new learners":
         raise InputError(f'ask must be "next", "cold courses" or "new learners", got {ask!r}')
     if (count := len(enrolments.users)) < 3:
-        raise InputError(f"new learners take three learners at least, one for each part; there are {count}, add some")
+        raise InputError(
+            f'ask="new learners" needs three learners at least, one per part, but there are {count}; add learners'
+        )
 
-    lot = np.random.default_rng(seed).permutation(len(enrolments.users))
-    tenth = max(1, len(lot) // 10)
-    part = np.repeat(["test", "valid", "train"], [tenth, tenth, len(lot) - 2 * tenth])[np.argsort(lot)]
+    order = np.random.default_rng(seed).permutation(count)
+    tenth = max(1, count // 10)
+    part = np.repeat(["test", "valid", "train"], [tenth, tenth, count - 2 * tenth])[np.argsort(order)]
     rows = {name: enrolments.select(np.flatnonzero(part[enrolments.user] == name)) for name in np.unique(part)}
-    none = enrolments.select(np.empty(0, np.int64))
+    no_history = enrolments.select(np.empty(0, np.int64))
 
-    return Split(rows["train"], rows["valid"], rows["test"], none, none, name="new learners")
+    return Split(rows["train"], rows["valid"], rows["test"], no_history, no_history, name="new learners")
 
 
 def _with_groups(items: Items, split: Split, group_of: Mapping[Any, int]) -> tuple[Items, Split]:
-    """Items with one for each group, which is never up for choice, and the split with its learners' groups known."""
-    names = IdMap([("group", number) for number in sorted(set(group_of.values()))])
-    ids = items.ids.union(names)
-    blank = pd.DataFrame(None, index=range(len(names)), columns=items.columns.columns, dtype=object)
-    both = Items(ids, pd.concat([items.columns.astype(object), blank], ignore_index=True), items.kinds)
+    """The items with one more per group, and the split with each learner's group in their history.
+
+    Groups are never recommended: the split ranks courses only.
+    """
+    groups = IdMap([("group", number) for number in sorted(set(group_of.values()))])
+    ids = items.ids.union(groups)
+    blank = pd.DataFrame(None, index=range(len(groups)), columns=items.columns.columns, dtype=object)
+    extended = Items(ids, pd.concat([items.columns.astype(object), blank], ignore_index=True), items.kinds)
+
     learners = split.train.users
-    held = np.array([group_of.get(learner, -1) for learner in learners.ids])
-    who = np.flatnonzero(held >= 0)
-    if not len(who):
+    number = np.array([group_of.get(learner, -1) for learner in learners.ids])
+    member = np.flatnonzero(number >= 0)
+    if not len(member):
         raise InputError(
             f"no learner has a profile: learners look like {learners.ids[:3].tolist()}, the index of the profiles like "
             f"{list(group_of)[:3]}; index the profiles by learner"
         )
 
-    what = ids.positions(names.ids)[np.searchsorted([number for _, number in names.ids.tolist()], held[who])]
+    group = ids.positions(groups.ids)[np.searchsorted([number for _, number in groups.ids.tolist()], number[member])]
     wide = split.with_items(ids)
-    train, valid, test = (_known(log, who, what) for log in (wide.train, wide.valid_history, wide.test_history))
-    ranked = split.valid_items or items.ids, split.test_items or items.ids
+    train, valid_history, test_history = (
+        _with_memberships(log, member, group) for log in (wide.train, wide.valid_history, wide.test_history)
+    )
 
-    return both, replace(
-        wide, train=train, valid_history=valid, test_history=test, valid_items=ranked[0], test_items=ranked[1]
+    return extended, replace(
+        wide,
+        train=train,
+        valid_history=valid_history,
+        test_history=test_history,
+        valid_items=split.valid_items or items.ids,
+        test_items=split.test_items or items.ids,
     )
 
 
-def _known(events: Interactions, who: NDArray[Any], what: NDArray[Any]) -> Interactions:
-    """The events after one of each of these learners with their group, from before the log began."""
-    start = None if events.time is None else np.full(len(who), events.time.min(initial=1.0) - 1)
-    kind = None if events.kind is None else np.zeros(len(who), np.int16)
-    ones = np.ones(len(who), np.float32)
-    return Interactions(events.users, events.items, who, what, ones, start, kind, events.kinds).joined(events)
+def _with_memberships(events: Interactions, member: NDArray[Any], group: NDArray[Any]) -> Interactions:
+    """The events, preceded by one event of each member with its group.
+
+    Memberships come before the first event, so that they never count as a learner's latest choice.
+    """
+    time = None if events.time is None else np.full(len(member), events.time.min(initial=1.0) - 1)
+    kind = None if events.kind is None else np.zeros(len(member), np.int16)
+    ones = np.ones(len(member), np.float32)
+    return Interactions(events.users, events.items, member, group, ones, time, kind, events.kinds).joined(events)
 
 
-def _every(catalogue: Items, ids: IdMap) -> Items:
-    """The catalogue with a row for every course that only the log knows."""
+def _complete_catalogue(catalogue: Items, ids: IdMap) -> Items:
+    """The catalogue with an empty row for each course that occurs in the log only."""
     rows = catalogue.ids.positions(ids.ids, missing="negative")
     return Items(ids, catalogue.columns.reindex(rows).reset_index(drop=True), catalogue.kinds)
 
 
 def found_at(k: int) -> Metric:
-    """Mean share of a learner's held-out courses that stand among the first k."""
+    """Recall at k: the mean share of a learner's held-out courses that are among the first k candidates."""
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")
 
@@ -130,7 +146,7 @@ def found_at(k: int) -> Metric:
     return found
 
 
-_JUDGED: Mapping[str, Metric] = {
+_METRICS: Mapping[str, Metric] = {
     "MRR": experiments.mean_reciprocal_rank,
     "found at 10": found_at(10),
 }

@@ -1,6 +1,6 @@
-"""Language: texts with labels, questions with answers, passages with spans and translations, as problems of the core.
+"""Language: text classification, answer selection, span answers and translation as problems.
 
-Nothing here learns: records become items and relations, and answers become text again.
+Nothing here learns: records become items and relations, and predictions become text again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from recotransfer.evaluation.split import Split
 from recotransfer.experiments import Outcome, Predictions, Problem
 from recotransfer.transfer import Pairs
 
-_FOUND = {"MAP": experiments.mean_average_precision, "MRR": experiments.mean_reciprocal_rank}
+_RANKING_METRICS = {"MAP": experiments.mean_average_precision, "MRR": experiments.mean_reciprocal_rank}
 
 
 def classification(
@@ -34,21 +34,27 @@ def classification(
     groups: Sequence[Any] | None = None,
     name: str = "classification",
 ) -> Problem:
-    """Which label each text bears: texts are items, labels the users who hold them.
+    """The problem of classifying texts: texts are items, and labels are their users.
 
     Args:
-        texts: one text each, or several columns of text.
-        labels: one of each; None is unlabelled.
-        part: "train", "valid" or "test" of each; rows of other parts are left out.
-        encoders: what reads the columns; all-MiniLM-L6-v2 by default. A list is read as the column "text".
-        groups: of each, such as its author: none may stand in two parts, and intervals draw whole ones.
-        name: of the problem.
+        texts: a list of texts, or a table with one or more columns of text.
+        labels: label of each text; None is unlabelled.
+        part: "train", "valid" or "test" for each text; rows with any other value are ignored.
+        encoders: encoders of the columns; all-MiniLM-L6-v2 by default. A list of texts becomes the column "text".
+        groups: group of each text, such as its author: a group must stay in one part, and the bootstrap resamples whole
+            groups.
+        name: name of the problem.
+
+    Raises:
+        InputError: a group has texts in two parts.
     """
     items, relations = _labelled(texts, labels)
-    own = experiments.grouped(groups, len(items))
+    group_numbers = experiments.grouped(groups, len(items))
     split = experiments.split_items(relations, part, groups=groups)
 
-    return Problem(name, items, split, experiments.LABEL_METRICS, encoders=_encoders(encoders, items), groups=own)
+    return Problem(
+        name, items, split, experiments.LABEL_METRICS, encoders=_encoders(encoders, items), groups=group_numbers
+    )
 
 
 def folds(
@@ -61,41 +67,52 @@ def folds(
     name: str = "classification",
     seed: int = 0,
 ) -> Iterator[Problem]:
-    """Problems as `classification` makes, in which each labelled text is in the test once; groups stay together.
+    """Problems for cross-validated text classification, one per fold; groups stay together.
 
-    `experiments.joined` makes one outcome of theirs.
+    Each labelled text is in the test part of exactly one of them. `experiments.joined` merges their outcomes.
+
+    Args:
+        texts: as in `classification`.
+        labels: as in `classification`.
+        folds: number of problems.
+        encoders: as in `classification`.
+        groups: as in `classification`.
+        name: name of the problems.
+        seed: random seed of the folds.
     """
     items, relations = _labelled(texts, labels)
-    own = experiments.grouped(groups, len(items))
+    group_numbers = experiments.grouped(groups, len(items))
     for split in experiments.fold_items(relations, folds=folds, groups=groups, seed=seed):
-        yield Problem(name, items, split, experiments.LABEL_METRICS, encoders=_encoders(encoders, items), groups=own)
+        yield Problem(
+            name, items, split, experiments.LABEL_METRICS, encoders=_encoders(encoders, items), groups=group_numbers
+        )
 
 
 def few(
     problem: Problem, examples: int, *, about: Mapping[Any, str] | None = None, weight: float = 1.0, seed: int = 0
 ) -> Problem:
-    """The same question with few labelled texts to learn from; the other texts of train may be looked at unlabelled.
+    """The few-shot version of a problem: few labelled training texts, the others available without their labels.
 
     Args:
-        problem: one of `classification`.
-        examples: labelled texts kept of each label, drawn by lot; 0 is zero-shot.
-        about: label -> a text that says what it means, as one more example.
-        weight: how many examples such a text counts as, to recommenders that weigh them.
-        seed: random seed.
+        problem: made by `classification`.
+        examples: labelled texts to keep per label, sampled at random; 0 is zero-shot.
+        about: label -> a description of it, which is used as one more training text.
+        weight: how many examples a description counts as, for recommenders that weight events.
+        seed: random seed of the sample.
     """
     split = problem.split
-    seen = IdMap(split.train.items.take(np.unique(split.train.item)))
-    items, known = problem.items, None
+    unlabelled = IdMap(split.train.items.take(np.unique(split.train.item)))
+    items, descriptions = problem.items, None
     if about is not None:
-        items, known = experiments.described(problem.items, about, problem.items.of_kind("text")[0])
-        known = replace(known, weight=weight * known.weight)
+        items, descriptions = experiments.described(problem.items, about, problem.items.of_kind("text")[0])
+        descriptions = replace(descriptions, weight=weight * descriptions.weight)
 
     return replace(
         problem,
         name=f"{problem.name}, {examples} per label",
         items=items,
-        split=experiments.few_shot(split, examples, known=known, seed=seed),
-        unlabelled=seen,
+        split=experiments.few_shot(split, examples, known=descriptions, seed=seed),
+        unlabelled=unlabelled,
     )
 
 
@@ -109,23 +126,26 @@ def answer_selection(
     encoders: Sequence[Encoder] | None = None,
     name: str = "answer selection",
 ) -> Problem:
-    """Which of its candidate sentences answer a question: questions are users, sentences the items they hold.
+    """The problem of choosing the sentences that answer a question: questions are users, and sentences are items.
 
-    A question's own words are an item too, and all that is known of a question of validation or test. Learning from
-    co-consumption (`FineTune(objective="pairs")`) brings questions of train next to their predictions. Only questions
-    with an answer among their candidates are asked.
+    The text of a question is an item too, and the only history of a validation or test question. Training on
+    co-occurring items (`FineTune(objective="pairs")`) therefore moves training questions towards their answers. Only
+    questions with an answer among their candidates are judged.
 
     Args:
-        records: one row per question and candidate.
-        question: column of text.
-        sentence: column of text.
-        label: column that is 1 or True where the sentence predictions.
-        part: column of "train", "valid" (or "dev", "val") and "test".
-        encoders: what reads the column "text"; all-MiniLM-L6-v2 by default.
-        name: of the problem.
+        records: one row per question and candidate sentence.
+        question: name of the column of questions.
+        sentence: name of the column of candidate sentences.
+        label: name of the column that is 1 or True if the sentence answers the question.
+        part: name of the column of "train", "valid" (or "dev", "val") and "test".
+        encoders: encoders of the column "text"; all-MiniLM-L6-v2 by default.
+        name: name of the problem.
+
+    Raises:
+        InputError: a column is missing, or a question is in train and in another part.
     """
-    t = _columns(records, question=question, item=sentence, label=label, part=part)
-    problem = _candidates(t, t["question"], t["item"], name)
+    table = _columns(records, question=question, item=sentence, label=label, part=part)
+    problem = _candidates(table, table["question"], table["item"], name)
 
     return replace(problem, encoders=_encoders(encoders, problem.items))
 
@@ -140,81 +160,91 @@ def answer_pairs(
     encoders: Sequence[Encoder] | None = None,
     name: str = "answer pairs",
 ) -> Problem:
-    """The same task asked pair by pair: an item is a question with one candidate, its label whether that answers it.
+    """The problem of classifying question-sentence pairs: each pair is an item, labelled "answer" or "other".
 
-    An encoder that is tuned on these reads both texts together (a cross-encoder). Other columns of the records stay
-    columns of the items, for encoders of attributes. The queries of the predictions are pairs; `by_question` turns
-    them into those of `answer_selection`.
+    An encoder tuned on it reads both texts together (a cross-encoder). All other columns of the records become columns
+    of the items, for encoders of attributes. Queries of its predictions are pairs; `by_question` turns them into
+    questions, as in `answer_selection`.
 
-    Args: as `answer_selection`; encoders read the columns "question" and "sentence", together by default.
+    Args: as in `answer_selection`; encoders read the columns "question" and "sentence", together by default.
     """
-    t = _columns(records, question=question, sentence=sentence, label=label, part=part)
-    more = records.drop(columns=[question, sentence, label, part]).reset_index(drop=True)
+    table = _columns(records, question=question, sentence=sentence, label=label, part=part)
+    attributes = records.drop(columns=[question, sentence, label, part]).reset_index(drop=True)
     items = Items(
-        IdMap(np.arange(len(t))),
-        pd.concat([t[["question", "sentence"]], more], axis=1),
+        IdMap(np.arange(len(table))),
+        pd.concat([table[["question", "sentence"]], attributes], axis=1),
         {"question": "text", "sentence": "text"},
     )
-    right = np.where(t["label"].to_numpy(float) > 0, "answer", "other")
-    split = experiments.split_items(Interactions.from_labels(right.tolist(), items.ids), t["part"])
+    labels = np.where(table["label"].to_numpy(float) > 0, "answer", "other")
+    split = experiments.split_items(Interactions.from_labels(labels.tolist(), items.ids), table["part"])
     metrics = {"MAP": _pair_precision, "MRR": _pair_rank}
 
     return Problem(
-        name, items, split, metrics, encoders=_encoders(encoders, items), groups=t["question"].to_numpy(object)
+        name, items, split, metrics, encoders=_encoders(encoders, items), groups=table["question"].to_numpy(object)
     )
 
 
 def compared(parts: Sequence[Embeddings]) -> list[Embeddings]:
-    """The vectors of questions and of sentences, and how they agree number by number, for a probe on `answer_pairs`.
+    """The embeddings of questions and sentences, and their element-wise product, for a probe on `answer_pairs`.
 
-    The product of two sentence vectors is what Conneau et al., "Supervised learning of universal sentence
-    representations from natural language inference data" (2017), give a classifier of pairs.
+    A classifier of pairs needs the product to see where both vectors agree (Conneau et al., "Supervised learning of
+    universal sentence representations from natural language inference data", 2017).
 
     Args:
-        parts: of the pairs' questions and of their sentences, by two encoders that read one column each.
+        parts: embeddings of the pairs' questions and of their sentences, by two encoders of one column each.
     """
-    asked, told = parts
-    both = asked.has_content & told.has_content
-    product = Embeddings(asked.ids, asked.vectors * told.vectors, f"{told.source} x {asked.source}", both)
+    questions, sentences = parts
+    both = questions.has_content & sentences.has_content
+    source = f"{sentences.source} x {questions.source}"
+    product = Embeddings(questions.ids, questions.vectors * sentences.vectors, source, both)
 
-    return [asked, told, product]
+    return [questions, sentences, product]
 
 
 def by_question(outcome: Outcome) -> Outcome:
     """The outcome of an `answer_pairs` problem with questions as queries, comparable with `answer_selection`'s."""
-    return experiments.joined([replace(outcome, predictions=_grouped(outcome.predictions))], _FOUND)
+    return experiments.joined([replace(outcome, predictions=_grouped(outcome.predictions))], _RANKING_METRICS)
 
 
 def _pair_precision(a: Predictions) -> float:
-    """Mean average precision over the questions of pairs."""
+    """Mean average precision over questions."""
     return experiments.mean_average_precision(_grouped(a))
 
 
 def _pair_rank(a: Predictions) -> float:
-    """Mean reciprocal rank over the questions of pairs."""
+    """Mean reciprocal rank over questions."""
     return experiments.mean_reciprocal_rank(_grouped(a))
 
 
 def _grouped(a: Predictions) -> Predictions:
-    """One row per group with a true pair, in order of appearance; its candidates are the places of its pairs.
+    """One row per question with an answer, in order of appearance; its candidates are the numbers of its pairs.
 
-    In a draw of the bootstrap a group may come several times; each time is a row.
+    A bootstrap resample may draw a question several times; each time becomes a row.
     """
     answer = int(a.candidates.positions(["answer"])[0])
-    group, time = pd.factorize(a.groups)[0], _count(pd.factorize(a.queries)[0])
-    row, first = pd.factorize(group + (1 + group.max()) * time)
-    place = _count(row)
-    scores = np.full((len(first), place.max() + 1), -np.inf, np.float32)
+    group = pd.factorize(a.groups)[0]
+    time_drawn = _occurrence(pd.factorize(a.queries)[0])
+    row, first = pd.factorize(group + (1 + group.max()) * time_drawn)
+    column = _occurrence(row)
+
+    scores = np.full((len(first), column.max() + 1), -np.inf, np.float32)
     truth = np.zeros(scores.shape, bool)
-    scores[row, place], truth[row, place] = a.scores[:, answer], a.truth[:, answer]
+    scores[row, column] = a.scores[:, answer]
+    truth[row, column] = a.truth[:, answer]
     queries = np.asarray(a.groups)[np.unique(row, return_index=True)[1]]
-    kept = np.flatnonzero(truth.any(axis=1))
+    answered = np.flatnonzero(truth.any(axis=1))
 
-    return Predictions(queries[kept], IdMap(np.arange(scores.shape[1])), truth[kept], scores[kept], queries[kept])
+    return Predictions(
+        queries[answered],
+        IdMap(np.arange(scores.shape[1])),
+        truth[answered],
+        scores[answered],
+        queries[answered],
+    )
 
 
-def _count(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often each value came before."""
+def _occurrence(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The number of earlier occurrences of each value."""
     order = np.argsort(values, kind="stable")
     first = np.concatenate([[0], np.cumsum(np.bincount(values))])[values[order]]
     out = np.empty(len(values), np.int64)
@@ -222,40 +252,43 @@ def _count(values: NDArray[np.int64]) -> NDArray[np.int64]:
     return out
 
 
-def _candidates(t: pd.DataFrame, words: pd.Series, texts: pd.Series, name: str) -> Problem:
-    """A problem of questions that hold the right ones of their candidates.
+def _candidates(table: pd.DataFrame, question_texts: pd.Series, item_texts: pd.Series, name: str) -> Problem:
+    """A problem of questions that are to find the right ones among their candidates.
 
     Args:
-        t: columns question, item, label and part.
-        words: of the questions, row by row.
-        texts: of the items, row by row.
-        name: of the problem.
+        table: columns question, item, label and part.
+        question_texts: text of each row's question.
+        item_texts: text of each row's item.
+        name: name of the problem.
     """
-    own = ~t["item"].duplicated().to_numpy()
-    ids = IdMap(t["item"][own])
-    plain = Items(ids, pd.DataFrame({"text": texts[own].to_numpy(object)}), {"text": "text"})
-    items, known = experiments.described(plain, dict(zip(t["question"], words, strict=True)), "text")
-    pairs = Interactions.from_frame(t, user="question", item="item", users=known.users, items=items.ids)
-    part, right = experiments.named_parts(t["part"]), t["label"].to_numpy(float) > 0
-    rows = {key: pairs.select(np.flatnonzero(right & (part == key))) for key in experiments.SIDES}
+    first = ~table["item"].duplicated().to_numpy()
+    ids = IdMap(table["item"][first])
+    sentences = Items(ids, pd.DataFrame({"text": item_texts[first].to_numpy(object)}), {"text": "text"})
+    texts = dict(zip(table["question"], question_texts, strict=True))
+    items, questions = experiments.described(sentences, texts, "text")
+    pairs = Interactions.from_frame(table, user="question", item="item", users=questions.users, items=items.ids)
+    part = experiments.named_parts(table["part"])
+    right = table["label"].to_numpy(float) > 0
+    answers = {key: pairs.select(np.flatnonzero(right & (part == key))) for key in experiments.SIDES}
 
     for key in ("valid", "test"):
         if len(both := np.intersect1d(pairs.user[part == "train"], pairs.user[part == key])):
             raise InputError(
-                f"{known.users.take(both[:1])[0]!r} is asked in train and in {key}; give each question to one part"
+                f"{questions.users.take(both[:1])[0]!r} is asked in train and in {key}; give each question to one part"
             )
 
-    of_train = np.zeros(len(known.users), bool)
-    of_train[rows["train"].user] = True
-    train = known.select(of_train[known.user]).joined(rows["train"])  # other questions are known when they are asked
+    # A question's own text is training data only if the question is; the others bring theirs as their history.
+    in_train = np.zeros(len(questions.users), bool)
+    in_train[answers["train"].user] = True
+    train = questions.select(in_train[questions.user]).joined(answers["train"])
     valid, test = (IdMap(items.ids.take(np.unique(pairs.item[part == key]))) for key in ("valid", "test"))
-    split = Split(train, rows["valid"], rows["test"], known, known, valid, test, name)
+    split = Split(train, answers["valid"], answers["test"], questions, questions, valid, test, name)
 
-    return Problem(name, items, split, _FOUND, asks="items", candidates=pairs)
+    return Problem(name, items, split, _RANKING_METRICS, asks="items", candidates=pairs)
 
 
 def windows(passage: str, *, longest: int = 8) -> list[tuple[int, int]]:
-    """(begin, end) in characters of every piece of up to `longest` words: candidates for an answer.
+    """(begin, end) character offsets of every span of up to `longest` words: the candidates for an answer.
 
     >>> [("a big dog"[b:e]) for b, e in windows("a big dog", longest=2)]
     ['a', 'a big', 'big', 'big dog', 'dog']
@@ -276,29 +309,32 @@ def span_answers(
     encoder: SentenceText | None = None,
     name: str = "span answers",
 ) -> Problem:
-    """Which piece of its passage answers a question: `answer_selection` with pieces of passages as items.
+    """The problem of finding the span of a passage that answers a question: `answer_selection` with spans as items.
 
-    A piece is read within its passage: its vector is the mean of its token states there. Pieces past the encoder's
-    longest text have no vector and come last. Ids of items are (passage, begin, end).
+    A span is encoded in context: its vector is the mean of its token states within the passage. Spans beyond the
+    encoder's maximum length have no vector and rank last. Item ids are (passage, begin, end).
 
     Args:
-        records: one row per question and candidate piece, such as `windows` gives.
-        question: column of text.
-        passage: column of text.
-        begin: column with the character of its passage at which the piece begins.
-        end: column with the character after its last.
-        label: column that is 1 or True where the piece predictions.
-        part: column of "train", "valid" (or "dev", "val") and "test".
-        encoder: what reads passages and questions; all-MiniLM-L6-v2 by default.
-        name: of the problem.
+        records: one row per question and candidate span; `windows` lists candidates.
+        question: name of the column of questions.
+        passage: name of the column of passages.
+        begin: name of the column with the offset of the span's first character in the passage.
+        end: name of the column with the offset after its last character.
+        label: name of the column that is 1 or True if the span answers the question.
+        part: name of the column of "train", "valid" (or "dev", "val") and "test".
+        encoder: encoder of passages and questions; all-MiniLM-L6-v2 by default.
+        name: name of the problem.
     """
-    t = _columns(records, question=question, passage=passage, begin=begin, end=end, label=label, part=part)
-    places = list(zip(t["passage"], t["begin"].astype(int), t["end"].astype(int), strict=True))
-    t["item"] = places
-    problem = _candidates(t, t["question"], pd.Series([text[first:last] for text, first, last in places]), name)
+    table = _columns(records, question=question, passage=passage, begin=begin, end=end, label=label, part=part)
+    ids = list(zip(table["passage"], table["begin"].astype(int), table["end"].astype(int), strict=True))
+    table["item"] = ids
+    texts = pd.Series([text[first:last] for text, first, last in ids])
+    problem = _candidates(table, table["question"], texts, name)
+
+    # Ids of questions are pairs, ("about", question): a question is the span that covers its whole text.
     encoder = SentenceText(column="text") if encoder is None else encoder
-    asked = [text for (kind, *_), text in zip(problem.items.ids.ids, problem.items.columns["text"], strict=True)]
-    spans = [id if len(id) == 3 else (asked[at], 0, len(asked[at])) for at, id in enumerate(problem.items.ids.ids)]
+    items = zip(problem.items.ids.ids, problem.items.columns["text"], strict=True)
+    spans = [id if len(id) == 3 else (text, 0, len(text)) for id, text in items]
     vectors = encoder.spans(spans)
     present = np.asarray(vectors.any(axis=1))
 
@@ -314,38 +350,39 @@ def translation(
     encoders: Sequence[Encoder] | None = None,
     name: str = "translation",
 ) -> Problem:
-    """Which sentence says the same: source sentences are users who hold their translations.
+    """The problem of retrieving a sentence's translation: source sentences are users, and target sentences are items.
 
-    The problem asks for the translation among all targets of its part. To write one that nobody has written before,
-    give `pairs` of the problem to `transfer.generation.Translator`.
+    The translation is retrieved among all target sentences of the part. To generate one instead, train
+    `transfer.Translator` on `pairs` of the problem.
 
     Args:
-        records: one row per pair.
-        source: column of text.
-        target: column of text.
-        part: column of "train", "valid" (or "dev", "val") and "test".
-        encoders: what reads the column "text"; all-MiniLM-L6-v2 by default.
-        name: of the problem.
+        records: one row per sentence pair.
+        source: name of the column of source sentences.
+        target: name of the column of target sentences.
+        part: name of the column of "train", "valid" (or "dev", "val") and "test".
+        encoders: encoders of the column "text"; all-MiniLM-L6-v2 by default.
+        name: name of the problem.
     """
-    t = _columns(records, source=source, item=target, part=part).assign(label=1)
-    t["question"] = np.arange(len(t))  # a sentence may be said in two ways
-    problem = replace(_candidates(t, t["source"], t["item"], name), candidates=None)
+    table = _columns(records, source=source, item=target, part=part).assign(label=1)
+    table["question"] = np.arange(len(table))  # a source sentence may occur with several translations
+    problem = replace(_candidates(table, table["source"], table["item"], name), candidates=None)
 
     return replace(problem, encoders=_encoders(encoders, problem.items))
 
 
 def pairs(problem: Problem, part: Literal["train", "valid", "test"]) -> Pairs:
-    """Sources and targets of a part of a `translation` problem, in the order of its records."""
+    """The source and target sentences of one part of a `translation` problem, in the order of its records."""
     text = problem.items.columns["text"].to_numpy(object)
-    own = problem.split.test_history  # each source's own words
-    said = np.empty(len(own.users), object)
-    said[own.user] = text[problem.items.ids.positions(own.items.ids)[own.item]]
+    sources = problem.split.test_history  # one event per source sentence, with its own text
+    source_text = np.empty(len(sources.users), object)
+    source_text[sources.user] = text[problem.items.ids.positions(sources.items.ids)[sources.item]]
+
     events: Interactions = getattr(problem.split, part)
-    events = events.select(~np.isin(events.item, own.item))
-    at = problem.items.ids.positions(events.items.ids)[events.item]
+    events = events.select(~np.isin(events.item, sources.item))
+    target = problem.items.ids.positions(events.items.ids)[events.item]
     order = np.argsort(events.user, kind="stable")
 
-    return Pairs(said[events.user[order]].tolist(), text[at[order]].tolist())
+    return Pairs(source_text[events.user[order]].tolist(), text[target[order]].tolist())
 
 
 def _labelled(texts: pd.DataFrame | Sequence[str], labels: Sequence[Any]) -> tuple[Items, Interactions]:
@@ -354,13 +391,13 @@ def _labelled(texts: pd.DataFrame | Sequence[str], labels: Sequence[Any]) -> tup
     return items, Interactions.from_labels(labels, items.ids)
 
 
-def _encoders(given: Sequence[Encoder] | None, items: Items) -> Sequence[Encoder]:
-    return [SentenceText(column=items.of_kind("text"))] if given is None else given
+def _encoders(encoders: Sequence[Encoder] | None, items: Items) -> Sequence[Encoder]:
+    return [SentenceText(column=items.of_kind("text"))] if encoders is None else encoders
 
 
 def _columns(records: pd.DataFrame, **names: str) -> pd.DataFrame:
-    """The named columns under their own names, rows in order."""
-    if lost := [name for name in names.values() if name not in records.columns]:
-        raise InputError(f"the records have no column {lost[0]!r}; they have {list(records.columns)}")
+    """A copy of the named columns under the keywords' names."""
+    if missing := [name for name in names.values() if name not in records.columns]:
+        raise InputError(f"the records have no column {missing[0]!r}; they have {list(records.columns)}")
 
-    return pd.DataFrame({own: records[name].to_numpy() for own, name in names.items()})
+    return pd.DataFrame({keyword: records[name].to_numpy() for keyword, name in names.items()})

@@ -1,4 +1,4 @@
-"""Masks of pictures: every place of a picture is an item, its class a label."""
+"""Semantic segmentation: pixels are items, and their classes are labels."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from recotransfer import experiments
 from recotransfer.adapters._places import (
+    batches,
     check_every_picture_in,
-    in_blocks,
     outcome_by_picture,
     parts_of_pictures,
     problem_of_places,
@@ -26,17 +26,17 @@ from recotransfer.evaluation.metrics import dice, intersection_over_union
 from recotransfer.experiments import Outcome, Predictions, Problem
 from recotransfer.task import TransferTask
 
-_CONTEXT = (1.0, 2.0, 4.0, 8.0)  # widths of the filters of predictions
-_CUTS = np.arange(0.2, 0.65, 0.05)  # shares from which on a pixel may belong to a mask
+_CONTEXT = (1.0, 2.0, 4.0, 8.0)  # widths in pixels of the filters over earlier predictions
+_CUTS = np.arange(0.2, 0.65, 0.05)  # thresholds tried on validation pictures
 
 
 def dice_of_masks(a: Predictions) -> float:
-    """Mean Dice of pictures, of an outcome that `Segmentation.judged` gave."""
+    """Mean Dice coefficient over pictures, for the predictions of `Segmentation.judged`."""
     return float(np.nanmean(a.scores[:, 0]))
 
 
 def overlap_of_masks(a: Predictions) -> float:
-    """Mean intersection over union of pictures, of an outcome that `Segmentation.judged` gave."""
+    """Mean intersection over union over pictures, for the predictions of `Segmentation.judged`."""
     return float(np.nanmean(a.scores[:, 1]))
 
 
@@ -45,16 +45,16 @@ MASK_METRICS = {"Dice": dice_of_masks, "IoU": overlap_of_masks}
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Masks of pictures: some pixels of each are items, what the masks say of them are the users who hold them.
+    """Semantic segmentation as a problem: sampled pixels are items, and the labels in the masks are their users.
 
     Attributes:
         pictures: id -> picture, as `PretrainedImage` takes it.
-        masks: id -> (height, width) the label of each pixel.
-        part: id -> "train", "valid" or "test"; other pictures are left out.
-        features: what sees the pixels.
-        samples: pixels of each picture that become items, drawn by lot.
-        before: fitted tasks whose predictions are seen too, each with the pictures it has learned from; see
-            `in_context`.
+        masks: id -> (height, width) label of each pixel.
+        part: id -> "train", "valid" or "test"; pictures with any other value are ignored.
+        features: gives the vector of each pixel.
+        samples: pixels sampled per picture.
+        before: fitted tasks whose predictions are further features, each with the pictures that it was trained on;
+            made by `in_context`.
         seed: random seed.
     """
 
@@ -71,80 +71,91 @@ class Segmentation:
 
     @cached_property
     def problem(self) -> Problem:
-        """Which label each pixel bears."""
-        draw = np.random.default_rng(self.seed)
+        """The problem of classifying the sampled pixels."""
+        rng = np.random.default_rng(self.seed)
         sampled = []
 
         for picture, part in parts_of_pictures(self.part).items():
             if part not in experiments.SIDES:
                 continue
 
-            seen, mask = self._seen(self.pictures[picture], picture), np.asarray(self.masks[picture])
-            if mask.shape != seen.shape:
-                raise InputError(f"the mask of {picture!r} is {mask.shape}, its picture {seen.shape}; they must agree")
+            dense = self._features(self.pictures[picture], picture)
+            mask = np.asarray(self.masks[picture])
+            if mask.shape != dense.shape:
+                raise InputError(
+                    f"the mask of {picture!r} has shape {mask.shape} and its picture {dense.shape}; they must agree"
+                )
 
-            pixels = np.sort(draw.choice(mask.size, min(self.samples, mask.size), replace=False))
-            where = places(seen.shape)[pixels]
-            sampled.append((picture, part, where, mask.ravel()[pixels].tolist(), seen.at(where)))
+            pixels = np.sort(rng.choice(mask.size, min(self.samples, mask.size), replace=False))
+            where = places(dense.shape)[pixels]
+            sampled.append((picture, part, where, mask.ravel()[pixels].tolist(), dense.at(where)))
 
         return problem_of_places("segmentation", sampled, self.features.name)
 
     def in_context(self, task: TransferTask) -> Segmentation:
-        """The same problem, in which a pixel also sees what was answered around it: auto-context.
+        """The same problem with predictions around each pixel among its features (auto-context).
 
-        The task learns from one half of the training pictures and predictions the other, and the other way round; other
-        pictures get the mean of both predictions. Tu and Bai, "Auto-context and its application to high-level vision
-        tasks and 3D brain image segmentation" (2010).
+        The training pictures are halved: a copy of the task trained on either half predicts the other, so that no
+        picture's features come from its own mask. All other pictures get the mean of both predictions. Tu and Bai,
+        "Auto-context and its application to high-level vision tasks and 3D brain image segmentation" (2010).
         """
-        known = [picture for picture, part in parts_of_pictures(self.part).items() if part == "train"]
+        train = [picture for picture, part in parts_of_pictures(self.part).items() if part == "train"]
         before = []
 
-        for half, rest in ((known[::2], known[1::2]), (known[1::2], known[::2])):
+        for half, rest in ((train[::2], train[1::2]), (train[1::2], train[::2])):
             part = {**dict.fromkeys(half, "train"), **dict.fromkeys(rest, "test")}
-            learned = experiments.run(replace(self, part=part, before=()).problem, task, settings=[{}], draws=1).task
-            before.append((learned, frozenset(half)))
+            problem = replace(self, part=part, before=()).problem
+            fitted = experiments.run(problem, task, settings=[{}], draws=1).task
+            before.append((fitted, frozenset(half)))
 
         return replace(self, before=tuple(before))
 
-    def _seen(self, picture: Any, known: Any = None) -> DensePicture:
-        """What is seen in a picture, the predictions of tasks before that have not learned from it among it."""
-        seen = self.features.read(picture)
-        told = [self._shares(task, seen) for task, own in self.before if known is None or known not in own]
-        context = [filtered(share[:, :, None], _CONTEXT) for share in np.mean(told, axis=0)[1:]] if told else []
-        return DensePicture(seen.shape, (*seen.layers, *context))
+    def _features(self, picture: Any, id: Any = None) -> DensePicture:
+        """The features of a picture, with the predictions of the tasks in `before` that were not trained on this id."""
+        dense = self.features.read(picture)
+        maps = [self._label_maps(task, dense) for task, trained_on in self.before if id is None or id not in trained_on]
+        # The first map is left out: where the scores of a pixel sum to one, as a probe's do, the others determine it.
+        context = [filtered(scores[:, :, None], _CONTEXT) for scores in np.mean(maps, axis=0)[1:]] if maps else []
+        return DensePicture(dense.shape, (*dense.layers, *context))
 
-    def _shares(self, task: TransferTask, seen: DensePicture) -> NDArray[np.float32]:
-        out = [scores_of_places(task, seen.at(where), self.features.name) for where in in_blocks(places(seen.shape))]
-        return np.concatenate(out).T.reshape(-1, *seen.shape)
+    def _label_maps(self, task: TransferTask, dense: DensePicture) -> NDArray[np.float32]:
+        """(labels, height, width) scores from the features of a picture."""
+        out = [scores_of_places(task, dense.at(where), self.features.name) for where in batches(places(dense.shape))]
+        return np.concatenate(out).T.reshape(-1, *dense.shape)
 
     def shares(self, task: TransferTask, picture: Any) -> NDArray[np.float32]:
         """(labels, height, width) score of each label, in the order of the task's users, at each pixel of a picture."""
-        return self._shares(task, self._seen(picture))
+        return self._label_maps(task, self._features(picture))
 
     def judged(self, outcome: Outcome, label: Any) -> Outcome:
-        """The outcome with whole test pictures as its queries: Dice and intersection over union of the label's mask.
+        """The outcome with one query per test picture, judged by Dice and intersection over union of the label's mask.
 
-        The share from which on a pixel belongs to the mask is the one with the best mean Dice on validation pictures,
-        or one half without any; `settings` tells it as "cut".
+        A pixel is in the predicted mask if its score reaches a threshold: the one with the best mean Dice on validation
+        pictures, or 0.5 without any. It is reported in `settings` as "cut".
         """
         at = int(outcome.task.recommender.events_.users.positions([label])[0])
-        test = [picture for picture, part in parts_of_pictures(self.part).items() if part == "test"]
+        parts = parts_of_pictures(self.part)
+        test = [picture for picture, part in parts.items() if part == "test"]
         cut, best = 0.5, -1.0
-        held = [
-            (self.shares(outcome.task, self.pictures[p])[at], self.masks[p] == label)
-            for p, part in parts_of_pictures(self.part).items()
+        valid = [
+            (self.shares(outcome.task, self.pictures[picture])[at], self.masks[picture] == label)
+            for picture, part in parts.items()
             if part == "valid"
         ]
 
-        for value in _CUTS if held else ():
-            mean = float(np.nanmean([dice(truth, share >= value) for share, truth in held]))
-            cut, best = (float(value), mean) if mean > best else (cut, best)
+        for value in _CUTS if valid else ():
+            mean = float(np.nanmean([dice(truth, scores >= value) for scores, truth in valid]))
+            if mean > best:
+                cut, best = float(value), mean
 
         figures = []
         for picture in test:
-            found, truth = self.shares(outcome.task, self.pictures[picture])[at] >= cut, self.masks[picture] == label
-            figures.append([dice(truth, found), intersection_over_union(truth, found)])
+            truth = self.masks[picture] == label
+            predicted = self.shares(outcome.task, self.pictures[picture])[at] >= cut
+            figures.append([dice(truth, predicted), intersection_over_union(truth, predicted)])
 
-        told = replace(outcome, settings={**outcome.settings, "cut": cut}, valid=best if held else outcome.valid)
+        outcome = replace(outcome, settings={**outcome.settings, "cut": cut}, valid=best if valid else outcome.valid)
+        # The "scores" are the figures themselves, one candidate per metric; the truth is not read.
+        candidates, unused = IdMap(list(MASK_METRICS)), np.ones((len(test), 2))
 
-        return outcome_by_picture(told, test, IdMap(list(MASK_METRICS)), np.ones((len(test), 2)), figures, MASK_METRICS)
+        return outcome_by_picture(outcome, test, candidates, unused, figures, MASK_METRICS)

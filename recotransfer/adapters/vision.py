@@ -1,6 +1,6 @@
-"""Vision: pictures with labels as problems of the core, and what a model has learned as heatmaps.
+"""Vision: image classification as a problem, and heatmaps of what a model has learned to look at.
 
-Pixels and places of pictures are items with vectors of `DenseImage`, classes are users, and learning is the core's.
+Masks and boxes are in `segmentation` and `detection`.
 """
 
 from __future__ import annotations
@@ -35,31 +35,36 @@ def classification(
     groups: Sequence[Any] | None = None,
     name: str = "classification",
 ) -> Problem:
-    """Which label each picture bears: pictures are items, labels the users who hold them.
+    """The problem of classifying pictures: pictures are items, and labels are their users.
 
     Args:
-        pictures: one each, as `PretrainedImage` takes them, or a table with further columns, such as a title.
-        labels: one of each; None is unlabelled.
-        part: "train", "valid" or "test" of each; rows of other parts are left out.
-        encoders: what reads the columns; a list of pictures is the column "image".
-        groups: of each, such as who took it: none may stand in two parts, and intervals draw whole ones.
-        name: of the problem.
+        pictures: a list of pictures, as `PretrainedImage` takes them, or a table that may have further columns, such as
+            a title.
+        labels: label of each picture; None is unlabelled.
+        part: "train", "valid" or "test" for each picture; rows with any other value are ignored.
+        encoders: encoders of the columns. A list of pictures becomes the column "image".
+        groups: group of each picture, such as who took it: a group must stay in one part, and the bootstrap resamples
+            whole groups.
+        name: name of the problem.
+
+    Raises:
+        InputError: a group has pictures in two parts.
     """
     table = pictures if isinstance(pictures, pd.DataFrame) else experiments.column(pictures, "image")
     items = Items(IdMap(np.arange(len(table))), table.reset_index(drop=True))
-    own = experiments.grouped(groups, len(items))
+    group_numbers = experiments.grouped(groups, len(items))
     split = experiments.split_items(Interactions.from_labels(labels, items.ids), part, groups=groups)
 
-    return Problem(name, items, split, experiments.LABEL_METRICS, encoders=encoders, groups=own)
+    return Problem(name, items, split, experiments.LABEL_METRICS, encoders=encoders, groups=group_numbers)
 
 
 def folder(path: str | Path) -> tuple[list[Path], list[str]]:
-    """The pictures below a folder that has a folder for each label, and their labels, in order of name."""
-    found = [p for p in sorted(Path(path).glob("*/*")) if p.suffix.lower() in _SUFFIXES]
-    if not found:
-        raise InputError(f"{path} has no folders with pictures in them; give each label a folder of its own")
+    """The pictures in a folder with one subfolder per label, sorted by path, and their labels."""
+    pictures = [file for file in sorted(Path(path).glob("*/*")) if file.suffix.lower() in _SUFFIXES]
+    if not pictures:
+        raise InputError(f"{path} has no subfolders with pictures in them; give each label a folder of its own")
 
-    return found, [p.parent.name for p in found]
+    return pictures, [file.parent.name for file in pictures]
 
 
 def heatmap(
@@ -71,45 +76,52 @@ def heatmap(
     cells: int = 8,
     column: str = "image",
 ) -> NDArray[np.float32]:
-    """(rows, columns) how much each part of a picture speaks for a label, in the scale of the task's scores.
+    """(rows, columns) evidence for a label in each cell of a picture, on the scale of the task's scores.
 
-    By default it is how far the label's score falls while a part is covered in the picture's mean colour (Zeiler and
-    Fergus, "Visualizing and understanding convolutional networks", 2014). With `dense` it is the score of the label at
-    each cell of the network's map alone: class activation maps (Zhou et al., "Learning deep features for discriminative
-    localization", 2016), for encoders whose vector is the mean of that map.
+    By default this is occlusion sensitivity: how far the label's score falls when the cell is covered with the
+    picture's mean colour (Zeiler and Fergus, "Visualizing and understanding convolutional networks", 2014). With
+    `dense` it is a class activation map: the label's score at each cell of the network's feature map (Zhou et al.,
+    "Learning deep features for discriminative localization", 2016), for encoders whose vector is the mean of that map.
 
     Args:
         task: fitted on pictures, with the label among its users.
-        picture: what to look at.
-        label: the user.
-        dense: reads the map that the task's only encoder takes the mean of; None covers parts.
-        cells: rows and columns of parts; with `dense`, along the longer edge, and in proportion along the other.
-        column: of the items, which holds the picture.
+        picture: the picture to explain.
+        label: the label to explain.
+        dense: reads the feature map that the task's only encoder averages; None covers cells instead.
+        cells: number of rows and of columns; with `dense`, cells along the longer edge, in proportion along the other.
+        column: name of the items' column of pictures.
+
+    Raises:
+        InputError: `dense` is given and the task has several encoders.
     """
     if dense is not None:
         if len(task.encoders_) != 1:
-            raise InputError(f"dense needs a task of one encoder, and this has {len(task.encoders_)}; leave dense out")
+            raise InputError(
+                f"dense needs a task with one encoder, and this has {len(task.encoders_)}; leave dense out"
+            )
 
-        seen = dense.read(picture)
-        rows, columns = (-(-edge * cells // max(seen.shape)) for edge in seen.shape)
-        where = places((rows, columns)) * np.divide(seen.shape, (rows, columns))
-        block = ((task.encoders_[0].modality, seen.width),)
-        return scores_of_places(task, seen.at(where), dense.name, users=[label], blocks=block).reshape(rows, columns)
+        features = dense.read(picture)
+        rows, columns = (-(-edge * cells // max(features.shape)) for edge in features.shape)
+        where = places((rows, columns)) * np.divide(features.shape, (rows, columns))
+        blocks = ((task.encoders_[0].modality, features.width),)
+        scores = scores_of_places(task, features.at(where), dense.name, users=[label], blocks=blocks)
+        return scores.reshape(rows, columns)
 
     image = np.asarray(decode(picture))
-    edges = [np.linspace(0, edge, cells + 1).round().astype(int) for edge in image.shape[:2]]
+    row_edges, column_edges = (np.linspace(0, edge, cells + 1).round().astype(int) for edge in image.shape[:2])
+    mean_colour = image.mean(axis=(0, 1)).astype(np.uint8)
     copies = [image]
 
     for row in range(cells):
-        for at in range(cells):
-            # A part and half of its neighbours: covering less, the network may not notice.
-            top, bottom = edges[0][max(row - 1, 0) : row + 3].take([0, -1])
-            left, right = edges[1][max(at - 1, 0) : at + 3].take([0, -1])
+        for cell in range(cells):
+            # Cover the neighbouring cells too: the network may not notice a single one.
+            top, bottom = row_edges[max(row - 1, 0) : row + 3].take([0, -1])
+            left, right = column_edges[max(cell - 1, 0) : cell + 3].take([0, -1])
             covered = image.copy()
-            covered[top:bottom, left:right] = image.mean(axis=(0, 1)).astype(np.uint8)
+            covered[top:bottom, left:right] = mean_colour
             copies.append(covered)
 
     items = Items(IdMap(np.arange(len(copies))), experiments.column(copies, column))
-    found = task.label(items, users=[label]).scores[:, 0]
+    scores = task.label(items, users=[label]).scores[:, 0]
 
-    return np.asarray((found[0] - found[1:]).reshape(cells, cells))
+    return np.asarray((scores[0] - scores[1:]).reshape(cells, cells))

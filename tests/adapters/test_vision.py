@@ -394,7 +394,7 @@ def test_shapes_are_bins_of_the_training_boxes():
     pictures, truth = squares(8)
     rest = truth.assign(xmax=truth["xmax"] + np.arange(len(truth)) % 7)
     problem = detection.Detection(pictures, rest, dict.fromkeys(pictures, "train"), DenseImage(), shapes=(2, 2))
-    _, means = problem._binned
+    _, means = problem._boxes_and_sizes
     assert len(means) == 8
     assert means.loc["blue"]["width"].min() > means.loc["red"]["width"].min()
     strange = pd.concat([truth, truth.iloc[:1].assign(picture=7, label="green")])
