@@ -1,7 +1,7 @@
-"""Compiled loops over item-item matrices. Importing this imports numba, so it is imported where a loop is run.
+"""Compiled loops over item-item matrices. The module imports numba, so import it only where a loop is run.
 
-Each works on the rows or columns `first` to `last` and writes into arrays that it is given, so that callers may spread
-it over threads; see `threads.over_rows`. What a row gives does not depend on the others.
+Each loop handles the rows or columns `first` to `last` and writes into arrays passed in, so that `threads.over_rows`
+can spread it over threads. The result of a row does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from recotransfer.numerics.compiled import compiled
 Float: TypeAlias = NDArray[np.float32]
 Int: TypeAlias = NDArray[np.int32]
 Long: TypeAlias = NDArray[np.int64]
-Compressed: TypeAlias = tuple[Int, Long, Float]  # indices, starts and values of a sparse matrix, as `sparse.by_line`
+Compressed: TypeAlias = tuple[Int, Long, Float]  # indices, starts and values, from `sparse.by_line`
 
 
 @compiled(fastmath=True)
@@ -31,9 +31,9 @@ def local_ridge_columns(
     rows: Int,
     values: Float,
 ) -> None:  # pragma: no cover - compiled
-    """Fill `rows` (n, neighbours), -1 past the end, and `values` of each column's ridge system; see `local_ridge`.
+    """Fill `rows` (n, neighbours), padded with -1, and `values` with the solution of each column; see `local_ridge`.
 
-    gram comes by row, the target by column, both (n, n).
+    `gram` (n, n) is stored by row, `target` (n, n) by column.
     """
     gram_index, gram_start, gram_value = gram
     index, start, value = target
@@ -44,15 +44,15 @@ def local_ridge_columns(
 
     for j in range(first, last):
         begin, size = start[j], start[j + 1] - start[j]
-        gain = np.empty(size, np.float64)
+        loss = np.empty(size, np.float64)  # change of the squared error by each row alone: negative where it helps
         for q in range(size):
             i = index[begin + q]
-            own = exclude_self and i == j
-            gain[q] = 1.0 if own else -(value[begin + q] ** 2) / (diagonal[i] + reg)
+            is_self = exclude_self and i == j
+            loss[q] = 1.0 if is_self else -(value[begin + q] ** 2) / (diagonal[i] + reg)
 
-        best = np.argsort(gain, kind="mergesort")
+        best = np.argsort(loss, kind="mergesort")
         m = 0
-        while m < min(neighbours, size) and gain[best[m]] < 0:
+        while m < min(neighbours, size) and loss[best[m]] < 0:
             m += 1
 
         for a in range(m):
@@ -72,7 +72,7 @@ def local_ridge_columns(
         for a in range(m):
             place[index[begin + best[a]]] = -1
 
-        for c in range(m):  # Cholesky, then two triangular solves, in place
+        for c in range(m):  # Cholesky factorisation, then two triangular solves, all in place
             for r in range(c, m):
                 left = system[r, c]
                 for q in range(c):
@@ -110,7 +110,10 @@ def _gather(
     factor: float,
     count: int,
 ) -> int:
-    """Add factor * value to `total` at `index`; places met for the first time under `stamp` are listed in `seen`."""
+    """Add factor * value to `total` at `index`, list positions new under `stamp` in `seen`, and return their count.
+
+    A position counts as new, and its total as zero, until `mark` there is `stamp`: nothing needs clearing between rows.
+    """
     for q in range(first, last):
         i = index[q]
         if mark[i] != stamp:
@@ -126,7 +129,7 @@ def _gather(
 
 @compiled()
 def _largest(total: Float, seen: Int, count: int, keep: int) -> Int:
-    """The `keep` listed positions of largest magnitude, in ascending order; ties go to the lower position."""
+    """The `keep` positions in `seen` with the largest magnitudes, ascending; ties go to the lower position."""
     places = np.sort(seen[:count])
     if count <= keep:
         return places
@@ -135,19 +138,19 @@ def _largest(total: Float, seen: Int, count: int, keep: int) -> Int:
     for q in range(count):
         size[q] = abs(total[places[q]])
 
-    bar = np.partition(size, count - keep)[count - keep]
+    threshold = np.partition(size, count - keep)[count - keep]
     room = keep
     for q in range(count):
-        if size[q] > bar:
+        if size[q] > threshold:
             room -= 1
 
     out = np.empty(keep, places.dtype)
     n = 0
     for q in range(count):
-        if size[q] > bar:
+        if size[q] > threshold:
             out[n] = places[q]
             n += 1
-        elif size[q] == bar and room > 0:
+        elif size[q] == threshold and room > 0:
             out[n] = places[q]
             n += 1
             room -= 1
@@ -168,17 +171,17 @@ def smoothed_columns(
     rows: Int,
     values: Float,
 ) -> None:  # pragma: no cover - compiled
-    """Fill `rows` (m, keep), -1 past the end, and `values` of m columns of S B S' + content; see `HybridItems`.
+    """Fill `rows` (m, keep), padded with -1, and `values` with m columns of S B S' + content; see `sparse.smoothed`.
 
-    behaviour (n, n) by column, stand_in (n, m) by column, stand_in_rows the (n, n) matrix W of the fitted items by row,
-    content (n, m) by column; own_column (m,), own (n,) shares of own behaviour. A column with its own behaviour must be
-    a column of `behaviour` at the same place.
+    `behaviour` (n, n), `stand_in` (n, m) and `content` (n, m) are stored by column, `stand_in_rows` (n, n) by row: the
+    similar items of all n items. `own_column` (m,) and `own` (n,) are shares of an item's own behaviour.
     """
     n, keep = len(own), rows.shape[1]
     total, blended = np.empty(n, np.float32), np.empty(n, np.float32)
     mark, blend_mark = np.full(n, -1, np.int32), np.full(n, -1, np.int32)
     seen, also = np.empty(n, np.int32), np.empty(n, np.int32)
     for j in range(first, last):
+        # First B S': the item's own column of B, mixed with the columns of the items that stand in for it.
         count = 0
         if own_column[j] > 0:
             a, z = behaviour[1][j], behaviour[1][j + 1]
@@ -190,6 +193,7 @@ def smoothed_columns(
                 a, z = behaviour[1][k], behaviour[1][k + 1]
                 count = _gather(total, mark, j, seen, behaviour[0], behaviour[2], a, z, factor, count)
 
+        # Then S (B S'): each of the largest entries is passed on to the items that its item stands in for.
         number = 0
         for k in _largest(total, seen, count, keep):
             if blend_mark[k] != j:
@@ -228,10 +232,11 @@ def product_top_k(
     positions: Long,
     scores: Float,
 ) -> None:  # pragma: no cover - compiled
-    """Fill positions (users, k) and scores of the k greatest positive cells of each row of a product.
+    """Fill `positions` and `scores` (users, k) with the k largest positive cells of each row of history @ weights.
 
-    They come holding -1 and -inf. history (users, n) and weights (n, n) by row; barred (indices, starts) by row,
-    without rows where nothing is barred; allowed (n,), or empty where all are. Ties go to the lower position.
+    They must be filled with -1 and -inf. `history` (users, n) and `weights` (n, n) are stored by row, as is `barred`
+    (indices, starts), which has no rows if nothing is excluded; `allowed` (n,) is empty if all items are. Ties go to
+    the lower position.
     """
     n, k = len(weights[1]) - 1, positions.shape[1]
     total = np.empty(n, np.float32)
@@ -246,7 +251,7 @@ def product_top_k(
 
         if len(barred[1]) > 1:
             for q in range(barred[1][u], barred[1][u + 1]):
-                total[barred[0][q]] = -1  # places that were not reached are never read
+                total[barred[0][q]] = -1  # also sets positions not gathered, which are never read
 
         size = 0
         for q in range(count):
@@ -257,6 +262,7 @@ def product_top_k(
             if size == k and (score < scores[u, k - 1] or (score == scores[u, k - 1] and i > positions[u, k - 1])):
                 continue
 
+            # Insertion into the sorted list: k is small.
             at = size if size < k else k - 1
             while at > 0 and (scores[u, at - 1] < score or (scores[u, at - 1] == score and positions[u, at - 1] > i)):
                 scores[u, at], positions[u, at] = scores[u, at - 1], positions[u, at - 1]
@@ -270,7 +276,7 @@ def product_top_k(
 def largest_of_columns(
     index: Int, start: Long, value: Float, first: int, last: int, rows: Int, values: Float
 ) -> None:  # pragma: no cover - compiled
-    """Fill `rows` (columns, keep), -1 past the end, and `values`: each column's largest magnitudes, rows ascending."""
+    """Fill `rows` (columns, keep), padded with -1, and `values` with each column's largest entries, rows ascending."""
     keep = rows.shape[1]
     for j in range(first, last):
         begin, count = start[j], start[j + 1] - start[j]
@@ -291,11 +297,9 @@ def candidate_sums(
     last: int,
     out: Float,
 ) -> None:  # pragma: no cover - compiled
-    """Fill columns of `out` (users, m, features) with what each user's items say of each candidate.
+    """Fill columns of `out` (users, m, features) with sums over each user's items; see `candidates.add_candidate_sums`.
 
-    start (users + 1,), item (n,): users' items; weight (n, 3): what they count in three sums; matrix by row; candidates
-    (users, m), -1 past the end. columns (4,): where the logarithms of the three sums and of 1 + the number of positive
-    cells go, -1 for nowhere.
+    `start` (users + 1,) and `item` (n,) hold the users' items, `weight` (n, 3) their weights in the three sums.
     """
     n, m = len(matrix[1]) - 1, candidates.shape[1]
     place = np.full(n, -1, np.int32)
@@ -333,7 +337,7 @@ def candidate_sums(
 def candidate_cosines(
     queries: Float, vectors: Float, candidates: Long, column: int, first: int, last: int, out: Float
 ) -> None:  # pragma: no cover - compiled
-    """Fill a column of `out` (users, m, features) with query . vector of each candidate; -1 is none."""
+    """Fill a column of `out` (users, m, features) with the inner product of query and candidate; -1 is skipped."""
     for u in range(first, last):
         for c in range(candidates.shape[1]):
             if candidates[u, c] >= 0:
@@ -348,7 +352,7 @@ def candidate_cosines(
 def network_scores(
     features: Float, inner: Float, bias: Float, outer: Float, first: int, last: int, out: Float
 ) -> None:  # pragma: no cover - compiled
-    """Fill `out` (users, m) with relu(features @ inner + bias) @ outer, each candidate alone."""
+    """Fill `out` (users, m) with relu(features @ inner + bias) @ outer."""
     hidden = np.empty(len(bias), np.float32)
     for u in range(first, last):
         for c in range(features.shape[1]):

@@ -1,6 +1,6 @@
-"""The compiled loops behind `topk.py`, which imports this module when it first needs them: numba is slow to import.
+"""The compiled loops behind `topk.py`, which imports this module on first use, because numba is slow to import.
 
-All release the interpreter lock and start no threads of their own. numba keeps the machine code on disk.
+They release the interpreter lock and start no threads. numba caches the machine code on disk.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from numpy.typing import NDArray
 
 from recotransfer.numerics.compiled import compiled
 
-LANES = 16  # items side by side in one vector: the width of 512-bit float32, split in two or four elsewhere
-ROWS = 6  # queries of one register tile: 6 x 4 vectors leave 8 of 32 registers for the operands
-# The instructions that numba itself compiles for: those of NUMBA_CPU_FEATURES, and none for a "generic" processor.
+LANES = 16  # items in one vector: 512 bits of float32; LLVM splits it on processors with narrower vectors
+ROWS = 6  # queries in one register tile: 6 x 4 sums leave 8 of the 32 vector registers for operands
+# numba compiles for the features in NUMBA_CPU_FEATURES if set ("" for a generic processor), else for this machine.
 _NAMED: str | None = config.CPU_FEATURES
 _FEATURES = (get_host_cpu_features() if _NAMED is None else _NAMED).split(",")
-PAIRS = "+avx512bf16" in _FEATURES  # products of bfloat16 pairs, at four times the speed of float32
+PAIRS = "+avx512bf16" in _FEATURES  # multiply pairs of bfloat16, four times as fast as float32
 VECTORS = 4 if "+avx512f" in _FEATURES else 1  # vectors of items in one register tile
-_SUPER = 64  # groups under one entry of the upper level of maxima
+_SUPER = 64  # groups under one entry of the second level of maxima
 
 _exact = compiled()
-_any_order = compiled(fastmath={"reassoc", "contract"})  # sums are vectorised; infinities stay what they are
-_no_nan = compiled(fastmath={"reassoc", "contract", "nnan", "nsz"})  # maxima in any order too
+_any_order = compiled(fastmath={"reassoc", "contract"})  # vectorised sums that still handle infinities
+_no_nan = compiled(fastmath={"reassoc", "contract", "nnan", "nsz"})  # vectorised maxima as well
 
 
 class _BFloat(ir.Type):  # type: ignore[misc]
-    """LLVM's bfloat, which llvmlite does not name."""
+    """LLVM's bfloat type, which llvmlite lacks."""
 
     def _to_string(self) -> str:
         return "bfloat"
@@ -45,7 +45,7 @@ _BFLOATS = ir.VectorType(_BFloat(), 2 * LANES)
 
 @intrinsic  # type: ignore[untyped-decorator,unused-ignore]
 def _tile(_: Any, queries: Any, start: Any, items: Any, at: Any, best: Any, to: Any, stride: Any, steps: Any) -> Any:
-    """best[to + r * stride + lane] becomes the maximum of itself and the products of query r with that lane's items."""
+    """Raise best[to + r * stride + lane] to the largest product of query r with the items in that lane."""
     pairs = items.dtype == types.uint32
     signature = types.void(queries, start, items, at, best, to, stride, steps)
 
@@ -73,7 +73,7 @@ def _load(code: Any, place: Any, kind: Any) -> Any:
 
 
 def _products(code: Any, queries: Any, items: Any, steps: Any, pairs: bool) -> list[Any]:
-    """Emit the loop over the dimensions; returns ROWS x VECTORS sums, which never leave the registers."""
+    """Emit the loop over the dimensions and return its ROWS x VECTORS sums, which stay in registers throughout."""
     operand = _BFLOATS if pairs else _FLOATS
     name = "llvm.x86.avx512bf16.dpbf16ps.512" if pairs else f"llvm.fma.v{LANES}f32"
     kinds = [_FLOATS, operand, operand] if pairs else [operand, operand, _FLOATS]
@@ -118,16 +118,16 @@ def scan(
     first: int,
     last: int,
 ) -> None:
-    """Largest approximate product of each query with each group of the chunks first..last.
+    """Write the largest approximate product of each query with each group of chunks first..last.
 
     Args:
-        queries: tiles (b / ROWS, steps, ROWS), flat.
-        items: tiles (chunks x panels, steps, VECTORS x LANES), flat; float32, or uint32 holding two bfloat16.
-        best: (b, chunks x LANES), written.
+        queries: flat tiles (b / ROWS, steps, ROWS).
+        items: flat tiles (chunks x panels, steps, VECTORS x LANES); float32, or uint32 with two bfloat16 each.
+        best: (b, chunks x LANES), output.
         steps: loop steps over the dimensions.
         panels: tiles of items in one chunk of LANES groups.
-        first: chunk to begin with.
-        last: chunk to stop before.
+        first: first chunk.
+        last: end of the chunks, exclusive.
     """
     best[:, first * LANES : last * LANES] = -np.inf
     groups = best.shape[1]
@@ -144,7 +144,7 @@ def scan(
 
 @_any_order
 def measure(values: NDArray[np.float32], rows: NDArray[np.int64], out: NDArray[np.float64]) -> None:
-    """Lengths of values[rows], in float64; NaN or infinite where a value is."""
+    """Write the lengths of values[rows] in float64; NaN or infinite if any value of the row is."""
     for slot in range(rows.size):
         total = 0.0
         for j in range(values.shape[1]):
@@ -162,10 +162,11 @@ def pack(
     out: NDArray[np.uint32],
     bounds: NDArray[np.float32],
 ) -> None:
-    """Write values[rows] * scales into tiles; bounds (2, slots) are upper bounds on length and on rounding error.
+    """Write values[rows] * scales into tiles, and upper bounds on each row's length and rounding error.
 
-    out is (tiles, steps, width): float32 bits, or two bfloat16 to an entry. Scales are powers of two, lengths then at
-    most 1, so that nothing overflows. Entries too small for a normal float32 become 0: products would drop them.
+    `out` is (tiles, steps, width): float32 bits, or two bfloat16 per entry; `bounds` is (2, slots). Scales are powers
+    of two that bring lengths to at most 1, so that nothing overflows. Subnormal entries become 0, because the bfloat16
+    product ignores them; the rounding error accounts for that.
     """
     width, d = out.shape[2], values.shape[1]
     row = np.zeros(2 * out.shape[1], np.float32)
@@ -176,7 +177,7 @@ def pack(
         for j in range(d):
             value = np.float64(values[rows[slot], j]) * scales[slot]
             short = np.float32(value)
-            if pairs:  # Dekker's splitting: rounds to the 8 significant bits of bfloat16
+            if pairs:  # Dekker's splitting rounds to the 8 significant bits of bfloat16
                 wide = short * np.float32(65537)
                 short = wide - (wide - short)
 
@@ -187,6 +188,7 @@ def pack(
             length += value * value
             error += (value - short) * (value - short)
 
+        # The small factor covers the rounding of these sums and of the float32 result.
         bounds[0, slot] = np.sqrt(length) * 1.00001
         bounds[1, slot] = np.sqrt(error) * 1.00001
         for s in range(out.shape[1]):
@@ -198,7 +200,7 @@ def pack(
 
 @_exact
 def _push(scores: NDArray[np.float32], positions: NDArray[np.int64], size: int, score: Any, position: int) -> int:
-    """Offer a candidate to the heap, whose root is the worst: lowest score, then highest position. Returns the size."""
+    """Add a candidate to a heap of the k best and return its size; the worst is at the root (tie: highest position)."""
     k = scores.size
     if size < k:
         node = size
@@ -221,7 +223,7 @@ def _push(scores: NDArray[np.float32], positions: NDArray[np.int64], size: int, 
 
 @_exact
 def _sink(scores: NDArray[np.float32], positions: NDArray[np.int64], size: int, score: Any, position: int) -> None:
-    """Replace the root of the heap's first `size` entries."""
+    """Replace the root of the heap (its first `size` entries) and restore heap order."""
     node = 0
     while True:
         child = 2 * node + 1
@@ -245,7 +247,7 @@ def _sink(scores: NDArray[np.float32], positions: NDArray[np.int64], size: int, 
 
 @_exact
 def _sort(scores: NDArray[np.float32], positions: NDArray[np.int64], size: int) -> None:
-    """Turn the heap into a list, best first."""
+    """Sort the heap in place, best first."""
     for end in range(size - 1, 0, -1):
         score, position = scores[end], positions[end]
         worst, where = scores[0], positions[0]
@@ -254,7 +256,8 @@ def _sort(scores: NDArray[np.float32], positions: NDArray[np.int64], size: int) 
 
 
 @_exact
-def _holds(sorted_values: NDArray[np.int64], value: int) -> bool:
+def _contains(sorted_values: NDArray[np.int64], value: int) -> bool:
+    """Binary search."""
     low, high = 0, sorted_values.size
     while low < high:
         middle = (low + high) // 2
@@ -268,7 +271,7 @@ def _holds(sorted_values: NDArray[np.int64], value: int) -> bool:
 
 @_any_order
 def _dot(queries: NDArray[np.float32], q: int, items: NDArray[np.float32], i: int) -> Any:
-    """Inner product of two rows; given by index, for a slice would count references across threads."""
+    """Inner product of two rows, passed by index: slices would make threads contend for reference counts."""
     total = 0.0
     for j in range(queries.shape[1]):
         total += np.float64(queries[q, j]) * np.float64(items[i, j])
@@ -278,11 +281,11 @@ def _dot(queries: NDArray[np.float32], q: int, items: NDArray[np.float32], i: in
 
 @_no_nan
 def _raise_to_bounds(
-    best: NDArray[np.float32], norms: NDArray[np.float32], errors: NDArray[np.float32], whole: Any, rest: Any
+    best: NDArray[np.float32], norms: NDArray[np.float32], errors: NDArray[np.float32], length: Any, error: Any
 ) -> None:
-    """Approximate group maxima of one query (groups,) become upper bounds of the exact ones."""
+    """Turn one query's approximate group maxima (groups,) into upper bounds of the exact maxima."""
     for g in range(best.size):
-        best[g] += whole * errors[g] + rest * norms[g]
+        best[g] += length * errors[g] + error * norms[g]
 
 
 @_no_nan
@@ -296,7 +299,7 @@ def _largest(values: NDArray[np.float32]) -> Any:
 
 @_exact
 def _first(values: NDArray[np.float32], wanted: Any, start: int) -> int:
-    """Position of a value that is certainly there."""
+    """First position from `start` on that holds `wanted`, which must exist."""
     while values[start] != wanted:
         start += 1
 
@@ -322,21 +325,31 @@ def best_of_groups(
 ) -> None:
     """Exact top-k of each query by rescoring groups, highest bound first, until no bound can reach the k-th score.
 
-    Queries (b, d) come with the bounds (2, b or more) on their scaled lengths and rounding errors and the `scales` that
-    undo the scaling; `best` (b or more, groups) from `scan` is overwritten. Group g of the items (n, d) is
-    allowed[g * group : (g + 1) * group], rising; norms and errors (groups,) bound its scaled members. Query q may not
-    have indices[indptr[q] : indptr[q + 1]], sorted, nor what `mask` (n,), unless empty, forbids. Positions and scores
-    (b, k) hold -1 and -inf, and are written.
+    Args:
+        queries: (b, d).
+        query_bounds: (2, b or more) bounds on the lengths and rounding errors of the scaled queries.
+        scales: (b or more,) factors that undo the scaling of the products.
+        best: (b or more, groups) from `scan`; overwritten.
+        items: (n, d).
+        allowed: ascending positions; group g is allowed[g * group : (g + 1) * group].
+        group: items per group.
+        norms: (groups,) bounds on the lengths of the scaled items.
+        errors: (groups,) bounds on the rounding errors of the scaled items.
+        indptr: (b + 1,) starts in `indices`.
+        indices: sorted positions that are excluded for each query.
+        mask: (n,) True for allowed items; empty if all are.
+        positions: (b, k) filled with -1; output.
+        scores: (b, k) filled with -inf; output.
     """
-    groups, k = -(-allowed.size // group), positions.shape[1]  # without those that only fill the last tile
+    groups, k = -(-allowed.size // group), positions.shape[1]  # without the padding groups
     upper = np.empty(-(-groups // _SUPER), np.float32)
-    slack = 2.0**-23 * (queries.shape[1] + 16)  # of that many products summed in float32, twice over
+    slack = 2.0**-23 * (queries.shape[1] + 16)  # twice the bound on the error of summing that many products in float32
 
     for q in range(queries.shape[0]):
-        bound, out = best[q, :groups], indices[indptr[q] : indptr[q + 1]]
-        whole = np.float32((query_bounds[0, q] + query_bounds[1, q]) * 1.00001)
-        rest = np.float32((query_bounds[1, q] + slack * whole) * 1.00001)
-        _raise_to_bounds(bound, norms, errors, whole, rest)
+        bound, excluded = best[q, :groups], indices[indptr[q] : indptr[q + 1]]
+        length = np.float32((query_bounds[0, q] + query_bounds[1, q]) * 1.00001)
+        error = np.float32((query_bounds[1, q] + slack * length) * 1.00001)
+        _raise_to_bounds(bound, norms, errors, length, error)
         for s in range(upper.size):
             upper[s] = _largest(bound[s * _SUPER : (s + 1) * _SUPER])
 
@@ -358,7 +371,7 @@ def best_of_groups(
                     continue
 
                 score = _dot(queries, q, items, position)
-                if (size < k or score >= scores[q, 0]) and not _holds(out, position):
+                if (size < k or score >= scores[q, 0]) and not _contains(excluded, position):
                     size = _push(scores[q], positions[q], size, score, position)
 
             bound[g] = -np.inf
@@ -376,28 +389,33 @@ def best_of_scores(
     positions: NDArray[np.int64],
     scores: NDArray[np.float32],
 ) -> bool:
-    """Top-k of each row of dense scores (b, n), other arguments as above; False where a score is NaN or infinite."""
+    """Top-k of each row of dense scores (b, n); False if any is NaN or infinite. Arguments as in `best_of_groups`."""
     n, k = values.shape[1], positions.shape[1]
     for q in range(values.shape[0]):
-        out = indices[indptr[q] : indptr[q + 1]]
+        excluded = indices[indptr[q] : indptr[q + 1]]
         size = 0
         for start in range(0, n, _SUPER):
             stop = min(n, start + _SUPER)
+            # Counting first is a vectorised pass, and most blocks turn out to hold nothing better.
             worst = scores[q, 0] if size == k else np.float32(-np.inf)
             better = 0
-            sound = 0
+            finite = 0
             for i in range(start, stop):
                 better += values[q, i] > worst
-                sound += abs(values[q, i]) < np.float32(np.inf)
+                finite += abs(values[q, i]) < np.float32(np.inf)
 
-            if sound < stop - start:
+            if finite < stop - start:
                 return False
             if not better:
                 continue
 
             for i in range(start, stop):
                 score = values[q, i]
-                if (size < k or score > scores[q, 0]) and not (mask.size and not mask[i]) and not _holds(out, i):
+                if (
+                    (size < k or score > scores[q, 0])
+                    and not (mask.size and not mask[i])
+                    and not _contains(excluded, i)
+                ):
                     size = _push(scores[q], positions[q], size, score, i)
 
         _sort(scores[q], positions[q], size)

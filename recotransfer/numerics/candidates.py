@@ -1,4 +1,4 @@
-"""What a second stage knows of each user's candidates: sums over the user's items, cosines, and a network's scores."""
+"""Features of each user's candidates for a second-stage ranker, and the scores of its network."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ def add_candidate_sums(
     candidates: NDArray[np.int64],
     columns: NDArray[np.int64],
 ) -> None:
-    """Fill columns of `out` (users, m, features) with what each user's items say of each candidate.
+    """Fill columns of `out` (users, m, features) with item-item weights summed over each user's items, per candidate.
 
     Args:
-        out: written.
-        users: where each user's items begin (users + 1,), the items (n,), and what they count in three sums (n, 3).
-        matrix: `sparse.by_line` of an item-item matrix.
-        candidates: (users, m) positions, -1 past the end.
-        columns: (4,) where the logarithms of the three sums and of 1 + the number of positive cells go, -1 for nowhere.
+        out: output.
+        users: start of each user's items (users + 1,), the items (n,), and their weights in three sums (n, 3).
+        matrix: an item-item matrix from `sparse.by_line`.
+        candidates: (users, m) positions, padded with -1.
+        columns: (4,) columns of `out` for the logarithms of the three sums and of 1 + the number of positive cells; -1
+            leaves one out.
     """
     from recotransfer.numerics._item_loops import candidate_sums
 
@@ -44,7 +45,7 @@ def add_candidate_sums(
 def add_candidate_cosines(
     out: Float, queries: Float, vectors: Float, candidates: NDArray[np.int64], column: int
 ) -> None:
-    """Fill a column of `out` (users, m, features) with query . vector of each candidate; -1 is none."""
+    """Fill a column of `out` (users, m, features) with the inner product of query and candidate; -1 is skipped."""
     from recotransfer.numerics._item_loops import candidate_cosines
 
     def task(first: int, last: int) -> None:
@@ -54,7 +55,7 @@ def add_candidate_cosines(
 
 
 def network_scores(features: Float, inner: Float, bias: Float, outer: Float) -> Float:
-    """(users, m) relu(features @ inner + bias) @ outer of features (users, m, d), whatever stands beside them."""
+    """(users, m) scores relu(features @ inner + bias) @ outer of features (users, m, d), each candidate on its own."""
     from recotransfer.numerics import _item_loops
 
     out = np.empty(features.shape[:2], np.float32)

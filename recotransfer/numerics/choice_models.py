@@ -1,4 +1,4 @@
-"""Models of a choice among alternatives: which one is taken, given what several sources say of each."""
+"""Discrete choice models: the probability that each alternative is chosen, given the scores of several sources."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 Doubles = NDArray[np.float64]
-_FLOOR = 1e-12  # probability below which a source cannot go: one that is certain and wrong would outweigh all others
+_FLOOR = 1e-12  # lower bound of probabilities: one confident error must not outweigh everything else
 _SWEEPS = 500
 
 
@@ -20,56 +20,56 @@ def conditional_logit(
     reg: float,
     least: float | None = None,
 ) -> Doubles:
-    """(p,) coefficients under which the chosen alternatives are likeliest; utility is linear in the features.
+    """(p,) maximum-likelihood coefficients of a conditional logit, whose utility is linear in the features.
 
-    McFadden, "Conditional logit analysis of qualitative choice behavior" (1973), with a ridge. The problem is convex.
+    McFadden, "Conditional logit analysis of qualitative choice behavior" (1973), with a ridge penalty; convex.
 
     Args:
-        features: (n, p) of every alternative, those of one choice next to each other.
-        start: (choices,) row at which each choice begins.
-        chosen: (n,) which alternatives were taken; of several in one choice each counts alike.
-        weight: (choices,) how much each choice counts.
-        reg: ridge on the coefficients, against the summed log loss.
-        least: lower bound of every coefficient.
+        features: (n, p) of every alternative; those of one choice are adjacent rows.
+        start: (choices,) first row of each choice.
+        chosen: (n,) True for chosen alternatives; several in one choice share its weight equally.
+        weight: (choices,) weight of each choice.
+        reg: ridge penalty, relative to the summed log loss.
+        least: lower bound of every coefficient; None for no bound.
     """
     from scipy.optimize import minimize
 
     group = np.repeat(np.arange(len(start)), np.diff(start, append=len(features)))
     target = weight[group] * chosen / np.add.reduceat(chosen, start, dtype=np.float64)[group]
-    wanted = target @ features
+    observed = target @ features
 
     def loss(coefficients: Doubles) -> tuple[float, Doubles]:
         score = features @ coefficients
-        top = np.maximum.reduceat(score, start)
+        top = np.maximum.reduceat(score, start)  # subtracted below, so that exp cannot overflow
         power = np.exp(score - top[group])
         total = np.add.reduceat(power, start)
         value = weight @ (top + np.log(total)) - target @ score + reg / 2 * coefficients @ coefficients
-        slope = (power * (weight / total)[group]) @ features - wanted + reg * coefficients
+        slope = (power * (weight / total)[group]) @ features - observed + reg * coefficients
         return float(value), slope
 
     bounds = None if least is None else [(least, None)] * features.shape[1]
     options = {"maxiter": 500, "ftol": 1e-12, "gtol": 1e-6}
     begin = np.zeros(features.shape[1])
-    found = minimize(loss, begin, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    result = minimize(loss, begin, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
 
-    return np.asarray(found.x)
+    return np.asarray(result.x)
 
 
 def mixture_weights(probability: Doubles, weight: Doubles) -> Doubles:
-    """(sources,) weights, at least 0 and together 1, under which the weighted mean of probabilities is likeliest.
+    """(sources,) maximum-likelihood mixture weights, non-negative and summing to 1.
 
-    The linear opinion pool (Genest and Zidek, "Combining probability distributions", 1986), by expectation
-    maximisation from equal weights, with one pseudo-observation for each source.
+    The linear opinion pool (Genest and Zidek, "Combining probability distributions", 1986), fitted by expectation
+    maximisation from equal weights, with one pseudo-observation per source.
 
     Args:
-        probability: (n, sources) that each source gave to what turned out true.
-        weight: (n,) how much each observation counts.
+        probability: (n, sources) probability that each source gave to the true outcome.
+        weight: (n,) weight of each observation.
     """
-    known = np.maximum(probability, _FLOOR)
-    out = np.full(known.shape[1], 1 / known.shape[1])
+    floored = np.maximum(probability, _FLOOR)
+    out = np.full(floored.shape[1], 1 / floored.shape[1])
 
     for _ in range(_SWEEPS):
-        mixed = known * out
+        mixed = floored * out
         new = 1 + weight @ (mixed / mixed.sum(axis=1, keepdims=True))
         new /= new.sum()
         moved = np.abs(new - out).max()
@@ -81,13 +81,13 @@ def mixture_weights(probability: Doubles, weight: Doubles) -> Doubles:
 
 
 def softmax_scale(scores: Doubles, true: NDArray[np.bool_]) -> float:
-    """The factor on the scores under which softmax over each row gives the true columns the highest likelihood.
+    """The scale (inverse temperature) by which to multiply scores, so that softmax makes the true columns most likely.
 
-    0 where all scores of every row are equal. A factor below 0 is never taken: scores are greater for better.
+    It is never negative, because greater scores are better, and 0 if all scores in every row are equal.
 
     Args:
         scores: (n, columns) on any scale.
-        true: (n, columns) with a true column in every row; of several each counts alike.
+        true: (n, columns) with at least one true column per row; several share the row's weight equally.
     """
     from scipy.optimize import minimize_scalar
 
@@ -101,6 +101,6 @@ def softmax_scale(scores: Doubles, true: NDArray[np.bool_]) -> float:
         probability = softmax(scores * (np.exp(log_scale) / spread), axis=1)
         return -float((target * np.log(np.maximum(probability, _FLOOR))).sum())
 
-    found = minimize_scalar(loss, bounds=(-6, 6), method="bounded", options={"xatol": 1e-4})
+    result = minimize_scalar(loss, bounds=(-6, 6), method="bounded", options={"xatol": 1e-4})
 
-    return float(np.exp(found.x) / spread)
+    return float(np.exp(result.x) / spread)

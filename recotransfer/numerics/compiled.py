@@ -1,8 +1,8 @@
-"""The decorator of all compiled loops: they start no threads, and their machine code is kept where there is room.
+"""The decorator of all compiled loops: they start no threads, and their machine code is cached where possible.
 
-numba keeps it beside the source, in the user's cache folder, or in NUMBA_CACHE_DIR. Where none of them can be written,
-as in a container with a read-only root and without a home, each process compiles anew; set NUMBA_CACHE_DIR to a folder
-that can be written to, to save it those seconds.
+numba caches it next to the source, in the user's cache folder, or in NUMBA_CACHE_DIR. If none of these is writable, as
+in a container with a read-only root and no home, each process compiles again; set NUMBA_CACHE_DIR to a writable folder
+to save those seconds.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _Loop = TypeVar("_Loop", bound=Callable[..., Any])
 
 
 def compiled(*, fastmath: bool | set[str] = False) -> Callable[[_Loop], _Loop]:
-    """A decorator that compiles a loop, which then releases the interpreter lock.
+    """A decorator that compiles a loop with numba; the compiled loop releases the interpreter lock.
 
     Args:
-        fastmath: as numba's; which rules of floating point may be broken.
+        fastmath: numba's option: which floating-point rules may be relaxed.
     """
 
     def decorate(loop: _Loop) -> _Loop:

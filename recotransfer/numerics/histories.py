@@ -1,4 +1,4 @@
-"""Events as weighted histories: one sparse row per user."""
+"""Users' histories as weighted sparse rows, and as sequences of items."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from recotransfer.numerics.vectors import Float
 def histories(events: Interactions, decay: float = 1.0) -> sparse.csr_array:
     """(users, items) float32: strength of each pair times `decay` ** age.
 
-    Age counts distinct items from the user's newest (age 0) backwards. Strength is log2(1 + summed weight) of the pair,
-    the logarithmic confidence of Hu, Koren and Volinsky (2008): one event of weight 1 counts 1. Pairs whose strength is
-    nothing, by a weight of 0 or less or by great age, are not stored.
+    Age is the number of distinct items the user met later (0 for the newest). Strength is log2(1 + summed weight) of
+    the pair, the logarithmic confidence of Hu, Koren and Volinsky (2008): one event of weight 1 counts 1. Zeros, from
+    weights of 0 or less or from great age, are not stored.
     """
     item, strength, age, start = sequences(events)
     user = np.repeat(np.arange(len(events.users)), np.diff(start))
@@ -27,9 +27,9 @@ def histories(events: Interactions, decay: float = 1.0) -> sparse.csr_array:
 
 
 def sequences(events: Interactions) -> tuple[NDArray[np.int64], Float, NDArray[np.int64], NDArray[np.int64]]:
-    """Each user's distinct items, oldest first: item, strength and age of each, and where each user's begin.
+    """Each user's distinct items, oldest first: item, strength and age of each entry, and each user's first entry.
 
-    Strength and age are those of `histories`; the items of user u stand at start[u] : start[u + 1].
+    Strength and age are those of `histories`; the entries of user u are start[u] : start[u + 1].
     """
     last, total, start = _last_events(events)
     size = np.diff(start)
@@ -38,8 +38,9 @@ def sequences(events: Interactions) -> tuple[NDArray[np.int64], Float, NDArray[n
 
 
 def _last_events(events: Interactions) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-    """Rows of each pair's last event in user and time order, the pair's summed weight, and each user's offset."""
+    """Row of each pair's last event, by user and time; the pair's summed weight; and each user's first entry."""
     order = events.order
+    # Searching the reversed order for the first occurrence of each pair finds its last event.
     pair = events.user[order] * max(len(events.items), 1) + events.item[order]
     unique, first_from_end, inverse = np.unique(pair[::-1], return_index=True, return_inverse=True)
     total = np.bincount(inverse, weights=events.weight[order][::-1], minlength=len(unique)).astype(np.float64)
@@ -52,18 +53,18 @@ def _last_events(events: Interactions) -> tuple[NDArray[np.int64], NDArray[np.fl
 
 
 def changed_users(before: Interactions, events: Interactions) -> NDArray[np.int64]:
-    """Users who have more events than before; both are sorted by user, over the same users."""
+    """Positions of the users with more events than `before`; both logs are sorted by user and have the same users."""
     return np.flatnonzero(np.diff(events.offsets) > np.diff(before.offsets))
 
 
 def seen_items(events: Interactions) -> sparse.csr_array:
-    """(users, items) with a mark where the user has the item, to leave out."""
+    """(users, items) with a stored entry for every item a user has interacted with, for use as `exclude`."""
     shape = (len(events.users), len(events.items))
     return sparse.coo_array((np.ones(len(events), np.float32), (events.user, events.item)), shape=shape).tocsr()
 
 
 def subset(events: Interactions, users: NDArray[np.int64]) -> Interactions:
-    """The events of some distinct users, numbered in the order asked; `events` are sorted by user."""
+    """The events of the given distinct users, renumbered in that order; `events` must be sorted by user."""
     start = events.offsets
     sizes = start[users + 1] - start[users]
     offsets = np.repeat(start[users] - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes)
@@ -82,10 +83,11 @@ def subset(events: Interactions, users: NDArray[np.int64]) -> Interactions:
 def transitions(
     events: Interactions, past: float, future: float, horizon: int = 50
 ) -> tuple[sparse.csr_array, sparse.csr_array]:
-    """Pasts and futures, both (splits, items): every user's sequence cut before each of its events but the first.
+    """Pasts and futures, both (splits, items): each user's sequence split before every item except the first.
 
-    The past weighs `past` ** age, the future `future` ** gap; both reach at most `horizon` events far. This is the
-    directed item-item regression of sessions: Choi et al., "Session-aware linear item-item models" (SLIST, 2021).
+    An item of the past has weight `past` ** age, one of the future `future` ** gap; both reach at most `horizon` items
+    from the split. They are the inputs of a directed item-item regression: Choi et al., "Session-aware linear item-item
+    models" (SLIST, 2021).
     """
     last, _, start = _last_events(events)
     item, length = events.item[last], np.diff(start)

@@ -36,15 +36,16 @@ def ease(gram: Float, reg: float) -> Float:
 
 
 def ease_updated(weights: Float, before: sparse.csr_array, after: sparse.csr_array, reg: float) -> Float:
-    """(n, n) weights of EASE on the histories `after` (users, n) from those on `before` (users, n), by changed users.
+    """(n, n) weights of EASE on the histories `after` (users, n), updated from `weights` (m, m) fitted on `before`.
 
-    `weights` (m, m) know the first m items; the others have no cell in `before`. The diagonal of the inverse of
-    X'X + reg I, and with it the inverse, is had back from the weights: its product with the system has a diagonal of
-    ones. The matrix inversion lemma changes it by 2 rows for each changed user, in n^2 per row instead of n^3.
+    `weights` covers the first m items; the others have no events in `before` (users, n). The inverse of X'X + reg I is
+    recovered from the weights: they are the inverse with each column divided by minus its diagonal entry, which follows
+    because the inverse times the system has ones on its diagonal. The matrix inversion lemma then updates the inverse
+    by two rows for each changed user, at a cost of n^2 per row instead of n^3 for a new inversion.
     """
     n, m = after.shape[1], len(weights)
     old = sparse.csr_array(before[:, :m])
-    power, explained = old.power(2).sum(axis=0), np.zeros(m)
+    power, explained = old.power(2).sum(axis=0), np.zeros(m)  # of each item: diagonals of X'X and of X'X @ weights
 
     for first in range(0, old.shape[0], _BLOCK):
         block = old[first : first + _BLOCK]
@@ -59,16 +60,16 @@ def ease_updated(weights: Float, before: sparse.csr_array, after: sparse.csr_arr
     changed = sparse.csr_array(sparse.vstack([after[rows], before[rows]]), dtype=inverse.dtype)
     sign = np.repeat([1.0, -1.0], len(rows))[np.diff(changed.indptr) > 0]
     changed = changed[np.diff(changed.indptr) > 0]
-    through = np.asarray(changed @ inverse)
-    system = np.asarray(changed @ through.T, np.float64) + np.diag(sign)
-    inverse -= through.T @ np.linalg.solve(system, through).astype(inverse.dtype)
+    projected = np.asarray(changed @ inverse)
+    system = np.asarray(changed @ projected.T, np.float64) + np.diag(sign)
+    inverse -= projected.T @ np.linalg.solve(system, projected).astype(inverse.dtype)
     out = np.divide(inverse, -np.diag(inverse), out=inverse)
     np.fill_diagonal(out, 0)
 
     return np.asarray(out, np.float32)
 
 
-def _nonzero(matrix: Any) -> sparse.csr_array:
+def _nonzero(matrix: sparse.csr_array) -> sparse.csr_array:
     out = sparse.csr_array(matrix)
     out.eliminate_zeros()
     return out
@@ -86,7 +87,7 @@ def ridge(gram: Float, target: Float, reg: float) -> Float:
 
 
 def _regularised(gram: Float, reg: float) -> NDArray[Any]:
-    """A Fortran-ordered copy of gram + reg I; double precision where that is cheap."""
+    """A Fortran-ordered copy of gram + reg I, in float64 for small matrices."""
     _check_reg(reg)
     system: NDArray[Any] = np.array(gram, dtype=_precision(len(gram)), order="F")
     system[np.diag_indices_from(system)] += reg
@@ -107,7 +108,7 @@ def _not_definite(reg: float) -> InputError:
 
 
 def unobserved_metric(factors: Float, reg: float, unobserved: float) -> Float:
-    """(dim, dim) inverse of unobserved * F'F + reg I: what a user who did nothing is measured with in `half_step`."""
+    """(dim, dim) inverse of unobserved * F'F + reg I, the part of `half_step` that all users share."""
     _check_reg(reg)
     gram = unobserved * (factors.T @ factors).astype(np.float64) + reg * np.eye(factors.shape[1])
     return np.asarray(np.linalg.inv(gram), np.float32)
@@ -116,9 +117,9 @@ def unobserved_metric(factors: Float, reg: float, unobserved: float) -> Float:
 def half_step(history: sparse.csr_array, factors: Float, metric: Float) -> sparse.csr_array:
     """(users, n) weights W, sparse like `history`, such that the user vectors are W @ factors @ metric.
 
-    Each user's vector x minimises unobserved * |F x|^2 + sum over own items i of s_i (1 - f_i.x)^2 + reg |x|^2: the
-    user half-step of implicit ALS (Hu, Koren and Volinsky, 2008) with item factors fixed. The matrix inversion lemma
-    solves it in the space of the user's own items, one small system each, so that every weight belongs to one of them.
+    Each user's vector x minimises unobserved * |F x|^2 + sum over the user's items i of s_i (1 - f_i.x)^2 + reg |x|^2:
+    the user half-step of implicit ALS (Hu, Koren and Volinsky, 2008) with item factors fixed. By the matrix inversion
+    lemma it is one small system per user with one unknown per item, so that every weight belongs to one item.
     `metric` comes from `unobserved_metric`.
     """
     dim = factors.shape[1]
@@ -143,11 +144,12 @@ def half_step(history: sparse.csr_array, factors: Float, metric: Float) -> spars
 def local_ridge(
     gram: sparse.csr_array, target: sparse.csr_array, reg: float, neighbours: int, exclude_self: bool = True
 ) -> sparse.csr_array:
-    """(n, n) sparse weights whose column j solves the ridge system on the `neighbours` rows most telling of j.
+    """(n, n) sparse weights whose column j solves the ridge system on the `neighbours` most predictive rows for j.
 
-    Rows are picked by their own drop in squared error, target_ij^2 / (gram_ii + reg). With exclude_self the diagonal
-    stays zero. With gram = target = X'X and all rows this is EASE; with few it is SLIM with feature selection (Ning and
-    Karypis, 2011) in closed form: n systems of `neighbours` unknowns instead of one of n, so memory grows with n.
+    Rows are selected by how much each alone lowers the squared error, target_ij^2 / (gram_ii + reg). With exclude_self
+    the diagonal stays zero. With gram = target = X'X and all rows this is EASE; with few rows it is SLIM with feature
+    selection (Ning and Karypis, 2011) in closed form: n systems of `neighbours` unknowns instead of one system of n
+    unknowns, so that memory grows linearly with n.
     """
     _check_reg(reg)
     if neighbours < 1:

@@ -1,7 +1,7 @@
-"""Comparisons of computed numbers whose outcome does not depend on the last bits.
+"""Comparisons of computed numbers that do not depend on rounding errors.
 
-Processors, thread counts and library builds add up in different orders, so two runs of the same computation differ by
-rounding. A choice between two such numbers needs a tolerance, or it would differ too.
+Processors, thread counts and library builds sum in different orders, so the same computation gives slightly different
+numbers from one machine to the next. Comparing them with a tolerance makes the same choice everywhere.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-DOUBLE = 1e-9  # relative error that sums in double precision stay far below
-SINGLE = 1e-6  # relative error of sums in single precision
+DOUBLE = 1e-9  # relative tolerance, well above the error of sums in double precision
+SINGLE = 1e-6  # relative tolerance for sums in single precision
 
 
 def exceeds(value: float, other: float, tolerance: float = DOUBLE) -> bool:
-    """Whether `value` is greater than `other` by more than `tolerance` of the larger magnitude; NaN never is.
+    """Whether `value` exceeds `other` by more than `tolerance` times the larger magnitude; False if either is NaN.
 
     >>> exceeds(0.1 + 0.2, 0.3), exceeds(0.31, 0.3)
     (False, True)
@@ -26,11 +26,11 @@ def exceeds(value: float, other: float, tolerance: float = DOUBLE) -> bool:
 
 
 def first_best(values: ArrayLike, tolerance: float = DOUBLE) -> int:
-    """Position of the first value that no other exceeds by more than `tolerance`; NaN counts as the worst.
+    """Position of the first value that equals the maximum within `tolerance`; NaN counts as the smallest value.
 
     >>> first_best([0.2, 0.3, 0.1 + 0.2])
     1
     """
-    known = np.nan_to_num(np.asarray(values, np.float64), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-    best = float(known.max())
-    return next(at for at, value in enumerate(known.tolist()) if not exceeds(best, value, tolerance))
+    finite = np.nan_to_num(np.asarray(values, np.float64), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    best = float(finite.max())
+    return next(at for at, value in enumerate(finite.tolist()) if not exceeds(best, value, tolerance))

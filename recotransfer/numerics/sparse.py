@@ -11,11 +11,11 @@ from scipy import sparse
 from recotransfer.numerics.threads import over_rows
 from recotransfer.numerics.vectors import Float
 
-_SORTING = 8  # simple operations that a cell costs to be ranked
+_SORTING = 8  # simple operations to rank one cell
 
 
 def columns_to_csr(rows: NDArray[np.int32], values: Float, *, height: int) -> sparse.csr_array:
-    """(height, n) CSR from up to m entries per column: rows (n, m) with -1 past the end, values (n, m)."""
+    """(height, n) CSR from up to m entries per column: rows (n, m), padded with -1, and values (n, m)."""
     used = (rows >= 0) & (values != 0)
     indptr = np.concatenate([[0], np.cumsum(used.sum(axis=1))])
     out = sparse.csc_array((values[used], rows[used], indptr), shape=(height, len(rows)))
@@ -23,7 +23,7 @@ def columns_to_csr(rows: NDArray[np.int32], values: Float, *, height: int) -> sp
 
 
 def keep_largest(matrix: sparse.csr_array, count: int) -> sparse.csr_array:
-    """The matrix with only the `count` largest magnitudes of each column; ties go to the lower row."""
+    """The matrix with only the `count` entries of largest magnitude in each column; ties go to the lower row."""
     from recotransfer.numerics._item_loops import largest_of_columns
 
     columns = sparse.csc_array(matrix)
@@ -38,7 +38,7 @@ def keep_largest(matrix: sparse.csr_array, count: int) -> sparse.csr_array:
 
 
 def empty_columns(n: int, most: int) -> tuple[NDArray[np.int32], Float]:
-    """Rows (n, most), all -1, and values for `columns_to_csr`."""
+    """Rows (n, most) filled with -1 and values filled with 0, for a loop to fill and `columns_to_csr` to read."""
     return np.full((n, most), -1, np.int32), np.zeros((n, most), np.float32)
 
 
@@ -49,20 +49,20 @@ def product_top_k(
     exclude: sparse.csr_array | None,
     mask: NDArray[np.bool_] | None,
 ) -> tuple[NDArray[np.int64], Float]:
-    """Positions and scores (users, k) of the k greatest positive cells of `history @ weights`.
+    """Positions and scores (users, k) of the k largest positive cells in each row of `history @ weights`.
 
-    Rows with fewer end in -1 and -inf. The product itself is never stored. Ties go to the lower position.
+    Rows with fewer are padded with -1 and -inf. The product itself is never stored. Ties go to the lower position.
     """
     from recotransfer.numerics import _item_loops
 
-    own, cells = by_line(history), by_line(weights)
+    history_lines, weight_lines = by_line(history), by_line(weights)
     barred = by_line(sparse.csr_array((0, 0)) if exclude is None else exclude)[:2]
     allowed = np.empty(0, np.bool_) if mask is None else mask
     users, n = history.shape
     positions, scores = np.full((users, k), -1, np.int64), np.full((users, k), -np.inf, np.float32)
 
     def task(first: int, last: int) -> None:
-        _item_loops.product_top_k(own, cells, barred, allowed, first, last, positions, scores)
+        _item_loops.product_top_k(history_lines, weight_lines, barred, allowed, first, last, positions, scores)
 
     over_rows(task, users, history.nnz * weights.nnz / max(n, 1))
 
@@ -78,10 +78,17 @@ def smoothed(
     content: sparse.csr_array,
     keep: int,
 ) -> sparse.csr_array:
-    """(n, m) columns of S B S' + content, the `keep` largest of each, for m items; see `HybridItems`.
+    """(n, m) columns of S B S' + content for m items, each cut to its `keep` largest entries; see `HybridItems`.
 
-    behaviour B (n, n); stand_in (n, m) and own_column (m,) of the m items; lookalikes W (n, n) and own (n,) of all;
-    content (n, m). A column with own_column > 0 must stand at its own place in behaviour.
+    Args:
+        behaviour: (n, n), B: item-item weights from behaviour.
+        stand_in: (n, m) similar items that stand in for each of the m items.
+        own_column: (m,) share that each of the m items takes from its own behaviour. Where it is above 0, column j of
+            `behaviour` must belong to the same item.
+        lookalikes: (n, n), W: similar items that stand in for each of the n items.
+        own: (n,) share that each of the n items takes from its own behaviour.
+        content: (n, m) weights from content.
+        keep: entries kept in each column.
     """
     from recotransfer.numerics._item_loops import smoothed_columns
 
@@ -103,9 +110,9 @@ def smoothed(
 
 
 def by_line(matrix: sparse.csr_array | sparse.csc_array) -> tuple[NDArray[np.int32], NDArray[np.int64], Float]:
-    """(indices, indptr, values) of a compressed matrix, all read-only and of one type each.
+    """(indices, indptr, values) of a compressed matrix, as read-only int32, int64 and float32.
 
-    The compiled loops are compiled anew for every combination of types, and memory-mapped arrays are read-only.
+    One set of types means that numba compiles each loop once; read-only, because memory-mapped arrays are.
     """
     out = []
     for array, kind in ((matrix.indices, np.int32), (matrix.indptr, np.int64), (matrix.data, np.float32)):
@@ -116,8 +123,10 @@ def by_line(matrix: sparse.csr_array | sparse.csc_array) -> tuple[NDArray[np.int
     return out[0], out[1], out[2]
 
 
-def scaled(matrix: sparse.csr_array, rows: NDArray[Any] | None, columns: NDArray[Any] | None) -> sparse.csr_array:
-    """The matrix with row i times rows[i] and column j times columns[j]."""
+def scaled(
+    matrix: sparse.csr_array, rows: NDArray[np.number | np.bool_] | None, columns: NDArray[np.number | np.bool_] | None
+) -> sparse.csr_array:
+    """The matrix with row i multiplied by rows[i] and column j by columns[j]; None leaves that side unscaled."""
     out = matrix
     if rows is not None:
         out = sparse.diags_array(np.asarray(rows, np.float32)).tocsr() @ out
@@ -129,10 +138,7 @@ def scaled(matrix: sparse.csr_array, rows: NDArray[Any] | None, columns: NDArray
 
 
 def without_diagonal(matrix: Any) -> Any:
-    """The square matrix, dense or sparse, with a zero diagonal; it is changed in place.
-
-    An item does not speak for itself.
-    """
+    """The square matrix, dense or sparse, with its diagonal set to zero in place: no item may recommend itself."""
     if isinstance(matrix, np.ndarray):
         np.fill_diagonal(matrix, 0)
         return matrix

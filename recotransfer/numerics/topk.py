@@ -1,13 +1,14 @@
-"""Exact top-k of inner products, dense scores or sparse scores. Pure array kernels; knows nothing of ids or models.
+"""Exact top-k of inner products, dense scores or sparse scores: kernels on plain arrays, without ids or models.
 
-One definition everywhere: best score first, equal scores by lower position; a row is shorter than k (padded with
-position -1 and score -inf) only when fewer allowed items exist. An inner product is summed in float64 and rounded to
-float32, so a row's answer does not depend on the batch, the block or the number of threads.
+The result is defined the same way everywhere: best score first, ties broken by the lower position. A row has fewer than
+k results (padded with position -1 and score -inf) only if fewer items are allowed. Inner products are summed in float64
+and rounded to float32, so that a row's result does not depend on the batch, the block or the number of threads.
 
-How `top_k` is exact and yet faster than the float32 product alone: items stand in groups of neighbours, and a product
-in bfloat16 (float32 where the processor lacks it) leaves behind only each group's largest approximate score, so that
-the scores are never written to memory. Rounding errors, measured while packing, bound each group's exact scores
-(Cauchy-Schwarz). Groups are then rescored, highest bound first, until no bound can reach the k-th best exact score.
+`top_k` is exact and still faster than a float32 matrix product. Items are divided into groups of neighbouring
+positions, and a product in bfloat16 (float32 on processors without it) keeps only the largest approximate score of each
+group, so that the full score matrix is never written to memory. The rounding errors, measured while packing, give an
+upper bound on each group's exact scores (Cauchy-Schwarz). Groups are then rescored exactly, highest bound first, until
+no remaining bound can reach the k-th best exact score.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from scipy import sparse
 from recotransfer.errors import InputError
 from recotransfer.numerics.threads import in_threads, slices, thread_count
 
-_SMALL = 1 << 20  # multiplications below which a plain product is quicker than packing
-_AT_ONCE = 8  # multiplications in the time of one simple operation
-_MESSAGE = "hold NaN or infinite values; drop or mend those rows, or leave them out with exclude or mask"
+_SMALL = 1 << 20  # multiplications below which a plain matrix product is faster than packing
+_AT_ONCE = 8  # multiplications that vector instructions do in the time of one simple operation
+_NOT_FINITE = "contain NaN or infinite values; remove or fix those rows, or leave them out with exclude or mask"
 
 
 class TopK(NamedTuple):
-    """Positions (b, k) int64, -1 past the end, and scores (b, k) float32, -inf past the end; best first."""
+    """Positions (b, k) int64 and scores (b, k) float32, best first; short rows are padded with -1 and -inf."""
 
     positions: NDArray[np.int64]
     scores: NDArray[np.float32]
@@ -36,10 +37,10 @@ class TopK(NamedTuple):
 
 @dataclass(frozen=True)
 class PackedItems:
-    """Items laid out for `top_k`, made by `pack_items`; worth keeping where the same catalogue is searched often.
+    """Items laid out for `top_k` by `pack_items`; keep them when the same catalogue is searched often.
 
-    `allowed` (m,) holds the positions packed, rising. Group g is the g-th run of `group` of them; `norms` and
-    `errors` (groups,) bound the length and the rounding error of its members, after division by 2**exponent.
+    `allowed` (m,) holds the packed positions, ascending. Group g is the g-th run of `group` of them; `norms` and
+    `errors` (groups,) are upper bounds on the lengths and rounding errors of its items, after division by 2**exponent.
     """
 
     items: NDArray[np.float32]
@@ -67,12 +68,12 @@ def top_k(
         queries: (b, d) float32, finite.
         items: (n, d) float32, finite; or the same packed by `pack_items`.
         k: results per query, at least 1.
-        exclude: (b, n) whose stored entries, whatever their value, are left out of that row.
-        mask: (n,) True where an item is allowed for everyone.
+        exclude: (b, n) sparse; every stored entry, whatever its value, removes that item from that row.
+        mask: (n,) True for the items that any query may return.
         block: queries scored at a time by one thread; memory grows with it, never with b x n.
 
     Raises:
-        InputError: shapes do not fit, or values are not finite, or scores could pass the range of float32.
+        InputError: the shapes do not match, values are not finite, or scores could overflow float32.
     """
     packed = items if isinstance(items, PackedItems) else None
     values = packed.items if packed is not None else np.ascontiguousarray(items, np.float32)
@@ -87,7 +88,8 @@ def top_k(
     if not b or not n or (mask is not None and not mask.any()):
         return _empty(b, k)
 
-    # Packing an item costs as much as scoring it for 1,000 queries; one query alone reads items at a 40th of that.
+    # Packing an item costs as much as scoring it for about 1,000 queries. A single query is limited by memory reads,
+    # which take as long as scoring 40 queries.
     if packed is None or (mask is not None and np.count_nonzero(mask) * (b + 1000) < max(b, 40) * n):
         packed, mask = pack_items(values, mask, k=k), None
 
@@ -101,31 +103,31 @@ def top_k_of_scores(
     exclude: sparse.csr_array | None = None,
     mask: NDArray[np.bool_] | None = None,
 ) -> TopK:
-    """The k best of each row of dense scores (b, n), finite; `scores` is left as it is. Filters as in `top_k`."""
+    """The k best items of each row of dense, finite scores (b, n), not modified; filters as in `top_k`."""
     scores = np.asarray(scores, np.float32)
     if scores.ndim != 2:
         raise InputError(f"scores have shape {scores.shape}; give one row per user")
 
     b, n = scores.shape
     check_filters((b, n), k, exclude, mask)
-    found = _empty(b, k)
+    out = _empty(b, k)
     if scores.size <= _SMALL:
         return _select(scores.copy(), k, exclude, mask)
 
     from recotransfer.numerics._topk_loops import best_of_scores
 
     exclude = _sorted_rows(exclude)
-    use = _frozen(np.empty(0, np.bool_) if mask is None else mask)
+    mask_array = _frozen(np.empty(0, np.bool_) if mask is None else mask)
 
     def task(rows: slice) -> bool:
         indptr, indices = _rows_of(exclude, rows)
-        part = _frozen(np.ascontiguousarray(scores[rows]))
-        return best_of_scores(part, indptr, indices, use, found.positions[rows], found.scores[rows])
+        block = _frozen(np.ascontiguousarray(scores[rows]))
+        return best_of_scores(block, indptr, indices, mask_array, out.positions[rows], out.scores[rows])
 
     if not all(in_threads(task, slices(b, max(1, min(256, -(-b // thread_count())))), scores.size)):
-        raise InputError(f"scores {_MESSAGE}")
+        raise InputError(f"scores {_NOT_FINITE}")
 
-    return found
+    return out
 
 
 def top_k_of_sparse(
@@ -135,7 +137,7 @@ def top_k_of_sparse(
     exclude: sparse.csr_array | None = None,
     mask: NDArray[np.bool_] | None = None,
 ) -> TopK:
-    """The k best stored entries of each row of (b, n); what is not stored is no candidate. Filters as in `top_k`."""
+    """The k best stored entries of each row of (b, n); cells not stored are no candidates. Filters as in `top_k`."""
     b, n = scores.shape
     check_filters((b, n), k, exclude, mask)
     if not scores.has_canonical_format:
@@ -144,14 +146,14 @@ def top_k_of_sparse(
 
     values = np.asarray(scores.data, np.float32)
     if not np.isfinite(values).all():
-        raise InputError(f"scores {_MESSAGE}")
+        raise InputError(f"scores {_NOT_FINITE}")
 
     rows = np.repeat(np.arange(b, dtype=np.int64), np.diff(scores.indptr))
     columns = np.asarray(scores.indices, np.int64)
     keep = np.ones(values.size, np.bool_) if mask is None else mask[columns]
     if exclude is not None:
-        out_rows = np.repeat(np.arange(b, dtype=np.int64), np.diff(exclude.indptr))
-        keep &= ~np.isin(rows * n + columns, out_rows * n + exclude.indices)
+        excluded_rows = np.repeat(np.arange(b, dtype=np.int64), np.diff(exclude.indptr))
+        keep &= ~np.isin(rows * n + columns, excluded_rows * n + exclude.indices)
 
     return rank_candidates(rows[keep], columns[keep], values[keep], b, k)
 
@@ -165,7 +167,7 @@ def rescore(
     exclude: sparse.csr_array | None = None,
     mask: NDArray[np.bool_] | None = None,
 ) -> TopK:
-    """The k best of each query's own candidates (b, c), distinct positions or -1, scored exactly as `top_k` does."""
+    """The k best of each query's candidates (b, c), scored as in `top_k`; candidates are distinct positions or -1."""
     b, n = len(queries), len(items)
     check_filters((b, n), k, exclude, mask)
     keep = candidates >= 0
@@ -175,24 +177,24 @@ def rescore(
     rows, place = np.nonzero(keep)
     columns = candidates[rows, place]
     if exclude is not None and exclude.nnz:
-        out_rows = np.repeat(np.arange(b, dtype=np.int64), np.diff(exclude.indptr))
-        keep = ~np.isin(rows * n + columns, out_rows * n + exclude.indices)
+        excluded_rows = np.repeat(np.arange(b, dtype=np.int64), np.diff(exclude.indptr))
+        keep = ~np.isin(rows * n + columns, excluded_rows * n + exclude.indices)
         rows, columns = rows[keep], columns[keep]
 
     values = np.empty(rows.size, np.float32)
-    for part in slices(rows.size, 1 << 16):
-        values[part] = np.einsum("ij,ij->i", queries[rows[part]], items[columns[part]], dtype=np.float64)
+    for run in slices(rows.size, 1 << 16):
+        values[run] = np.einsum("ij,ij->i", queries[rows[run]], items[columns[run]], dtype=np.float64)
 
     return rank_candidates(rows, columns, values, b, k)
 
 
 def pack_items(items: NDArray[np.float32], mask: NDArray[np.bool_] | None = None, *, k: int = 10) -> PackedItems:
-    """The allowed rows of `items` (n, d), laid out for `top_k`; `items` itself is kept by reference.
+    """The allowed rows of `items` (n, d) laid out for `top_k`, with a reference to `items` itself.
 
-    `k` is the number of results to tune the layout for; any other number is answered too.
+    The layout is tuned for `k` results per query, but works for any number.
 
     Raises:
-        InputError: an allowed row is not finite.
+        InputError: no row is allowed, or an allowed row is not finite.
     """
     from recotransfer.numerics._topk_loops import LANES, PAIRS, VECTORS
 
@@ -203,20 +205,20 @@ def pack_items(items: NDArray[np.float32], mask: NDArray[np.bool_] | None = None
 
     largest = float(_lengths(items, allowed).max())
     if not np.isfinite(largest):
-        raise InputError(f"items {_MESSAGE}")
+        raise InputError(f"items {_NOT_FINITE}")
 
     group = int(np.clip(2 ** np.round(np.log2(np.sqrt(allowed.size / (24 * k)))), VECTORS, 64))
     chunks = -(-allowed.size // (group * LANES))
-    # Lane l of the chunk's tiles runs through group l, so that a group is a run of neighbours.
+    # Lane l of a chunk's tiles holds the items of group l, so that a group is a run of neighbouring positions.
     grid = np.arange(chunks * LANES * group).reshape(chunks, LANES, group // VECTORS, VECTORS)
     slots = grid.transpose(0, 2, 3, 1).reshape(-1)
-    rows = allowed[np.minimum(slots, allowed.size - 1)]  # the last item fills the last tile: no new maximum
+    rows = allowed[np.minimum(slots, allowed.size - 1)]  # repeats of the last item fill the last tile; maxima stay
     exponent = int(np.frexp(largest)[1])
     tiles, bounds = _tiles(items, rows, np.full(rows.size, 2.0**-exponent), VECTORS * LANES, PAIRS)
     in_order = np.empty_like(bounds)
     in_order[:, slots] = bounds
     norms, errors = in_order.reshape(2, -1, group).max(axis=2)
-    norms = np.where(norms > 0, norms + np.float32(2.0**-100), norms)  # room for products below the smallest normal
+    norms = np.where(norms > 0, norms + np.float32(2.0**-100), norms)  # room for products that underflow
 
     return PackedItems(items, _frozen(allowed), group, tiles, norms, errors, largest, exponent)
 
@@ -228,16 +230,16 @@ def _plain_top_k(
     exclude: sparse.csr_array | None,
     mask: NDArray[np.bool_] | None,
 ) -> TopK:
-    """The definition of `top_k`, written out: for small inputs, where it is also the quickest."""
+    """`top_k` by its definition: a full score matrix, which is fastest for small inputs."""
     for name, values in (("queries", queries), ("items", items)):
         if not np.isfinite(values).all():
-            raise InputError(f"{name} {_MESSAGE}")
+            raise InputError(f"{name} {_NOT_FINITE}")
 
     with np.errstate(over="ignore"):
         scores = (queries.astype(np.float64) @ items.astype(np.float64).T).astype(np.float32)
 
     if not np.isfinite(scores).all():
-        raise InputError("inner products pass the range of float32; scale the vectors down")
+        raise InputError("inner products overflow float32; scale the vectors down")
 
     return _select(scores, k, exclude, mask)
 
@@ -245,10 +247,10 @@ def _plain_top_k(
 def _select(
     scores: NDArray[np.float32], k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
 ) -> TopK:
-    """Top k of one small dense block, which is overwritten."""
+    """Top k of one small dense block of scores, which is overwritten."""
     b, n = scores.shape
     if not np.isfinite(scores).all():
-        raise InputError(f"scores {_MESSAGE}")
+        raise InputError(f"scores {_NOT_FINITE}")
 
     if exclude is not None:
         scores[np.repeat(np.arange(b), np.diff(exclude.indptr)), exclude.indices] = -np.inf
@@ -265,17 +267,22 @@ def _select(
     return rank_candidates(rows, columns, scores[rows, columns], b, k)
 
 
-def rank_candidates(rows: NDArray[Any], columns: NDArray[Any], values: NDArray[np.float32], b: int, k: int) -> TopK:
-    """Candidates as lists, turned into padded rows in order of falling value, then rising column."""
+def rank_candidates(
+    rows: NDArray[np.integer], columns: NDArray[np.integer], values: NDArray[np.float32], b: int, k: int
+) -> TopK:
+    """The k best candidates of each of b rows, by descending value, then ascending column.
+
+    Candidate i is cell (rows[i], columns[i]) with score values[i]; they may come in any order.
+    """
     order = np.lexsort((columns, -values, rows))
     rows, columns, values = rows[order], columns[order], values[order]
     rank = np.arange(rows.size) - np.searchsorted(rows, rows)
-    found = _empty(b, k)
+    out = _empty(b, k)
     keep = rank < k
-    found.positions[rows[keep], rank[keep]] = columns[keep]
-    found.scores[rows[keep], rank[keep]] = values[keep]
+    out.positions[rows[keep], rank[keep]] = columns[keep]
+    out.scores[rows[keep], rank[keep]] = values[keep]
 
-    return found
+    return out
 
 
 def _empty(b: int, k: int) -> TopK:
@@ -285,7 +292,7 @@ def _empty(b: int, k: int) -> TopK:
 def check_filters(
     shape: tuple[int, int], k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
 ) -> None:
-    """Raise `InputError` unless k and the filters suit (queries, items) of this shape."""
+    """Raise `InputError` unless k is at least 1 and the filters match `shape`, (queries, items)."""
     if k < 1:
         raise InputError(f"k is {k}; ask for at least 1 result")
     if exclude is not None and exclude.shape != shape:
@@ -302,42 +309,42 @@ def _search(
     mask: NDArray[np.bool_] | None,
     block: int | None,
 ) -> TopK:
-    """Blocks of queries over the threads; where there are but a few queries, the threads share the items instead."""
+    """`top_k` on packed items. Threads share the blocks of queries, or the items if there are only a few queries."""
     from recotransfer.numerics._topk_loops import LANES, ROWS, VECTORS, best_of_groups, scan
 
     b, chunks, threads = len(queries), packed.norms.size // LANES, thread_count()
     block = block or min(32 * ROWS, (1 << 20) // chunks)
     block = ROWS * max(1, min(block // ROWS, -(-b // (threads * ROWS))))
     work = b * packed.allowed.size * queries.shape[1] / _AT_ONCE
-    found = _empty(b, k)
-    use = _frozen(np.empty(0, np.bool_) if mask is None else mask)
+    out = _empty(b, k)
+    mask_array = _frozen(np.empty(0, np.bool_) if mask is None else mask)
 
     def task(rows: slice) -> None:
-        part = _frozen(queries[rows])
-        tiles, bounds, scales = _query_tiles(part, packed)
+        block_queries = _frozen(queries[rows])
+        tiles, bounds, scales = _query_tiles(block_queries, packed)
         best = np.empty((bounds.shape[1], chunks * LANES), np.float32)
 
-        def scan_some(some: slice) -> None:
+        def scan_chunks(run: slice) -> None:
             steps = tiles.size // len(best)
-            scan(tiles, packed.tiles, best, steps, packed.group // VECTORS, some.start, some.stop)
+            scan(tiles, packed.tiles, best, steps, packed.group // VECTORS, run.start, run.stop)
 
         share = chunks if b > ROWS else -(-chunks // threads)
-        in_threads(scan_some, slices(chunks, share), work)
+        in_threads(scan_chunks, slices(chunks, share), work)
         indptr, indices = _rows_of(exclude, rows)
         best_of_groups(
-            part, bounds, scales, best, packed.items, packed.allowed, packed.group, packed.norms, packed.errors,
-            indptr, indices, use, found.positions[rows], found.scores[rows],
+            block_queries, bounds, scales, best, packed.items, packed.allowed, packed.group, packed.norms,
+            packed.errors, indptr, indices, mask_array, out.positions[rows], out.scores[rows],
         )  # fmt: skip
 
     in_threads(task, slices(b, block), work)
 
-    return found
+    return out
 
 
 class _QueryTiles(NamedTuple):
     tiles: NDArray[Any]
-    bounds: NDArray[np.float32]  # (2, rows): length and rounding error of each scaled query
-    scales: NDArray[np.float64]  # (rows,): turns scaled products into true ones
+    bounds: NDArray[np.float32]  # (2, rows): upper bounds on length and rounding error of each scaled query
+    scales: NDArray[np.float64]  # (rows,): factors that undo the scaling of the products
 
 
 def _query_tiles(queries: NDArray[np.float32], packed: PackedItems) -> _QueryTiles:
@@ -346,9 +353,9 @@ def _query_tiles(queries: NDArray[np.float32], packed: PackedItems) -> _QueryTil
     rows = np.minimum(np.arange(-(-len(queries) // ROWS) * ROWS), len(queries) - 1)
     lengths = _lengths(queries, rows)
     if not np.isfinite(lengths).all():
-        raise InputError(f"queries {_MESSAGE}")
+        raise InputError(f"queries {_NOT_FINITE}")
     if lengths.max() * packed.largest > 3e38:
-        raise InputError("inner products may pass the range of float32; scale the vectors down")
+        raise InputError("inner products may overflow float32; scale the vectors down")
 
     exponents = np.frexp(lengths)[1]
     tiles, bounds = _tiles(queries, rows, np.ldexp(1.0, -exponents), ROWS, PAIRS)
@@ -359,16 +366,16 @@ def _query_tiles(queries: NDArray[np.float32], packed: PackedItems) -> _QueryTil
 def _tiles(
     values: NDArray[np.float32], rows: NDArray[np.int64], scales: NDArray[np.float64], width: int, pairs: bool
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """Scaled rows as flat tiles (rows / width, steps, width), and bounds (2, rows) on their lengths and errors."""
+    """Scaled rows as flat tiles (rows / width, steps, width), with bounds (2, rows) on lengths and rounding errors."""
     from recotransfer.numerics._topk_loops import pack
 
     steps = (values.shape[1] + 1) // 2 if pairs else values.shape[1]
     out = np.empty((rows.size // width, steps, width), np.uint32)
     bounds = np.empty((2, rows.size), np.float32)
 
-    def task(some: slice) -> None:
-        own = slice(some.start * width, some.stop * width)
-        pack(values, rows[own], scales[own], pairs, out[some], bounds[:, own])
+    def task(run: slice) -> None:
+        slots = slice(run.start * width, run.stop * width)
+        pack(values, rows[slots], scales[slots], pairs, out[run], bounds[:, slots])
 
     in_threads(task, slices(len(out), max(1, 32768 // width)), rows.size * values.shape[1])
 
@@ -380,12 +387,12 @@ def _lengths(values: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np
 
     out = np.empty(rows.size)
     work = rows.size * values.shape[1]
-    in_threads(lambda some: measure(values, rows[some], out[some]), slices(rows.size, 1 << 16), work)
+    in_threads(lambda run: measure(values, rows[run], out[run]), slices(rows.size, 1 << 16), work)
     return out
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """A read-only view, so that the compiled loops meet one kind of array whoever owns it."""
+    """A read-only view: numba compiles a loop anew for writable and for read-only arrays, so it gets only these."""
     view = np.asarray(array).view(np.ndarray)
     view.flags.writeable = False
     return view

@@ -1,4 +1,4 @@
-"""Indexes over item vectors: exact, FAISS, and the choice between them by measurement."""
+"""Indexes for inner-product search over item vectors: exact, FAISS, and a measured choice between them."""
 
 from __future__ import annotations
 

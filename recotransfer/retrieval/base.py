@@ -1,4 +1,4 @@
-"""The contract of every index."""
+"""The `Index` protocol, and checks that its implementations share."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from recotransfer.numerics.topk import TopK
 
 
 class Index(Protocol):
-    """Searches vectors by inner product; written once, grown with `add`."""
+    """Search by inner product over vectors that are set with `build` and appended to with `add`."""
 
     def __len__(self) -> int: ...
 
     def build(self, vectors: NDArray[np.float32]) -> Self:
-        """Hold `vectors` (n, d) in place of what was there."""
+        """Index `vectors` (n, d), replacing any previous ones."""
         ...
 
     def add(self, vectors: NDArray[np.float32]) -> None:
-        """Append `vectors` (m, d) at positions n and up."""
+        """Append `vectors` (m, d) at positions n to n + m - 1."""
         ...
 
     def extended(self, vectors: NDArray[np.float32]) -> Index:
-        """A copy with `vectors` (m, d) appended; this index stays as it is."""
+        """A copy with `vectors` (m, d) appended; this index is unchanged."""
         ...
 
     @property
     def vectors(self) -> NDArray[np.float32]:
-        """What was built and added (n, d)."""
+        """All indexed vectors (n, d)."""
         ...
 
     def search(
@@ -43,31 +43,31 @@ class Index(Protocol):
         exclude: sparse.csr_array | None = None,
         mask: NDArray[np.bool_] | None = None,
     ) -> TopK:
-        """The k best items of each query (b, d); arguments and result as in `topk.top_k`."""
+        """The k best items for each query (b, d); arguments and result as in `topk.top_k`."""
         ...
 
     def save(self, writer: ArtifactWriter, prefix: str) -> None:
-        """Store the parts `prefix` and `prefix.*`."""
+        """Write the index to the parts `prefix` and `prefix.*`."""
         ...
 
     @classmethod
     def load(cls, artifact: Artifact, prefix: str) -> Self:
-        """The index that `save` stored under `prefix`."""
+        """The index that `save` wrote under `prefix`."""
         ...
 
 
 def checked_vectors(vectors: NDArray[np.float32], dim: int | None) -> NDArray[np.float32]:
-    """The vectors as C-ordered float32; `InputError` where their shape or a value is wrong."""
+    """The vectors as C-ordered float32; raises `InputError` for a wrong shape or values that are not finite."""
     vectors = np.ascontiguousarray(vectors, np.float32)
     if vectors.ndim != 2 or (dim is not None and vectors.shape[1] != dim):
         raise InputError(f"vectors have shape {vectors.shape}; they must be (n, {dim or 'dim'})")
     if not np.isfinite(vectors).all():
-        raise InputError("vectors hold NaN or infinite values; drop or mend those rows first")
+        raise InputError("vectors contain NaN or infinite values; remove or fix those rows first")
 
     return vectors
 
 
-def expect_stored(stored: Any, name: str, prefix: str) -> None:
-    """Raise `ArtifactError` where an index of another class was stored."""
+def expect_stored(stored: dict[str, Any], name: str, prefix: str) -> None:
+    """Raise `ArtifactError` if the stored index is of another class than `name`."""
     if stored["class"] != name:
         raise ArtifactError(f"{prefix} holds a {stored['class']}, not a {name}; use load_index")

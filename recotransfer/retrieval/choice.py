@@ -1,4 +1,4 @@
-"""Which index to use, by measurement; nearest neighbours within one set."""
+"""Choosing an index by measurement, saving any index, and nearest neighbours of many queries."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from recotransfer.retrieval.base import Index, checked_vectors
 from recotransfer.retrieval.exact import ExactIndex
 from recotransfer.retrieval.faiss import FaissIndex, Kind
 
-EXACT_UP_TO = 50_000  # items that `choose_index` searches exactly without measuring
-_NEAREST_EXACT = 1e13  # products of vectors, queries and dimensions up to which neighbourhoods are found exactly
+EXACT_UP_TO = 50_000  # items up to which `choose_index` takes the exact index without trying others
+_NEAREST_EXACT = 1e13  # vectors x queries x dimensions up to which `nearest` is exact
 
 
 @checked
 def save_index(index: Index, writer: ArtifactWriter, prefix: str) -> None:
-    """Store any index, and its class, in parts that begin with `prefix`."""
+    """Write any index and the name of its class to the parts `prefix.class`, `prefix` and `prefix.*`."""
     writer.json(f"{prefix}.class", indexes.name_to_save(type(index)))
     index.save(writer, prefix)
 
 
 @checked
 def load_index(artifact: Artifact, prefix: str) -> Index:
-    """The index stored under `prefix`, of whichever class wrote it.
+    """The index saved under `prefix`, of the class that wrote it.
 
     Raises:
-        ArtifactError: a class that is not the package's, and whose module has not been imported yet.
+        ArtifactError: the class is not part of this package, and its module has not been imported yet.
     """
-    named = f"{prefix}.class.json" in artifact  # folders of format 1 may name the class in the index's own part
+    named = f"{prefix}.class.json" in artifact  # format 1 may store the class in the index's own part
     name = artifact.json(f"{prefix}.class") if named else artifact.json(prefix)["class"]
 
     return cast(Index, indexes.find_saved(name).load(artifact, prefix))
@@ -45,7 +45,7 @@ def load_index(artifact: Artifact, prefix: str) -> Index:
 @checked_class
 @dataclass(frozen=True)
 class Chosen:
-    """An index, its measured recall, median seconds for one query, and the choice in words."""
+    """An index with its measured recall, its median seconds per query, and the reason for the choice."""
 
     index: Index
     recall: float
@@ -62,18 +62,22 @@ def choose_index(
     sample_queries: NDArray[np.float32] | None = None,
     max_seconds: float | None = None,
 ) -> Chosen:
-    """The quickest index of `vectors` (n, d) that finds `target_recall` of the true top k, by measurement.
+    """The fastest index of `vectors` (n, d) that reaches `target_recall`, by measurement.
 
-    Up to 50,000 items, or where the exact index answers within `max_seconds`, it is the exact one. Otherwise HNSW and
-    IVF-PQ are built, their effort is raised until the target is met, and the quickest that meets it is returned.
+    It is the exact index for up to 50,000 items, or if that answers a query within `max_seconds`. Otherwise HNSW and
+    IVF-PQ are built, their search effort is raised until they reach the target, and the fastest index that does is
+    returned.
 
     Args:
         vectors: (n, d) float32.
-        target_recall: share of the exact top k to be found, above 0 and at most 1.
+        target_recall: share of the exact top k that must be found, above 0 and at most 1.
         k: results per query.
-        sample_queries: (b, d) queries like those to come. None draws 200 of the vectors, which suits item-to-item
-            search only: users' queries are harder to serve.
-        max_seconds: a time for one query that is quick enough.
+        sample_queries: (b, d) representative queries. None samples 200 of the vectors, which suits item-to-item search
+            only: recall is lower for users' queries.
+        max_seconds: time per query that is fast enough.
+
+    Raises:
+        InputError: `target_recall` is out of range, or vectors or queries have a wrong shape or are not finite.
     """
     if not 0 < target_recall <= 1:
         raise InputError(f"target_recall is {target_recall}; it must lie above 0 and be at most 1")
@@ -89,11 +93,11 @@ def choose_index(
     truth, seconds = exact.search(sample_queries, k), _seconds(exact, sample_queries, k)
     size = f"{len(vectors):,} items, {1e3 * seconds:.2f} ms a query"
     if len(vectors) <= EXACT_UP_TO:
-        return Chosen(exact, 1.0, seconds, f"exact: {size}; up to {EXACT_UP_TO:,} items nothing else is tried")
+        return Chosen(exact, 1.0, seconds, f"exact: {size}; no other index is tried for up to {EXACT_UP_TO:,} items")
     if max_seconds is not None and seconds <= max_seconds:
-        return Chosen(exact, 1.0, seconds, f"exact: {size}, within the {1e3 * max_seconds:.2f} ms asked for")
+        return Chosen(exact, 1.0, seconds, f"exact: {size}, within the limit of {1e3 * max_seconds:.2f} ms")
 
-    best = Chosen(exact, 1.0, seconds, f"exact: {size}; nothing quicker finds {target_recall:.0%} of its top {k}")
+    best = Chosen(exact, 1.0, seconds, f"exact: {size}; nothing faster finds {target_recall:.0%} of its top {k}")
     for kind, setting, efforts in _TRIALS:
         index = FaissIndex(kind).build(vectors)
         for effort in efforts:
@@ -119,14 +123,14 @@ _TRIALS: tuple[tuple[Kind, str, tuple[int, ...]], ...] = (
 
 
 def _recall(found: TopK, truth: TopK) -> float:
-    """Share of the true results that were found, a score equal to the k-th true one counting as found."""
+    """Share of the true results that were found; any result that ties with the k-th true score counts."""
     least = np.where(truth.positions >= 0, truth.scores, np.inf).min(axis=1, keepdims=True)
     hits = np.count_nonzero((found.positions >= 0) & (found.scores >= least))
     return float(hits) / max(1, int(np.count_nonzero(truth.positions >= 0)))
 
 
 def _seconds(index: Index, queries: NDArray[np.float32], k: int) -> float:
-    """Median time of one query alone, after a first one that does not count."""
+    """Median seconds per query, sent one at a time; the first is a warm-up and does not count."""
     taken = []
     for i in range(min(len(queries), 50)):
         start = time.perf_counter()
@@ -140,10 +144,10 @@ def _seconds(index: Index, queries: NDArray[np.float32], k: int) -> float:
 def nearest(
     vectors: NDArray[np.float32], queries: NDArray[np.float32], k: int, *, mask: NDArray[np.bool_] | None = None
 ) -> TopK:
-    """The k vectors (n, d) of greatest inner product with each of many queries (b, d), for building neighbourhoods.
+    """The k vectors (n, d) with the largest inner product for each of many queries (b, d), to build neighbourhoods.
 
-    Exact while that takes minutes at most (n * b * d up to 1e13); beyond, the best of the 32 nearest of about
-    4 sqrt(n) lists (FAISS IVF), which misses a few. Scores are exact either way.
+    The search is exact for n * b * d up to 1e13, which takes minutes at most. Beyond that, FAISS IVF searches the 32
+    nearest of about 4 sqrt(n) lists, which misses a few neighbours. Scores are exact either way.
     """
     vectors, queries = np.asarray(vectors, np.float32), np.asarray(queries, np.float32)
     if vectors.ndim != 2 or queries.ndim != 2:

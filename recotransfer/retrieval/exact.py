@@ -18,7 +18,7 @@ from recotransfer.retrieval.base import checked_vectors, expect_stored
 
 @checked_class
 class ExactIndex:
-    """Exact search with `topk.top_k`. Vectors are packed on the first search; a few added ones are searched apart.
+    """Exact search with `topk.top_k`. Vectors are packed on first use; a few added later are searched separately.
 
     >>> index = ExactIndex().build(np.eye(3, dtype=np.float32))
     >>> index.search(np.array([[0, 2, 1]], np.float32), k=2).positions.tolist()
@@ -26,7 +26,7 @@ class ExactIndex:
     """
 
     def __init__(self) -> None:
-        self._rows: NDArray[np.float32] | None = None  # with room at the end, so that adding one row copies one row
+        self._rows: NDArray[np.float32] | None = None  # has spare rows at the end, so that `add` rarely copies all
         self._size = 0
         self._packed: PackedItems | None = None
 
@@ -35,14 +35,14 @@ class ExactIndex:
 
     @property
     def vectors(self) -> NDArray[np.float32]:
-        """What was built and added (n, d)."""
+        """All indexed vectors (n, d)."""
         if self._rows is None:
             raise NotFittedError("the index is empty; call build first")
 
         return self._rows[: self._size]
 
     def build(self, vectors: NDArray[np.float32]) -> Self:
-        """Hold `vectors` (n, d), by reference if they are contiguous float32."""
+        """Index `vectors` (n, d), by reference if they are contiguous float32."""
         self._rows, self._packed = checked_vectors(vectors, None), None
         self._size = len(self._rows)
         return self
@@ -72,13 +72,14 @@ class ExactIndex:
         exclude: sparse.csr_array | None = None,
         mask: NDArray[np.bool_] | None = None,
     ) -> TopK:
-        """The k best items of each query (b, d), exactly; arguments and result as in `topk.top_k`."""
+        """The exact k best items for each query (b, d); arguments and result as in `topk.top_k`."""
         vectors, packed = self.vectors, self._packed
         n = len(vectors)
         check_filters((len(queries), n), k, exclude, mask)
         if not n:
             return top_k(queries, vectors, k)
 
+        # Packing costs time, so it is repeated only once a sixteenth of the vectors are new.
         if packed is None or (n - len(packed.items)) * 16 > n:
             packed = self._packed = pack_items(vectors)
 
@@ -86,10 +87,10 @@ class ExactIndex:
         if m == n:
             return top_k(queries, packed, k, exclude=exclude, mask=mask)
 
-        out = (None, None) if exclude is None else (exclude[:, :m], exclude[:, m:])
-        use = (None, None) if mask is None else (mask[:m], mask[m:])
-        old = top_k(queries, packed, k, exclude=out[0], mask=use[0])
-        new = top_k(queries, vectors[m:], k, exclude=out[1], mask=use[1])
+        excludes = (None, None) if exclude is None else (exclude[:, :m], exclude[:, m:])
+        masks = (None, None) if mask is None else (mask[:m], mask[m:])
+        old = top_k(queries, packed, k, exclude=excludes[0], mask=masks[0])
+        new = top_k(queries, vectors[m:], k, exclude=excludes[1], mask=masks[1])
         positions = np.hstack([old.positions, np.where(new.positions < 0, -1, new.positions + m)])
         rows, places = np.nonzero(positions >= 0)
         scores = np.hstack([old.scores, new.scores])[rows, places]
@@ -97,19 +98,19 @@ class ExactIndex:
         return rank_candidates(rows, positions[rows, places], scores, len(queries), k)
 
     def extended(self, vectors: NDArray[np.float32]) -> ExactIndex:
-        """A copy with `vectors` (m, d) appended; this index stays as it is."""
+        """A copy with `vectors` (m, d) appended; this index is unchanged."""
         out = ExactIndex()
         out._rows, out._size, out._packed = self.vectors, self._size, self._packed
         out.add(vectors)
         return out
 
     def save(self, writer: ArtifactWriter, prefix: str) -> None:
-        """Store the vectors."""
+        """Write the vectors."""
         writer.json(prefix, {"class": "ExactIndex"})
         writer.array(f"{prefix}.vectors", self.vectors)
 
     @classmethod
     def load(cls, artifact: Artifact, prefix: str) -> Self:
-        """The stored index; vectors stay memory-mapped."""
+        """The saved index; its vectors stay memory-mapped."""
         expect_stored(artifact.json(prefix), "ExactIndex", prefix)
         return cls().build(artifact.array(f"{prefix}.vectors"))

@@ -19,29 +19,29 @@ from recotransfer.retrieval.exact import ExactIndex
 from recotransfer.settings import PositiveInt, check_settings
 
 Kind = Literal["flat", "hnsw", "ivfpq"]
-_STRUCTURE_FROM = 1_024  # vectors below which HNSW and IVF-PQ build nothing and search exactly
-_MOST_EXCLUDED = 256  # excluded items of one query above which over-fetching loses to an exact search
-_MOST_FETCHED = 2_048  # the limit of FAISS on GPUs, and past the use of an approximate search
+_STRUCTURE_FROM = 1_024  # vectors below which HNSW and IVF-PQ build no structure and search exactly
+_MOST_EXCLUDED = 256  # excluded items per query above which an exact search beats over-fetching
+_MOST_FETCHED = 2_048  # the limit of FAISS on GPUs; beyond it an exact search is the better choice anyway
 
 
 @checked_class
 @dataclass(eq=False)
 class FaissIndex:
-    """Search through FAISS, by inner product. The vectors are kept beside it, to score what it finds exactly.
+    """Search by inner product with FAISS. The vectors are kept as well, to score what it finds exactly.
 
-    Small or selective searches are exact ones: below 1,024 vectors, where a mask leaves under 5% of the items, and for
-    rows with more than 256 exclusions or with fewer results than exist.
+    Some searches fall back to the exact index: with fewer than 1,024 vectors, with a mask that allows less than 5% of
+    the items, and for queries that exclude more than 256 items or for which FAISS finds fewer than k.
 
     Args:
-        kind: "flat" (exact), "hnsw" (a graph; quickest), "ivfpq" (compressed lists; smallest).
+        kind: "flat" (exact), "hnsw" (a graph; fastest) or "ivfpq" (inverted lists of compressed codes; smallest).
         links: HNSW: neighbours kept per vector.
-        build_effort: HNSW: candidates looked at for each vector added.
-        search_effort: HNSW: candidates kept in a search. The trade of recall for time.
-        lists: IVF-PQ: number of lists; None for 4 times the square root of the vectors built.
-        probes: IVF-PQ: lists looked into. The trade of recall for time.
-        code_size: IVF-PQ: bytes per vector, a divisor of its dimensions; None for the largest up to half of them.
-        candidates: IVF-PQ: how many times k are taken from the codes and scored exactly.
-        gpu: search on the first GPU; flat and IVF-PQ, with faiss-gpu. Masks are then met by over-fetching.
+        build_effort: HNSW: candidates examined for each vector added (efConstruction).
+        search_effort: HNSW: candidates kept in a search (efSearch); more give higher recall and slower searches.
+        lists: IVF-PQ: number of lists; None for 4 times the square root of the number of vectors at `build`.
+        probes: IVF-PQ: lists searched per query (nprobe); more give higher recall and slower searches.
+        code_size: IVF-PQ: bytes per vector, a divisor of d; None for the largest divisor up to d / 2.
+        candidates: IVF-PQ: number of results fetched and rescored exactly, as a multiple of k.
+        gpu: search on the first GPU; for flat and IVF-PQ, with faiss-gpu. Masks are then applied by over-fetching.
     """
 
     kind: Kind = "hnsw"
@@ -68,24 +68,24 @@ class FaissIndex:
 
     @property
     def vectors(self) -> NDArray[np.float32]:
-        """What was built and added (n, d)."""
+        """All indexed vectors (n, d)."""
         return self._exact.vectors
 
     def build(self, vectors: NDArray[np.float32]) -> Self:
-        """Hold and index `vectors` (n, d)."""
+        """Index `vectors` (n, d), replacing any previous ones."""
         self._exact.build(vectors)
         self._index = None
         self._grow(0)
         return self
 
     def add(self, vectors: NDArray[np.float32]) -> None:
-        """Append `vectors` (m, d); lists and codes stay as they were trained."""
+        """Append `vectors` (m, d); the lists and codes of IVF-PQ are not retrained."""
         before = len(self)
         self._exact.add(vectors)
         self._grow(before)
 
     def extended(self, vectors: NDArray[np.float32]) -> FaissIndex:
-        """A copy with `vectors` (m, d) appended; this index stays as it is."""
+        """A copy with `vectors` (m, d) appended; this index is unchanged."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
         out = FaissIndex(**values)
         before = len(self)
@@ -101,7 +101,7 @@ class FaissIndex:
         return out
 
     def _grow(self, before: int) -> None:
-        """Index what came after the first `before` vectors."""
+        """Add the vectors from position `before` on to the FAISS index."""
         vectors = self.vectors
         if self._index is None:
             if len(vectors) < (1 if self.kind == "flat" else _STRUCTURE_FROM):
@@ -113,7 +113,7 @@ class FaissIndex:
             self._index.add(vectors[before:])
 
     def _new(self, vectors: NDArray[np.float32]) -> Any:
-        """An empty FAISS index, trained where its kind needs it."""
+        """An empty FAISS index of this kind, trained if the kind requires it."""
         faiss = require("faiss")
         n, d = vectors.shape
         if self.kind == "flat":
@@ -124,12 +124,13 @@ class FaissIndex:
             index.hnsw.efConstruction = self.build_effort
             return index
 
+        # On GPUs, FAISS supports these code sizes only.
         sizes = (1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 48, 56, 64, 96) if self.gpu else range(1, max(1, d // 2) + 1)
         size = self.code_size or max(m for m in sizes if m <= max(1, d // 2) and d % m == 0)
         if d % size:
             raise InputError(f"code_size is {size}; it must divide the {d} dimensions of the vectors")
 
-        lists = min(self.lists or int(4 * n**0.5), n // 39)  # FAISS asks for 39 vectors to train a list
+        lists = min(self.lists or int(4 * n**0.5), n // 39)  # FAISS wants at least 39 training vectors per list
         index = faiss.IndexIVFPQ(
             faiss.IndexFlatIP(d), d, lists, size, 8 if n >= 9_984 else 6, faiss.METRIC_INNER_PRODUCT
         )
@@ -157,7 +158,7 @@ class FaissIndex:
         exclude: sparse.csr_array | None = None,
         mask: NDArray[np.bool_] | None = None,
     ) -> TopK:
-        """The k best items of each query (b, d); arguments and result as in `topk.top_k`."""
+        """The k best items for each query (b, d); arguments and result as in `topk.top_k`."""
         n, d = self.vectors.shape
         queries = checked_vectors(queries, d)
         check_filters((len(queries), n), k, exclude, mask)
@@ -182,7 +183,7 @@ class FaissIndex:
         return found
 
     def _fetch(self, wanted: int, n: int, allowed: int) -> int | None:
-        """How many results to ask FAISS for; None where an exact search is the better way."""
+        """Number of results to fetch from FAISS; None if an exact search is better."""
         if self.kind == "ivfpq":
             wanted *= self.candidates
 
@@ -190,7 +191,7 @@ class FaissIndex:
             wanted = 2 * wanted * n // allowed
 
         if self.kind == "flat":
-            wanted += 8  # room to settle near ties
+            wanted += 8  # spare results, so that exact rescoring can order near ties
 
         return min(wanted, n) if min(wanted, n) <= _MOST_FETCHED else None
 
@@ -202,12 +203,13 @@ class FaissIndex:
         exclude: sparse.csr_array | None,
         mask: NDArray[np.bool_] | None,
     ) -> tuple[TopK, NDArray[np.bool_]]:
-        """The best k of what FAISS finds, scored exactly; and for which rows this answer may stand."""
+        """The k best of what FAISS finds, scored exactly, and (b,) bool: rows whose result needs no exact search."""
         approximate, positions = self._index.search(queries, fetch, params=self._parameters(fetch, mask))
         best = rescore(queries, self.vectors, positions, k, exclude=exclude, mask=mask)
         if self.kind != "flat":
             return best, np.ones(len(queries), np.bool_)
 
+        # A flat search is float32: a row is certain if its last fetched score is below the k-th by more than rounding.
         lengths = np.linalg.norm(queries, axis=1) * np.linalg.norm(self.vectors, axis=1).max()
         nearly = best.scores[:, -1] - 2.0**-22 * (queries.shape[1] + 16) * lengths
         return best, (approximate[:, -1] < nearly) | (positions[:, -1] < 0) | (fetch == len(self))
@@ -219,7 +221,7 @@ class FaissIndex:
             words["sel"] = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
 
         if self.kind == "hnsw":
-            share = 1.0 if mask is None else np.count_nonzero(mask) / len(mask)  # forbidden items fill the queue too
+            share = 1.0 if mask is None else np.count_nonzero(mask) / len(mask)  # the queue fills with masked items too
             return faiss.SearchParametersHNSW(efSearch=int(max(self.search_effort, fetch) / share), **words)
 
         if self.kind == "ivfpq":
@@ -228,7 +230,7 @@ class FaissIndex:
         return faiss.SearchParameters(**words) if words else None
 
     def save(self, writer: ArtifactWriter, prefix: str) -> None:
-        """Store parameters, vectors and the FAISS structure."""
+        """Write the parameters, the vectors and the FAISS structure."""
         built = self._index is not None and self.kind != "flat"
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
         writer.json(prefix, {"class": "FaissIndex", "parameters": values, "built": built})
@@ -240,7 +242,7 @@ class FaissIndex:
 
     @classmethod
     def load(cls, artifact: Artifact, prefix: str, *, gpu: bool | None = None) -> Self:
-        """The stored index; `gpu` overrides where it searches."""
+        """The saved index; `gpu` overrides the saved setting."""
         stored = artifact.json(prefix)
         expect_stored(stored, "FaissIndex", prefix)
         parameters = stored["parameters"] | ({} if gpu is None else {"gpu": gpu})

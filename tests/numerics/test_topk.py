@@ -198,11 +198,11 @@ def test_what_cannot_be_answered_is_named(rng, size):
     for bad in (np.nan, np.inf):
         broken = items.copy()
         broken[1, 3] = bad
-        with pytest.raises(InputError, match="items hold NaN"):
+        with pytest.raises(InputError, match="items contain NaN"):
             top_k(queries, broken, 1)
-        with pytest.raises(InputError, match="queries hold NaN"):
+        with pytest.raises(InputError, match="queries contain NaN"):
             top_k(broken[:2], items, 1)
-        with pytest.raises(InputError, match="scores hold NaN"):
+        with pytest.raises(InputError, match="scores contain NaN"):
             top_k_of_scores(np.tile(broken, (1, 300 if size > 2 else 1)), 1)
     with pytest.raises(InputError, match="range of float32"):
         top_k(queries * np.float32(1e30), items * np.float32(1e30), 1)
