@@ -1,10 +1,10 @@
-"""Distillation: a small encoder learns to give the vectors of a large one; the large one is asked once per item."""
+"""Distillation: a small encoder learns to reproduce the vectors of a large one, which encodes each item only once."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,33 +26,36 @@ from recotransfer.transfer.distillation_run import (
 )
 from recotransfer.transfer.training import digest_of_content, ended, model_of
 
+if TYPE_CHECKING:
+    from torch.nn import Module
+
 Float = NDArray[np.float32]
 
 
 class Distil(Tuner):
-    """A smaller encoder that imitates the one it is given, for text and pictures alike.
+    """Distils a text or image encoder, the teacher, into a smaller one, the student.
 
-    The student's vectors are drawn to the teacher's (one minus their cosine), as are the cosines between all pairs of a
-    batch (squared difference, as a share of the teacher's squares): relational knowledge distillation (Park et al.,
-    2019; Tung and Mori, "Similarity-preserving knowledge distillation", 2019). With `labels` a head on the student also
-    gives the probabilities that a linear probe on the teacher's vectors has for the users of the relations (of items
-    with several users, the shares of each), all softened by `temperature` (Hinton et al., "Distilling the knowledge in
-    a neural network", 2015). A student of another width learns through a linear map that is dropped afterwards.
+    The loss is one minus the cosine of student and teacher vectors, plus the squared error of the cosines between all
+    pairs of the batch, relative to the teacher's: relational knowledge distillation (Park et al., 2019; Tung and Mori,
+    "Similarity-preserving knowledge distillation", 2019). With `labels` a head on the student also learns the
+    probabilities that a linear probe on the teacher's vectors gives the users of the relations (normalised over users
+    where items have several), softened by `temperature` (Hinton et al., "Distilling the knowledge in a neural
+    network", 2015). A student whose vectors have another width is trained through a linear map that is then discarded.
 
     A twentieth of the items, at most 1000, is held out; the weights with the highest mean cosine on them are kept, and
-    three epochs without a better one end the training. The relations are read for `labels` alone.
+    training stops after three epochs without improvement. The relations are used for `labels` only.
 
     Args:
-        folder: where the teacher's vectors, the checkpoint, the report and the student go; a killed run goes on from
-            its last epoch, a finished one is only read. It must stay while the student is used.
-        student: the encoder to train; None takes layers of the teacher.
-        layers: how many of the teacher's layers the student keeps, evenly spaced from the first to the last.
-        relation: weight of the cosines between pairs.
-        labels: weight of the soft labels.
-        temperature: what logits are divided by on both sides of the soft labels.
-        epochs: at most so many passes over the items.
-        learning_rate: Adam's, after a linear warm-up and before a linear decay.
-        batch_size: items of a step.
+        folder: for the teacher's vectors, the checkpoint, the report and the student. An interrupted run resumes from
+            its last epoch; a finished run is loaded from it. Keep it while the student is in use.
+        student: the encoder to train; None starts from some of the teacher's own layers.
+        layers: number of the teacher's layers that the student then keeps, evenly spaced from the first to the last.
+        relation: weight of the loss on cosines between pairs.
+        labels: weight of the loss on soft labels.
+        temperature: divides the logits of teacher and student in the loss on soft labels.
+        epochs: maximum number of passes over the items.
+        learning_rate: peak learning rate of Adam, with linear warm-up and decay.
+        batch_size: items per step.
         seed: random seed.
     """
 
@@ -82,10 +85,10 @@ class Distil(Tuner):
         self.seed = seed
 
     def tune(self, encoder: TrainableEncoder, items: Items, relations: Interactions) -> TrainableEncoder:
-        """The student, whose model lies below `folder`; `report_` tells the curve and which epoch was kept.
+        """The student, with its model saved under `folder`; `report_` has the learning curve and the best epoch.
 
         Raises:
-            InputError: settings that cannot be, no items to learn from, or a folder of another run.
+            InputError: invalid settings, no items to learn from, or a folder that holds another run.
         """
         check_settings(self)
         folder, student = Path(self.folder), self.student or encoder
@@ -102,6 +105,7 @@ class Distil(Tuner):
             self.report_ = report
             return cast(TrainableEncoder, encoder_from_spec({**encoder_spec(student), "model": str(target)}))
 
+        # The cache lets a run that was interrupted here go on where the teacher stopped.
         taught = encode_items(items, encoder, cache=folder / TEACHER).embeddings
         content = student.values(items)
         rows = [row for row in np.flatnonzero(taught.has_content) if content[row] is not None]
@@ -123,34 +127,36 @@ class Distil(Tuner):
         )
         run = DistillationRun(module, student.collate, lesson, self, settings, half=computes_in_bfloat16())
         self.report_ = run.train()
-        made = student.saved(run.best_module(), target)
+        distilled = student.saved(run.best_module(), target)
         run.finish(self.report_)
         shutil.rmtree(folder / TEACHER, ignore_errors=True)
 
-        return made
+        return distilled
 
 
 def _soft_labels(taught: Embeddings, relations: Interactions, temperature: float) -> Float:
-    """(items, labels that items hold) what a linear probe says of the teacher's vectors, softened; each row sums to 1.
+    """(items, labels) probabilities of a linear probe on the teacher's vectors, softened; each row sums to 1.
 
-    Where every item has one label these are probabilities at that temperature. Where some have several, the probe tells
-    each label's own probability, and a row is the labels' shares of them: which labels, but not how many.
+    Columns are the labels that some item has. Where every item has exactly one, rows are probabilities at that
+    temperature. Where some have several, the probe gives each label a probability of its own, and normalising keeps
+    which labels an item has but not how many.
     """
     probe = Probe().fit(relations, taught)
-    found = probe.label(taught, k=len(probe.labels_), users=relations.users.take(probe.labels_))
+    predicted = probe.label(taught, k=len(probe.labels_), users=relations.users.take(probe.labels_))
     shares = np.zeros((len(taught.ids), len(probe.labels_)))
     rows = np.flatnonzero(taught.has_content)
-    shares[rows[:, None], np.searchsorted(probe.labels_, found.positions[rows])] = found.scores[rows]
+    shares[rows[:, None], np.searchsorted(probe.labels_, predicted.positions[rows])] = predicted.scores[rows]
+    # Raising a probability to 1 / temperature divides its logit by the temperature, up to the normalisation.
     soft = np.maximum(shares, np.finfo(np.float32).tiny) ** (1 / temperature)
 
     return np.asarray(soft / soft.sum(axis=1, keepdims=True), np.float32)
 
 
-def _keep_layers(module: Any, count: int) -> None:
-    """Leave `count` layers in a network, evenly spaced from the first to the last; its configuration says so."""
+def _keep_layers(module: Module, count: int) -> None:
+    """Keep `count` layers of a network, evenly spaced from the first to the last, and update its configuration."""
     torch = require("torch")
 
-    lists = [(name, part) for name, part in module.named_modules() if isinstance(part, torch.nn.ModuleList)]
+    lists = [(name, inner) for name, inner in module.named_modules() if isinstance(inner, torch.nn.ModuleList)]
     name, layers = max(lists, key=lambda pair: (len(pair[1]), "vision" in pair[0]), default=("", []))
     shapes = {tuple(tuple(weight.shape) for weight in layer.parameters()) for layer in layers}
     if len(shapes) != 1:
@@ -159,10 +165,11 @@ def _keep_layers(module: Any, count: int) -> None:
         raise InputError(f"layers is {count} and the teacher has {len(layers)}; keep fewer")
 
     kept = np.round(np.linspace(0, len(layers) - 1, count)).astype(int) if count > 1 else [0]
-    above, _, own = name.rpartition(".")
-    setattr(module.get_submodule(above), own, torch.nn.ModuleList([layers[i] for i in kept]))
+    parent, _, child = name.rpartition(".")
+    setattr(module.get_submodule(parent), child, torch.nn.ModuleList([layers[i] for i in kept]))
 
-    for other, part in module.named_modules():
-        config = getattr(part, "config", None)
-        if name.startswith(f"{other}.") and getattr(config, "num_hidden_layers", None) == len(layers):
-            part.config.num_hidden_layers = count
+    # The number of layers is written in the configuration of each module around them.
+    for outer, holder in module.named_modules():
+        config = getattr(holder, "config", None)
+        if name.startswith(f"{outer}.") and getattr(config, "num_hidden_layers", None) == len(layers):
+            holder.config.num_hidden_layers = count

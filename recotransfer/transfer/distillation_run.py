@@ -1,4 +1,4 @@
-"""What distillation into any student shares: the lesson, the teacher's vectors, and a training run that resumes."""
+"""What every distillation shares: the training data, the teacher's vectors, and a training run that resumes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -18,16 +18,20 @@ from recotransfer.encoders.base import one_or_many
 from recotransfer.errors import require
 from recotransfer.transfer.training import TrainingRun, in_batches, lengths
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
 Float = NDArray[np.float32]
-_HELD_OUT, _MOST_HELD, _FEWEST = 0.05, 1000, 20  # share of values validated on, at most so many, none below so many
-_PATIENCE, _WARMUP, _CLIP = 3, 0.1, 1.0
-AMONG = 16  # batches among which texts are sorted by length, or by what they are near
-_RELATION = 0.1  # the share of the cosines' squares that is missed is some ten times one minus the cosine
-TEACHER = "teacher"  # folder of its vectors
+_HELD_OUT, _MOST_HELD, _FEWEST = 0.05, 1000, 20  # share held out, at most so many; none of fewer values than the last
+_PATIENCE, _WARMUP, _CLIP = 3, 0.1, 1.0  # epochs, share of the training, greatest gradient norm
+AMONG = 16  # batches among which values are sorted by text length or by group
+_RELATION = 0.1  # brings the relation loss, some ten times the cosine loss, to the same scale
+TEACHER = "teacher"  # subfolder that caches the teacher's vectors
 
 
 class RunSettings(Protocol):
-    """What a run reads of the tuner that it belongs to."""
+    """The settings of a tuner that a run reads."""
 
     folder: str | Path
     epochs: int
@@ -39,10 +43,16 @@ class RunSettings(Protocol):
 
 @dataclass(frozen=True)
 class Lesson:
-    """Values, the teacher's unit vectors (n, dim) and soft labels (n, labels) of them, and which are for what.
+    """What the student learns from.
 
-    Values of one `kin` (n,) come to one batch; of None texts of one length do. Soft labels count `label_weight`, at
-    `temperature`.
+    Attributes:
+        values: n contents.
+        targets: (n, dim) the teacher's vectors, of unit length.
+        soft: (n, labels) soft labels, if any.
+        train, valid: positions of the training values, which may repeat, and of the held-out ones.
+        groups: (n,) group of each value; values of a group share batches. None batches texts by length.
+        temperature: at which `soft` was softened.
+        label_weight: weight of the loss on soft labels.
     """
 
     values: Sequence[Any]
@@ -50,13 +60,13 @@ class Lesson:
     soft: Float | None
     train: NDArray[np.int64]
     valid: NDArray[np.int64]
-    kin: NDArray[np.int64] | None = None
+    groups: NDArray[np.int64] | None = None
     temperature: float = 1.0
     label_weight: float = 0.0
 
 
 def teacher_vectors(encoder: Encoder, texts: Sequence[str], cache: Path) -> Float:
-    """(texts, dim) the encoder's vectors, zeros where it has none."""
+    """(texts, dim) the encoder's vectors, zeros where it cannot read a text."""
     first, *others = one_or_many(encoder.column)
     table = pd.DataFrame({first: list(texts), **dict.fromkeys(others)})
     items = Items(IdMap(np.arange(len(texts))), table, dict.fromkeys((first, *others), "text"))
@@ -64,18 +74,27 @@ def teacher_vectors(encoder: Encoder, texts: Sequence[str], cache: Path) -> Floa
 
 
 def train_and_held_out(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions to train on and positions held out, the same whatever the settings."""
+    """Training and held-out positions, the same whatever the settings."""
     held = min(_MOST_HELD, int(_HELD_OUT * count)) if count >= _FEWEST else 0
     order = np.random.default_rng(0).permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])
 
 
 class DistillationRun(TrainingRun):
-    """One training: the student, its heads, the optimizer, and where it stands, all of it in the checkpoint."""
+    """One distillation run: student, heads, optimizer and progress, all of which the checkpoint stores.
+
+    Args:
+        module: the student's network, trained in place.
+        collate: turns values into the network's inputs.
+        lesson: what to learn from.
+        tuner: its settings; the folder is the run's.
+        settings: everything that determines the result, as plain JSON.
+        half: compute in bfloat16.
+    """
 
     def __init__(
         self,
-        module: Any,
+        module: Module,
         collate: Callable[[Sequence[Any]], Mapping[str, Any]],
         lesson: Lesson,
         tuner: RunSettings,
@@ -104,68 +123,71 @@ class DistillationRun(TrainingRun):
                 self.heads["labels"] = torch.nn.Linear(width, lesson.soft.shape[1])
 
         self.heads.to(self.device)
-        own = {f"module/{name}": value for name, value in self.module.named_parameters()}
-        self.weights = {**own, **{f"head/{name}": value for name, value in self.heads.named_parameters()}}
+        weights = {f"module/{name}": value for name, value in self.module.named_parameters()}
+        self.weights = {**weights, **{f"head/{name}": value for name, value in self.heads.named_parameters()}}
         self.optimizer = torch.optim.Adam(list(self.weights.values()), lr=tuner.learning_rate, fused=True)
 
     def train(self) -> dict[str, Any]:
-        """Train up to the best epoch, from where a checkpoint left off; the report."""
+        """Train until validation stops improving, resuming from a checkpoint if there is one; returns the report."""
         if not self.resume():
-            self.finish_epoch(None, self._score())
+            self.finish_epoch(None, self._score())  # the untrained student, kept if no epoch beats it
 
         while self.epoch < self.tuner.epochs and self.worse < _PATIENCE:
             start = time.monotonic()
             rng = np.random.default_rng([self.tuner.seed, self.epoch])
-            kin = self.lesson.kin
-            kin = lengths(self.lesson.values) if kin is None else rng.permutation(kin.max() + 1)[kin]
-            parts = in_batches(self.lesson.train, self.tuner.batch_size, AMONG, kin, rng)
+            groups = self.lesson.groups
+            # Renumbering the groups puts different ones into the same batch each epoch.
+            keys = lengths(self.lesson.values) if groups is None else rng.permutation(groups.max() + 1)[groups]
+            batches = in_batches(self.lesson.train, self.tuner.batch_size, AMONG, keys, rng)
             loss = 0.0
-            for n, batch in enumerate(parts):
-                done = (self.epoch + n / len(parts)) / self.tuner.epochs
+            for n, batch in enumerate(batches):
+                done = (self.epoch + n / len(batches)) / self.tuner.epochs
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.tuner.learning_rate * min((done + 1e-3) / _WARMUP, 1.0) * (1 - done)
 
                 loss += self._learn(batch)
 
-            self.epoch, self.step = self.epoch + 1, self.step + len(parts)
+            self.epoch, self.step = self.epoch + 1, self.step + len(batches)
             self.spent += time.monotonic() - start
-            self.finish_epoch(loss / len(parts), self._score())
+            self.finish_epoch(loss / len(batches), self._score())
             self.save()
 
         return self.report(values=len(self.lesson.train), held_out=len(self.lesson.valid))
 
-    def _embed(self, items: NDArray[np.int64]) -> Any:
+    def _embed(self, items: NDArray[np.int64]) -> Tensor:
+        """(items, width) the student's vectors."""
         torch = require("torch")
 
-        batch = {
-            name: part.to(self.device) for name, part in self.collate([self.lesson.values[i] for i in items]).items()
-        }
+        inputs = self.collate([self.lesson.values[i] for i in items])
+        batch = {name: tensor.to(self.device) for name, tensor in inputs.items()}
         with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
             return self.module(batch).pooled.float()
 
-    def _unit(self, rows: Any) -> Any:
+    def _unit(self, rows: Tensor) -> Tensor:
+        """The student's vectors in the teacher's space, of unit length."""
         torch = require("torch")
 
         return torch.nn.functional.normalize(self.heads["map"](rows) if "map" in self.heads else rows, dim=1)
 
     def _learn(self, items: NDArray[np.int64]) -> float:
-        """The loss of a batch, before one step down its gradient."""
+        """Take one optimizer step on a batch; returns the loss before the step."""
         torch = require("torch")
 
         rows = self._embed(items)
-        mine, theirs = self._unit(rows), torch.from_numpy(self.lesson.targets[items]).to(self.device)
-        loss = (1 - (mine * theirs).sum(dim=1)).mean()
+        student, teacher = self._unit(rows), torch.from_numpy(self.lesson.targets[items]).to(self.device)
+        loss = (1 - (student * teacher).sum(dim=1)).mean()
         if self.tuner.relation:
-            near = theirs @ theirs.T
-            missed = (mine @ mine.T - near).square().sum() / near.square().sum()
-            loss = loss + self.tuner.relation * _RELATION * missed
+            cosines = teacher @ teacher.T
+            error = (student @ student.T - cosines).square().sum() / cosines.square().sum()
+            loss = loss + self.tuner.relation * _RELATION * error
 
         if self.lesson.soft is not None:
-            heat = self.lesson.temperature
-            said = torch.log_softmax(self.heads["labels"](rows) / heat, dim=1)
+            temperature = self.lesson.temperature
+            predicted = torch.log_softmax(self.heads["labels"](rows) / temperature, dim=1)
             soft = torch.from_numpy(self.lesson.soft[items]).to(self.device)
-            wrong = torch.nn.functional.kl_div(said, soft, reduction="batchmean")
-            loss = loss + self.lesson.label_weight * heat**2 * wrong
+            divergence = torch.nn.functional.kl_div(predicted, soft, reduction="batchmean")
+            # Gradients shrink by temperature squared; the factor restores them (Hinton et al., 2015).
+            loss = loss + self.lesson.label_weight * temperature**2 * divergence
 
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -175,17 +197,17 @@ class DistillationRun(TrainingRun):
         return float(loss.detach())
 
     def _score(self) -> float | None:
-        """Mean cosine to the teacher over the values held out."""
+        """Mean cosine of student and teacher over the held-out values; None where there are none."""
         torch = require("torch")
 
         held, size = self.lesson.valid, 4 * self.tuner.batch_size
         if not len(held):
             return None
 
-        near = 0.0
+        total = 0.0
         with torch.inference_mode():
             for at in range(0, len(held), size):
-                mine = self._unit(self._embed(held[at : at + size])).cpu().numpy()
-                near += float((mine * self.lesson.targets[held[at : at + size]]).sum())
+                student = self._unit(self._embed(held[at : at + size])).cpu().numpy()
+                total += float((student * self.lesson.targets[held[at : at + size]]).sum())
 
-        return round(near / len(held), 6)
+        return round(total / len(held), 6)

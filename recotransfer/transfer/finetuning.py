@@ -1,4 +1,4 @@
-"""Parameter transfer: an encoder's weights learn from how users relate the items it reads."""
+"""Parameter transfer: an encoder's weights are fine-tuned on user-item relations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -21,48 +21,54 @@ from recotransfer.transfer.base import Tuner
 from recotransfer.transfer.objectives import OBJECTIVES, Batch, Ints, Objective, Related, related
 from recotransfer.transfer.training import TrainingRun, digest_of_content, ended, model_of
 
-_WARMUP, _WEIGHT_DECAY, _CLIP = 0.1, 0.01, 1.0
-_NEW = 10.0  # heads and LoRA begin at nothing and learn so many times faster than pretrained weights
-_MEMORY = 2 << 30  # bytes that a batch may keep for the backward pass before its gradients are cached
-_SAVE_SECONDS = 60.0
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+_WARMUP, _WEIGHT_DECAY, _CLIP = 0.1, 0.01, 1.0  # share of the training, AdamW's weight decay, greatest gradient norm
+_NEW = 10.0  # learning rate of heads and LoRA, which start from scratch, relative to that of pretrained weights
+_MEMORY = 2 << 30  # bytes of activations above which a batch is split by gradient caching
+_SAVE_SECONDS = 60.0  # time between checkpoints within an epoch
 
 
 class FineTune(Tuner):
-    """The encoder trained on relations of users and items, by one of three objectives.
+    """Fine-tunes an encoder on user-item relations, with one of three objectives.
 
-    "labels" puts a linear head on the pooled features: cross-entropy over users where an item has one, else binary
-    cross-entropy for each. The head is fitted on the frozen features first, or it would distort them (Kumar et al.,
-    "Fine-tuning can distort pretrained features and underperform out-of-distribution", 2022).
-    "pairs" draws an item and one that a user has beside it, and asks for the second among all items of the batch, by
-    cosine / 0.05. Logits are corrected by how often an item is drawn (Yi et al., "Sampling-bias-corrected neural
-    modeling for large corpus item recommendations", 2019).
-    "elsa" lets the cosines of a batch of users' items rebuild the users' rows, X near X (A A' - I), as beeFormer does
-    (Vančura et al., "beeFormer: bridging the gap between semantic and interaction similarity in recommender systems",
-    2024).
+    "labels" trains a linear head on the pooled features: cross-entropy over users where every item has exactly one,
+    else binary cross-entropy per user. The head is first fitted on the frozen features, since a random head would
+    distort them (Kumar et al., "Fine-tuning can distort pretrained features and underperform out-of-distribution",
+    2022).
+    "pairs" draws an item and another item of the same user, and classifies the second among all items of the batch by
+    a softmax over cosines at temperature 0.05, with logits corrected for sampling frequency (Yi et al.,
+    "Sampling-bias-corrected neural modeling for large corpus item recommendations", 2019).
+    "elsa" reconstructs users' interaction rows from the cosines of the batch's items, X ~ X (A A' - I), as beeFormer
+    does (Vančura et al., "beeFormer: bridging the gap between semantic and interaction similarity in recommender
+    systems", 2024).
 
-    A tenth of the items, at most 1000, is held out. After each epoch labels are predicted for them, or they are ranked
-    for their users as new items; the weights of the best epoch are kept, the untrained ones included, and two epochs
-    without a better one end the training. Batches too large for 2 GiB are taken in pieces whose gradients add up to
-    the same (Gao et al., "Scaling deep contrastive learning batch size under memory limited setup", 2021). AdamW with
-    linear warm-up and decay, in bfloat16 where the machine computes in it.
+    A tenth of the items, at most 1000, is held out for validation: after each epoch their labels are predicted, or they
+    are ranked for their users as new items. The best weights are kept, which may be the untrained ones; training stops
+    after two epochs without improvement. Batches whose activations exceed 2 GiB are split by gradient caching, which
+    gives the same gradients (Gao et al., "Scaling deep contrastive learning batch size under memory limited setup",
+    2021). The optimizer is AdamW with linear warm-up and decay, in bfloat16 where the hardware supports it.
 
-    Vectors of the items trained on know who took them, those of other items do not: what is built on both sees better
-    neighbours among the former.
+    The vectors of training items encode who interacted with them; those of other items do not. A model built on both
+    therefore sees better neighbours among training items than it will among new ones.
 
     Args:
-        folder: where checkpoints, the report and the tuned model go; a killed run goes on from there, a finished one is
-            only read. It must stay while the encoder is used; a saved task has a copy of its own.
-        objective: see above; "auto" is "labels" where every item has one user, else "pairs".
-        epochs: at most so many passes over the items.
-        learning_rate: of pretrained weights above the layers; heads and LoRA learn ten times as fast.
-        batch_size: items of a step ("labels", "elsa"), or pairs.
-        trainable_layers: how many top layers learn; None is all, embeddings included. "gradual" begins with one and
-            adds one each epoch (Howard and Ruder, "Universal language model fine-tuning for text classification",
-            2018).
-        layer_decay: each layer learns so many times as fast as the one above it.
-        lora: rank of low-rank updates that learn in place of the weights and are merged into them at the end (Hu et
-            al., "LoRA: low-rank adaptation of large language models", 2021); None trains the weights themselves.
-        augment: called with a value and a random generator before each use in training, returns the value to use.
+        folder: for checkpoints, the report and the tuned model. An interrupted run resumes from it; a finished run is
+            loaded from it. Keep it while the encoder is in use; a saved task has its own copy.
+        objective: see above; "auto" is "labels" where every item has exactly one user, else "pairs".
+        epochs: maximum number of passes over the items.
+        learning_rate: for pretrained weights above the layers; heads and LoRA learn ten times as fast.
+        batch_size: items per step ("labels", "elsa"), or pairs per step ("pairs").
+        trainable_layers: number of top layers to train; None trains all, embeddings included. "gradual" starts with one
+            and unfreezes one more each epoch (Howard and Ruder, "Universal language model fine-tuning for text
+            classification", 2018).
+        layer_decay: learning rate of each layer relative to the layer above it.
+        lora: rank of the low-rank updates that are trained instead of the weights and merged into them at the end (Hu
+            et al., "LoRA: low-rank adaptation of large language models", 2021); None trains the weights themselves.
+        augment: called with a value and a random generator each time the value is used in training; returns the
+            augmented value.
         seed: random seed.
     """
 
@@ -92,10 +98,10 @@ class FineTune(Tuner):
         self.seed = seed
 
     def tune(self, encoder: TrainableEncoder, items: Items, relations: Interactions) -> TrainableEncoder:
-        """The tuned encoder, whose model lies below `folder`; `report_` tells the curve and which epoch was kept.
+        """The tuned encoder, with its model saved under `folder`; `report_` has the learning curve and the best epoch.
 
         Raises:
-            InputError: settings that cannot be, too few related items with content, or a folder of another run.
+            InputError: invalid settings, too few related items with content, or a folder that holds another run.
         """
         check_settings(self)
         folder = Path(self.folder)
@@ -114,7 +120,7 @@ class FineTune(Tuner):
         return tuned
 
     def _facts(self, encoder: TrainableEncoder, items: Items, relations: Interactions) -> dict[str, Any]:
-        """What decides the outcome, as plain JSON."""
+        """Everything that determines the result, as plain JSON; a run is resumed only if all of it is unchanged."""
         names = (
             "objective",
             "epochs",
@@ -128,6 +134,7 @@ class FineTune(Tuner):
 
         return {
             **{name: getattr(self, name) for name in names},
+            # The repr of a function contains its address, which differs in each process.
             "augment": None if self.augment is None else re.sub(" at 0x[0-9a-f]+", "", repr(self.augment)),
             "encoder": encoder.name,
             "items": digest_of_content(items, encoder),
@@ -143,7 +150,14 @@ class FineTune(Tuner):
 
 
 class _Run(TrainingRun):
-    """One training: the module, its optimizer, and where it stands, all of it in the checkpoint."""
+    """One fine-tuning run: module, optimizer and progress, all of which the checkpoint stores.
+
+    Attributes:
+        batch: batches done in the current epoch; `lost` is the sum of their losses.
+        seen: items processed since the start, for the throughput in the report.
+        sizes: (items,) length of each text in characters, 1 for other values.
+        bytes_per_size: activation memory per unit of size, measured on the first batch.
+    """
 
     standing = (*TrainingRun.standing, "batch", "lost", "seen", "bytes_per_size")
 
@@ -184,13 +198,14 @@ class _Run(TrainingRun):
         self.bytes_per_size: float | None = None
 
     def _learns(self, depth: int) -> bool:
+        """Whether weights at this depth are ever trained."""
         layers = self.tuner.trainable_layers
         return layers is None or layers == "gradual" or depth > self.top - 1 - layers
 
     def _groups(self) -> list[_Group]:
-        """Weights by layer, those of more than one dimension (which decay) apart from the others."""
+        """Parameter groups by layer; weight decay applies to matrices only, so vectors have groups of their own."""
         lora = self.tuner.lora is not None
-        found: dict[tuple[int, bool, bool], dict[str, Any]] = {}
+        found: dict[tuple[int, bool, bool], dict[str, Tensor]] = {}
 
         for name, value in self.module.named_parameters():
             fresh = "lora_" in name
@@ -204,7 +219,7 @@ class _Run(TrainingRun):
                 found.setdefault((self.top, True, value.ndim > 1), {})[f"head/{name}"] = value
 
         if not found:
-            raise InputError(f"trainable_layers={self.tuner.trainable_layers} leaves nothing to train; give more")
+            raise InputError(f"trainable_layers={self.tuner.trainable_layers} leaves nothing to train; increase it")
 
         return [
             _Group(
@@ -219,9 +234,9 @@ class _Run(TrainingRun):
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def train(self) -> dict[str, Any]:
-        """Train up to the best epoch, from where a checkpoint left off; the report."""
+        """Train until validation stops improving, resuming from a checkpoint if there is one; returns the report."""
         if not self.resume():
-            self._validate()
+            self._validate()  # the untrained weights, which are kept if no epoch beats them
 
         self.saved_at = time.monotonic()
         while self.epoch < self.tuner.epochs and self.worse < 2:
@@ -251,14 +266,16 @@ class _Run(TrainingRun):
         )
 
     def _unfreeze(self) -> None:
+        """With "gradual", train one layer more than in the previous epoch."""
         if self.tuner.trainable_layers == "gradual":
             for group in self.groups:
                 for value in group.params.values():
                     value.requires_grad_(group.depth >= self.top - 1 - self.epoch)
 
     def _set_rates(self, share: float) -> None:
-        for group, mine in zip(self.optimizer.param_groups, self.groups, strict=True):
-            group["lr"], group["weight_decay"] = share * mine.rate, mine.decay
+        """Set each group's learning rate to this share of its peak."""
+        for group, ours in zip(self.optimizer.param_groups, self.groups, strict=True):
+            group["lr"], group["weight_decay"] = share * ours.rate, ours.decay
 
     def _validate(self) -> None:
         start = time.monotonic()
@@ -269,18 +286,18 @@ class _Run(TrainingRun):
     def _score(self) -> float | None:
         torch = require("torch")
 
-        asked = self.objective.asked
-        if not len(asked):
+        items = self.objective.scored_items
+        if not len(items):
             return None
 
         self.module.eval()
         with torch.inference_mode():
-            pieces = self._pieces(asked, 4)
-            rows = torch.cat([self._embed(asked[piece]) for piece in pieces])
+            pieces = self._pieces(items, 4)  # without activations to keep, larger pieces fit
+            rows = torch.cat([self._embed(items[piece]) for piece in pieces])
             return self.objective.score(rows[_inverse(pieces)])
 
-    def best_module(self) -> Any:
-        """The module with the best weights, low-rank updates merged, on the CPU."""
+    def best_module(self) -> Module:
+        """The module with the best weights, LoRA updates merged, on the CPU."""
         module = super().best_module()
         if self.tuner.lora is not None:
             _merge_lora(module)
@@ -290,14 +307,14 @@ class _Run(TrainingRun):
     # -- one step --------------------------------------------------------------------------------------------------
 
     def _learn(self, batch: Batch) -> float:
-        """The loss of a batch, before one step down its gradient."""
+        """Take one optimizer step on a batch; returns the loss before the step."""
         torch = require("torch")
 
         self.module.train()
 
-        for part in self.module.modules():
-            if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
-                part.eval()  # small batches would spoil the statistics
+        for layer in self.module.modules():
+            if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+                layer.eval()  # small batches would spoil the running statistics
 
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.gradients(batch)
@@ -307,7 +324,11 @@ class _Run(TrainingRun):
         return loss
 
     def gradients(self, batch: Batch) -> float:
-        """The loss of a batch; adds its gradients to the weights', in pieces where it would keep too many bytes."""
+        """The loss of a batch, after adding its gradients to those of the weights.
+
+        Where the activations of the whole batch would take too much memory, gradients are cached: one pass without
+        activations gives the vectors and the loss's gradient for them, a second one carries it back piece by piece.
+        """
         torch = require("torch")
 
         pieces = self._pieces(batch.items)
@@ -328,21 +349,25 @@ class _Run(TrainingRun):
         rows.requires_grad_(True)
         loss = self.objective.loss(batch, rows[inverse])
         loss.backward()
-        parts = torch.split(rows.grad, [len(piece) for piece in pieces])
+        gradients = torch.split(rows.grad, [len(piece) for piece in pieces])
 
-        for n, (piece, part) in enumerate(zip(pieces, parts, strict=True)):
-            self._embed(batch.items[piece], n).backward(part)
+        for n, (piece, gradient) in enumerate(zip(pieces, gradients, strict=True)):
+            self._embed(batch.items[piece], n).backward(gradient)
 
         return float(loss.detach())
 
     def _pieces(self, items: Ints, times: int = 1) -> list[Ints]:
-        """Places in `items`, by length of the values, cut where a piece is as large as the device likes."""
+        """Positions in `items`, sorted by length of the values and cut into pieces that suit the device."""
         size = times * (256 if self.device == "cuda" else 32 if isinstance(self.data.values[0], str) else 8)
         order = np.argsort(self.sizes[items], kind="stable")
         return [order[at : at + size] for at in range(0, len(order), size)]
 
-    def _embed(self, items: Ints, piece: int | None = None) -> Any:
-        """(items, dim) float32 vectors; with `piece` as in training, the same at each call of one step."""
+    def _embed(self, items: Ints, piece: int | None = None) -> Tensor:
+        """(items, dim) float32 vectors.
+
+        With `piece`, values are augmented as in training. Augmentation and dropout are seeded by step and piece, so
+        that both passes of gradient caching see the same.
+        """
         torch = require("torch")
 
         values = [self.data.values[item] for item in items]
@@ -350,28 +375,28 @@ class _Run(TrainingRun):
             rng = np.random.default_rng([self.tuner.seed, self.step, piece])
             values = [self.tuner.augment(value, rng) for value in values]
 
-        batch = {name: part.to(self.device) for name, part in self.encoder.collate(values).items()}
-        draws = contextlib.nullcontext() if piece is None else _seeded(self.tuner.seed, self.step, piece)
-        with draws, torch.autocast(self.device, torch.bfloat16, enabled=self.half):
+        batch = {name: tensor.to(self.device) for name, tensor in self.encoder.collate(values).items()}
+        seeded = contextlib.nullcontext() if piece is None else _seeded(self.tuner.seed, self.step, piece)
+        with seeded, torch.autocast(self.device, torch.bfloat16, enabled=self.half):
             return self.module(batch).pooled.float()
 
     def _measured(self, items: Ints) -> float:
-        """Bytes kept for the backward pass per unit of size."""
+        """Bytes of activations kept for the backward pass, per unit of size, measured on these items."""
         torch = require("torch")
 
-        own = {value.data_ptr() for value in self.module.parameters()}
-        kept: dict[int, int] = {}
+        weights = {value.data_ptr() for value in self.module.parameters()}  # kept anyway, so they do not count
+        saved: dict[int, int] = {}
 
-        def note(tensor: Any) -> Any:
-            if tensor.data_ptr() not in own:
-                kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        def record(tensor: Tensor) -> Tensor:
+            if tensor.data_ptr() not in weights:
+                saved[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
 
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
             self._embed(items, 0)
 
-        return sum(kept.values()) / float(len(items) * self.sizes[items].max())
+        return sum(saved.values()) / float(len(items) * self.sizes[items].max())
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -380,21 +405,22 @@ class _Run(TrainingRun):
 
 
 class _Group(NamedTuple):
-    """Weights of one depth that learn alike."""
+    """Weights of one depth with the same peak learning rate and weight decay."""
 
     depth: int
     rate: float
     decay: float
-    params: dict[str, Any]
+    params: dict[str, Tensor]
 
 
 def _inverse(pieces: Sequence[Ints]) -> Ints:
+    """The permutation that puts rows computed piece by piece back in order."""
     return np.argsort(np.concatenate(pieces))
 
 
 @contextlib.contextmanager
 def _seeded(*seed: int) -> Iterator[None]:
-    """Torch draws from this seed within, and goes on as before afterwards."""
+    """Seed torch within the block and restore its generator's state afterwards."""
     torch = require("torch")
 
     with torch.random.fork_rng():
@@ -403,18 +429,19 @@ def _seeded(*seed: int) -> Iterator[None]:
 
 
 def _bare(name: str) -> str:
-    """The name that a weight had before LoRA wrapped its module."""
+    """The name of a weight before LoRA wrapped its module."""
     return re.sub(r"\.(base_layer|lora_\w+\.default)(?=\.)", "", name)
 
 
-def _depths(module: Any) -> tuple[dict[str, int], int]:
-    """Depth of every weight, 0 before the layers and 1 in the lowest, and the depth of what comes after the topmost.
+def _depths(module: Module) -> tuple[dict[str, int], int]:
+    """The depth of every weight by name, and the depth of whatever follows the last layer.
 
-    The layers are the longest list of modules; of a model for text and pictures, that for pictures.
+    Depth is 0 before the layers and 1 in the lowest one. The layers are the longest `ModuleList`; where the text and
+    image towers of a model have equally many, that of the image tower.
     """
     torch = require("torch")
 
-    lists = [(name, part) for name, part in module.named_modules() if isinstance(part, torch.nn.ModuleList)]
+    lists = [(name, inner) for name, inner in module.named_modules() if isinstance(inner, torch.nn.ModuleList)]
     name, layers = max(lists, key=lambda pair: (len(pair[1]), "vision" in pair[0]), default=("", ()))
     out, depth, top = {}, 0, len(layers) + bool(lists)
 
@@ -428,25 +455,26 @@ def _depths(module: Any) -> tuple[dict[str, int], int]:
     return out, top
 
 
-def _add_lora(module: Any, rank: int, weights: Sequence[str]) -> None:
-    """Low-rank updates beside the linear maps among `weights`; all else is frozen."""
+def _add_lora(module: Module, rank: int, weights: Sequence[str]) -> None:
+    """Add trainable low-rank updates to the linear layers among `weights` and freeze everything else."""
     torch = require("torch")
     LoraConfig = require("peft").LoraConfig
     inject_adapter_in_model = require("peft").inject_adapter_in_model
 
     learning = {name.rpartition(".")[0] for name in weights}
-    names = [n for n, part in module.named_modules() if isinstance(part, torch.nn.Linear) and n in learning]
+    names = [n for n, layer in module.named_modules() if isinstance(layer, torch.nn.Linear) and n in learning]
     if not names:
-        raise InputError("no linear map is to be trained, so LoRA has nothing to update; set lora=None")
+        raise InputError("no linear layer is among the trained weights, so LoRA has nothing to update; set lora=None")
 
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), module)
 
 
-def _merge_lora(module: Any) -> None:
+def _merge_lora(module: Module) -> None:
+    """Add the low-rank updates to the weights and put the plain layers back, so that no wrapper is saved."""
     BaseTunerLayer = require("peft.tuners.tuners_utils").BaseTunerLayer
 
-    for name, part in list(module.named_modules()):
-        if isinstance(part, BaseTunerLayer):
-            part.merge()
-            above, _, own = name.rpartition(".")
-            setattr(module.get_submodule(above), own, part.get_base_layer())
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(module.get_submodule(parent), child, layer.get_base_layer())

@@ -1,4 +1,4 @@
-"""Distillation into a table of word vectors: `DistilStatic`."""
+"""Distillation of a text encoder into a table of word vectors: `DistilStatic`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,29 +30,30 @@ from recotransfer.transfer.distillation_run import (
 )
 from recotransfer.transfer.training import ended, model_of
 
-_KIN = 32  # texts that are near one another in a batch of a static student
-_RIDGE, _SWEEPS, _ALONE = 0.3, 20, 0.5  # the first table: penalty, steps of conjugate gradients, weight of lone words
+_GROUP = 32  # similar texts per group; a batch consists of several groups
+# The initial table: ridge penalty, conjugate gradient steps, and weight of single words against texts.
+_RIDGE, _SWEEPS, _ALONE = 0.3, 20, 0.5
 
 
 class DistilStatic(Tuner):
-    """A `StaticText` that imitates any text encoder, hundreds of times as fast.
+    """Distils any text encoder into a `StaticText`, which is hundreds of times as fast.
 
-    The vocabulary is the words of the items' texts and the pieces of the teacher's tokenizer. As in Model2Vec (Tulkens
-    and van Dongen, 2024) the teacher's vectors are cut to their principal components, found on the texts. The table
-    begins as the ridge regression of the teacher's vectors on the words of the texts and on lone words. Table and
-    layers then learn together from the texts and from texts made up of the beginning of one and the end of another, by
-    the losses of `Distil`. A batch holds groups of texts that the teacher finds alike, for cosines between near texts
-    decide who is recommended what. Texts held out, epochs and resuming are as there.
+    The vocabulary is the words of the items' texts and the word pieces of the teacher's tokenizer. As in Model2Vec
+    (Tulkens and van Dongen, 2024) the teacher's vectors are reduced by PCA on the texts. The table is initialised by
+    ridge regression of the teacher's vectors on bags of words, of the texts and of each word alone. Table and layers
+    are then trained by the losses of `Distil`, on the texts and on synthetic ones that join the beginning of one text
+    to the end of another. Batches consist of groups of texts that the teacher finds similar, since recommendations
+    depend on the cosines between near neighbours. Validation, early stopping and resuming are those of `Distil`.
 
-    All texts of the items given are learned from, whether related or not: leave items out of `items` to leave out their
-    texts. The relations are not read.
+    All texts of `items` are used, with or without relations; leave an item out of `items` to leave out its text. The
+    relations are not used.
 
     Args:
         folder: as in `Distil`.
         dim: width of the student's vectors; at most the teacher's.
-        width: pairs of neighbouring words are read through so many relus.
-        hidden: width of the layer over the sums.
-        made_up: how many texts to make up.
+        width: hidden units that read pairs of neighbouring words.
+        hidden: hidden units of the layer over the sums.
+        made_up: number of synthetic texts.
         relation, epochs, learning_rate, batch_size, seed: as in `Distil`.
     """
 
@@ -83,10 +83,10 @@ class DistilStatic(Tuner):
         self.seed = seed
 
     def tune(self, encoder: Encoder, items: Items, relations: Interactions | None = None) -> StaticText:
-        """The student, whose model lies below `folder`; `report_` tells the curve and which epoch was kept.
+        """The student, with its model saved under `folder`; `report_` has the learning curve and the best epoch.
 
         Raises:
-            InputError: settings that cannot be, no texts to learn from, or a folder of another run.
+            InputError: invalid settings, no texts to learn from, or a folder that holds another run.
         """
         check_settings(self)
         names = ("dim", "width", "hidden", "made_up", "relation", "epochs", "learning_rate", "batch_size", "seed")
@@ -107,32 +107,34 @@ class DistilStatic(Tuner):
             self.report_ = report
             return StaticText(model=target, column=encoder.column)
 
+        # The teacher encodes the texts, the synthetic texts and every word alone, in this order.
         train, valid = train_and_held_out(len(texts))
-        known = [texts[i] for i in train]
+        train_texts = [texts[i] for i in train]
         entries = _entries(encoder, texts)
-        alone = [entry.removeprefix("##") for entry in entries]
-        made = crossed(known, self.made_up, self.seed)
-        asked = [*texts, *made, *alone]
-        vectors = teacher_vectors(encoder, asked, folder / TEACHER)
+        lone_words = [entry.removeprefix("##") for entry in entries]
+        synthetic = crossed(train_texts, self.made_up, self.seed)
+        values = [*texts, *synthetic, *lone_words]
+        vectors = teacher_vectors(encoder, values, folder / TEACHER)
         targets = _principal(vectors, len(texts), self.dim)
-        begin, end = len(texts) + len(made), len(asked)
-        first = self._first(entries, known, targets[train], targets[begin:end])
-        write_static(folder / "begin", entries, first)
+        begin, end = len(texts) + len(synthetic), len(values)
+
+        initial = self._initial(entries, train_texts, targets[train], targets[begin:end])
+        write_static(folder / "begin", entries, initial)
         student = StaticText(model=folder / "begin", column=encoder.column)
-        order = np.concatenate([train, train, np.arange(len(texts), begin)])  # texts are the better half of the lesson
-        lesson = Lesson(asked, targets, None, order, valid, _kin(targets, order, self.batch_size))
+        order = np.concatenate([train, train, np.arange(len(texts), begin)])  # real texts count twice
+        lesson = Lesson(values, targets, None, order, valid, _groups(targets, order, self.batch_size))
         run = DistillationRun(student.module(), student.collate, lesson, self, settings)
         self.report_ = run.train()
-        made_student = student.saved(run.best_module(), target)
+        distilled = student.saved(run.best_module(), target)
         run.finish(self.report_)
 
-        for part in ("begin", TEACHER):
-            shutil.rmtree(folder / part, ignore_errors=True)
+        for name in ("begin", TEACHER):
+            shutil.rmtree(folder / name, ignore_errors=True)
 
-        return made_student
+        return distilled
 
-    def _first(self, entries: Sequence[str], texts: Sequence[str], targets: Float, alone: Float) -> dict[str, Any]:
-        """Weights to begin with: the ridge regression in the table, a layer that adds nothing over it."""
+    def _initial(self, entries: Sequence[str], texts: Sequence[str], targets: Float, alone: Float) -> dict[str, Float]:
+        """Initial weights: the table is a ridge regression, and the layer over it contributes nothing yet."""
         found, start = Vocabulary(entries).rows(texts)
         count = np.diff(start)
         share = np.repeat(1 / np.sqrt(np.maximum(count, 1)), count).astype(np.float32)
@@ -142,15 +144,15 @@ class DistilStatic(Tuner):
         table = regression(both, np.vstack([targets, _ALONE * alone]), _RIDGE, _SWEEPS)
         rng, dim = np.random.default_rng(self.seed), targets.shape[1]
 
-        def drawn(rows: int, columns: int) -> Float:
+        def random_matrix(rows: int, columns: int) -> Float:
             return rng.uniform(-1, 1, (rows, columns)).astype(np.float32) / np.float32(np.sqrt(rows))
 
         return {
             "table": table * np.float32(np.sqrt(dim)),  # entries near 1, as the layers and Adam's steps expect
-            "own": drawn(dim, self.width),
-            "before": drawn(dim, self.width),
+            "own": random_matrix(dim, self.width),
+            "before": random_matrix(dim, self.width),
             "bias": np.zeros(self.width, np.float32),
-            "in": drawn(dim + self.width, self.hidden),
+            "in": random_matrix(dim + self.width, self.hidden),
             "in_bias": np.zeros(self.hidden, np.float32),
             "out": np.zeros((self.hidden, dim), np.float32),
             "out_bias": np.zeros(dim, np.float32),
@@ -158,15 +160,15 @@ class DistilStatic(Tuner):
 
 
 def crossed(texts: Sequence[str], count: int, seed: int) -> list[str]:
-    """`count` texts, each the beginning of one text and the end of another, or a few words of one."""
-    draw = np.random.default_rng(seed)
-    parts = [text.split() for text in texts]
-    one, other = draw.integers(len(parts), size=(2, count))
-    cuts, kinds = draw.random((count, 2)), draw.random(count) < 0.5
+    """`count` synthetic texts: half join the beginning of one text to the end of another, half are a few words."""
+    rng = np.random.default_rng(seed)
+    split = [text.split() for text in texts]
+    one, other = rng.integers(len(split), size=(2, count))
+    cuts, kinds = rng.random((count, 2)), rng.random(count) < 0.5
     out = []
 
     for a, b, (cut, back), both in zip(one.tolist(), other.tolist(), cuts.tolist(), kinds.tolist(), strict=True):
-        left, right = parts[a], parts[b]
+        left, right = split[a], split[b]
         if both:
             chosen = left[: 1 + int(cut * len(left))] + right[int(back * len(right)) :]
         else:
@@ -179,12 +181,13 @@ def crossed(texts: Sequence[str], count: int, seed: int) -> list[str]:
 
 
 def _entries(encoder: Encoder, texts: Sequence[str]) -> list[str]:
-    """Words of the texts, and words and pieces of the encoder's tokenizer, each once."""
+    """The vocabulary: words of the texts, then words and pieces of the encoder's tokenizer, without repeats."""
     found = dict.fromkeys(word for text in texts for word in words(text))
     file = Path(getattr(encoder, "folder", "")) / "tokenizer.json"
     if getattr(encoder, "folder", None) is None or not file.is_file():
         return list(found)
 
+    # WordPiece marks pieces within a word by "##"; SentencePiece and byte-level BPE mark the first piece of a word.
     model = json.loads(file.read_text(encoding="utf-8"))["model"]
     tokens = [token if isinstance(token, str) else token[0] for token in model["vocab"]]
     marks = "▁Ġ" if any(token.startswith(("▁", "Ġ")) for token in tokens) else ""
@@ -199,38 +202,41 @@ def _entries(encoder: Encoder, texts: Sequence[str]) -> list[str]:
 
 
 def _principal(vectors: Float, known: int, dim: int) -> Float:
-    """(n, dim) unit rows: the principal components of the first `known` vectors, about their mean."""
+    """(n, dim) unit rows: all vectors on the principal components of the first `known` ones."""
     centre = vectors[:known].mean(axis=0)
     _, _, axes = np.linalg.svd(vectors[:known] - centre, full_matrices=False)
     return unit_rows((vectors - centre) @ axes[:dim].T)
 
 
 def regression(features: sparse.csr_array, targets: Float, reg: float, sweeps: int) -> Float:
-    """(columns, dim) W near the least of |features W - targets|^2 + reg |W|^2, by conjugate gradients from zero."""
+    """(columns, dim) W that minimises |features W - targets|^2 + reg |W|^2, by `sweeps` conjugate gradient steps.
+
+    All columns of W are solved at once, with the diagonal as preconditioner.
+    """
     turned = sparse.csr_array(features.T)
     scale = 1 / (np.asarray(turned.multiply(turned).sum(axis=1), np.float32).reshape(-1, 1) + reg)
     weights = np.zeros((features.shape[1], targets.shape[1]), np.float32)
-    left = turned @ targets
-    step = scale * left
-    size = (left * step).sum(axis=0)
+    residual = turned @ targets
+    step = scale * residual
+    size = (residual * step).sum(axis=0)
 
     for _ in range(sweeps):
         image = turned @ (features @ step) + reg * step
         length = size / np.maximum((step * image).sum(axis=0), 1e-20)
         weights += length * step
-        left = left - length * image
-        better = scale * left
-        new = (left * better).sum(axis=0)
-        step = better + (new / np.maximum(size, 1e-20)) * step
+        residual = residual - length * image
+        scaled = scale * residual
+        new = (residual * scaled).sum(axis=0)
+        step = scaled + (new / np.maximum(size, 1e-20)) * step
         size = new
 
     return np.asarray(weights, np.float32)
 
 
-def _kin(targets: Float, rows: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """(n,) the cluster of each of the teacher's vectors, of so many that a batch gets `_KIN` of one."""
+def _groups(targets: Float, rows: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """(n,) the k-means cluster of each of the teacher's vectors; a batch gets some `_GROUP` values of each it holds."""
     MiniBatchKMeans = require("sklearn.cluster").MiniBatchKMeans
 
-    count = max(1, min(AMONG * size, len(rows)) // _KIN)
+    count = max(1, min(AMONG * size, len(rows)) // _GROUP)
     sample = targets[rows[:: max(1, len(rows) // 40_000)]]
     return np.asarray(MiniBatchKMeans(count, n_init=1, random_state=0).fit(sample).predict(targets), np.int64)

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -19,6 +19,10 @@ from recotransfer.io.artifacts import atomic_file, digest, read_json, write_json
 from recotransfer.numerics.rounding import SINGLE, exceeds
 from recotransfer.transfer.base import Ints
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
 _STATE, _REPORT = "checkpoint.safetensors", "report.json"
 
 
@@ -26,20 +30,21 @@ class TrainingRun:
     """A training run: its learning curve, the weights of its best epoch, and a checkpoint to resume from.
 
     Attributes:
-        settings: plain JSON of everything that decides the outcome; a folder of a run with others is refused.
-        module: the network that is trained.
+        settings: everything that determines the result, as plain JSON; a folder of a run with other settings is
+            rejected.
+        module: the network being trained.
         weights: name -> trainable parameter; `kept`: name -> its value at the best epoch.
-        optimizer: an Adam over the weights.
-        standing: names of the attributes, plain JSON, that record how far the run is.
-        sign: 1, or -1 where a smaller score is better.
+        optimizer: Adam or AdamW over the weights.
+        standing: names of the attributes that record the progress, saved as plain JSON.
+        sign: 1 where a higher score is better, -1 where a lower one is.
         worse: epochs since the best one.
-        spent: seconds.
+        spent: training time in seconds.
     """
 
     standing: ClassVar[tuple[str, ...]] = ("epoch", "step", "worse", "best", "curve", "spent")
     sign: ClassVar[int] = 1
-    module: Any
-    weights: dict[str, Any]
+    module: Module
+    weights: dict[str, Tensor]
     optimizer: Any
 
     def __init__(self, folder: str | Path, settings: dict[str, Any]) -> None:
@@ -48,7 +53,7 @@ class TrainingRun:
         self.epoch = self.step = self.worse = self.best = 0
         self.curve: list[dict[str, Any]] = []
         self.spent = 0.0
-        self.kept: dict[str, Any] = {}
+        self.kept: dict[str, Tensor] = {}
 
     def finish_epoch(self, loss: float | None, score: float | None) -> None:
         """Add an epoch to the curve; keep its weights if its score is the best so far or nothing can be scored.
@@ -71,7 +76,7 @@ class TrainingRun:
         """Keep a copy of the current weights as the best."""
         self.kept = {name: on_file(value) for name, value in self.weights.items()}
 
-    def best_module(self) -> Any:
+    def best_module(self) -> Module:
         """The module with the best weights, on the CPU."""
         torch = require("torch")
 
@@ -82,9 +87,9 @@ class TrainingRun:
         return self.module.eval().cpu()
 
     def report(self, **more: Any) -> dict[str, Any]:
-        """Settings, the curve, the epoch whose weights were kept, the seconds and `more`, as plain JSON."""
-        own = {"curve": self.curve, "best": self.best, "seconds": round(self.spent, 1)}
-        return {"settings": self.settings, **more, **own}
+        """Settings, `more`, the learning curve, the best epoch and the training time in seconds, as plain JSON."""
+        results = {"curve": self.curve, "best": self.best, "seconds": round(self.spent, 1)}
+        return {"settings": self.settings, **more, **results}
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """Write the report, which marks the run as finished, and remove the checkpoint; call it once results exist."""
@@ -96,8 +101,8 @@ class TrainingRun:
         tensors = {f"best/{name}": value for name, value in self.kept.items()}
         for name, value in self.weights.items():
             tensors[f"now/{name}"] = value
-            for key, part in self.optimizer.state.get(value, {}).items():
-                tensors[f"optimizer/{key}/{name}"] = part
+            for key, moment in self.optimizer.state.get(value, {}).items():
+                tensors[f"optimizer/{key}/{name}"] = moment
 
         facts = {name: getattr(self, name) for name in self.standing}
         write_checkpoint(self.folder / _STATE, {**facts, "settings": self.settings}, tensors)
@@ -112,21 +117,22 @@ class TrainingRun:
         for name in self.standing:
             setattr(self, name, facts[name])
 
-        self.kept = {name.removeprefix("best/"): part for name, part in tensors.items() if name.startswith("best/")}
+        self.kept = {name.removeprefix("best/"): value for name, value in tensors.items() if name.startswith("best/")}
         for name, value in self.weights.items():
             value.data.copy_(tensors[f"now/{name}"])
             for key in ("step", "exp_avg", "exp_avg_sq"):
-                if (part := tensors.get(f"optimizer/{key}/{name}")) is not None:  # a weight may be without a gradient
-                    self.optimizer.state[value][key] = part.to(value.device)
+                # A weight that has not had a gradient yet has no optimizer state.
+                if (moment := tensors.get(f"optimizer/{key}/{name}")) is not None:
+                    self.optimizer.state[value][key] = moment.to(value.device)
 
         return True
 
 
 def ended(folder: Path, made: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The report of a run that ended in `folder` and made `made`, None where none did.
+    """The report of the finished run in `folder` whose result is `made`; None where there is none.
 
     Raises:
-        InputError: a run with other settings ended there.
+        InputError: the finished run had other settings.
     """
     if not ((folder / _REPORT).is_file() and made.is_dir()):
         return None
@@ -137,8 +143,8 @@ def ended(folder: Path, made: Path, settings: Mapping[str, Any]) -> dict[str, An
     return report
 
 
-def write_checkpoint(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-    """Write tensors and plain JSON facts to one file, whole or not at all."""
+def write_checkpoint(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors and plain JSON facts to one file, atomically."""
     save = require("safetensors.torch").save
 
     plain = {name: on_file(value) for name, value in tensors.items()}
@@ -146,8 +152,12 @@ def write_checkpoint(path: Path, facts: Mapping[str, Any], tensors: Mapping[str,
         file.write(save(plain, {"state": json.dumps(facts)}))
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The facts and tensors of `write_checkpoint`; `InputError` where the file is damaged."""
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The facts and tensors that `write_checkpoint` wrote.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     SafetensorError = require("safetensors").SafetensorError
     safe_open = require("safetensors").safe_open
 
@@ -161,26 +171,26 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return facts, tensors
 
 
-def on_file(tensor: Any) -> Any:
-    """A copy of a tensor that safetensors takes: on the CPU, in the plain layout."""
+def on_file(tensor: Tensor) -> Tensor:
+    """A copy of a tensor that safetensors can write: on the CPU and contiguous."""
     torch = require("torch")
 
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Raise `InputError` where the folder holds a run with other settings."""
+    """Raise `InputError` if a run in the folder had other settings."""
     if differing := [name for name in now if before.get(name) != now[name]]:
         raise InputError(f"{folder} holds a run with another {', '.join(differing)}; give a new folder")
 
 
 def model_of(encoder: Encoder) -> str:
-    """The name of the encoder's model, without revision."""
+    """The name of the encoder's model, without its revision."""
     return re.split(r"[/@]", encoder.name.partition("/")[2] or encoder.name)[0]
 
 
 def digest_of_content(items: Items, *encoders: Encoder) -> str:
-    """Fingerprint of the items' ids and of what each encoder reads of them; unreadable files are as missing."""
+    """Digest of the items' ids and of what each encoder reads of them; unreadable files count as missing."""
     return digest(items.ids.ids, *([_content(value) for value in encoder.values(items)] for encoder in encoders))
 
 
@@ -192,15 +202,19 @@ def _content(value: Any) -> str:
 
 
 def lengths(values: Sequence[Any]) -> Ints | None:
-    """(n,) of texts, which in batches of like lengths need less padding; None of other values."""
+    """(n,) the lengths of texts in characters; None for other values, which need no padding."""
     return np.array([len(value) for value in values]) if isinstance(values[0], str) else None
 
 
-def in_batches(rows: Ints, size: int, among: int, kin: Ints | None, rng: np.random.Generator) -> list[Ints]:
-    """All `rows` at random, `size` at a time; among so many batches those of near `kin`, numbers, come together."""
-    order = rng.permutation(rows)
-    if kin is not None:
-        order = order[np.lexsort((kin[order], np.arange(len(order)) // (among * size)))]
+def in_batches(rows: Ints, size: int, among: int, keys: Ints | None, rng: np.random.Generator) -> list[Ints]:
+    """All `rows` in random batches of `size`.
 
-    found = [order[at : at + size] for at in range(0, len(order), size)]
-    return [found[at] for at in rng.permutation(len(found))]
+    With `keys` (n,), lengths or groups, each run of `among` batches is sorted by key before it is cut, so that rows
+    with similar keys share a batch.
+    """
+    order = rng.permutation(rows)
+    if keys is not None:
+        order = order[np.lexsort((keys[order], np.arange(len(order)) // (among * size)))]
+
+    batches = [order[at : at + size] for at in range(0, len(order), size)]
+    return [batches[at] for at in rng.permutation(len(batches))]
