@@ -1,4 +1,4 @@
-"""A small network on vectors, trained contrastively."""
+"""A small network on frozen vectors, trained contrastively."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from recotransfer.transfer.networks import NetworkTransfer
 
 
 class ContrastiveHead(NetworkTransfer):
-    """A small residual network whose cosines tell items taken together from others; rows come out of length 1.
+    """A small residual network, trained to give items of the same user high cosines. Output rows have unit length.
 
-    NetworkTransfer by a softmax over in-batch and as many sampled negatives with the logQ correction (Yi et al., 2019),
-    which labels turn into one over classes; see `RelationLoss` and `NetworkTransfer` in `networks.py`.
+    The loss is a softmax over in-batch negatives and as many sampled ones, with logQ correction (Yi et al., 2019).
+    Where the relations are labels it is a softmax over classes instead. See `RelationLoss` and `NetworkTransfer` in
+    `networks.py`.
 
     Args:
-        dim: width of what comes out; None is that of the vectors.
+        dim: output width; None keeps that of the input.
         hidden: width of the hidden layer; 0 makes the map linear.
         temperature: of the softmax over cosines.
-        batch_size: pairs per step.
+        batch_size: pairs, or labelled items, per step.
         learning_rate: of Adam.
-        epochs: sweeps over the relations, at most.
-        patience: sweeps without gain on held-out items after which training ends.
+        epochs: maximum number of passes over the relations.
+        patience: epochs without improvement on held-out items after which training stops.
         seed: random seed.
     """
 

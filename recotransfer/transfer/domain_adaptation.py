@@ -1,12 +1,12 @@
-"""Domain adaptation: items with relations are the source, items without any the unlabelled target domain.
+"""Unsupervised domain adaptation: items with relations are the source domain, items without any are the target.
 
-Fit on the vectors of both, with the source's relations. Whether there is a gap to close is what `coral_distance`, `mmd`
-and `proxy_a_distance` of `transferability.py` measure.
+Fit on the vectors of both domains and the relations of the source. `coral_distance`, `mmd` and `proxy_a_distance` in
+`diagnostics.transferability` measure how far the two are apart.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,21 +18,24 @@ from recotransfer.settings import NonNegative, NonNegativeInt, Positive, Positiv
 from recotransfer.transfer.base import Array, Ints, Transfer
 from recotransfer.transfer.networks import NetworkTransfer, RelationLoss, Step, forward
 
-_WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the kernels, times the mean squared distance
-_SHARPNESS = 10.0  # of the adversary's slow start
-_JUDGE = 64  # hidden units of the adversary
-_PENALTY = 1.0  # on its squared slope
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # bandwidths of the kernels, relative to the mean squared distance
+_SHARPNESS = 10.0  # gamma of the schedule by which the reversed gradient grows
+_JUDGE = 64  # hidden units of the domain classifier
+_PENALTY = 1.0  # weight of the penalty on the domain classifier's squared gradient
 
 
 class Coral(Transfer):
-    """Target vectors with the source's mean and covariance; source vectors as they came.
+    """Aligns the mean and covariance of target vectors with the source's; source vectors are unchanged.
 
-    A model of the source's items then reads the target's. Sun, Feng and Saenko, "Return of frustratingly easy domain
-    adaptation" (2016), who move the source to the target instead; here the model stays where it was trained. Every item
-    that had no relation in `fit`, new ones included, is of the target.
+    A model trained on source items can then be applied to target items. CORAL is from Sun, Feng and Saenko, "Return of
+    frustratingly easy domain adaptation" (2016), who move the source to the target; here the target moves, so that the
+    model need not be refitted. Every item without a relation in `fit` belongs to the target, new items included.
 
     Args:
-        reg: share of the mean variance added to each direction of both domains.
+        reg: ridge on both covariances, as a share of the mean variance.
     """
 
     is_linear: ClassVar[bool] = True
@@ -41,27 +44,28 @@ class Coral(Transfer):
         self.reg = reg
 
     def fit(self, items: Embeddings, relations: Interactions) -> Self:
-        """Learn both domains' mean and covariance, and which items are of the source."""
+        """Learn the mean and covariance of both domains and which items belong to the source; returns self."""
         super().fit(items, relations)
         self.source_ = IdMap(relations.items.take(np.unique(relations.binary_matrix().indices)))
         return self
 
     def transform(self, items: Embeddings) -> Embeddings:
-        """The embeddings with the target's rows moved."""
+        """The embeddings, with the vectors of target items aligned to the source."""
         moved = super().transform(items)
-        own = self.source_.positions(items.ids.ids, missing="negative") >= 0
-        vectors = np.where(own[:, None], items.vectors, moved.vectors)
+        in_source = self.source_.positions(items.ids.ids, missing="negative") >= 0
+        vectors = np.where(in_source[:, None], items.vectors, moved.vectors)
         return Embeddings(items.ids, vectors, moved.source, items.has_content, moved.blocks)
 
     def _learn(self, vectors: Array, relations: Interactions) -> dict[str, NDArray[Any]]:
-        outside = _outside(relations)
-        inside = np.setdiff1d(np.arange(len(vectors)), outside)
-        (here, spread), (there, own) = (_spread(vectors[rows], self.reg) for rows in (inside, outside))
-        weights = _power(own, -0.5) @ _power(spread, 0.5)
+        target = _target_items(relations)
+        source = np.setdiff1d(np.arange(len(vectors)), target)
+        source_mean, source_covariance = _statistics(vectors[source], self.reg)
+        target_mean, target_covariance = _statistics(vectors[target], self.reg)
+        weights = _power(target_covariance, -0.5) @ _power(source_covariance, 0.5)  # whiten, then recolour
 
         return {
-            "target": there.astype(np.float32),
-            "source": here.astype(np.float32),
+            "target": target_mean.astype(np.float32),
+            "source": source_mean.astype(np.float32),
             "weights": weights.astype(np.float32),
         }
 
@@ -70,20 +74,20 @@ class Coral(Transfer):
         return np.asarray(moved, np.float32)
 
     def write(self, writer: ArtifactWriter) -> None:
-        """Store what was learned."""
+        """Store the maps and the ids of the source items."""
         super().write(writer)
         writer.ids("source", self.source_.ids)
 
     @classmethod
     def read(cls, artifact: Artifact) -> Self:
-        """Take back what `write` stored."""
+        """The transfer that `write` stored."""
         out = super().read(artifact)
         out.source_ = IdMap(artifact.ids("source"))
         return out
 
 
 class _Aligned(NetworkTransfer):
-    """A network trained for the source's relations, and for the two domains to look alike in what comes out."""
+    """A network trained on the source's relations and to make the two domains indistinguishable in its outputs."""
 
     def __init__(
         self,
@@ -107,69 +111,69 @@ class _Aligned(NetworkTransfer):
         self.seed = seed
 
     def _tasks(self, vectors: Array, relations: Interactions) -> dict[str, RelationLoss]:
-        self._targets = _outside(relations)
+        self._target_rows = _target_items(relations)
         return super()._tasks(vectors, relations)
 
-    def _both(self, outputs: Any, step: Step) -> tuple[Any, Any]:
-        """Vectors of the batch's labelled items, or of its pairs' first items, and of as many target items."""
+    def _both(self, outputs: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Output vectors of the batch's source items (the first of each pair) and of as many random target items."""
         torch = require("torch")
 
         source = outputs[: self.batch_size]
-        rows = torch.from_numpy(self._targets[step.draw.integers(len(self._targets), size=len(source))])
+        rows = torch.from_numpy(self._target_rows[step.draw.integers(len(self._target_rows), size=len(source))])
         return source, forward(step.weights, step.inputs[rows])
 
 
 class MMDMap(_Aligned):
-    """A network for the source's relations whose outputs have the same distribution in both domains, by kernel MMD.
+    """A network trained on the source's relations, with the MMD between the domains' outputs as a penalty.
 
     The squared maximum mean discrepancy under a sum of Gaussian kernels is added to the loss: Long et al., "Learning
-    transferable features with deep adaptation networks" (2015). Rows come out of length 1.
+    transferable features with deep adaptation networks" (2015). Output rows have unit length.
 
     Args:
-        dim: width of what comes out; None is that of the vectors.
+        dim: output width; None keeps that of the input.
         hidden: width of the hidden layer; 0 makes the map linear.
-        weight: of the discrepancy against the loss on relations; 0 leaves the target out.
+        weight: of the discrepancy against the loss on relations; 0 ignores the target.
         batch_size: pairs, or labelled items, per step.
         learning_rate: of Adam.
-        epochs: sweeps over the relations, at most.
-        patience: sweeps without gain on held-out source items after which training ends.
+        epochs: maximum number of passes over the relations.
+        patience: epochs without improvement on held-out source items after which training stops.
         seed: random seed.
     """
 
-    def _total(self, losses: dict[str, Any], outputs: Any, step: Step) -> Any:
+    def _total(self, losses: dict[str, Tensor], outputs: Tensor, step: Step) -> Tensor:
         torch = require("torch")
 
         source, target = self._both(outputs, step)
         n = len(source)
         both = torch.cat([source, target])
-        apart = (2 - 2 * both @ both.T).clamp(min=0)
-        width = apart.detach().mean()
-        kernel = sum(torch.exp(-apart / (factor * width)) for factor in _WIDTHS) / len(_WIDTHS)
+        distances = (2 - 2 * both @ both.T).clamp(min=0)  # squared, of unit rows
+        width = distances.detach().mean()
+        kernel = sum(torch.exp(-distances / (factor * width)) for factor in _WIDTHS) / len(_WIDTHS)
         within = (kernel[:n, :n].sum() + kernel[n:, n:].sum() - 2 * n) / (n * (n - 1))  # without the diagonal's ones
 
         return sum(losses.values()) + self.weight * (within - 2 * kernel[:n, n:].mean())
 
 
 class Adversarial(_Aligned):
-    """A network for the source's relations whose outputs do not tell the domains apart, by gradient reversal.
+    """A network trained on the source's relations and against a domain classifier, by gradient reversal.
 
-    A judge learns to tell source from target; its gradient reaches the map with the sign turned. The reversal starts at
-    0 and grows to `weight` along the paper's schedule. Ganin et al., "Domain-adversarial training of neural networks"
-    (2016). A penalty on the judge's slope keeps the two from circling each other without end: Mescheder et al., "Which
-    training methods for GANs do actually converge?" (2018). Rows come out of length 1.
+    The classifier learns to tell source from target, and its gradient reaches the map with the sign reversed. The
+    reversal grows from 0 to `weight` along the schedule of Ganin et al., "Domain-adversarial training of neural
+    networks" (2016). A penalty on the classifier's gradient keeps the training from oscillating: Mescheder et al.,
+    "Which training methods for GANs do actually converge?" (2018). Output rows have unit length.
 
     Args:
-        dim: width of what comes out; None is that of the vectors.
+        dim: output width; None keeps that of the input.
         hidden: width of the hidden layer; 0 makes the map linear.
-        weight: of the reversed gradient at the end; 0 leaves the target out.
+        weight: of the reversed gradient at the end of training; 0 ignores the target.
         batch_size: pairs, or labelled items, per step.
         learning_rate: of Adam.
-        epochs: sweeps over the relations, at most.
-        patience: sweeps without gain on held-out source items after which training ends.
+        epochs: maximum number of passes over the relations.
+        patience: epochs without improvement on held-out source items after which training stops.
         seed: random seed.
     """
 
-    def _extras(self, dim: int) -> dict[str, Any]:
+    def _extras(self, dim: int) -> dict[str, Tensor]:
         torch = require("torch")
 
         return {
@@ -178,47 +182,47 @@ class Adversarial(_Aligned):
             "verdict": torch.randn(_JUDGE) / _JUDGE**0.5,
         }
 
-    def _total(self, losses: dict[str, Any], outputs: Any, step: Step) -> Any:
+    def _total(self, losses: dict[str, Tensor], outputs: Tensor, step: Step) -> Tensor:
         torch = require("torch")
         functional = require("torch.nn.functional")
 
         source, target = self._both(outputs, step)
         strength = self.weight * (2 / (1 + np.exp(-_SHARPNESS * step.progress)) - 1)
         both = torch.cat([source, target])
-        shown = (both.detach() * source.shape[1] ** 0.5).requires_grad_()  # coordinates of about unit size
-        seen = shown + strength * (both.detach() - both)  # the value of `shown`, the gradient reversed
+        fixed = (both.detach() * source.shape[1] ** 0.5).requires_grad_()  # scaled to coordinates of about unit size
+        reversed_ = fixed + strength * (both.detach() - both)  # the value of `fixed`, the gradient reversed
         truth = torch.cat([torch.ones(len(source)), torch.zeros(len(target))])
-        loss = functional.binary_cross_entropy_with_logits(_judged(seen, step), truth)
-        slope = torch.autograd.grad(_judged(shown, step).sum(), shown, create_graph=True)[0]
+        loss = functional.binary_cross_entropy_with_logits(_domain_logits(reversed_, step), truth)
+        gradient = torch.autograd.grad(_domain_logits(fixed, step).sum(), fixed, create_graph=True)[0]
 
-        return sum(losses.values()) + loss + _PENALTY * (slope**2).sum(dim=1).mean()
+        return sum(losses.values()) + loss + _PENALTY * (gradient**2).sum(dim=1).mean()
 
 
-def _judged(vectors: Any, step: Step) -> Any:
-    """(n,) the judge's log odds of the source."""
+def _domain_logits(vectors: Tensor, step: Step) -> Tensor:
+    """(n,) the domain classifier's logits of the source."""
     hidden = (vectors @ step.weights["judge"] + step.weights["judge bias"]).relu()
     return hidden @ step.weights["verdict"]
 
 
-def _outside(relations: Interactions) -> Ints:
+def _target_items(relations: Interactions) -> Ints:
     """Positions of the items without a relation.
 
     Raises:
-        InputError: fewer than two of them, or of the others.
+        InputError: either domain has fewer than two items.
     """
     counts = np.bincount(relations.binary_matrix().indices, minlength=len(relations.items))
-    outside = np.flatnonzero(counts == 0)
-    if min(len(outside), len(counts) - len(outside)) < 2:
+    target = np.flatnonzero(counts == 0)
+    if min(len(target), len(counts) - len(target)) < 2:
         raise InputError(
-            f"{len(outside)} of {len(counts)} items have no relation; give the target's items without relations beside "
+            f"{len(target)} of {len(counts)} items have no relation; give the target's items without relations beside "
             "the source's with theirs, two of each at least"
         )
 
-    return outside
+    return target
 
 
-def _spread(vectors: Array, reg: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and covariance, shrunk."""
+def _statistics(vectors: Array, reg: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and shrunk covariance."""
     mean = vectors.mean(axis=0, dtype=np.float64)
     centred = vectors - mean
     out = centred.T @ centred / len(vectors)
@@ -227,6 +231,6 @@ def _spread(vectors: Array, reg: float) -> tuple[NDArray[np.float64], NDArray[np
 
 
 def _power(matrix: NDArray[np.float64], power: float) -> NDArray[np.float64]:
-    """The symmetric positive matrix to a power."""
+    """A power of a symmetric positive definite matrix."""
     size, turn = np.linalg.eigh(matrix)
     return np.asarray((turn * size**power) @ turn.T)

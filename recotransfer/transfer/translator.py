@@ -1,4 +1,4 @@
-"""Text from text: a decoder trained on top of a pretrained text encoder, as for translation."""
+"""Sequence-to-sequence text generation, such as translation: a small decoder on top of a pretrained text encoder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,32 +36,35 @@ from recotransfer.transfer._decoder import (
 )
 from recotransfer.transfer.training import ended
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _HEAD = 64  # width of an attention head
 _DROPOUT = 0.1
-_SMOOTHING = 0.1  # share of a target's probability that is spread over all tokens
-_WARM_UP = 0.1  # share of the steps in which the step size grows
-_CLIP = 1.0  # longest gradient
+_SMOOTHING = 0.1  # probability mass that label smoothing spreads over all tokens
+_WARM_UP = 0.1  # share of the steps in which the learning rate grows
+_CLIP = 1.0  # maximum gradient norm
 
 
 @checked_class
 class Translator:
-    """Texts written from texts: a pretrained encoder with a small decoder on top that attends to its token states.
+    """Generates text from text: a pretrained encoder, and a small decoder with cross-attention to its token states.
 
     The warm-started encoder-decoder of Rothe, Narayan and Severyn, "Leveraging pre-trained checkpoints for sequence
-    generation tasks" (2020), trained with label smoothing (Szegedy et al., 2016). The decoder has a byte-pair
-    vocabulary of its own, learned from the targets. While the encoder is frozen, its token states are computed once
-    and kept in memory at 2 bytes per number, so that a step costs the decoder's part alone.
+    generation tasks" (2020), trained with label smoothing (Szegedy et al., 2016). The decoder has its own byte-pair
+    vocabulary, learned from the targets. While the encoder is frozen, its token states are computed once and kept in
+    memory at 2 bytes per number, so that each step runs the decoder only.
 
     Args:
-        vocabulary: tokens of the target side.
+        vocabulary: maximum number of target tokens.
         dim: width of the decoder, a multiple of 64.
-        layers: of the decoder.
-        epochs: passes over the pairs.
-        encoder_epochs: the last so many of them change the encoder as well; all, for an encoder that knows nothing.
-        learning_rate: greatest step size of the decoder.
-        encoder_learning_rate: greatest step size of the encoder.
+        layers: number of decoder layers.
+        epochs: maximum number of passes over the pairs.
+        encoder_epochs: how many of these, at the end, also train the encoder; all of them for an untrained encoder.
+        learning_rate: peak learning rate of the decoder.
+        encoder_learning_rate: peak learning rate of the encoder.
         batch_size: target tokens per step.
-        patience: epochs without a lower loss on the validation pairs after which training stops.
+        patience: epochs without a lower validation loss after which training stops.
         seed: random seed.
 
     Attributes:
@@ -98,19 +101,20 @@ class Translator:
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def fit(self, encoder: SentenceText, train: Pairs, valid: Pairs, *, folder: str | Path) -> Self:
-        """Learn to write the targets; returns self with the weights of the epoch that did best on `valid`.
+        """Learn to generate the targets from the sources; returns self, with the weights of the best epoch on `valid`.
 
-        Each epoch leaves a checkpoint in `folder`; a killed run, called again, goes on from there and ends with the
-        same model up to floating point, a finished one is only read. The model itself is in `folder`/model, for `load`.
+        A checkpoint is written to `folder` after each epoch. Calling `fit` again resumes an interrupted run, which ends
+        with the same model up to floating-point error, and loads a finished one. The model itself is in `folder`/model,
+        from where `load` reads it.
 
         Args:
             encoder: a text encoder whose network is a transformer.
-            train: what to learn from.
-            valid: pairs that tell when to stop.
-            folder: of this run alone.
+            train: training pairs.
+            valid: validation pairs, which decide when to stop and which epoch to keep.
+            folder: a folder for this run alone.
 
         Raises:
-            InputError: settings that cannot be, a folder of another run, or no epoch with a finite loss on `valid`.
+            InputError: invalid settings, a folder that holds another run, or no epoch with a finite validation loss.
         """
         self._check(train, valid)
         folder = Path(folder)
@@ -122,24 +126,24 @@ class Translator:
         self._build(encoder, train)
         run = DecoderRun(self.network_, self._save, folder, settings, train_encoder=self.encoder_epochs > 0)
         run.resume()
-        told = self._tokens(train), self._tokens(valid)
-        batches = [batches_of(each.lengths, self.batch_size) for each in told]
+        train_tokens, valid_tokens = self._tokens(train), self._tokens(valid)
+        train_batches, valid_batches = (batches_of(t.lengths, self.batch_size) for t in (train_tokens, valid_tokens))
         states: list[EncodedSources] = []
 
         while run.epoch < self.epochs and run.worse < self.patience:
             tuning = run.epoch >= self.epochs - self.encoder_epochs
             if tuning:
-                states = []
+                states = []  # those of the frozen encoder no longer hold
             elif not states:
-                states = [EncodedSources.of(self.network_.encoder, each) for each in told]
+                states = [EncodedSources.of(self.network_.encoder, t) for t in (train_tokens, valid_tokens)]
 
-            frozen = states if states else (None, None)
+            train_states, valid_states = states if states else (None, None)
             begin = time.perf_counter()
-            loss = self._epoch(run, told[0], frozen[0], len(batches[0]))
-            held = self._loss(told[1], frozen[1], batches[1])
+            loss = self._epoch(run, train_tokens, train_states, len(train_batches))
+            valid_loss = self._loss(valid_tokens, valid_states, valid_batches)
             run.spent += time.perf_counter() - begin
             run.epoch += 1
-            run.finish_epoch(round(loss, 5), round(held, 5))
+            run.finish_epoch(round(loss, 5), round(valid_loss, 5))
             run.save()
 
         if all(point["valid"] is None for point in run.curve):
@@ -155,6 +159,7 @@ class Translator:
         return {name: value for name, value in vars(self).items() if not name.endswith("_")}
 
     def _check(self, train: Pairs, valid: Pairs) -> None:
+        """Raise `InputError` for invalid settings or pairs."""
         check_settings(self)
         for name, pairs in (("train", train), ("valid", valid)):
             if len(pairs.sources) != len(pairs.targets) or not len(pairs.sources):
@@ -167,7 +172,7 @@ class Translator:
             raise InputError(f"encoder_epochs is {self.encoder_epochs}; it must be at most epochs, here {self.epochs}")
 
     def _build(self, encoder: SentenceText, pairs: Pairs) -> None:
-        """Both tokenizers and the network, its decoder not trained."""
+        """Set up both tokenizers and the network, with an untrained decoder."""
         torch = require("torch")
         BertConfig = require("transformers").BertConfig
         BertLMHeadModel = require("transformers").BertLMHeadModel
@@ -176,7 +181,6 @@ class Translator:
         self.source_ = encoder.network[0].tokenizer
         self.longest_source_ = int(encoder.network.max_seq_length or 512)
         self.target_ = learned_vocabulary(pairs.targets, self.vocabulary)
-        # On short texts the backward pass of torch's fused attention takes longer than all else together.
         inner = encoder.network[0].auto_model
 
         with quiet_loading(), torch.random.fork_rng():
@@ -188,14 +192,17 @@ class Translator:
                 attention_probs_dropout_prob=0.0, pad_token_id=PAD, bos_token_id=BEGIN, eos_token_id=END,
                 initializer_range=self.dim**-0.5, attn_implementation="eager",
             )  # fmt: skip
-            own = type(inner)(inner.config)
-            own.load_state_dict(inner.state_dict())
-            own.set_attn_implementation("eager")
-            network = EncoderDecoderModel(encoder=own, decoder=BertLMHeadModel(config)).to(default_device())
+            # A copy: the caller's encoder stays as it is. Eager attention, because on short texts the backward pass of
+            # torch's fused attention takes longer than everything else together.
+            copied = type(inner)(inner.config)
+            copied.load_state_dict(inner.state_dict())
+            copied.set_attn_implementation("eager")
+            network = EncoderDecoderModel(encoder=copied, decoder=BertLMHeadModel(config)).to(default_device())
             if (bridge := getattr(network, "enc_to_dec_proj", None)) is not None:
-                # States of some encoders are small, and a decoder would be slow to notice them.
-                some = EncodedSources.of(own, self._tokens(Pairs(pairs.sources[:SENTENCES], []))).states.float()
-                torch.nn.init.normal_(bridge.weight, std=float(some.square().sum(dim=1).mean()) ** -0.5)
+                # Some encoders have small token states, which the decoder would be slow to use; project them to about
+                # unit size.
+                sample = EncodedSources.of(copied, self._tokens(Pairs(pairs.sources[:SENTENCES], []))).states.float()
+                torch.nn.init.normal_(bridge.weight, std=float(sample.square().sum(dim=1).mean()) ** -0.5)
 
         network.config.decoder_start_token_id, network.config.pad_token_id = BEGIN, PAD
         network.config.eos_token_id = END
@@ -206,23 +213,26 @@ class Translator:
         targets = [e.ids[: LONGEST - 1] for e in self.target_.encode_batch(list(pairs.targets))]
         return Tokens([np.asarray(s, np.int64) for s in sources], [np.asarray([*t, END], np.int64) for t in targets])
 
-    def _epoch(self, run: DecoderRun, told: Tokens, states: EncodedSources | None, steps: int) -> float:
-        """One pass; returns the mean loss per target token."""
+    def _epoch(self, run: DecoderRun, pairs: Tokens, states: EncodedSources | None, steps: int) -> float:
+        """Train for one pass of `steps` steps; returns the mean loss per target token.
+
+        Without `states`, those of the frozen encoder, the encoder runs in each step and is trained as well.
+        """
         torch = require("torch")
 
-        generator = np.random.default_rng([self.seed, run.epoch])
-        batches = batches_of(told.lengths, self.batch_size, generator)
-        generator.shuffle(batches)
+        rng = np.random.default_rng([self.seed, run.epoch])
+        batches = batches_of(pairs.lengths, self.batch_size, rng)
+        rng.shuffle(batches)
         tuning = states is None
         self.network_.encoder.requires_grad_(tuning).train(tuning)
         self.network_.decoder.train()
         total, tokens = 0.0, 0
 
         with torch.random.fork_rng():
-            torch.manual_seed(int(generator.integers(1 << 31)))
+            torch.manual_seed(int(rng.integers(1 << 31)))
             for at, rows in enumerate(batches):
-                run.set_pace(self._pace((run.epoch * steps + at + 1) / (self.epochs * steps)))
-                summed, n = self._batch_loss(told, states, rows, _SMOOTHING)
+                run.set_learning_rates(self._learning_rates((run.epoch * steps + at + 1) / (self.epochs * steps)))
+                summed, n = self._batch_loss(pairs, states, rows, _SMOOTHING)
                 (summed / n).backward()
                 torch.nn.utils.clip_grad_norm_(self.network_.parameters(), _CLIP)
                 run.optimizer.step()
@@ -232,28 +242,32 @@ class Translator:
 
         return total / tokens
 
-    def _pace(self, done: float) -> tuple[float, float]:
-        """Step sizes of decoder and encoder when this share of all steps is done: up, then down to nothing."""
+    def _learning_rates(self, done: float) -> tuple[float, float]:
+        """Learning rates of decoder and encoder after this share of all steps: linear warm-up, then decay to 0.
+
+        The encoder's schedule spans only the epochs in which it is trained.
+        """
         begin = 1 - self.encoder_epochs / self.epochs
         share = max(0.0, (done - begin) / (1 - begin)) if begin < 1 else 0.0
 
-        def at(part: float) -> float:
-            return min(part / _WARM_UP, (1 - part) / (1 - _WARM_UP))
+        def schedule(share_done: float) -> float:
+            return min(share_done / _WARM_UP, (1 - share_done) / (1 - _WARM_UP))
 
-        return self.learning_rate * at(done), self.encoder_learning_rate * at(share)
+        return self.learning_rate * schedule(done), self.encoder_learning_rate * schedule(share)
 
-    def _loss(self, told: Tokens, states: EncodedSources | None, batches: Sequence[NDArray[np.int64]]) -> float:
+    def _loss(self, pairs: Tokens, states: EncodedSources | None, batches: Sequence[NDArray[np.int64]]) -> float:
+        """Mean loss per target token, without label smoothing or dropout."""
         torch = require("torch")
 
         self.network_.eval()
         with torch.no_grad():
-            sums = [self._batch_loss(told, states, rows, 0.0) for rows in batches]
+            sums = [self._batch_loss(pairs, states, rows, 0.0) for rows in batches]
 
         return float(sum(float(loss) for loss, _ in sums) / sum(n for _, n in sums))
 
     def _batch_loss(
-        self, told: Tokens, states: EncodedSources | None, rows: NDArray[np.int64], smoothing: float
-    ) -> tuple[Any, int]:
+        self, pairs: Tokens, states: EncodedSources | None, rows: NDArray[np.int64], smoothing: float
+    ) -> tuple[Tensor, int]:
         """Summed loss of the target tokens of a batch, and their number."""
         torch = require("torch")
 
@@ -262,7 +276,7 @@ class Translator:
 
         with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bfloat16()):
             if states is None:
-                ids, mask = (torch.from_numpy(a).to(device) for a in padded([told.sources[i] for i in rows]))
+                ids, mask = (torch.from_numpy(a).to(device) for a in padded([pairs.sources[i] for i in rows]))
                 context = network.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
             else:
                 context, mask = states.batch(rows)
@@ -270,10 +284,10 @@ class Translator:
             if hasattr(network, "enc_to_dec_proj"):
                 context = network.enc_to_dec_proj(context.float())
 
-            target, real = (torch.from_numpy(a).to(device) for a in padded([told.targets[i] for i in rows]))
-            given = torch.cat([torch.full_like(target[:, :1], BEGIN), target[:, :-1]], dim=1)
+            target, real = (torch.from_numpy(a).to(device) for a in padded([pairs.targets[i] for i in rows]))
+            shifted = torch.cat([torch.full_like(target[:, :1], BEGIN), target[:, :-1]], dim=1)  # teacher forcing
             hidden = decoder.bert(
-                input_ids=given, encoder_hidden_states=context, encoder_attention_mask=mask, use_cache=False
+                input_ids=shifted, encoder_hidden_states=context, encoder_attention_mask=mask, use_cache=False
             ).last_hidden_state
             hidden = decoder.cls.predictions.transform(hidden[real.bool()])
 
@@ -281,23 +295,23 @@ class Translator:
 
         return loss_of_rows()(hidden, last.weight, last.bias, target[real.bool()], smoothing), int(real.sum())
 
-    # -- writing -------------------------------------------------------------------------------------------------------
+    # -- generation ----------------------------------------------------------------------------------------------------
 
     def translate(self, sources: Sequence[str], *, beams: int = 4) -> list[str]:
-        """What is written from each source, in order.
+        """The generated text of each source, in order.
 
         Args:
-            sources: texts.
-            beams: beginnings followed at a time; 1 takes the likeliest token at each step.
+            sources: texts to translate.
+            beams: width of the beam search; 1 is greedy decoding.
         """
         torch = require("torch")
 
         if not hasattr(self, "network_"):
             raise NotFittedError(f"this {type(self).__name__} has not learned anything; call fit or load first")
 
-        told = self._tokens(Pairs(sources, []))
+        pairs = self._tokens(Pairs(sources, []))
         out = [""] * len(sources)
-        order = np.argsort([len(s) for s in told.sources], kind="stable")
+        order = np.argsort([len(s) for s in pairs.sources], kind="stable")
         network = self.network_.eval()
 
         with (
@@ -306,13 +320,13 @@ class Translator:
         ):
             for first in range(0, len(order), SENTENCES):
                 rows = order[first : first + SENTENCES]
-                ids, mask = (torch.from_numpy(a).to(network.device) for a in padded([told.sources[i] for i in rows]))
+                ids, mask = (torch.from_numpy(a).to(network.device) for a in padded([pairs.sources[i] for i in rows]))
                 longest = min(LONGEST, 2 * ids.shape[1] + 10)
-                written = network.generate(
+                generated = network.generate(
                     input_ids=ids, attention_mask=mask, num_beams=beams, max_new_tokens=longest, do_sample=False,
                     decoder_start_token_id=BEGIN, pad_token_id=PAD, eos_token_id=END, early_stopping=beams > 1,
                 )  # fmt: skip
-                for row, text in zip(rows, self.target_.decode_batch(written.tolist()), strict=True):
+                for row, text in zip(rows, self.target_.decode_batch(generated.tolist()), strict=True):
                     out[row] = text
 
         return out
@@ -327,8 +341,8 @@ class Translator:
         writer.json("limits", {"source": self.longest_source_})
         writer.json("target", self.target_.to_str())
         with tempfile.TemporaryDirectory() as name, quiet_loading():
-            for part, holder in (("network", self.network_), ("source", self.source_)):
-                holder.save_pretrained(Path(name) / part)
+            for part, saved in (("network", self.network_), ("source", self.source_)):
+                saved.save_pretrained(Path(name) / part)
                 writer.folder_of_model(part, Path(name) / part)
 
     def _open(self, artifact: Artifact) -> Self:
@@ -351,7 +365,7 @@ class Translator:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """The translator that a `fit` with this folder left there; of an unfinished run, the best epoch so far."""
+        """The translator that `fit` saved in this folder; for an unfinished run, the best epoch so far."""
         artifact = open_artifact(Path(folder) / "model")
         if artifact.class_name != cls.__name__:
             raise ArtifactError(f"{folder} holds a {artifact.class_name}, not a {cls.__name__}")
