@@ -1,4 +1,4 @@
-"""What every transfer method is: a map on vectors (`Transfer`) or a map on encoders (`Tuner`)."""
+"""The two kinds of transfer methods: maps on vectors (`Transfer`) and maps on encoders (`Tuner`)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Ints = NDArray[np.int64]
 
 
 class Transfer(Checked, ABC):
-    """Vectors in, vectors out; learned from relations alone, applied to items seen or not.
+    """A map on item vectors, learned from relations alone and applicable to any items, new ones included.
 
-    Subclasses implement `_learn` and `_apply`. All they learn is a dict of arrays, so saving is written once.
-    Users of the relations are whatever relates the items: shoppers, classes, shops. Items without content are left out
-    of learning and stay without content.
+    Subclasses implement `_learn` and `_apply`. What they learn is a dict of arrays, which this class saves and loads.
+    The users of the relations are whatever relates the items: shoppers, classes, shops. Items without content are
+    ignored in learning and stay without content.
 
     Attributes:
-        is_linear: every part of the result comes from the modalities together, in fixed proportions, so that reasons
-            name them all ("text+image"). Networks mix them as they please: their vectors are plain "content".
+        is_linear: whether the map is linear. The reasons of a recommendation then name the modalities it mixes
+            ("text+image"); vectors that went through a network are called "content".
     """
 
     is_linear: ClassVar[bool] = False
@@ -36,25 +36,27 @@ class Transfer(Checked, ABC):
 
     @abstractmethod
     def _learn(self, vectors: Array, relations: Interactions) -> dict[str, NDArray[Any]]:
-        """Arrays that `_apply` needs; `vectors` (n, dim) are rows of `relations.items`, all with content."""
+        """The arrays that `_apply` needs; `vectors` (n, dim) are those of `relations.items`, all with content."""
 
     @abstractmethod
     def _apply(self, vectors: Array) -> Array:
-        """(n, dim') the mapped vectors of any items, by `state_`."""
+        """(n, dim') the mapped vectors of any items, computed from `state_`."""
 
     def params(self) -> dict[str, Any]:
         """Constructor arguments by name."""
         return {name: getattr(self, name) for name in settings_of(type(self))}
 
     def unfitted(self) -> Self:
-        """A transfer with the same settings that has learned nothing."""
+        """An unfitted transfer with the same settings."""
         return type(self)(**{name: getattr(self, name) for name in settings_of(type(self))})
 
     def fit(self, items: Embeddings, relations: Interactions) -> Self:
-        """Learn from the items' vectors and how users relate them; returns self.
+        """Learn from the items' vectors and the relations between users and items; returns self.
 
-        Items of `items` without a relation are known by their vectors only; relations of items without content are
-        left aside.
+        Items without relations contribute their vectors only. Relations of items without content are ignored.
+
+        Raises:
+            InputError: invalid settings, or no item with content.
         """
         self.check_settings()
         known = np.flatnonzero(items.has_content)
@@ -67,11 +69,16 @@ class Transfer(Checked, ABC):
         return self
 
     def check_settings(self) -> None:
-        """Raise `InputError` for a setting that its declaration does not allow; `fit` begins with it."""
+        """Raise `InputError` for an invalid setting; `fit` calls this first."""
         check_settings(self)
 
     def transform(self, items: Embeddings) -> Embeddings:
-        """The mapped embeddings; `source` tells the maps applied, in order."""
+        """The mapped embeddings; their `source` lists the maps applied, in order.
+
+        Raises:
+            NotFittedError: the transfer has not been fitted.
+            InputError: vectors of another width than in `fit`.
+        """
         if not hasattr(self, "state_"):
             raise NotFittedError(f"this {type(self).__name__} has not learned anything; call fit or load first")
         if items.dim != self.dim_in_:
@@ -82,7 +89,7 @@ class Transfer(Checked, ABC):
         return Embeddings(items.ids, out, f"{items.source} > {type(self).__name__}", items.has_content, blocks)
 
     def write(self, writer: ArtifactWriter) -> None:
-        """Store what was learned."""
+        """Save the settings and the learned arrays."""
         names = sorted(self.state_)
         writer.json("transfer", {"params": self.params(), "dim": self.dim_in_, "state": names})
         for name in names:
@@ -90,7 +97,7 @@ class Transfer(Checked, ABC):
 
     @classmethod
     def read(cls, artifact: Artifact) -> Self:
-        """Take back what `write` stored."""
+        """The transfer that `write` stored."""
         facts = artifact.json("transfer")
         out = cls(**saved_settings(cls, facts["params"]))
         out.dim_in_ = facts["dim"]
@@ -99,21 +106,27 @@ class Transfer(Checked, ABC):
 
 
 class Tuner(Checked, ABC):
-    """Encoder in, encoder out: the weights change, the encoder's place in a `TransferTask` does not.
+    """Trains an encoder; the result takes the encoder's place in a `TransferTask`.
 
     Attributes:
-        report_: plain JSON on the last `tune`: steps, seconds and the learning curve.
+        report_: plain JSON about the last `tune`: settings, learning curve, best epoch and seconds.
     """
 
     report_: dict[str, Any]
 
     @abstractmethod
     def tune(self, encoder: TrainableEncoder, items: Items, relations: Interactions) -> TrainableEncoder:
-        """An encoder of the same kind that learned from how users relate the items; `encoder` stays as it is."""
+        """A trained encoder; `encoder` itself is unchanged.
+
+        Args:
+            encoder: where training starts.
+            items: the items to learn from.
+            relations: users and their items.
+        """
 
 
 def _among(relations: Interactions, items: Embeddings, known: NDArray[np.int64]) -> Interactions:
-    """The relations of the items at `known`, over a map of those items alone."""
+    """The relations of the items at positions `known`, reindexed to those items."""
     place = np.full(len(items.ids), -1, np.int64)
     place[known] = np.arange(len(known))
     at = items.ids.positions(relations.items.ids, missing="negative")

@@ -1,4 +1,4 @@
-"""Labels from elsewhere: mapped from another label set, or predicted and accepted where the model is confident."""
+"""Labels from elsewhere: confident predictions as pseudo-labels, and labels mapped from another label set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from recotransfer.data import Embeddings, IdMap, Interactions, Recommendations
 from recotransfer.errors import InputError
 from recotransfer.numerics.vectors import reciprocal, unit_rows
 
-_DECIMALS = 6  # of a cosine of float32 vectors; two that agree so far are equally alike
+_DECIMALS = 6  # to which cosines of float32 vectors are compared, so that ties do not depend on rounding
 
 
 @checked
@@ -25,22 +25,23 @@ def pseudo_labels(
     adapt: bool = True,
     most: int | None = None,
 ) -> Interactions:
-    """Confident predictions of `Recommender.label` as relations to learn from: self-training.
+    """Confident predictions of `Recommender.label` as relations for self-training.
 
-    An item is related to its best label where the probability passes the label's threshold, and the weight is that
-    probability. FixMatch (Sohn et al., 2020) has one threshold for all. With `adapt` a label that few predictions pass
-    has a lower one, so that labels hard to learn are not starved: as in FlexMatch (Zhang et al., 2021) it follows
-    c / (2 - c), c the label's confident predictions over those of the label with most, but falls to half at most.
+    An item is related to its most probable label if that probability reaches the label's threshold; the weight is the
+    probability. FixMatch (Sohn et al., 2020) uses one threshold. With `adapt`, labels with few confident predictions
+    have a lower one, so that labels that are hard to learn are not starved: as in FlexMatch (Zhang et al., 2021) it
+    follows c / (2 - c), where c is the label's number of confident predictions over that of the most frequent label,
+    but never falls below half.
 
     Args:
-        predicted: from `label`, or any lists whose users are items, whose catalogue are labels and whose scores are
+        predicted: from `label`, or any lists whose users are items, whose catalogue is the labels and whose scores are
             probabilities.
-        threshold: of the easiest label.
-        adapt: let harder labels have lower ones.
-        most: of each label at most so many items, the surest first.
+        threshold: for the label with the most confident predictions.
+        adapt: lower the threshold for harder labels.
+        most: maximum number of items per label, the most probable first; None keeps all.
 
     Raises:
-        InputError: scores that are no probabilities, or a threshold that is none.
+        InputError: scores or a threshold that are not probabilities, or `most` below 1.
     """
     if not 0 <= threshold <= 1 or (most is not None and most < 1):
         raise InputError(f"threshold must lie in 0..1 and most be 1 at least, got {threshold} and {most}")
@@ -63,11 +64,11 @@ def pseudo_labels(
 
 
 class LabelMap(NamedTuple):
-    """Labels of one set under the names of another.
+    """A mapping from one label set to another.
 
     Attributes:
-        table: one row per source label: source, target (None where nothing is near enough), likeness.
-        relations: the source relations with the target's labels as users; those of labels without a target are gone.
+        table: one row per source label: source, target (None where no target is similar enough), likeness.
+        relations: the source relations with the target's labels as users, without those of labels that have no target.
     """
 
     table: pd.DataFrame
@@ -83,21 +84,21 @@ def map_labels(
     matching: Literal["nearest", "one-to-one"] = "one-to-one",
     least: float = 0.0,
 ) -> LabelMap:
-    """The source's relations under the target's labels, each label renamed to the most similar one.
+    """The source's relations with each label replaced by the most similar label of the target.
 
-    Likeness is the cosine of the embedded label names where `names` are given, else that of the two labels' items: both
-    sets must then have labelled some of the same items. "one-to-one" has the greatest sum of likenesses with no target
-    taken twice (Hungarian method; Kuhn, 1955); "nearest" lets several labels become one.
+    Similarity is the cosine of the embedded label names if `names` is given, else the cosine of the labels' item sets,
+    for which both label sets must share some labelled items. "one-to-one" maximises the total similarity while using
+    each target at most once (Hungarian method; Kuhn, 1955); "nearest" may map several labels to one target.
 
     Args:
         source: relations whose users are labels.
-        target: relations whose users are the labels wanted, or those labels.
+        target: relations whose users are the target labels, or just these labels.
         names: vectors of the labels of both sets, by label id.
-        matching: whether a target may stand for several labels.
-        least: likeness at or below which a label has no target.
+        matching: whether each target is used at most once.
+        least: similarity that a label must exceed to have a target.
 
     Raises:
-        InputError: another `matching`, or neither names nor a target with relations.
+        InputError: an unknown `matching`, or neither `names` nor a target with relations.
     """
     if matching not in ("nearest", "one-to-one"):
         raise InputError(f'matching must be "nearest" or "one-to-one", got {matching!r}')
@@ -109,7 +110,7 @@ def map_labels(
     elif isinstance(target, IdMap):
         raise InputError("labels are compared by their names or by their items; give names, or target relations")
     else:
-        likeness = _togetherness(source, target)
+        likeness = _cosines_of_items(source, target)
 
     best = _matched(likeness, matching)
     value = np.where(best >= 0, likeness[np.arange(len(best)), best], 0.0) if likeness.size else np.zeros(len(best))
@@ -126,7 +127,7 @@ def map_labels(
 
 
 def _matched(likeness: NDArray[np.float64], matching: str) -> NDArray[np.int64]:
-    """(sources,) the target of each, -1 where targets are out."""
+    """(sources,) position of each source's target; -1 where no target is left."""
     out = np.full(len(likeness), -1, np.int64)
     if not likeness.size:
         return out
@@ -141,7 +142,7 @@ def _matched(likeness: NDArray[np.float64], matching: str) -> NDArray[np.int64]:
     return out
 
 
-def _togetherness(source: Interactions, target: Interactions) -> NDArray[np.float64]:
+def _cosines_of_items(source: Interactions, target: Interactions) -> NDArray[np.float64]:
     """(sources, targets) cosine of the labels' items, n_ij / sqrt(n_i n_j), over the items that both sets label."""
     both = source.items.union(target.items)
     sides = [log.with_items(both).binary_matrix() for log in (source, target)]

@@ -32,18 +32,18 @@ class _Linear(Transfer):
 
 
 class Whitening(_Linear):
-    """Centred vectors with equal variance in every direction. Needs no relations: a shop without events can use it.
+    """Centres vectors and gives them equal variance in every direction. Needs no relations, so no events either.
 
-    Sentence vectors share a few strong directions (language, length, style) that drown what distinguishes items. Su et
+    Sentence vectors share a few dominant directions (language, length, style) that mask what distinguishes items. Su et
     al., "Whitening sentence representations for better semantics and faster retrieval" (2021). The covariance is
     shrunk towards a multiple of the identity, so that directions of pure noise are not amplified.
 
-    To align the vectors of two domains, whiten each with a `Whitening` of its own.
+    To align the vectors of two domains, fit a separate `Whitening` on each.
 
     Args:
-        dim: leading directions kept; None keeps all.
+        dim: number of leading principal directions to keep; None keeps all.
         shrink: share of the mean variance added to each direction.
-        power: 1 whitens; 0 only centres and rotates to the principal directions; values between do so in part.
+        power: 1 whitens fully; 0 only centres and rotates to the principal directions; values between interpolate.
     """
 
     def __init__(self, *, dim: PositiveInt | None = None, shrink: NonNegative = 0.1, power: NonNegative = 1.0) -> None:
@@ -54,26 +54,26 @@ class Whitening(_Linear):
     def _learn(self, vectors: Array, relations: Interactions) -> dict[str, NDArray[Any]]:
         mean = vectors.mean(axis=0, dtype=np.float64)
         centred = (vectors - mean).astype(np.float64)
-        spread, turn = np.linalg.eigh(centred.T @ centred / len(centred))
-        spread, turn = np.maximum(spread[::-1], 0), turn[:, ::-1]
-        scale = reciprocal((spread + self.shrink * spread.mean()) ** (self.power / 2))
-        weights = (turn * scale)[:, : self.dim]
+        variances, axes = np.linalg.eigh(centred.T @ centred / len(centred))
+        variances, axes = np.maximum(variances[::-1], 0), axes[:, ::-1]
+        scale = reciprocal((variances + self.shrink * variances.mean()) ** (self.power / 2))
+        weights = (axes * scale)[:, : self.dim]
         return {"mean": mean.astype(np.float32), "weights": weights.astype(np.float32)}
 
 
 class RidgeMap(_Linear):
-    """Vectors moved towards what behaviour says of the items: collaborative factors predicted by ridge regression.
+    """Predicts collaborative item factors from content by ridge regression, and blends them with the original vectors.
 
-    Factors are the leading singular vectors of the user-item matrix, each pair divided by the roots of the user's and
-    the item's counts. With labels for users they are the centred classes, and the map is a discriminant analysis. The
-    mapping of content to factors is that of Gantner et al., "Learning attribute-to-feature mappings for cold-start
+    Factors are the leading singular vectors of the user-item matrix, each cell divided by the roots of its user's and
+    its item's counts. If the users are labels, the factors are the centred classes and the map is a discriminant
+    analysis. Mapping content to factors follows Gantner et al., "Learning attribute-to-feature mappings for cold-start
     recommendations" (2010).
 
     Args:
-        dim: number of factors, at most.
-        reg: ridge, as a share of the vectors' mean variance.
-        keep: share of the original (centred) vectors in the resulting cosines; 0 is the factors alone. Without it,
-            items unlike any item with relations would collapse onto each other.
+        dim: maximum number of factors.
+        reg: ridge penalty, as a share of the vectors' mean variance.
+        keep: share of the original (centred) vectors in the resulting cosines; 0 uses the factors alone, with which
+            items unlike any item with relations collapse onto each other.
     """
 
     def __init__(self, *, dim: PositiveInt = 128, reg: NonNegative = 0.1, keep: Share = 0.5) -> None:
@@ -87,8 +87,8 @@ class RidgeMap(_Linear):
         of_user, of_item = (np.asarray(taken.sum(axis=axis)).ravel() for axis in (1, 0))
         users, items = np.flatnonzero(of_user), np.flatnonzero(of_item)
         roots = np.sqrt(of_user[users].astype(np.float64)), np.sqrt(of_item[items].astype(np.float64))
-        held = scaled(taken[users][:, items], 1 / roots[0], 1 / roots[1]).astype(np.float64)
-        factors = _right_factors(sparse.csr_array(held), roots, self.dim)
+        normalised = scaled(taken[users][:, items], 1 / roots[0], 1 / roots[1]).astype(np.float64)
+        factors = _right_factors(sparse.csr_array(normalised), roots, self.dim)
         mean = vectors[items].mean(axis=0, dtype=np.float64)
         x = vectors[items] - mean
         gram = x.T @ x
@@ -98,21 +98,21 @@ class RidgeMap(_Linear):
 
         weights = ridge(gram, x.T @ (factors - factors.mean(axis=0)), penalty)
 
-        return {"mean": mean.astype(np.float32), "weights": _beside(np.asarray(weights), gram, self.keep)}
+        return {"mean": mean.astype(np.float32), "weights": _blended(np.asarray(weights), gram, self.keep)}
 
 
 class LearnedMetric(_Linear):
-    """Vectors whose dot products are the least-squares prediction of which items are taken together.
+    """Vectors whose dot products are the least-squares prediction of which items co-occur in users' histories.
 
-    The metric M minimises the squared error of x_i' M x_j over all pairs of items, against how often users take the
-    two together (each user counts by the number of their items). It has a closed form: the generalised eigenvectors of
-    the covariance of items taken together against that of all items. With labels as users these are the directions of
+    The metric M minimises the squared error of x_i' M x_j over all pairs of items, against how often the two co-occur
+    (each user counts by the number of their items). It has a closed form: the generalised eigenvectors of the
+    covariance of co-occurring items against that of all items. If the users are labels, these are the directions of
     linear discriminant analysis (Fisher, 1936; Rao, 1948).
 
     Args:
-        dim: rank of the metric; None keeps every direction in which items taken together are alike.
+        dim: rank of the metric; None keeps every direction in which co-occurring items are positively correlated.
         reg: ridge on the covariance, as a share of the vectors' mean variance.
-        power: 1 is the least-squares metric; 0 weighs every kept direction alike.
+        power: 1 gives the least-squares metric; 0 weights all kept directions equally.
         keep: share of the original (centred) vectors in the resulting cosines, which pulls M towards the identity.
     """
 
@@ -126,24 +126,24 @@ class LearnedMetric(_Linear):
 
     def _learn(self, vectors: Array, relations: Interactions) -> dict[str, NDArray[Any]]:
         mean, together, gram = _moments(vectors, relations, self.reg)
-        strength, turn = _leading(together, gram, self.reg)
-        weights = (turn * strength ** (self.power / 2))[:, : self.dim]
-        return {"mean": mean.astype(np.float32), "weights": _beside(weights, gram, self.keep)}
+        strength, axes = _leading(together, gram, self.reg)
+        weights = (axes * strength ** (self.power / 2))[:, : self.dim]
+        return {"mean": mean.astype(np.float32), "weights": _blended(weights, gram, self.keep)}
 
 
 class SoftThreshold(_Linear):
-    """A linear map fitted elsewhere, changed only as far as the target's own relations require.
+    """Adapts a linear map fitted on a source domain with a sparse correction, as far as the target's relations require.
 
     The source's metric M0 = s W W' (s fits its scale) becomes M0 + D, where D minimises the loss of `LearnedMetric` on
-    the target plus threshold * |D|_1. The L1 norm on the difference is Trans-Lasso's: Li, Cai and Li, "Transfer
-    learning for high-dimensional linear regression" (2020). D is expressed in the principal directions of the target's
-    vectors, each scaled to unit variance: the loss is then isotropic, and one proximal step reaches the minimum.
-    Vectors are centred on the target's mean, whatever the threshold.
+    the target plus threshold * |D|_1. Penalising the difference by its L1 norm is Trans-Lasso's idea: Li, Cai and Li,
+    "Transfer learning for high-dimensional linear regression" (2020). D is expressed in the principal directions of the
+    target's vectors, each scaled to unit variance: the loss is then isotropic, and one proximal step reaches the
+    minimum. Vectors are centred on the target's mean, whatever the threshold.
 
     Args:
         source: a fitted linear map: `LearnedMetric`, `RidgeMap`, `Whitening`. Only `fit` needs it; it is not saved.
-        threshold: 0 fits the target alone; large values keep the source's map. In units of the correlation of items
-            taken together, so useful values lie between 0 and 1.
+        threshold: 0 fits the target alone; large values keep the source's map. In units of the correlation of
+            co-occurring items, so useful values lie between 0 and 1.
         reg: ridge on the covariance, as a share of the vectors' mean variance.
     """
 
@@ -155,7 +155,7 @@ class SoftThreshold(_Linear):
         self.reg = reg
 
     def params(self) -> dict[str, Any]:
-        """Settings that a file can hold: all but the source, whose effect is in the weights."""
+        """The settings to save: all but the source, whose effect is in the weights."""
         return {"threshold": self.threshold, "reg": self.reg}
 
     def _learn(self, vectors: Array, relations: Interactions) -> dict[str, NDArray[Any]]:
@@ -167,27 +167,28 @@ class SoftThreshold(_Linear):
             raise InputError(f"the source map takes {len(old)} dimensions, the vectors have {vectors.shape[1]}")
 
         mean, together, gram = _moments(vectors, relations, self.reg)
-        spread, turn = np.linalg.eigh(gram)
-        if not spread[0] > _SINGULAR * spread[-1]:
+        variances, axes = np.linalg.eigh(gram)
+        if not variances[0] > _SINGULAR * variances[-1]:
             raise _no_spread(self.reg)
 
-        there, back = turn / np.sqrt(spread), turn * np.sqrt(spread)  # in these coordinates the covariance is I
-        wanted = there.T @ together @ there  # the least-squares metric of the target alone
-        prior = back.T @ old @ old.T @ back
-        prior *= np.sum(prior * wanted) / max(float(np.sum(prior * prior)), 1e-300)
-        change = _soft(wanted - prior, self.threshold)
+        # To and from coordinates in which the covariance is the identity.
+        whiten, unwhiten = axes / np.sqrt(variances), axes * np.sqrt(variances)
+        target = whiten.T @ together @ whiten  # the least-squares metric of the target alone
+        prior = unwhiten.T @ old @ old.T @ unwhiten
+        prior *= np.sum(prior * target) / max(float(np.sum(prior * prior)), 1e-300)
+        change = _soft(target - prior, self.threshold)
         if not change.any():
             return {"mean": mean.astype(np.float32), "weights": old.astype(np.float32)}
 
-        strength, own = _leading(prior + change, np.eye(len(prior)), self.reg)
+        strength, axes = _leading(prior + change, np.eye(len(prior)), self.reg)
 
-        return {"mean": mean.astype(np.float32), "weights": (there @ (own * np.sqrt(strength))).astype(np.float32)}
+        return {"mean": mean.astype(np.float32), "weights": (whiten @ (axes * np.sqrt(strength))).astype(np.float32)}
 
 
 def _leading(together: Double, gram: Double, reg: float) -> tuple[Double, Double]:
     """Positive generalised eigenvalues, greatest first, and their directions (dim, values).
 
-    Eigenvalues that are zero but for rounding are left out, whichever sign the processor gave them.
+    Eigenvalues that are zero up to rounding are left out, whichever sign they came out with on this processor.
     """
     try:
         pivots = np.diag(np.linalg.cholesky(gram)) ** 2
@@ -223,9 +224,10 @@ def _soft(values: Double, threshold: float) -> Double:
 
 
 def _moments(vectors: Array, relations: Interactions, reg: float) -> tuple[Double, Double, Double]:
-    """Mean, covariance of two items taken together and of all items, ridge added, by how often they are taken.
+    """Mean of the items, covariance of co-occurring pairs, and covariance of all items plus ridge.
 
-    A user with n items has n (n - 1) ordered pairs, each of weight 1 / (n - 1).
+    Items count as often as users take them. A user with n items has n (n - 1) ordered pairs, each of weight
+    1 / (n - 1).
     """
     taken = relations.binary_matrix()
     size = np.asarray(taken.sum(axis=1)).ravel()
@@ -235,7 +237,8 @@ def _moments(vectors: Array, relations: Interactions, reg: float) -> tuple[Doubl
 
     check_apart(*taken.nonzero())
     size = np.asarray(taken.sum(axis=1)).ravel()
-    often = np.asarray(taken.sum(axis=0)).ravel()  # the pairs of an item weigh 1 per user who took it
+    often = np.asarray(taken.sum(axis=0)).ravel()  # the pairs of an item weigh 1 in total per user who took it
+    # Sums over all pairs of a user include each item with itself, which is subtracted below.
     itself = np.asarray((sparse.diags_array(1 / (size - 1)) @ taken).sum(axis=0)).ravel()
     mean = often @ vectors / often.sum()
     x = vectors - mean
@@ -255,9 +258,10 @@ def _moments(vectors: Array, relations: Interactions, reg: float) -> tuple[Doubl
 
 
 def _right_factors(matrix: sparse.csr_array, trivial: tuple[Double, Double], dim: int) -> Double:
-    """(items, at most dim) right singular vectors times roots of singular values, without the trivial pair of 1.
+    """(items, at most dim) right singular vectors times the roots of their singular values, without the trivial pair.
 
-    The trivial pair is the roots of the counts. It must be taken off, not skipped: labels make all values 1.
+    The trivial pair has singular value 1 and consists of the roots of the counts. It is subtracted from the matrix
+    rather than skipped by order, because with labels as users all singular values are 1.
     """
     from scipy.sparse.linalg import LinearOperator, svds
 
@@ -271,21 +275,24 @@ def _right_factors(matrix: sparse.csr_array, trivial: tuple[Double, Double], dim
             dtype=np.float64,
         )
         start = np.random.default_rng(0).normal(size=least)
-        _, size, found = svds(rest, k=dim, v0=start, return_singular_vectors="vh")
+        _, values, axes = svds(rest, k=dim, v0=start, return_singular_vectors="vh")
     else:
-        _, size, found = np.linalg.svd(matrix.toarray() - np.outer(left, right), full_matrices=False)
+        _, values, axes = np.linalg.svd(matrix.toarray() - np.outer(left, right), full_matrices=False)
 
-    order = np.argsort(-size)
+    order = np.argsort(-values)
 
-    return np.asarray(found[order].T * np.sqrt(np.maximum(size[order], 0)))
+    return np.asarray(axes[order].T * np.sqrt(np.maximum(values[order], 0)))
 
 
-def _beside(weights: Double, gram: Double, keep: float) -> Array:
-    """Weights whose dot products are `keep` parts the original's and the rest the map's, both of mean square 1."""
+def _blended(weights: Double, gram: Double, keep: float) -> Array:
+    """Weights of a map whose dot products are `keep` times the original's plus 1 - `keep` times those of `weights`.
+
+    Both are first scaled so that vectors have mean squared length 1.
+    """
     power = max(float(np.trace(weights.T @ gram @ weights)), 1e-300)
     if keep == 0:
         return np.asarray(weights / np.sqrt(power), np.float32)
 
     metric = keep / np.trace(gram) * np.eye(len(gram)) + (1 - keep) / power * weights @ weights.T
-    strength, turn = np.linalg.eigh(metric)
-    return np.asarray((turn * np.sqrt(np.maximum(strength, 0))) @ turn.T, np.float32)
+    strength, axes = np.linalg.eigh(metric)
+    return np.asarray((axes * np.sqrt(np.maximum(strength, 0))) @ axes.T, np.float32)

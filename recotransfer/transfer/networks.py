@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,30 +15,42 @@ from recotransfer.numerics.rounding import SINGLE, exceeds
 from recotransfer.numerics.vectors import unit_rows
 from recotransfer.transfer.base import Array, Ints, Transfer
 
-_FEWEST, _MOST_HELD = 20, 1024  # related items, or none is held out; held-out pairs that are looked at
-_HEAD_PACE = 10.0  # steps of heads and judges against those of the network, which they must keep up with
-_LEAST_STEPS = 20  # of an epoch: few relations are gone through several times
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FEWEST, _MOST_HELD = 20, 1024  # related items below which none is held out; maximum number of held-out pairs
+_HEAD_PACE = 10.0  # learning rate of heads and classifiers relative to the network's, with which they must keep up
+_LEAST_STEPS = 20  # per epoch, so that a few relations are passed over several times
 
 
 class Step(NamedTuple):
-    """The state of training: all weights by name, the network's inputs (n, dim), the generator, the share done."""
+    """The state of training at one step.
 
-    weights: dict[str, Any]
-    inputs: Any
+    Attributes:
+        weights: all trainable weights by name.
+        inputs: (n, dim) the network's inputs.
+        draw: the random generator.
+        progress: share of the training done.
+    """
+
+    weights: dict[str, Tensor]
+    inputs: Tensor
     draw: np.random.Generator
     progress: float
 
 
 class NetworkTransfer(Transfer):
-    """A small network on the vectors, trained by gradient on the relations; subclasses say how tasks add up.
+    """A small network on the vectors, trained by gradient descent; subclasses define the tasks and the total loss.
 
-    An item's vector is centred, scaled to length 1, and goes through `skip` plus one hidden layer that starts silent:
-    before the first step the map is the identity, or the leading directions where `dim` is smaller. Rows come out of
-    length 1. A tenth of the related items, none where there are fewer than 20, is held out from all tasks; the weights
-    that serve them best are kept, the starting ones included.
+    A vector is centred, scaled to unit length, and passed through a linear map `skip` plus one hidden layer whose
+    output starts at 0: before the first step the network is the identity, or the projection on the leading principal
+    directions where `dim` is smaller. Output rows have unit length. A tenth of the related items (none if there are
+    fewer than 20) is held out from all tasks; the weights with the lowest loss on them are kept, which may be the
+    initial ones.
 
     Attributes:
-        report_: plain JSON on the last `fit`: the held-out loss before training and after each epoch, and the best.
+        report_: plain JSON about the last `fit`: the held-out loss before training and after each epoch, and the best
+            epoch.
     """
 
     report_: dict[str, Any]
@@ -56,11 +68,11 @@ class NetworkTransfer(Transfer):
         """Store the settings."""
 
     def _kinds(self, relations: Interactions) -> dict[str, Interactions]:
-        """The relations of each task, by name; one task unless a subclass knows better."""
+        """The relations of each task, by name; a single task by default."""
         return {"relations": relations}
 
     def _tasks(self, vectors: Array, relations: Interactions) -> dict[str, RelationLoss]:
-        """What is learned, by name."""
+        """The loss of each task, by name."""
         related = np.unique(relations.binary_matrix().indices)
         held = np.zeros(len(relations.items), bool)
         if len(related) >= _FEWEST:
@@ -69,12 +81,12 @@ class NetworkTransfer(Transfer):
         kinds = self._kinds(relations)
         return {name: RelationLoss(name, vectors, kind, held, self.temperature) for name, kind in kinds.items()}
 
-    def _extras(self, dim: int) -> dict[str, Any]:
+    def _extras(self, dim: int) -> dict[str, Tensor]:
         """Further weights to train, by name."""
         return {}
 
-    def _total(self, losses: dict[str, Any], outputs: Any, step: Step) -> Any:
-        """One loss from those of the tasks; `outputs` are the vectors of the first task's batch."""
+    def _total(self, losses: dict[str, Tensor], outputs: Tensor, step: Step) -> Tensor:
+        """The total loss from those of the tasks; `outputs` are the vectors of the first task's batch."""
         return sum(losses.values())
 
     def _learn(self, vectors: Array, relations: Interactions) -> dict[str, NDArray[Any]]:
@@ -105,12 +117,13 @@ class NetworkTransfer(Transfer):
         return {"mean": mean} | {name: weight.detach().numpy() for name, weight in network.items()}
 
     def _descend(
-        self, inputs: Array, tasks: dict[str, RelationLoss], network: dict[str, Any], trained: dict[str, Any]
+        self, inputs: Array, tasks: dict[str, RelationLoss], network: dict[str, Tensor], trained: dict[str, Tensor]
     ) -> None:
+        """Train `trained`, which includes the weights of `network`, in place and leave the best weights there."""
         torch = require("torch")
 
         x, draw = torch.from_numpy(inputs), np.random.default_rng(self.seed)
-        groups: dict[float, list[Any]] = {1.0: [], _HEAD_PACE: []}
+        groups: dict[float, list[Tensor]] = {1.0: [], _HEAD_PACE: []}
 
         for name, weight in trained.items():
             groups[1.0 if name in network else _HEAD_PACE].append(weight)
@@ -134,7 +147,7 @@ class NetworkTransfer(Transfer):
                 held = {n: float(t.loss(forward(network, x[t.held.rows]), t.held)) for n, t in tasks.items() if t.held}
 
             curve.append({"epoch": epoch, **held})
-            # A loss that is lower by rounding alone is no gain: which epoch is kept must not depend on the machine.
+            # A loss that is lower only by rounding does not count, so that every machine keeps the same epoch.
             if not held or (epoch and exceeds(sum(curve[best][name] for name in held), sum(held.values()), SINGLE)):
                 best = epoch
 
@@ -159,8 +172,8 @@ class NetworkTransfer(Transfer):
         return unit_rows(out)
 
 
-def forward(network: dict[str, Any], inputs: Any) -> Any:
-    """(n, dim) unit rows of the network's outputs; numpy or torch in, torch out."""
+def forward(network: dict[str, Tensor], inputs: Tensor | Array) -> Tensor:
+    """(n, dim) the network's outputs, rows of unit length."""
     torch = require("torch")
     functional = require("torch.nn.functional")
 
@@ -173,30 +186,35 @@ def forward(network: dict[str, Any], inputs: Any) -> Any:
 
 
 class Batch(NamedTuple):
-    """Items that go through the network, and for pairs the user of each; `rows` are anchors, others, strangers."""
+    """The items of one training step.
+
+    Attributes:
+        rows: positions of the items; for pairs the anchors, then the positives, then the random negatives.
+        user: the user of each pair; empty for labels.
+    """
 
     rows: Ints
     user: Ints
 
 
 class RelationLoss:
-    """One loss on relations, chosen by the data: labels where no item has two users, else items taken together.
+    """The loss of one set of relations: classification where no item has two users, else a contrastive loss on pairs.
 
-    Labels: softmax over users, weights starting at the mean of each user's items. Pairs: a user, and two of their items
-    in turn, are drawn uniformly. The second is the positive among the batch's others and as many random items, by a
-    softmax over cosines corrected for how often each is drawn (logQ: Yi et al., "Sampling-bias-corrected neural
-    modeling", 2019); items that the user also has are not negatives.
+    Labels: a softmax over users, whose weights start at the mean of each user's items. Pairs: a user, then two of their
+    items, are drawn uniformly. The second is the positive; negatives are the other positives of the batch and as many
+    random items, except those that the user has. The softmax over cosines is corrected for sampling frequency (logQ:
+    Yi et al., "Sampling-bias-corrected neural modeling", 2019).
 
     Args:
         name: of the relations, for messages.
-        vectors: (n, dim) torch tensor, what the network gives before training.
+        vectors: (n, dim) outputs of the untrained network.
         relations: over those n items.
-        held: (n,) bool, items that are held out.
+        held: (n,) bool, the held-out items.
         temperature: of the softmax.
     """
 
     def __init__(
-        self, name: str, vectors: Any, relations: Interactions, held: NDArray[np.bool_], temperature: float
+        self, name: str, vectors: Tensor, relations: Interactions, held: NDArray[np.bool_], temperature: float
     ) -> None:
         torch = require("torch")
 
@@ -240,7 +258,7 @@ class RelationLoss:
             self.held = Batch(np.concatenate([anchor, item[picked]]), user[picked])
 
     def batch(self, draw: np.random.Generator, size: int) -> Batch:
-        """Training items drawn with `draw`: `size` labelled ones, or `size` pairs and as many strangers."""
+        """A random training batch: `size` labelled items, or `size` pairs and as many random negatives."""
         if self.labels:
             return Batch(draw.choice(self.trained, min(size, len(self.trained)), replace=False), np.empty(0, np.int64))
 
@@ -248,12 +266,12 @@ class RelationLoss:
         first, width = self.start[at], np.diff(self.start)[at]
         one = draw.integers(width)
         other = (one + 1 + draw.integers(width - 1)) % width
-        strangers = self.trained[draw.integers(len(self.trained), size=size)]
+        negatives = self.trained[draw.integers(len(self.trained), size=size)]
 
-        return Batch(np.concatenate([self.own[first + one], self.own[first + other], strangers]), self.users[at])
+        return Batch(np.concatenate([self.own[first + one], self.own[first + other], negatives]), self.users[at])
 
-    def loss(self, outputs: Any, batch: Batch) -> Any:
-        """The mean loss of a batch whose rows have these vectors."""
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The mean loss of a batch; `outputs` are the network's outputs for its rows."""
         torch = require("torch")
         functional = require("torch.nn.functional")
 
@@ -272,7 +290,7 @@ class RelationLoss:
 
 
 def check_apart(user: NDArray[Any], item: NDArray[Any], name: str = "relations") -> None:
-    """Raise `InputError` for distinct user-item pairs in which every user has the same items: nothing to learn."""
+    """Raise `InputError` if all users have the same items, so that nothing can be learned; pairs must be distinct."""
     users, items = len(np.unique(user)), len(np.unique(item))
     if not items:
         raise InputError(f"{name}: no item with content that is not held out has a user; give more of weights above 0")
@@ -284,7 +302,7 @@ def check_apart(user: NDArray[Any], item: NDArray[Any], name: str = "relations")
 
 
 def _two_or_more(taken: sparse.csr_array, usable: NDArray[np.bool_]) -> tuple[Ints, Ints, Ints]:
-    """Usable items of users who have two or more, end to end; where each user's begin; which users."""
+    """Usable items of the users with at least two, concatenated; where each user's begin; and those users."""
     user, item = taken.nonzero()
     kept = usable[item]
     user, item = user[kept], item[kept]
