@@ -1,4 +1,4 @@
-"""Sound as vectors: statistics of loudness, timbre and pitch, or what a pretrained model of sound makes of it."""
+"""Audio encoders: statistics of loudness, timbre and pitch, or the hidden states of a pretrained audio model."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ _SHORTEST = 0.1  # seconds: less has no statistics
 
 @checked_class
 class LogMelAudio:
-    """Statistics of a clip's log-mel spectrum, loudness and pitch; nothing is trained.
+    """Statistics of a clip's log-mel spectrum, loudness and pitch; needs no weights and no fitting.
 
-    Mel bands follow how the ear tells pitches apart (Stevens et al., 1937). Of each band: mean, deviation, deviation of
-    its change. Of loudness and of pitch, found by autocorrelation as in Praat (Boersma, 1993): mean, deviation, range
-    and trend. Further the share of voiced frames, how often voice sets in, and the length.
+    Mel bands follow the resolution of the human ear (Stevens et al., 1937). Features are, per band, the mean, standard
+    deviation and standard deviation of the change between frames; of loudness and of pitch (by autocorrelation, as in
+    Praat: Boersma, 1993) the mean, standard deviation, range and trend; and the share of voiced frames, the rate of
+    voice onsets, and the log of the duration.
 
-    A clip is the path or the bytes of a WAV file, or {"array": samples, "rate": hertz}. Several channels are averaged.
+    A clip is the path or the bytes of a WAV file, or {"array": samples, "rate": hertz}. Channels are averaged.
 
     Args:
         column: the column with clips.
-        rate: samples per second that all clips are brought to.
+        rate: sample rate in hertz to which all clips are resampled.
         bands: number of mel bands.
     """
 
@@ -99,14 +100,14 @@ class LogMelAudio:
 
 @checked_class
 class PretrainedAudio:
-    """Clips through a pretrained model of transformers: wav2vec 2.0, HuBERT, WavLM, AST and others; states averaged.
+    """Mean hidden state of a pretrained transformers audio model: wav2vec 2.0, HuBERT, WavLM, AST and others.
 
-    Clips are as in `LogMelAudio` and go through the network one by one, as silence for padding would change them.
+    Clips are as in `LogMelAudio`. They are encoded one at a time, since padding with silence would change the result.
 
     Args:
         model: a folder, or a name on the hub.
         column: the column with clips.
-        longest: seconds; the rest of a clip is cut off.
+        longest: maximum length in seconds, beyond which a clip is truncated.
     """
 
     modality = "audio"

@@ -1,4 +1,4 @@
-"""The contracts of encoders, and what they share: reading columns, missing cells."""
+"""The contracts of encoders, and helpers they share: reading columns, missing cells, saving settings."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from recotransfer.settings import settings_of
 
 
 class Encoder(Protocol):
-    """Turns one modality of an item into a vector; already trained, never fitted here.
+    """Turns one modality of an item into a vector. Encoders are pretrained or stateless; they are never fitted.
 
-    `encode` gets present values only. A row with NaN says that the value cannot be read; `explain_failure` then says
-    what is wrong.
+    `encode` is called with present values only. It returns a row of NaN for a value that cannot be read, and
+    `explain_failure` says why.
 
-    An encoder is saved by its class and its settings. These are the constructor's arguments, kept as attributes of the
-    same names; an encoder that keeps them otherwise has a method `spec()` that returns them as plain JSON.
+    An encoder is saved as its class and its settings: the constructor's arguments, kept as attributes of the same
+    names. An encoder that keeps them otherwise needs a method `spec()` that returns them as plain JSON.
     """
 
     @property
     def name(self) -> str:
-        """Stable id with the revision of weights and settings; part of the cache's key."""
+        """Stable id that includes the revision of the weights and the settings; part of the cache key."""
 
     @property
     def column(self) -> str | Sequence[str]:
-        """The column or columns of `Items` it reads."""
+        """The column or columns of `Items` that it reads."""
 
     @property
     def dim(self) -> int:
@@ -49,14 +49,14 @@ class Encoder(Protocol):
         """One value per item, None where the item has no content."""
 
     def encode(self, values: Sequence[Any]) -> NDArray[np.float32]:
-        """(len(values), dim) float32 in the order of `values`, of any length norm."""
+        """(len(values), dim) float32 in the order of `values`; rows need not be normalised."""
 
     def explain_failure(self, value: Any) -> str:
-        """A sentence on what is wrong with a value that could not be read."""
+        """Why a value could not be read, in a sentence."""
 
 
 class Features(NamedTuple):
-    """What a module gives for a batch, on its device.
+    """The output of a trainable module for a batch, on its device.
 
     Attributes:
         pooled: (batch, dim) one vector per value, as `encode` returns it.
@@ -73,15 +73,13 @@ class TrainableEncoder(Encoder, Protocol):
     """An encoder whose weights a `Tuner` can change."""
 
     def module(self) -> Any:
-        """A `torch.nn.Module` of its own with the encoder's weights; called with what `collate` gives it, it returns
-        `Features`.
-        """
+        """A `torch.nn.Module` with a copy of the encoder's weights, which maps a batch of `collate` to `Features`."""
 
     def collate(self, values: Sequence[Any]) -> Mapping[str, Any]:
-        """Tensors of one batch, as `module` takes them; values must be readable."""
+        """The tensors of one batch, as `module` takes them; all values must be readable."""
 
     def saved(self, module: Any, folder: str | Path) -> Self:
-        """The same encoder with the weights of `module`, which are written to `folder`, whole or not at all."""
+        """The same encoder with the weights of `module`, saved to `folder` atomically."""
 
 
 @checked
@@ -89,7 +87,8 @@ def encoder_spec(encoder: Encoder) -> dict[str, Any]:
     """Plain JSON from which `encoder_from_spec` builds the same encoder: the class under "class", and its settings.
 
     Raises:
-        InputError: a setting that is not kept or is no plain value, or a class that cannot be found by its name.
+        InputError: a setting that is not kept as an attribute or is not plain JSON, or a class that cannot be found by
+            its name.
     """
     kind = type(encoder)
     own = getattr(encoder, "spec", None)
@@ -126,9 +125,11 @@ def _as_json(value: Any, what: str) -> Any:
 
 
 def content_bytes(value: Any) -> bytes:
-    """The bytes that tell one content from another; a path stands for the file's bytes.
+    """Bytes that identify a content, for hashing; a path stands for the bytes of its file.
 
-    Raises OSError when a file cannot be read and `InputError` for a type that no encoder knows.
+    Raises:
+        OSError: a file cannot be read.
+        InputError: a type that no encoder can read.
     """
     if isinstance(value, str):
         return b"s" + value.encode("utf-8", "surrogatepass")
@@ -147,7 +148,7 @@ def content_bytes(value: Any) -> bytes:
 
 
 def columns_of(items: Items, columns: Sequence[str]) -> pd.DataFrame:
-    """The named columns; an `InputError` lists those the items lack."""
+    """The named columns; raises `InputError` if the items lack one."""
     if lost := [c for c in columns if c not in items.columns]:
         raise InputError(f"the items have no column {', '.join(map(repr, lost))}; they have {list(items.columns)}")
 

@@ -1,4 +1,4 @@
-"""Encode a catalogue once: `encode_items` batches, caches by content, and reports what could not be read."""
+"""Encode a catalogue once: `encode_items` works in batches, caches by content, and reports unreadable values."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class EncodeReport:
     Attributes:
         encoder: the encoder's name.
         items: number of items asked for.
-        encoded: distinct values that went through the encoder now.
+        encoded: distinct values encoded in this call.
         cached: distinct values whose vectors came from the cache.
-        repeated: items that share another item's value.
+        repeated: items whose value equals that of an earlier item.
         empty: items without content in the encoder's columns.
         unreadable: (item id, reason) of every item whose content could not be read; treated as missing.
         seconds: wall time.
@@ -68,7 +68,7 @@ class EncodeReport:
 @checked_class
 @dataclass(frozen=True)
 class Encoded:
-    """Vectors of a catalogue and the report on how they came about."""
+    """The vectors of a catalogue, and a report of how they were made."""
 
     embeddings: Embeddings
     report: EncodeReport
@@ -88,19 +88,22 @@ class _Values:
 def encode_items(
     items: Items, encoder: Encoder, *, cache: str | Path | None = None, chunk: int = 2048, progress: bool = True
 ) -> Encoded:
-    """Vectors of all items, with everything the cache already holds taken from there.
+    """The vectors of all items, read from the cache where it has them and encoded otherwise.
 
-    Equal contents are encoded once. Contents are encoded `chunk` at a time and each chunk is on disk before the next
-    begins, so a job killed at any moment loses at most one chunk and, run again, ends with the same bytes as an
-    undisturbed run. Items without content, or with content that cannot be read, get zeros and `present` False; the
-    report names the unreadable ones. Several processes may share a cache.
+    Equal contents are encoded once. Contents are encoded in chunks, and each chunk is written to the cache before the
+    next one starts: an interrupted job loses at most one chunk, and a rerun gives the same bytes as an uninterrupted
+    one. Items without content, or with unreadable content, get zeros and `has_content` False; the report lists the
+    unreadable ones. Several processes may share a cache.
 
     Args:
         items: the catalogue.
-        encoder: what reads it.
-        cache: a folder for vectors, keyed by content hash and encoder name; None keeps nothing.
-        chunk: distinct contents per step, and per file of the cache.
+        encoder: the encoder for one modality.
+        cache: folder for vectors, keyed by content hash and encoder name; None does not cache.
+        chunk: number of distinct contents per step and per cache file.
         progress: show a progress bar on a terminal.
+
+    Raises:
+        InputError: `chunk` below 1, invalid settings of the encoder, or vectors of a wrong shape.
     """
     if chunk < 1:
         raise InputError(f"chunk is {chunk}; it must be at least 1")
@@ -186,14 +189,14 @@ def _spread(
     out = np.zeros((len(items), encoder.dim), np.float32)
     out[present] = vectors[values.slot[present]]
     reasons = dict(values.lost)
-    said: dict[int, str] = {}
+    explained: dict[int, str] = {}
 
     for row in np.flatnonzero(has & ~present).tolist():
         slot = int(values.slot[row])
-        if slot not in said:
-            said[slot] = encoder.explain_failure(values.distinct[slot])
+        if slot not in explained:
+            explained[slot] = encoder.explain_failure(values.distinct[slot])
 
-        reasons[row] = said[slot]
+        reasons[row] = explained[slot]
 
     ids = items.ids.ids
     embeddings = Embeddings(items.ids, out, encoder.name, present, ((encoder.modality, encoder.dim),))

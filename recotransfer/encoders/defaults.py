@@ -1,4 +1,4 @@
-"""The encoders that fit a catalogue, and encoders from and into saved folders."""
+"""Default encoders for a catalogue, and saving and loading of encoders."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def _built(spec: Mapping[str, Any], find: Callable[[str], type[Any]]) -> Encoder
 
 @checked
 def store_encoders(given: Sequence[Encoder], writer: ArtifactWriter) -> list[dict[str, Any]]:
-    """The specs of encoders, with the models in local folders stored beside them, so that another machine can encode.
+    """The specs of encoders, after storing copies of models in local folders, so that another machine can encode.
 
-    A folder that holds code or pickled weights is not stored, but named by its absolute path and its revision; a model
-    of the hub is named with the revision it had in the fit.
+    A folder with code or pickled weights is not copied: the spec has its absolute path and revision. The spec of a hub
+    model has the revision that was used in the fit.
     """
     specs = [encoder_spec(encoder) for encoder in given]
     for at, (encoder, spec) in enumerate(zip(given, specs, strict=True)):
@@ -65,9 +65,9 @@ def store_encoders(given: Sequence[Encoder], writer: ArtifactWriter) -> list[dic
 
 @checked
 def stored_encoders(specs: Sequence[Mapping[str, Any]], artifact: Artifact) -> list[Encoder]:
-    """The encoders of `store_encoders`; their models are read, when first used, where the artefact lies.
+    """The encoders that `store_encoders` saved; their models are loaded from the artefact on first use.
 
-    A model is named with its revision, so that one saved there in the meantime is refused and never taken for it.
+    Models are named with their revision, so that another model saved there in the meantime is rejected.
 
     Raises:
         ArtifactError: a class that is not the package's, and whose module has not been imported yet.
@@ -93,16 +93,16 @@ def default_encoders(
     image_model: str | Path | None = None,
     only: Sequence[str] | None = None,
 ) -> list[Encoder]:
-    """Encoders for what the items hold: their text columns, their pictures if `image_model` is given, attributes.
+    """Encoders that suit the items: for text columns, pictures (if `image_model` is given) and attributes.
 
     Args:
         items: the catalogue.
         text_model: as in `SentenceText`.
-        image_model: as in `PretrainedImage`; pictures are left out without one.
-        only: the columns to read; all that have a kind by default.
+        image_model: as in `PretrainedImage`; None ignores pictures.
+        only: columns to read; None reads all that have a kind.
 
     Raises:
-        InputError: a column of `only` does not exist, or the items hold nothing that these encoders read.
+        InputError: a column of `only` has no kind or does not exist, or no column suits any of these encoders.
     """
     if only is not None:
         if lost := [c for c in only if c not in items.kinds]:

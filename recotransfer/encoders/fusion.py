@@ -1,4 +1,4 @@
-"""Several modalities in one vector: centred, normalised, weighted blocks; a missing one is inferred, not zeroed."""
+"""Several modalities in one vector: centred, normalised and weighted blocks, with missing ones imputed."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _PENALTIES = np.geomspace(1e-5, 10, 13)  # ridge penalties tried, in units of th
 
 @checked_class
 class Fusion:
-    """Joins blocks so that the dot product of two items is the weighted sum of their cosines, block by block.
+    """Concatenates blocks so that the dot product of two items is the weighted mean of their cosines in each block.
 
-    Per block the mean over present items is taken off, rows are brought to unit length and multiplied by the root of
-    the weight (weights sum to 1). Where an item lacks a block, it gets the block's conditional mean given its other
-    blocks (ridge regression, penalty chosen on held-out rows). That vector is kept short: its length says how much the
-    other blocks tell. An item without any block has zeros and `present` False.
+    Each block is centred on the mean of the items that have it, normalised to unit length and multiplied by the root of
+    its weight (weights are scaled to sum to 1). A missing block is imputed by its conditional mean given the item's
+    other blocks (ridge regression, with the penalty chosen on held-out rows). Imputed vectors have at most unit length,
+    and are the shorter the less the other blocks predict. Items without any block have zeros and `has_content` False.
 
     Reasons give each block's share of a score. A linear map on the fused vectors (`Whitening`, `RidgeMap`,
     `LearnedMetric`) mixes the blocks, so reasons name them together, as "text+image"; after a network they say
     "content".
 
     Args:
-        weights: block name -> weight of at least 0; blocks not named weigh 1. Two embeddings of one modality are told
-            apart as "text", "text 2".
-        seed: random seed for the choice of rows where there are more than 20,000.
+        weights: block name -> weight of at least 0; blocks not named have weight 1. Several embeddings of one modality
+            are named "text", "text 2" and so on.
+        seed: random seed for sampling rows where there are more than 20,000.
     """
 
     def __init__(self, *, weights: Mapping[str, float] | None = None, seed: int = 0) -> None:
@@ -46,7 +46,7 @@ class Fusion:
         self._maps: dict[tuple[int, tuple[int, ...]], NDArray[np.float32]] = {}
 
     def fit(self, embeddings: Sequence[Embeddings]) -> Self:
-        """Learn means, and how the blocks foretell each other, from a catalogue; one `Embeddings` per block."""
+        """Learn each block's mean and how to predict it from the others; one `Embeddings` per block. Returns self."""
         names = _block_names(embeddings)
         _shares(names, self.weights)
         _, tables, masks = _together(embeddings)
@@ -66,7 +66,7 @@ class Fusion:
         return self
 
     def transform(self, embeddings: Sequence[Embeddings]) -> Embeddings:
-        """The fused vectors of any items, new ones too; embeddings in the order of `fit`, ids are joined."""
+        """The fused vectors of all items of the embeddings, which come in the order of `fit` and may hold new items."""
         state = self._fitted()
         names = _block_names(embeddings)
         widths = tuple(part.dim for part in embeddings)
@@ -142,7 +142,7 @@ class Fusion:
 
 @checked
 def fuse(embeddings: Sequence[Embeddings], weights: Mapping[str, float] | None = None) -> Embeddings:
-    """One vector per item from several modalities; keep a fitted `Fusion` instead where new items will come."""
+    """One vector per item from several modalities; fit and keep a `Fusion` instead if new items will follow."""
     return Fusion(weights=weights).fit(embeddings).transform(embeddings)
 
 
@@ -241,7 +241,7 @@ def _moments(
 def _penalty(
     rows: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]], target: int, rng: np.random.Generator
 ) -> float:
-    """The ridge penalty that best foretells the target block from the others on a fifth of the complete items."""
+    """The ridge penalty that best predicts the target block from the others on a held-out fifth of complete items."""
     whole = _sample(np.flatnonzero(np.all(masks, axis=0)), rng)
     if len(whole) < 20:
         return float(_PENALTIES[-1])

@@ -1,4 +1,4 @@
-"""Pictures through any pretrained vision model of transformers, decoded with Pillow alone; torchvision is not used."""
+"""Image encoder: any pretrained transformers vision model, with pictures decoded by Pillow; needs no torchvision."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 @checked_class
 class PretrainedImage:
-    """Pictures through a pretrained vision model: CLIP, SigLIP, DINOv2, ViT, ConvNeXT, ResNet, MobileNetV2 and others.
+    """Encodes pictures with a pretrained vision model: CLIP, SigLIP, DINOv2, ViT, ConvNeXT, ResNet, MobileNetV2, ...
 
-    A picture is a path, the bytes of a file, an array (height, width[, 1, 3 or 4]) of uint8, or a PIL image. One that
-    is damaged or missing is reported and treated as missing. Transparency is laid over white; EXIF turns are applied.
+    A picture is a path, the bytes of a file, a uint8 array (height, width[, 1, 3 or 4]), or a PIL image. Damaged or
+    missing files are reported and treated as missing content. Transparent pictures are put on white; EXIF orientation
+    is applied.
 
     Args:
         model: a folder, or a name on the hub.
         column: the column with pictures.
-        folder: where relative paths start. If the items lack `column`, the pictures in it are found by item id.
-        precision: "auto" and "float32" compute in float32; "bfloat16" is for large models on processors that have it.
-        batch_size: pictures that go through the network at once; None is 4 on a CPU, where larger ones leave its
-            caches, and 64 on a GPU.
-        workers: threads that decode while the network runs.
+        folder: base folder of relative paths. If the items lack `column`, files in it are matched to items by id.
+        precision: "auto" and "float32" compute in float32; "bfloat16" suits large models on hardware that supports it.
+        batch_size: pictures per batch; None is 64 on a GPU and 4 on a CPU, whose caches larger batches exceed.
+        workers: number of threads that decode pictures while the network runs.
     """
 
     modality = "image"
@@ -80,7 +80,7 @@ class PretrainedImage:
 
     @property
     def resolved_precision(self) -> str:
-        """What the network computes in: "auto" is float32 for pictures."""
+        """The precision in use; "auto" is float32."""
         precision = checked_precision(self.precision)
         return "float32" if precision == "auto" else precision
 
@@ -147,14 +147,15 @@ class PretrainedImage:
         return "the model gave a vector that is not finite"
 
     def module(self) -> Any:
-        """A float32 copy of the model to train; called with a batch of `collate` it returns `Features`.
+        """A trainable float32 copy of the model, which maps a batch of `collate` to `Features`.
 
-        `dense` (batch, patches, width) holds the patches, or the cells of the last map, row by row from the top left.
+        `dense` (batch, patches, width) has the patches, or the cells of the last feature map, row by row from the top
+        left.
         """
         return _training_form(self._network)
 
     def collate(self, values: Sequence[Any]) -> dict[str, Any]:
-        """The model's inputs of a batch of pictures; `Unreadable` where one cannot be decoded."""
+        """The model's inputs for a batch of pictures; raises `Unreadable` if one cannot be decoded."""
         if not len(values):
             raise InputError("there are no pictures to collate; give one at least")
 
@@ -164,7 +165,7 @@ class PretrainedImage:
         return {name: torch.from_numpy(np.stack([one[name] for one in batch])) for name in batch[0]}
 
     def saved(self, module: Any, folder: str | Path) -> PretrainedImage:
-        """The same encoder with the weights of `module`, whose model is written to `folder`, whole or not at all."""
+        """The same encoder with the weights of `module`, saved to `folder` atomically."""
         with saved_model(folder) as new, quiet_loading():
             module.network.save_pretrained(new)
             self._network.processor.save_pretrained(new)

@@ -1,4 +1,4 @@
-"""A picture as what one layer of a pretrained network sees in each cell of a grid: where things are is kept."""
+"""A picture as the mean features of one network layer in each cell of a grid, so that positions are kept."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _BATCH = 8  # pictures at a time; more leave a processor's caches
 
 @checked_class
 class ImageGrid:
-    """Mean of a layer's vectors in each of cells x cells parts of the picture, side by side.
+    """Concatenates the mean features of one network layer in each of cells x cells parts of a picture.
 
-    For pictures that are taken alike, such as X-rays or scans, whose parts always lie at about the same places: there
-    the middle layers, which see textures and edges, tell more than the top one, which has learned to name things. The
-    whole picture is shrunk or enlarged to a square, nothing is cropped.
+    For pictures with a standard view, such as X-rays or scans, in which each part is always in about the same place.
+    There the middle layers, which detect textures and edges, are more informative than the top one, which is trained to
+    name objects. The whole picture is resized to a square; nothing is cropped.
 
     Args:
         model: as in `PretrainedImage`: a convolutional network or a vision transformer.
         column: the column with pictures, each as `PretrainedImage` takes it.
-        layer: which hidden layer, from 0, or from the end below 0.
-        cells: parts to a side.
-        size: edge in pixels that the network sees.
+        layer: index of the hidden layer; negative ones count from the end.
+        cells: number of grid cells along each edge.
+        size: edge in pixels to which pictures are resized.
     """
 
     modality = "image"

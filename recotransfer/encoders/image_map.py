@@ -1,4 +1,4 @@
-"""Vectors of places in a picture: what layers of a pretrained network see there, and answers of simple filters."""
+"""Dense image features: vectors for any position in a picture, from a pretrained network and simple filters."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ _MULTIPLE = 32  # convolutional networks halve the picture five times
 class DenseImage:
     """A vector for any place of a picture: hypercolumns of a frozen network, and responses of simple filters.
 
-    A hypercolumn joins what layers of several strides see at one place (Hariharan et al., "Hypercolumns for object
-    segmentation and fine-grained localization", 2015): fine layers know where, coarse ones what. Of a convolutional
-    network it takes the last map of each stride, of a transformer the patches half way and at the end. The filters are
-    those of interactive segmentation (Sommer et al., "ilastik: interactive learning and segmentation toolkit", 2011):
-    smoothed colours, gradients, eigenvalues of the Hessian and of the structure tensor. Pictures keep their shape and
-    are read one at a time.
+    A hypercolumn concatenates the features of several layers at one position (Hariharan et al., "Hypercolumns for
+    object segmentation and fine-grained localization", 2015): fine layers localise, coarse ones recognise. For a
+    convolutional network these are the last feature maps of each stride, for a transformer the patches of the middle
+    and last layers. The filters are those of interactive segmentation (Sommer et al., "ilastik: interactive learning
+    and segmentation toolkit", 2011): smoothed colours, gradients, eigenvalues of the Hessian and of the structure
+    tensor. Pictures keep their aspect ratio and are processed one at a time.
 
     Args:
-        model: as in `PretrainedImage`; None leaves the filters alone.
-        strides: the maps to use of a convolutional network, by their step in pixels of what it sees; None is all.
-        scale: pictures are enlarged by this factor for the network: a stride of 4 then is 2 pixels at scale 2.
-        sigmas: widths of the filters in pixels; none leaves them out.
+        model: as in `PretrainedImage`; None uses the filters only.
+        strides: strides, in pixels of the network's input, of the feature maps to use; None uses all. For convolutional
+            networks only.
+        scale: factor by which pictures are enlarged for the network; at scale 2, stride 4 is 2 pixels of the picture.
+        sigmas: widths of the filters in pixels; empty for no filters.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Folders and hub names of pretrained models."""
+"""Locations and revisions of pretrained models: local folders and names on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def revision_of(digests: Mapping[str, str]) -> str:
 
 
 def model_folder(model: str | Path) -> Path:
-    """The folder of a model: `model` itself if it is one, else the hub's snapshot of that name, over the network.
+    """The folder of a model: `model` itself if it is a folder, else a snapshot downloaded from the hub.
 
     Args:
-        model: a folder or a name on the hub, as `pinned` gives it where its files must have a certain revision.
+        model: a folder or a name on the hub, with a revision as `pinned` gives it or without.
 
     Raises:
-        InputError: there is no such folder, no such model, or its files are of another revision.
+        InputError: no such folder or model, or its files have another revision.
     """
     if (folder := Path(model)).is_dir():
         return folder
@@ -126,10 +126,10 @@ def files_to_store(folder: Path) -> list[Path] | None:
 
 @contextlib.contextmanager
 def saved_model(folder: str | Path) -> Iterator[Path]:
-    """An empty folder for the files of a trained model, which takes the place of `folder` when all are written.
+    """A new folder for the files of a trained model, which replaces `folder` once all are written.
 
     Raises:
-        InputError: `folder` holds something else than an earlier trained model.
+        InputError: `folder` has other content than a trained model, which would be lost.
     """
     folder = Path(folder)
     if folder.exists() and not is_tuned(folder) and (not folder.is_dir() or any(folder.iterdir())):
@@ -147,7 +147,7 @@ def is_tuned(model: Any) -> bool:
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """No progress bars and load reports from transformers within; errors still come through."""
+    """Silence progress bars and load reports of transformers within the block; errors are still shown."""
     logging = require("transformers.utils.logging")
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""The number type that a network computes in: bfloat16 where torch multiplies in it here, else float32."""
+"""The precision a network computes in: bfloat16 where torch supports it on this machine, else float32."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, Literal, get_args
 from recotransfer.errors import InputError, require
 
 Precision = Literal["auto", "float32", "bfloat16"]
-_LONG = 128  # tokens, from which on torch packs the operands of attention; below some 64 it does not
+_LONG = 128  # tokens at which torch packs the operands of attention, which it does not below some 64
 
 
 def checked_precision(precision: str) -> str:
-    """The setting as it came.
+    """The setting, unchanged.
 
     Raises:
-        InputError: it names no precision, or bfloat16 where torch cannot multiply in it.
+        InputError: an unknown precision, or bfloat16 where torch cannot multiply in it.
     """
     if precision not in get_args(Precision):
         raise InputError(f"precision is {precision!r}; it must be 'auto', 'float32' or 'bfloat16'")
@@ -28,7 +28,7 @@ def checked_precision(precision: str) -> str:
 
 @cache
 def multiplies_in_bfloat16() -> bool:
-    """True where a product of bfloat16 can be had, quick or not; asked by multiplying once.
+    """Whether torch can multiply bfloat16 here, fast or slow; determined by a trial multiplication.
 
     Processor flags do not tell: oneDNN and torch may leave instructions unused (ONEDNN_MAX_CPU_ISA,
     ATEN_CPU_CAPABILITY), and then refuse the packed products or the attention over long texts that `SentenceText` runs.
@@ -55,7 +55,7 @@ def multiplies_in_bfloat16() -> bool:
 
 @cache
 def computes_in_bfloat16() -> bool:
-    """True where torch's device multiplies bfloat16 in hardware, so that it is the quicker choice."""
+    """Whether torch's device multiplies bfloat16 in hardware, which makes it the faster choice."""
     torch = require("torch")
 
     if torch.cuda.is_available():

@@ -1,6 +1,6 @@
-"""DNA, RNA and other sequences of letters as counts of short words, in the whole sequence and at their places.
+"""DNA, RNA and protein sequences as counts of k-mers, over the whole sequence and by position.
 
-A pretrained model of DNA needs no class of its own: `SentenceText(model=folder, column="sequence")` averages the token
+A pretrained DNA model needs no class of its own: `SentenceText(model=folder, column="sequence")` averages the token
 vectors of any transformers model.
 """
 
@@ -24,19 +24,19 @@ _BLOCK = 1024  # sequences counted at a time: what memory depends on
 
 @checked_class
 class KmerSequence:
-    """Words of k letters counted over the whole sequence and in spans along it, hashed into one vector.
+    """Counts k-mers over the whole sequence and by position, hashed into one vector.
 
-    The spectrum kernel (Leslie et al., 2002) says which words occur. Placed words are those of the weighted-degree
-    kernel with shifts (Rätsch et al., "RASE", 2005): a word lies softly in the two nearest of spans that begin every so
-    many letters, so that sequences aligned at a site, as promoters are, compare place by place. Each kind of count is
-    square-rooted and of unit length before all are added with hashed signs (Weinberger et al., 2009), so that the dot
-    product of two sequences is about the mean of the kernels. Case and T or U make no difference; words with a letter
-    outside the alphabet do not count.
+    The spectrum kernel (Leslie et al., 2002) counts k-mers wherever they occur. Positional counts are those of the
+    weighted-degree kernel with shifts (Rätsch et al., "RASE", 2005): a k-mer is softly assigned to the two nearest of
+    evenly spaced positions, so that sequences aligned at a site, such as promoters, are compared position by position.
+    The counts of each kind are square-rooted and normalised to unit length, then added with hashed signs (Weinberger et
+    al., 2009), so that the dot product of two sequences approximates the mean of the kernels. Case is ignored, T and U
+    are equal, and k-mers with a letter outside the alphabet are skipped.
 
     Args:
         column: the column with sequences.
-        k: lengths of the words that count wherever they are.
-        placed: (length, span in letters) of the words that count by place; none leaves places out.
+        k: lengths of the k-mers counted regardless of position.
+        placed: (length, spacing of positions in letters) of the k-mers counted by position; may be empty.
         dim: width of a vector.
         alphabet: the letters; four for DNA and RNA, twenty for proteins.
     """

@@ -1,6 +1,6 @@
-"""Text through a table of word vectors and one small layer: hundreds of times as fast as a transformer.
+"""Text encoder made of a table of word vectors and one small layer: hundreds of times as fast as a transformer.
 
-What the table holds is learned from a transformer by `transfer.distillation.DistilStatic`.
+It is distilled from a transformer by `transfer.DistilStatic`.
 """
 
 from __future__ import annotations
@@ -82,16 +82,16 @@ def _flat(texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 @checked_class
 class StaticText:
-    """Text as a sum of word vectors and of what neighbouring words mean together; unit length, on any processor.
+    """Encodes text as a sum of word vectors and word-pair features, without a transformer. Vectors have unit length.
 
-    Each word adds its row of the table, and each pair of neighbours relu(A row + B row before). One hidden layer
-    corrects the sum. Rows of words alone would be a Model2Vec (Tulkens and van Dongen, "Model2Vec: fast
-    state-of-the-art static embeddings", 2024). Case, accents and punctuation are not seen. A word that the table lacks
-    is read by its pieces; a text of which nothing is known counts as unreadable.
+    Each word contributes its row of the table, and each pair of neighbouring words relu(A row + B previous row). One
+    hidden layer corrects the sum. With the rows alone this would be a Model2Vec (Tulkens and van Dongen, "Model2Vec:
+    fast state-of-the-art static embeddings", 2024). Case, accents and punctuation are ignored. Words outside the
+    vocabulary are split into known pieces; a text without any known piece counts as unreadable.
 
     Args:
-        model: the folder that `DistilStatic` wrote.
-        column: the text column, or several that are joined by ". ".
+        model: a folder written by `DistilStatic`.
+        column: the text column, or several, which are joined by ". ".
     """
 
     modality = "text"
@@ -154,18 +154,18 @@ class StaticText:
         return f"the text {str(value)[:40]!r} has no word or part of a word that the model knows"
 
     def module(self) -> Any:
-        """The network to train; called with a batch of `collate` it returns `Features`."""
+        """A trainable copy of the network, which maps a batch of `collate` to `Features`."""
         return _training_form(self._network.weights)
 
     def collate(self, values: Sequence[str]) -> dict[str, Any]:
-        """The rows of all words of a batch, and where each text's begin."""
+        """Table rows of all words of a batch, concatenated, and where each text begins."""
         torch = require("torch")
 
         rows = self.vocabulary.rows(values)
         return {"found": torch.from_numpy(rows.found), "start": torch.from_numpy(rows.start)}
 
     def saved(self, module: Any, folder: str | Path) -> StaticText:
-        """The same encoder with the weights of `module`, whose model is written to `folder`, whole or not at all."""
+        """The same encoder with the weights of `module`, saved to `folder` atomically."""
         weights = {ours: module.get_parameter(theirs).detach().cpu().numpy() for ours, theirs in _PARAMETERS.items()}
         weights = {name: w if w.ndim == 1 or name == "table" else w.T for name, w in weights.items()}
         write_static(folder, self.vocabulary.entries, weights)
@@ -257,7 +257,7 @@ def _training_form(weights: Mapping[str, Float]) -> Any:
 
 
 def write_static(folder: str | Path, entries: Sequence[str], weights: Mapping[str, NDArray[Any]]) -> None:
-    """Write a model that `StaticText` reads to `folder`, whole or not at all; weights as 16-bit floats.
+    """Write a model for `StaticText` to `folder`, atomically, with weights in float16.
 
     Args:
         folder: a new one, or that of an earlier model.

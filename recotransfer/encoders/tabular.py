@@ -1,4 +1,4 @@
-"""Columns of a table as one vector: hashed, without knowing the table, or on the scales of a table that is given."""
+"""Table columns as one vector: hashed, without statistics, or standardised by the statistics of a given table."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from recotransfer.encoders.base import columns_of, encoder_spec, is_missing
 from recotransfer.errors import InputError, require
 from recotransfer.settings import PositiveInt
 
-_FEW = 10  # whole values at most that a number has to be a category too
-_MOST = 4.0  # standard deviations beyond which a number counts as that far out
-_NUMBER_SHARE = 0.3  # length of a number one standard deviation out, against 1 for a category
-_RESOLUTIONS = (2, 12, 72, 432)  # bins per factor of two: from "about as dear" down to neighbouring years
+_FEW = 10  # maximum number of distinct integers for a number to count as a category too
+_MOST = 4.0  # standard deviations at which numbers are clipped
+_NUMBER_SHARE = 0.3  # length of a number one standard deviation from the mean, against 1 for a category
+_RESOLUTIONS = (2, 12, 72, 432)  # bins per factor of two, from "a similar price" down to neighbouring years
 
 
 @checked_class
 class TabularAttributes:
-    """Categories and numbers hashed into one vector; every column that an item has weighs the same.
+    """Hashes categories and numbers into one vector, in which all columns that an item has weigh the same.
 
-    A category counts as itself, "Action|Comedy" as two. A number lies softly in bins of a logarithmic scale at four
-    resolutions, so that near numbers are near. A cell without a value adds nothing. Since nothing is learned from a
-    catalogue, new items and new categories map the same way.
+    Each category is a feature of its own; "Action|Comedy" counts as two. A number is softly assigned to bins of a
+    logarithmic scale at four resolutions, so that similar numbers have similar vectors. Missing cells contribute
+    nothing. Nothing is fitted, so new items and new categories are encoded in the same way.
 
     Args:
-        columns: what to read; None reads all columns that the items call "category" or "number".
+        columns: columns to read; None reads all columns of kind "category" or "number".
         dim: width of a vector.
-        separator: what divides several categories in one cell; None takes cells whole.
+        separator: separates several categories in one cell; None takes cells as a whole.
     """
 
     modality = "attributes"
@@ -77,9 +77,6 @@ class TabularAttributes:
         if not len(values):
             return np.zeros((0, self.dim), np.float32)
 
-        if not len(values):
-            return np.zeros((0, self.dim), np.float32)
-
         hasher = FeatureHasher(n_features=self.dim, input_type="pair", dtype=np.float64)
         counts = hasher.transform([list(self._tokens(value)) for value in values])
         return np.asarray(counts.toarray(), np.float32)
@@ -105,12 +102,12 @@ class TabularAttributes:
 
 @checked_class
 class StandardTable:
-    """Numbers in standard deviations and categories one by one, for tables of few rows and columns that all matter.
+    """Standardised numbers and one-hot categories, for small tables in which every column matters.
 
-    A category is its indicator minus the shares of all categories, at length 1. Numbers are kept short against that, so
-    that bringing rows to unit length, as `Fusion` does, takes little from them; what learns from the vectors is to
-    scale columns anew, as `Probe` does. An empty cell, or a category that is not listed, adds nothing. In tables of
-    many categories or many rows `TabularAttributes` needs no statistics.
+    A category is its one-hot vector minus the shares of all categories, scaled to length 1. Numbers are scaled down
+    relative to that, so that normalising rows, as `Fusion` does, distorts them little; a model on these vectors should
+    rescale columns, as `Probe` does. Missing cells and unlisted categories contribute nothing. For tables of many
+    categories or many rows use `TabularAttributes`, which needs no statistics.
 
     Args:
         numbers: column -> (mean, standard deviation).
@@ -127,7 +124,7 @@ class StandardTable:
 
     @classmethod
     def of(cls, items: Items) -> StandardTable:
-        """With the statistics of these items; numbers of at most ten whole values count as categories too."""
+        """An encoder with the statistics of these items; numbers of 3 to 10 distinct integers are categories too."""
         numbers, categories = {}, {}
         for column in items.columns.columns:
             kind = items.kinds.get(column)

