@@ -1,4 +1,4 @@
-"""Problems of any domain, fitted, tuned and judged; benchmarks in `experiments.benchmark`."""
+"""Problems of any domain: fit, tune and evaluate; benchmarks are in `experiments.benchmark`."""
 
 from __future__ import annotations
 

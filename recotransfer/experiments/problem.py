@@ -21,15 +21,15 @@ from recotransfer.evaluation.split import Split
 @checked_class
 @dataclass(frozen=True)
 class Predictions:
-    """What a model answered, one row per unit asked.
+    """A model's scores and the true answers, one row per query.
 
     Attributes:
-        queries: (n,) ids of the items whose labels, or the subjects whose items, were asked for.
-        candidates: what could be answered: labels or items.
+        queries: (n,) ids of the items to label, or of the subjects to recommend items to.
+        candidates: the labels or items that are scored.
         truth: (n, candidates) bool.
-        scores: (n, candidates) float32, greater is better; -inf where an option was not up for choice. A label that got
-            no score stands with the lowest of its unit; all labels of a unit without content share alike.
-        groups: (n,) queries of one group (a patient, a picture) are drawn together in intervals.
+        scores: (n, candidates) float32, greater is better; -inf for excluded candidates. A label without a score gets
+            the lowest score of its query; for an item without content, all labels get the same score.
+        groups: (n,) group of each query (a patient, a picture); bootstrap intervals resample whole groups.
     """
 
     queries: NDArray[Any]
@@ -39,18 +39,18 @@ class Predictions:
     groups: NDArray[Any]
 
     def take(self, rows: NDArray[np.int64]) -> Predictions:
-        """The predictions at these rows."""
+        """The predictions of these rows, in this order; rows may repeat."""
         rows = np.asarray(rows, np.int64)
         return Predictions(self.queries[rows], self.candidates, self.truth[rows], self.scores[rows], self.groups[rows])
 
     @property
     def best(self) -> NDArray[Any]:
-        """(n,) the option with the greatest score, the first of those that share it."""
+        """(n,) the candidate with the greatest score; the first one in a tie."""
         return self.candidates.take(self.scores.argmax(axis=1))
 
     @property
     def unanswered(self) -> NDArray[np.bool_]:
-        """(n,) whether nothing is preferred to anything; such a unit counts as wrong."""
+        """(n,) whether all candidates of a query have the same score; such a query counts as wrong."""
         return np.asarray(self.scores.max(axis=1) == self.scores.min(axis=1))
 
 
@@ -59,23 +59,24 @@ Metric = Callable[[Predictions], float]
 
 @checked
 def accuracy(a: Predictions) -> float:
-    """Share of queries whose best option is true."""
+    """Share of queries whose best candidate is true."""
     return float((a.truth[np.arange(len(a.truth)), a.scores.argmax(axis=1)] & ~a.unanswered).mean())
 
 
 @checked
 def macro_f1(a: Predictions) -> float:
-    """Mean F1 over the candidates that occur, of queries with one true option each."""
+    """Mean F1 over the candidates that occur; each query must have exactly one true candidate."""
     true = a.truth.argmax(axis=1)
-    told = np.where(a.unanswered, (true + 1) % a.truth.shape[1], a.scores.argmax(axis=1))
-    return float(np.nanmean(f1(true, told, a.truth.shape[1])))
+    # An unanswered query is given any wrong label, so that ties never count as correct.
+    predicted = np.where(a.unanswered, (true + 1) % a.truth.shape[1], a.scores.argmax(axis=1))
+    return float(np.nanmean(f1(true, predicted, a.truth.shape[1])))
 
 
 @checked
 def area_under_curve(a: Predictions) -> float:
-    """Mean area under the ROC curve of each option against the rest, of queries with one true option each.
+    """Mean one-vs-rest area under the ROC curve; each query must have exactly one true candidate.
 
-    NaN where all queries have the same.
+    NaN if all queries have the same true candidate.
     """
     each = roc_auc(a.truth.argmax(axis=1), a.scores)
     return float("nan") if np.isnan(each).all() else float(np.nanmean(each))
@@ -83,29 +84,29 @@ def area_under_curve(a: Predictions) -> float:
 
 @checked
 def expected_calibration_error(a: Predictions) -> float:
-    """Gap between probability and accuracy; smaller is better. The scores must be probabilities."""
+    """Mean gap between predicted probability and accuracy, smaller is better. The scores must be probabilities."""
     return calibration_error(a.truth.argmax(axis=1), a.scores)
 
 
 @checked
 def mean_average_precision(a: Predictions) -> float:
-    """Mean average precision of the ranked candidates over the queries that have a true one."""
-    ranked = _ranked(a)
-    found = ranked.sum(axis=1)
+    """Mean average precision of the ranked candidates; queries without a true candidate are left out."""
+    ranked = _truth_by_score(a)
+    relevant = ranked.sum(axis=1)
     precision = np.cumsum(ranked, axis=1) / np.arange(1, ranked.shape[1] + 1)
-    each = (precision * ranked).sum(axis=1) / np.maximum(found, 1)
-    return float(each[found > 0].mean())
+    each = (precision * ranked).sum(axis=1) / np.maximum(relevant, 1)
+    return float(each[relevant > 0].mean())
 
 
 @checked
 def mean_reciprocal_rank(a: Predictions) -> float:
-    """Mean over queries of 1 / the place of the first true option; queries without a true option do not count."""
-    ranked = _ranked(a)
+    """Mean of 1 / rank of the first true candidate; queries without a true candidate are left out."""
+    ranked = _truth_by_score(a)
     return float((1 / (1 + ranked.argmax(axis=1)))[ranked.any(axis=1)].mean())
 
 
-def _ranked(a: Predictions) -> NDArray[np.bool_]:
-    """(n, candidates) truth in the order of the scores."""
+def _truth_by_score(a: Predictions) -> NDArray[np.bool_]:
+    """(n, candidates) truth, each row sorted by descending score."""
     return np.take_along_axis(a.truth, np.argsort(-a.scores, axis=1, kind="stable"), axis=1)
 
 
@@ -115,19 +116,20 @@ LABEL_METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "macro F1": macro_f
 @checked_class
 @dataclass(frozen=True)
 class Problem:
-    """A problem: records as items and relations, and how predictions are judged.
+    """Records as items and relations, and the metrics that evaluate predictions.
 
     Attributes:
-        name: what it is called in tables.
-        items: everything that has content, of all parts.
-        split: relations to learn from, to choose settings by, and to judge on.
-        metrics: name -> figure of predictions, greater is better; the first chooses settings.
-        encoders: what reads the items; None leaves that to the task.
-        embeddings: vectors of `items`, where they do not come from an encoder one item at a time (patches of pictures).
-        asks: "labels" asks each item of the test for its users, "items" each user of the test for their items.
-        groups: (items or users,) group of each unit, over the split's map; None draws queries one by one.
-        candidates: pairs that are up for choice where "items" are asked for; None is every item that the split ranks.
-        unlabelled: items that may be looked at without a label; those with a relation in train always are.
+        name: name in tables.
+        items: the items of all three parts, with their content.
+        split: relations to train on, to choose settings on, and to test on.
+        metrics: name -> function of predictions, greater is better; settings are chosen by the first.
+        encoders: encoders of the items; None leaves the choice to the task.
+        embeddings: vectors of `items`, for content that is not encoded item by item (patches of pictures).
+        asks: "labels" predicts the labels (users) of each test item, "items" the items of each test user.
+        groups: (items or users,) group of each query, in the order of the split's ids; None resamples single queries.
+        candidates: for "items", the user-item pairs to rank; None ranks every item that the split ranks.
+        unlabelled: items whose content may be used in training without a label; items with a training relation always
+            may.
     """
 
     name: str
@@ -145,15 +147,15 @@ class Problem:
         if self.asks not in ("labels", "items"):
             raise InputError(f'asks must be "labels" or "items", got {self.asks!r}')
         if not self.metrics:
-            raise InputError(f"the problem {self.name!r} has no metric; name one at least, the first chooses settings")
+            raise InputError(f"the problem {self.name!r} has no metrics; give at least one (settings are chosen by it)")
 
 
 @checked
 def described(items: Items, texts: Mapping[Any, str], column: str) -> tuple[Items, Interactions]:
-    """The items and one more for each subject, whose text describes it, with the subject holding its own description.
+    """The items plus one description item per subject, and the relation of each subject to its description.
 
-    A class's name, a question's words: what is known of a subject of whom no item is. Recommending to it from that
-    alone is zero-shot classification or retrieval; see `few_shot`. Ids of descriptions are ("about", subject).
+    The description is a class's name or a query's text, for subjects without any items. Recommending from it alone is
+    zero-shot classification or retrieval; see `few_shot`. Ids of descriptions are ("about", subject).
     """
     if column not in items.columns.columns:
         raise InputError(f"the items have no column {column!r}; they have {list(items.columns.columns)}")
@@ -170,8 +172,8 @@ def described(items: Items, texts: Mapping[Any, str], column: str) -> tuple[Item
 
 @checked
 def column(values: Sequence[Any], name: str) -> pd.DataFrame:
-    """A table with one column of any values, such as pictures; arrays and mappings are left whole."""
-    cells = np.empty(len(values), dtype=object)
+    """A table with one column of arbitrary values, such as pictures; each array or mapping becomes one cell."""
+    cells = np.empty(len(values), dtype=object)  # pandas would take arrays and mappings apart
     for at, value in enumerate(values):
         cells[at] = value
 

@@ -1,4 +1,4 @@
-"""Fit a task on a problem, choose on validation, judge once, with intervals."""
+"""Fit a task on a problem, choose settings on validation, evaluate once on the test, with intervals."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from recotransfer.numerics.rounding import DOUBLE, first_best
 from recotransfer.recommenders import Recommender
 from recotransfer.task import TransferTask
 
-_GRID = 7  # values tried of a setting, evenly spaced by ratio
+_GRID = 7  # grid points of a setting, spaced evenly on a log scale
 
 
 @checked_class
 @dataclass(frozen=True)
 class Outcome:
-    """A fitted task on a problem, and how it did.
+    """A task fitted on a problem, with its test results.
 
     Attributes:
         name: the variant's name.
-        task: fitted on all but the test.
-        predictions: to the test's questions.
-        metrics: name -> value with its 95% bootstrap interval over groups.
-        settings: settings of the recommender that validation chose.
+        task: fitted on everything but the test.
+        predictions: predictions on the test.
+        metrics: name -> test value with its 95% bootstrap interval over groups.
+        settings: settings of the recommender, chosen on validation.
         valid: the first metric on validation.
-        seconds: wall time of encoding, tuning, choosing and answering.
-        reports: what tuners say of themselves, by modality.
-        validation: the predictions that settings were chosen on, before any refit; None where there were none.
+        seconds: wall time of encoding, tuning, the choice of settings and prediction.
+        reports: modality -> report of its tuner.
+        validation: the predictions that settings were chosen on, before any refit; None if nothing was validated.
     """
 
     name: str
@@ -68,93 +68,100 @@ def run(
     refit: bool = True,
     draws: int = 1000,
 ) -> Outcome:
-    """The task fitted on the problem, its settings chosen on validation, judged once on the test.
+    """The outcome of a task: settings chosen on validation, fitted, and evaluated once on the test.
 
     Args:
         problem: the problem.
-        task: recommender, transfers and tuners, not fitted. Its encoders are the problem's where it names none.
-        name: of the variant.
-        settings: settings of the recommender to choose from; by default a grid over the one setting of its
-            `search_space`, or the recommender as it is where it has none or several.
-        folds: choose by the predictions of so many folds of all that is not in the test, all of them together, where
-            the validation part is too small to choose on.
-        calibrate: learn the recommender's `temperature` (`Probe`) from the predictions that settings were chosen on,
-            whose groups the model had not seen.
-        refit: fit again with the validation part once settings are chosen; tuned encoders stay as they are.
-        draws: of the bootstrap.
+        task: recommender, transfers and tuners, not fitted. Without encoders of its own it takes the problem's.
+        name: name of the variant.
+        settings: settings of the recommender to choose from. By default a grid over its `search_space` if that has one
+            setting, otherwise the recommender as it is.
+        folds: choose settings by cross-validation over everything outside the test, with this many folds, for problems
+            whose validation part is too small.
+        calibrate: fit the recommender's `temperature` (`Probe`) to the predictions that settings were chosen on, whose
+            groups the model has not seen.
+        refit: fit again with the validation part after settings are chosen; tuned encoders are kept.
+        draws: number of bootstrap resamples.
+
+    Raises:
+        InputError: the arguments contradict each other or the problem, as when there is nothing to choose settings on.
     """
-    begin = time.perf_counter()
-    task = copy.copy(task)
+    start = time.perf_counter()
+    task = copy.copy(task)  # the caller's task is left as it is
     if task.encoders is None:
         task.encoders = [] if problem.embeddings is not None else problem.encoders
 
-    train, known = problem.split.train, training_and_validation(problem.split)
+    train, train_and_valid = problem.split.train, training_and_validation(problem.split)
     tuners = task.tuners
     if tuners and problem.embeddings is not None:
         raise InputError(
-            f"the problem {problem.name!r} brings its vectors, which no tuner can change; leave the tuners out"
+            f"the problem {problem.name!r} comes with vectors, which no tuner can change; leave the tuners out"
         )
 
     if tuners:
-        task = task.tuned(_seen(problem, train), train)
+        task = task.tuned(_visible_items(problem, train), train)
 
     embeddings = list(problem.embeddings) if problem.embeddings is not None else task.encode(problem.items)
-    tried = [dict(s) for s in settings] if settings is not None else _grid(task.recommender)
-    if not tried:
-        raise InputError("settings is empty; give the settings to choose from, [{}] for those that the task has")
+    grid = [dict(s) for s in settings] if settings is not None else _default_grid(task.recommender)
+    if not grid:
+        raise InputError("settings is empty; give the settings to choose from, or [{}] to keep the task's own")
 
-    figures, checked = [float("nan")], []
+    # The settings are chosen on predictions for records that the model was not fitted on.
+    valid_scores, valid_predictions = [float("nan")], []
     metric = next(iter(problem.metrics.values()))
     if folds is not None:
         if tuners:
-            raise InputError("tuned encoders have seen the records of all folds; leave folds out, or the tuners")
+            raise InputError("tuned encoders have seen the records of all folds; leave out either folds or the tuners")
 
-        checked = [_of_folds(problem, task, s, embeddings, folds) for s in tried]
+        valid_predictions = [_cross_validate(problem, task, s, embeddings, folds) for s in grid]
     elif len(problem.split.valid):
-        checked = [
-            _predictions(problem, _fitted(problem, task, s, train, embeddings), embeddings, "valid") for s in tried
+        valid_predictions = [
+            _predict(problem, _fit(problem, task, s, train, embeddings), embeddings, "valid") for s in grid
         ]
     elif settings is None:
-        tried = [{}]
-    elif len(tried) > 1:
+        grid = [{}]
+    elif len(grid) > 1:
         raise InputError(
             f"the problem {problem.name!r} has nothing to choose settings on; give one setting, or a valid part"
         )
 
-    if checked:
-        figures = [metric(each) for each in checked]
+    if valid_predictions:
+        valid_scores = [metric(each) for each in valid_predictions]
 
-    chosen = first_best(figures)
-    values = tried[chosen]
+    chosen = first_best(valid_scores)
+    values = grid[chosen]
     if calibrate:
-        if not checked or "temperature" not in task.recommender.params():
+        if not valid_predictions or "temperature" not in task.recommender.params():
             raise InputError("calibrate needs a valid part or folds, and a recommender with a temperature (Probe)")
 
-        by = _temperature(checked[chosen])
-        values = {**values, "temperature": by * task.recommender.with_settings(values).setting("temperature")}
-        checked[chosen] = _tempered(checked[chosen], by)
+        # The predictions were made at the recommender's present temperature, so the fitted one multiplies it.
+        factor = _fit_temperature(valid_predictions[chosen])
+        values = {**values, "temperature": factor * task.recommender.with_settings(values).setting("temperature")}
+        valid_predictions[chosen] = _with_temperature(valid_predictions[chosen], factor)
 
-    fitted = _fitted(problem, task, values, known if refit else train, embeddings)
-    predictions = _predictions(problem, fitted, embeddings, "test")
-    found = {label: _estimate(each, predictions, draws) for label, each in problem.metrics.items()}
+    fitted = _fit(problem, task, values, train_and_valid if refit else train, embeddings)
+    predictions = _predict(problem, fitted, embeddings, "test")
+    estimates = {label: _estimate(each, predictions, draws) for label, each in problem.metrics.items()}
     reports = task.tuning_reports_ if tuners else {}
-    seconds = time.perf_counter() - begin
-    outcome = Outcome(name or problem.name, fitted, predictions, found, values, figures[chosen], seconds, reports)
+    seconds = time.perf_counter() - start
+    outcome = Outcome(
+        name or problem.name, fitted, predictions, estimates, values, valid_scores[chosen], seconds, reports
+    )
 
-    return replace(outcome, validation=checked[chosen]) if checked else outcome
+    return replace(outcome, validation=valid_predictions[chosen]) if valid_predictions else outcome
 
 
 @checked
 def joined(outcomes: Sequence[Outcome], metrics: Mapping[str, Metric], *, draws: int = 1000) -> Outcome:
-    """The outcome of several folds as one: all their predictions together, judged at once.
+    """The outcomes of several folds combined into one, with the metrics computed on all their predictions at once.
 
-    Its task is the last fold's; a setting that the folds do not agree on is told as a list, one of each.
+    Its task is the last fold's. A setting on which the folds differ is reported as a list with one value per fold.
     """
     if not outcomes:
-        raise InputError("there are no outcomes; give one per fold")
+        raise InputError("outcomes is empty; give the outcome of each fold")
 
-    predictions = _together([outcome.predictions for outcome in outcomes])
-    found = {label: _estimate(each, predictions, draws) for label, each in metrics.items()}
+    predictions = _concatenated([outcome.predictions for outcome in outcomes])
+    estimates = {label: _estimate(each, predictions, draws) for label, each in metrics.items()}
     valid = float(np.mean([o.valid for o in outcomes]))
     seconds = float(np.sum([o.seconds for o in outcomes]))
     chosen = {name: [o.settings.get(name) for o in outcomes] for name in outcomes[0].settings}
@@ -163,7 +170,7 @@ def joined(outcomes: Sequence[Outcome], metrics: Mapping[str, Metric], *, draws:
     return replace(
         outcomes[-1],
         predictions=predictions,
-        metrics=found,
+        metrics=estimates,
         settings=settings,
         valid=valid,
         seconds=seconds,
@@ -173,20 +180,22 @@ def joined(outcomes: Sequence[Outcome], metrics: Mapping[str, Metric], *, draws:
 
 @checked
 def gain(outcome: Outcome, ablation: Outcome, metric: Metric, *, draws: int = 1000, seed: int = 0) -> Difference:
-    """How much more than the ablation, with the 95% interval of the paired bootstrap over groups.
+    """The metric's gain over the ablation, with its 95% interval from a paired bootstrap over groups.
 
-    p is twice the share of draws on the wrong side of 0, 1 / draws at least; all is NaN where the metric is.
+    p is twice the share of resamples on the other side of 0, and at least 1 / draws. All values are NaN if the metric
+    is.
     """
     mine, theirs = outcome.predictions, ablation.predictions
     if len(mine.queries) != len(theirs.queries) or not (mine.queries == theirs.queries).all():
-        raise InputError(f"{outcome.name} and {ablation.name} answered different questions; run them on one problem")
+        raise InputError(f"{outcome.name} and {ablation.name} answered different queries; run them on the same problem")
 
     def figure(rows: NDArray[np.int64]) -> float:
         return metric(mine.take(rows)) - metric(theirs.take(rows))
 
     value, values = metric(mine) - metric(theirs), resampled(figure, mine.groups, draws=draws, seed=seed)
     values = values[~np.isnan(values)]
-    values[np.abs(values) <= DOUBLE * max(abs(metric(mine)), abs(metric(theirs)))] = 0  # equal but for rounding
+    # Differences within rounding error are ties.
+    values[np.abs(values) <= DOUBLE * max(abs(metric(mine)), abs(metric(theirs)))] = 0
     if np.isnan(value) or not len(values):
         return Difference(value, float("nan"), float("nan"), float("nan"))
 
@@ -200,10 +209,10 @@ def gain(outcome: Outcome, ablation: Outcome, metric: Metric, *, draws: int = 10
 def table(
     outcomes: Sequence[Outcome], problem_metrics: Mapping[str, Metric], *, ablation: str | None = None
 ) -> pd.DataFrame:
-    """One row per variant: each metric with its interval, and the first metric's gain over the variant `ablation`."""
+    """One row per variant: every metric with its interval, and the first metric's gain over the variant `ablation`."""
     by_name = {outcome.name: outcome for outcome in outcomes}
     if ablation is not None and ablation not in by_name:
-        raise InputError(f"no variant is called {ablation!r}; the variants are {', '.join(by_name)}")
+        raise InputError(f"no variant is called {ablation!r}; choose the ablation from {', '.join(by_name)}")
 
     rows = []
     for outcome in outcomes:
@@ -212,19 +221,24 @@ def table(
             row |= {label: value, f"{label} low": low, f"{label} high": high}
 
         if ablation is not None and outcome.name != ablation:
-            d = gain(outcome, by_name[ablation], next(iter(problem_metrics.values())))
-            row |= {"gain": d.value, "gain low": d.low, "gain high": d.high, "p": d.p}
+            difference = gain(outcome, by_name[ablation], next(iter(problem_metrics.values())))
+            row |= {
+                "gain": difference.value,
+                "gain low": difference.low,
+                "gain high": difference.high,
+                "p": difference.p,
+            }
 
         rows.append({**row, "seconds": outcome.seconds})
 
     return pd.DataFrame(rows)
 
 
-def _together(predictions: Sequence[Predictions]) -> Predictions:
-    """The predictions of several folds as one."""
+def _concatenated(predictions: Sequence[Predictions]) -> Predictions:
+    """The predictions of several folds, one after the other."""
     first = predictions[0]
     if any(each.candidates != first.candidates for each in predictions):
-        raise InputError("these folds have different labels; make them from one set of relations")
+        raise InputError("the folds have different labels; make them all from the same relations")
 
     names = ("queries", "truth", "scores", "groups")
     return Predictions(
@@ -232,46 +246,44 @@ def _together(predictions: Sequence[Predictions]) -> Predictions:
     )
 
 
-def _of_folds(
+def _cross_validate(
     problem: Problem, task: TransferTask, values: Mapping[str, Any], embeddings: Sequence[Embeddings], folds: int
 ) -> Predictions:
-    """Predictions to all that is not in the test, each record's from the fold that it was held out of."""
+    """Predictions for every record outside the test, each by the model of the fold that held the record out."""
     groups = None if problem.groups is None else problem.groups.tolist()
-    found = []
+    predictions = []
 
     for split in fold_items(training_and_validation(problem.split), folds=folds, groups=groups):
-        inner = replace(problem, split=split)
-        found.append(
-            _predictions(
-                inner, _fitted(inner, task, values, training_and_validation(split), embeddings), embeddings, "test"
-            )
-        )
+        fold = replace(problem, split=split)
+        fitted = _fit(fold, task, values, training_and_validation(split), embeddings)
+        predictions.append(_predict(fold, fitted, embeddings, "test"))
 
-    return _together(found)
+    return _concatenated(predictions)
 
 
-def _tempered(a: Predictions, temperature: float) -> Predictions:
-    """The predictions with the logits of their probabilities divided by a number."""
+def _with_temperature(a: Predictions, temperature: float) -> Predictions:
+    """The predictions with the logits of their probabilities divided by the temperature."""
     p = np.clip(a.scores.astype(np.float64), 1e-12, 1 - 1e-12)
-    if np.allclose(a.scores.sum(axis=1), 1, atol=1e-3):
+    if np.allclose(a.scores.sum(axis=1), 1, atol=1e-3):  # probabilities of exclusive labels
         return replace(a, scores=softmax(np.log(p) / temperature, axis=1).astype(np.float32))
 
     return replace(a, scores=expit(logit(p) / temperature).astype(np.float32))
 
 
-def _temperature(a: Predictions) -> float:
-    """The number that makes the true predictions likeliest when logits are divided by it."""
-    several = bool((a.truth.sum(axis=1) != 1).any())
+def _fit_temperature(a: Predictions) -> float:
+    """The temperature with the greatest likelihood of the truth."""
+    multilabel = bool((a.truth.sum(axis=1) != 1).any())
 
     def loss(log_temperature: float) -> float:
-        p = _tempered(a, float(np.exp(log_temperature))).scores.astype(np.float64)
-        told = np.where(a.truth, p, 1 - p) if several else p[a.truth]
-        return float(-np.log(np.maximum(told, 1e-12)).sum())
+        p = _with_temperature(a, float(np.exp(log_temperature))).scores.astype(np.float64)
+        likelihood = np.where(a.truth, p, 1 - p) if multilabel else p[a.truth]
+        return float(-np.log(np.maximum(likelihood, 1e-12)).sum())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
-def _grid(recommender: Recommender) -> list[dict[str, Any]]:
+def _default_grid(recommender: Recommender) -> list[dict[str, Any]]:
+    """Values of the recommender's one searchable setting; one empty dict if it has none or several."""
     space = recommender.search_space
     if len(space) != 1:
         return [{}]
@@ -281,71 +293,74 @@ def _grid(recommender: Recommender) -> list[dict[str, Any]]:
     return [{name: round(v) if isinstance(low, int) else float(v)} for v in values]
 
 
-def _seen(problem: Problem, events: Interactions) -> Items:
-    """The items that may be looked at when these events are learned from."""
-    seen = np.zeros(len(problem.items), bool)
-    seen[problem.items.ids.positions(events.items.take(np.unique(events.item)))] = True
+def _visible_items(problem: Problem, events: Interactions) -> Items:
+    """The items whose content may be used when training on these events."""
+    visible = np.zeros(len(problem.items), bool)
+    visible[problem.items.ids.positions(events.items.take(np.unique(events.item)))] = True
     if problem.unlabelled is not None:
-        seen[problem.items.ids.positions(problem.unlabelled.ids)] = True
+        visible[problem.items.ids.positions(problem.unlabelled.ids)] = True
 
-    return problem.items.take(np.flatnonzero(seen))
+    return problem.items.take(np.flatnonzero(visible))
 
 
-def _fitted(
+def _fit(
     problem: Problem,
     task: TransferTask,
     values: Mapping[str, Any],
     events: Interactions,
     embeddings: Sequence[Embeddings],
 ) -> TransferTask:
+    """A copy of the task with these settings, fitted on the events."""
     out = copy.copy(task)
     out.recommender = task.recommender.with_settings(values)
-    seen = _seen(problem, events) if problem.asks == "labels" else problem.items
+    items = _visible_items(problem, events) if problem.asks == "labels" else problem.items
     # Items of other parts stay out of the catalogue, but every label stays a user.
-    used = Interactions(
-        events.users, seen.ids, events.user, seen.ids.positions(events.items.ids, missing="negative")[events.item],
+    relations = Interactions(
+        events.users, items.ids, events.user, items.ids.positions(events.items.ids, missing="negative")[events.item],
         events.weight, events.time, events.kind, events.kinds,
     )  # fmt: skip
 
-    return out.fit(seen, used, embeddings=[part.align(seen.ids) for part in embeddings])
+    return out.fit(items, relations, embeddings=[each.align(items.ids) for each in embeddings])
 
 
-def _predictions(
-    problem: Problem, task: TransferTask, embeddings: Sequence[Embeddings], which: Literal["valid", "test"]
+def _predict(
+    problem: Problem, task: TransferTask, embeddings: Sequence[Embeddings], part: Literal["valid", "test"]
 ) -> Predictions:
+    """The fitted task's predictions for one part of the split."""
     split = problem.split
-    asked: Interactions = getattr(split, which)
-    ranked: IdMap | None = getattr(split, f"{which}_items")
+    relations: Interactions = getattr(split, part)
+    ranked: IdMap | None = getattr(split, f"{part}_items")
     if problem.asks == "labels":
-        at = np.unique(asked.item)
-        ids = IdMap(asked.items.take(at))
-        rows = problem.items.take(problem.items.ids.positions(ids.ids))
-        found = task.label(rows, len(asked.users), embeddings=[part.align(ids) for part in embeddings])
-        truth = np.asarray(asked.matrix().T.tocsr()[at].toarray() > 0)
-        candidates, queries = asked.users, ids.ids
+        at = np.unique(relations.item)
+        ids = IdMap(relations.items.take(at))
+        items = problem.items.take(problem.items.ids.positions(ids.ids))
+        lists = task.label(items, len(relations.users), embeddings=[each.align(ids) for each in embeddings])
+        truth = np.asarray(relations.matrix().T.tocsr()[at].toarray() > 0)
+        candidates, queries = relations.users, ids.ids
     else:
-        users = np.unique(asked.user)
-        candidates = asked.items if ranked is None else ranked
-        queries = asked.users.take(users)
-        found = task.recommend(
-            queries, len(candidates), histories=getattr(split, f"{which}_history"), filter=Filter(allow=candidates.ids)
+        at = np.unique(relations.user)
+        candidates = relations.items if ranked is None else ranked
+        queries = relations.users.take(at)
+        lists = task.recommend(
+            queries, len(candidates), histories=getattr(split, f"{part}_history"), filter=Filter(allow=candidates.ids)
         )
-        truth = (asked.matrix()[users] > 0).toarray()[:, asked.items.positions(candidates.ids)]
-        at = users
+        truth = (relations.matrix()[at] > 0).toarray()[:, relations.items.positions(candidates.ids)]
 
+    # The lists are ranked; their scores go back into one column per candidate.
     scores = np.full(truth.shape, -np.inf, np.float32)
-    row, column = np.nonzero(found.positions >= 0)
-    place = candidates.positions(found.catalogue.take(found.positions[row, column]), missing="negative")
-    scores[row[place >= 0], place[place >= 0]] = found.scores[row, column][place >= 0]
+    row, rank = np.nonzero(lists.positions >= 0)
+    column = candidates.positions(lists.catalogue.take(lists.positions[row, rank]), missing="negative")
+    scores[row[column >= 0], column[column >= 0]] = lists.scores[row, rank][column >= 0]
     if problem.asks == "labels":
+        # Every label needs a finite score: the lowest of its query, or equal shares where the query has none.
         lowest = np.where(np.isfinite(scores), scores, np.inf).min(axis=1, keepdims=True)
         lowest[~np.isfinite(lowest)] = 1 / len(candidates)
         scores = np.where(np.isfinite(scores), scores, lowest)
     elif problem.candidates is not None:
-        up = seen_items(problem.candidates.with_items(asked.items))[
+        eligible = seen_items(problem.candidates.with_items(relations.items))[
             problem.candidates.users.positions(queries)
-        ].toarray()[:, asked.items.positions(candidates.ids)]
-        scores[up == 0] = -np.inf
+        ].toarray()[:, relations.items.positions(candidates.ids)]
+        scores[eligible == 0] = -np.inf
 
     groups = queries if problem.groups is None else np.asarray(problem.groups)[at]
 
@@ -353,6 +368,7 @@ def _predictions(
 
 
 def _estimate(metric: Metric, predictions: Predictions, draws: int) -> Estimate:
+    """The metric with its 95% percentile bootstrap interval over groups."""
     values = resampled(lambda rows: metric(predictions.take(rows)), predictions.groups, draws=draws)
     values = values[~np.isnan(values)]
     low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)

@@ -72,7 +72,7 @@ def test_groups_of_texts_stay_together_and_are_drawn_together():
     predictions = run(problem, Probe()).predictions
     assert len(predictions.queries) == 18
     assert len(np.unique(predictions.groups)) == 6
-    with pytest.raises(InputError, match="'author 0' stands in two parts"):
+    with pytest.raises(InputError, match="'author 0' has items in two parts"):
         nlp.classification(texts, topics, np.resize(["train", "test"], 60), encoders=[TEXT], groups=authors)
     for fold in nlp.folds(texts, topics, folds=3, encoders=[TEXT], groups=authors):
         tested, seen = ({authors[at] for at in np.unique(log.item)} for log in (fold.split.test, fold.split.train))

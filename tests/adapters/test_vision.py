@@ -199,7 +199,7 @@ def test_intervals_draw_whole_groups_and_none_stands_in_two_parts():
         f"camera {at}" for at in (3, 7, 11) for _ in range(4)
     ]
     assert np.bincount(done.predictions.groups).tolist() == [0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0, 4]
-    with pytest.raises(InputError, match="'camera 0' stands in two parts"):
+    with pytest.raises(InputError, match="'camera 0' has items in two parts"):
         vision.classification(pictures, labels, dealt(48), encoders=[MeanColour()], groups=takers)
     with pytest.raises(InputError, match="47 groups for 48 records"):
         vision.classification(pictures, labels, part, encoders=[MeanColour()], groups=takers[1:])

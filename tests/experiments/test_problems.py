@@ -213,7 +213,7 @@ def test_records_of_nobody_are_groups_of_their_own():
     for whole in range(0, 180, 12):
         mine = set(range(whole, whole + 12, 3))
         assert sum(mine <= part for part in parts) == 1
-    with pytest.raises(InputError, match="'p0' stands in two parts"):
+    with pytest.raises(InputError, match="'p0' has items in two parts"):
         split_items(relations, ["train", "valid", "test", "test"] * 45, groups=patient)
 
 
@@ -313,7 +313,7 @@ def test_wrong_cases_are_refused():
     mine = run(real, TransferTask(RidgeProfiles()))
     other = Problem("less", real.items, few_shot(split_items(notes()[1], parts_of(180, 2)), 5), real.metrics,
                  encoders=real.encoders)  # fmt: skip
-    with pytest.raises(InputError, match="different questions"):
+    with pytest.raises(InputError, match="different queries"):
         gain(mine, run(other, TransferTask(RidgeProfiles())), accuracy)
     with pytest.raises(InputError, match="nothing to choose settings on"):
         run(other, TransferTask(Probe()), settings=[{"reg": 1.0}, {"reg": 2.0}])
