@@ -1,4 +1,4 @@
-"""The command line of the adapters: `adapt` learns labels of pictures, texts and records, `label` gives them."""
+"""The commands `adapt`, which fits a classifier of pictures, texts or records, and `label`, which applies it."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ _PATH = click.Path(path_type=Path)
 
 
 def _source(context: click.Context, parameter: click.Parameter, value: str) -> str | Path:
-    """A database URL as it is, anything else as a path."""
+    """A database URL unchanged, anything else as a path."""
     return value if "://" in value else Path(value)
 
 
 def _learning_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that all kinds of content share."""
     for option in (
-        click.option("--report", type=_PATH, help="JSON file for the figures of all variants."),
+        click.option("--report", type=_PATH, help="JSON file for the results of all variants."),
         click.option("--cache", type=_PATH, help="Folder that keeps encoded content between runs."),
         click.option("--seed", type=int, default=0, show_default=True, help="Seed of the split and of training."),
         click.option("--epochs", type=click.IntRange(1), default=3, show_default=True,
-                     help="Passes over the data at most, where the encoder is tuned."),
+                     help="With --tune: maximum number of epochs."),
         click.option("--tune", is_flag=True,
-                     help="Also fine-tune the encoder; the variant that validation prefers is saved."),
-        click.option("--group", help="Column whose rows stay on one side of the split: patients, authors, products."),
-        click.option("--part", help="Column with train, valid or test; by default a fifth is the test, by lot."),
-        click.option("--label", default="label", show_default=True, help="Column with the labels; empty: unlabelled."),
+                     help="Also fine-tune the encoder; the variant that is better on validation is saved."),
+        click.option("--group", help="Column of groups to keep whole in the split: patients, authors, products."),
+        click.option("--part", help="Column with train, valid or test; by default a random fifth is the test."),
+        click.option("--label", default="label", show_default=True, help="Column of labels; empty cells: unlabelled."),
         click.option("--out", required=True, type=_PATH, help="Folder for the model."),
     ):  # fmt: skip
         command = option(command)
@@ -50,20 +51,20 @@ def _learning_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group()
 def adapt() -> None:
-    """Learn labels of pictures, texts or records with a pretrained encoder; `label` then gives them to new ones.
+    """Learn to label pictures, texts or records with a pretrained encoder; apply the model with `label`.
 
-    A label is a user who holds the items that bear it: what recommends also classifies.
+    Labels are treated as users who have the items with that label, so that a recommender classifies.
     """
 
 
 @adapt.command()
 @click.argument("table", callback=_source)
-@click.option("--encoder", required=True, help="transformers vision model: a folder, or a name on the hub.")
-@click.option("--column", default="image", show_default=True, help="Column with paths of pictures or their bytes.")
+@click.option("--encoder", required=True, help="transformers vision model: a folder or a name on the hub.")
+@click.option("--column", default="image", show_default=True, help="Column of pictures, as paths or bytes.")
 @_learning_options
 @config_option
 def vision(table: str | Path, **o: Any) -> None:
-    """Pictures with labels: TABLE is CSV or Parquet, or a folder that has a folder of pictures for each label.
+    """Classify pictures. TABLE is CSV, Parquet, or a folder with one subfolder of pictures per label.
 
     \b
     Example:
@@ -83,13 +84,14 @@ def vision(table: str | Path, **o: Any) -> None:
 @adapt.command()
 @click.argument("table", callback=_source)
 @click.option(
-    "--column", "columns", multiple=True, default=("text",), show_default=True, help="Column of text; several join."
-)
-@click.option("--encoder", help="sentence-transformers model: a folder, or a name on the hub; all-MiniLM-L6-v2.")
+    "--column", "columns", multiple=True, default=("text",), show_default=True,
+    help="Column of text; several are concatenated.",
+)  # fmt: skip
+@click.option("--encoder", help="sentence-transformers model: a folder or hub name; by default all-MiniLM-L6-v2.")
 @_learning_options
 @config_option
 def nlp(table: str | Path, **o: Any) -> None:
-    """Texts with labels; TABLE is CSV, Parquet or a database URL.
+    """Classify texts. TABLE is CSV, Parquet or a database URL.
 
     \b
     Example:
@@ -106,14 +108,14 @@ def nlp(table: str | Path, **o: Any) -> None:
 
 @adapt.command()
 @click.argument("table", callback=_source)
-@click.option("--of", "kind", type=click.Choice(["image", "table", "dna"]), required=True, help="What the records are.")
-@click.option("--positive", required=True, help="The label that sensitivity speaks of.")
+@click.option("--of", "kind", type=click.Choice(["image", "table", "dna"]), required=True, help="Kind of the records.")
+@click.option("--positive", required=True, help="The positive label, for sensitivity and specificity.")
 @click.option("--encoder", help="Pictures: a transformers vision model, a folder or a name on the hub.")
 @click.option("--column", help="Column of pictures or sequences; by default image or sequence.")
 @_learning_options
 @config_option
 def medical(table: str | Path, **o: Any) -> None:
-    """Pictures, tables or DNA with diagnoses, probabilities calibrated. Not for clinical use.
+    """Predict diagnoses from pictures, tables or DNA, with calibrated probabilities. Not for clinical use.
 
     \b
     Example:
@@ -129,30 +131,30 @@ def medical(table: str | Path, **o: Any) -> None:
     needed = [o["column"], o["label"]] if o["kind"] == "dna" else [o["label"]]
     frame = _pictures(table, o) if o["kind"] == "image" else _frame(table, needed)
     if o["tune"] and o["kind"] != "image":
-        raise InputError(f"--tune changes a pretrained encoder, and --of {o['kind']} has none; leave it out")
+        raise InputError(f"--tune needs a pretrained encoder, and --of {o['kind']} has none; leave it out")
 
     labels = [None if label is None else str(label) for label in _labels(frame, o)]
     if o["positive"] not in labels:
         raise InputError(f"no row has the label {o['positive']!r}; labels are {sorted({v for v in labels if v})[:5]}")
 
-    facts = {"positive": o["positive"], "part": _parts(frame, o)}
-    facts["families" if o["kind"] == "dna" else "patients"] = _groups(frame, o)
+    options = {"positive": o["positive"], "part": _parts(frame, o)}
+    options["families" if o["kind"] == "dna" else "patients"] = _groups(frame, o)
     if o["kind"] == "image":
         if o["encoder"] is None:
-            raise InputError("pictures need a pretrained model; give --encoder")
+            raise InputError("--of image needs a pretrained model; give --encoder")
 
         encoders = [PretrainedImage(model=o["encoder"], column=o["column"], folder=_folder_of(table))]
         pictures = frame[o["column"]].tolist()
-        found = adapter.image_diagnosis(pictures, labels, encoders=encoders, column=o["column"], **facts)
+        adapted = adapter.image_diagnosis(pictures, labels, encoders=encoders, column=o["column"], **options)
     elif o["kind"] == "dna":
-        found = adapter.dna(frame[o["column"]].tolist(), labels, column=o["column"], **facts)
+        adapted = adapter.dna(frame[o["column"]].tolist(), labels, column=o["column"], **options)
     else:
-        kept = _numeric(frame.drop(columns=[c for c in (o["part"], o["group"]) if c]))
-        kept[o["label"]] = labels
-        found = adapter.disease_from_table(kept, o["label"], **facts)
+        attributes = _numeric(frame.drop(columns=[c for c in (o["part"], o["group"]) if c]))
+        attributes[o["label"]] = labels
+        adapted = adapter.disease_from_table(attributes, o["label"], **options)
 
-    # The log score knows probabilities from mere orders, so that settings are chosen by it.
-    problem = replace(found[0], metrics={"log score": adapter.log_score, **found[0].metrics})
+    # Settings are chosen by the log score, which rewards good probabilities and not just a good ranking.
+    problem = replace(adapted[0], metrics={"log score": adapter.log_score, **adapted[0].metrics})
     _learn(problem, "image", o, calibrate=True, folds=5 if o["kind"] == "table" else None)
 
 
@@ -163,9 +165,9 @@ def medical(table: str | Path, **o: Any) -> None:
 @click.option("--k", type=click.IntRange(1), default=1, show_default=True, help="Labels per row.")
 @config_option
 def label(model: Path, table: str | Path, out: Path, k: int) -> None:
-    """Write the likeliest labels of every row of TABLE, which has the columns that the model was made from.
+    """Write the likeliest labels of every row of TABLE, which needs the columns that the model was fitted on.
 
-    Relative paths of pictures start at the folder of TABLE, which may also be a folder of pictures itself.
+    TABLE may also be a folder of pictures. Relative paths of pictures are taken from the folder of TABLE.
 
     \b
     Example:
@@ -179,35 +181,35 @@ def label(model: Path, table: str | Path, out: Path, k: int) -> None:
     from recotransfer.task import TransferTask
 
     if out.suffix not in (".csv", ".parquet"):
-        raise InputError(f"--out {out}: end the name in .csv or .parquet")
+        raise InputError(f"--out {out} must end in .csv or .parquet; rename it")
 
     task = TransferTask.load(model)
     if _is_folder(table):
         files = [path for path in sorted(table.iterdir()) if path.is_file()]
-        frame = pd.DataFrame({_column_of(task): [str(path.absolute()) for path in files]})
+        frame = pd.DataFrame({_picture_column(task): [str(path.absolute()) for path in files]})
         ids = IdMap([path.name for path in files])
     else:
         frame = read_table(table)
-        for column in _columns_of_pictures(task):
+        for column in _picture_columns(task):
             if column not in frame.columns:
                 raise InputError(f"{table} has no column {column!r} of pictures; it has {list(frame.columns)}")
 
             if (start := _folder_of(table)) is not None:
-                frame[column] = [_found_from(start, cell) for cell in frame[column]]
+                frame[column] = [_relative_to(start, cell) for cell in frame[column]]
 
         if any(encoder.modality == "attributes" for encoder in task.encoders_):
             frame = _numeric(frame)
 
         ids = IdMap(range(1, len(frame) + 1))
 
-    found = task.label(Items(ids, frame), k).to_frame("row", "label")
+    labelled = task.label(Items(ids, frame), k).to_frame("row", "label")
     with atomic_file(out) as file:
         if out.suffix == ".csv":
-            file.write(found.to_csv(index=False).encode())
+            file.write(labelled.to_csv(index=False).encode())
         else:
-            found.to_parquet(file, index=False)
+            labelled.to_parquet(file, index=False)
 
-    unread = len(ids) - found["row"].nunique()
+    unread = len(ids) - labelled["row"].nunique()
     click.echo(f"{len(ids):,} rows, {unread:,} without readable content", err=True)
     if task.notice:
         click.echo(task.notice, err=True)
@@ -216,17 +218,18 @@ def label(model: Path, table: str | Path, out: Path, k: int) -> None:
 
 
 def _frame(table: str | Path, columns: Sequence[str]) -> pd.DataFrame:
+    """The table, which must have these columns."""
     from recotransfer.io.tables import read_table
 
     frame = read_table(table)
-    if lost := [c for c in columns if c not in frame.columns]:
-        raise InputError(f"{table} has no column {lost[0]!r}; it has {list(frame.columns)}")
+    if missing := [c for c in columns if c not in frame.columns]:
+        raise InputError(f"{table} has no column {missing[0]!r}; it has {list(frame.columns)}")
 
     return frame
 
 
 def _numeric(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with columns of numbers, which come as text from a CSV file, as numbers."""
+    """The frame with columns parsed as numbers if all their cells are; a CSV file holds only text."""
     from recotransfer.io.parsing import parse_numbers
 
     parsed = {name: parse_numbers(frame[name]) for name in frame.columns}
@@ -234,6 +237,7 @@ def _numeric(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pictures(table: str | Path, o: Mapping[str, Any]) -> pd.DataFrame:
+    """The table, or the pictures of a folder with the names of their subfolders as labels."""
     import pandas as pd
 
     from recotransfer.adapters import vision as adapter
@@ -250,38 +254,39 @@ def _is_folder(table: str | Path) -> TypeGuard[Path]:
 
 
 def _folder_of(table: str | Path) -> Path | None:
-    """Where relative paths of pictures start."""
+    """The folder that relative paths of pictures are taken from; None for a database or a folder of pictures."""
     return table.absolute().parent if isinstance(table, Path) and not table.is_dir() else None
 
 
-def _found_from(folder: Path, cell: Any) -> Any:
-    """A cell of pictures whose relative path, if it has one, starts at this folder."""
+def _relative_to(folder: Path, cell: Any) -> Any:
+    """The picture cell with its relative path, if it has one, resolved against this folder."""
     from recotransfer.encoders.base import is_missing
 
-    if isinstance(cell, Mapping):  # Hugging Face data sets hold {"bytes": ..., "path": ...}
-        return {**cell, "path": _found_from(folder, cell.get("path"))}
+    if isinstance(cell, Mapping):  # Hugging Face data sets have {"bytes": ..., "path": ...}
+        return {**cell, "path": _relative_to(folder, cell.get("path"))}
 
     return cell if is_missing(cell) or not isinstance(cell, (str, Path)) else str(folder / cell)
 
 
 def _content(frame: pd.DataFrame, o: Mapping[str, Any]) -> pd.DataFrame:
-    """The columns that may be read: labels, parts and groups would tell the answer."""
+    """The columns that an encoder may read; labels, parts and groups would leak the answer."""
     return frame.drop(columns=[c for c in (o["label"], o["part"], o["group"]) if c in frame.columns])
 
 
 def _labels(frame: pd.DataFrame, o: Mapping[str, Any]) -> list[Any]:
+    """Label of each row; None if missing."""
     return [
         None if missing else label for label, missing in zip(frame[o["label"]], frame[o["label"]].isna(), strict=True)
     ]
 
 
 def _parts(frame: pd.DataFrame, o: Mapping[str, Any]) -> Any:
-    """Train, valid or test of each row."""
+    """(rows,) "train", "valid" or "test", from --part or drawn at random."""
     from recotransfer.experiments import dealt
 
     for flag in ("part", "group"):
         if o[flag] is not None and o[flag] not in frame.columns:
-            raise InputError(f"--{flag} {o[flag]}: there is no such column; there are {list(frame.columns)}")
+            raise InputError(f"--{flag} {o[flag]}: there is no such column; choose from {list(frame.columns)}")
 
     if o["part"] is not None:
         return frame[o["part"]].to_numpy(object)
@@ -290,11 +295,12 @@ def _parts(frame: pd.DataFrame, o: Mapping[str, Any]) -> Any:
 
 
 def _groups(frame: pd.DataFrame, o: Mapping[str, Any]) -> list[Any] | None:
+    """Group of each row; None without --group."""
     return None if o["group"] is None else frame[o["group"]].tolist()
 
 
-def _learn(problem: Problem, modality: str, o: Mapping[str, Any], **choice: Any) -> None:
-    """Fit the variants on a problem, say how they did, save the one that validation prefers."""
+def _learn(problem: Problem, modality: str, o: Mapping[str, Any], **run_options: Any) -> None:
+    """Fit the variants on a problem, print their results, and save the one that is best on validation."""
     from recotransfer import experiments
     from recotransfer.io.artifacts import check_replaceable, write_json
     from recotransfer.recommenders import Probe
@@ -309,7 +315,7 @@ def _learn(problem: Problem, modality: str, o: Mapping[str, Any], **choice: Any)
         tuner = FineTune(folder=work, objective="labels", epochs=o["epochs"], seed=o["seed"])
         variants["tuned encoder"] = TransferTask(probe, tuners={modality: tuner}, cache=o["cache"])
 
-    outcomes = [experiments.run(problem, task, name=name, **choice) for name, task in variants.items()]
+    outcomes = [experiments.run(problem, task, name=name, **run_options) for name, task in variants.items()]
     best = max(outcomes, key=lambda outcome: outcome.valid)
     table = experiments.table(outcomes, problem.metrics, ablation="frozen encoder")
     click.echo(table.to_csv(index=False, float_format="%.4f"), nl=False)
@@ -317,11 +323,11 @@ def _learn(problem: Problem, modality: str, o: Mapping[str, Any], **choice: Any)
     best.task.save(o["out"])
     shutil.rmtree(work, ignore_errors=True)  # the saved model has its own copy
     if o["report"] is not None:
-        write_json(o["report"], _told(problem, outcomes, best, json.loads(table.to_json(orient="records"))))
+        write_json(o["report"], _report(problem, outcomes, best, json.loads(table.to_json(orient="records"))))
 
-    saved = f"saved the {best.name}, which validation preferred" if len(outcomes) > 1 else "saved"
+    saved = f"saved the {best.name}, the best on validation" if len(outcomes) > 1 else "saved"
     unread = int(best.predictions.unanswered.sum())
-    wrong = f", {unread:,} of them without readable content, which count as wrong" if unread else ""
+    wrong = f", {unread:,} of them without readable content, counted as wrong" if unread else ""
     click.echo(f"{len(best.predictions.queries):,} in the test{wrong}; {saved}", err=True)
     if best.task.notice:
         click.echo(best.task.notice, err=True)
@@ -329,9 +335,10 @@ def _learn(problem: Problem, modality: str, o: Mapping[str, Any], **choice: Any)
     click.echo(o["out"])
 
 
-def _told(
+def _report(
     problem: Problem, outcomes: Sequence[Outcome], best: Outcome, variants: list[dict[str, Any]]
 ) -> dict[str, Any]:
+    """Results of all variants and the conditions they were measured under, for --report."""
     from recotransfer.experiments.benchmark.processes import environment
 
     reports = {outcome.name: dict(outcome.reports) for outcome in outcomes if outcome.reports}
@@ -348,15 +355,17 @@ def _told(
     }
 
 
-def _columns_of_pictures(task: TransferTask) -> list[str]:
+def _picture_columns(task: TransferTask) -> list[str]:
+    """The columns that the model's image encoders read."""
     columns = [encoder.column for encoder in task.encoders_ if encoder.modality == "image"]
     return list(dict.fromkeys(name for c in columns for name in ([c] if isinstance(c, str) else c)))
 
 
-def _column_of(task: TransferTask) -> str:
-    """The one column that the model's pictures are read from."""
-    columns = _columns_of_pictures(task)
+def _picture_column(task: TransferTask) -> str:
+    """The one column that the model reads pictures from."""
+    columns = _picture_columns(task)
     if len(columns) != 1:
-        raise InputError("the model reads no pictures, so a folder means nothing to it; give a table")
+        raise InputError("this model does not read a single column of pictures, so it cannot label a folder; "
+                         "give a table")  # fmt: skip
 
     return columns[0]

@@ -1,4 +1,4 @@
-"""Carriers, filters and encoders from command line options; reports of reads go to stderr."""
+"""Command line options into items, interactions, filters, encoders and tasks. Read reports go to stderr."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def read_catalogue(o: Mapping[str, Any]) -> Items:
-    """The catalogue as the content options say; the report goes to stderr."""
+    """The catalogue that the content options describe. Its read report goes to stderr."""
     from recotransfer.io.readers import read_items
 
     read = read_items(
@@ -38,7 +38,7 @@ def read_catalogue(o: Mapping[str, Any]) -> Items:
 
 
 def read_events(source: str, o: Mapping[str, Any], items: IdMap, users: IdMap | None = None) -> Interactions:
-    """The events of `source` as the event options say; the report goes to stderr."""
+    """The events of `source`, weighted as the event options say. The read report goes to stderr."""
     from recotransfer.io.readers import read_interactions
     from recotransfer.io.schema import EventWeights
 
@@ -57,7 +57,7 @@ def read_events(source: str, o: Mapping[str, Any], items: IdMap, users: IdMap | 
 
 
 def ids_of(path: Path, role: Literal["user", "item"], known: IdMap) -> Any:
-    """The ids in a file's id column, or its only column, in the model's types."""
+    """The ids in a file's id column, or in its only column, converted to the type of the known ids."""
     from recotransfer.io.readers import read_ids
 
     try:
@@ -67,7 +67,7 @@ def ids_of(path: Path, role: Literal["user", "item"], known: IdMap) -> Any:
 
 
 def filter_of(o: Mapping[str, Any], known: IdMap) -> Filter | None:
-    """The filter that the filter options describe, None where there are none."""
+    """The filter that the filter options describe; None without such options."""
     from recotransfer.data import Filter
 
     if o["allow"] is None and o["deny"] is None and o["where"] is None:
@@ -81,7 +81,7 @@ def filter_of(o: Mapping[str, Any], known: IdMap) -> Filter | None:
 
 
 def task_of(o: Mapping[str, Any], items: Items, recommender: Recommender | None = None) -> TransferTask:
-    """A task with the encoders, transfers and tuners that the content options choose; not fitted."""
+    """A task with the encoders, transfers and tuners of the content options, not fitted."""
     from recotransfer.registry import transfers, tuners
     from recotransfer.task import TransferTask
 
@@ -96,7 +96,7 @@ def task_of(o: Mapping[str, Any], items: Items, recommender: Recommender | None 
 
 
 def encoders_of(o: Mapping[str, Any], items: Items) -> list[Encoder] | None:
-    """The encoders that the content options choose; None for the default ones, none where there is no content."""
+    """The encoders of the content options: None for the defaults, an empty list for --no-content."""
     from recotransfer.encoders import default_encoders
 
     if o["no_content"]:
@@ -104,7 +104,7 @@ def encoders_of(o: Mapping[str, Any], items: Items) -> list[Encoder] | None:
 
     for kind in ("text", "image"):
         if o[f"{kind}_encoder"] and not items.of_kind(kind):
-            raise InputError(f"--{kind}-encoder: no column of {o['items']} holds {kind}s; name one by "
+            raise InputError(f"--{kind}-encoder: {o['items']} has no {kind} column; declare one with "
                              f"--kind COLUMN={kind}")  # fmt: skip
 
     given = [_encoder_of(text) for text in o["encoders"]]
@@ -118,7 +118,7 @@ def encoders_of(o: Mapping[str, Any], items: Items) -> list[Encoder] | None:
 
 
 def _encoder_of(text: str) -> Encoder:
-    """The encoder of "COLUMN=NAME(settings)" or "NAME(settings)"; several columns are separated by commas."""
+    """The encoder that "COLUMN=NAME(settings)" or "NAME(settings)" describes; commas separate several columns."""
     from recotransfer.registry import encoders
 
     label, spec = split_label(text)
@@ -130,7 +130,7 @@ def _encoder_of(text: str) -> Encoder:
 
     declared = settings_of(kind)
     if "column" not in declared and "columns" not in declared:
-        raise InputError(f"--encoder {text!r}: {kind.__name__} has no setting for columns; leave {label!r} out")
+        raise InputError(f"--encoder {text!r}: {kind.__name__} has no setting for columns; leave out {label!r}")
 
     if "columns" in declared:
         made = encoders.make(spec, columns=names)

@@ -1,4 +1,4 @@
-"""The command line. Thin: each command reads, calls one thing, reports."""
+"""The `recotransfer` commands. Each is thin: it reads its inputs, makes one call and reports."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from recotransfer.task import TransferTask
 
 
-def _loaded(model: Path) -> TransferTask:
-    """The saved model; what whoever is given its results is to read is said."""
+def _load(model: Path) -> TransferTask:
+    """Load the saved model and print its notice."""
     from recotransfer.task import TransferTask
 
     task = TransferTask.load(model)
@@ -50,12 +50,12 @@ def _loaded(model: Path) -> TransferTask:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 @click.option("--import", "modules", multiple=True, metavar="MODULE",
-              help="Module of your own that a saved model's classes are from.")  # fmt: skip
+              help="Your own module that defines classes of a saved model.")  # fmt: skip
 def cli(modules: Sequence[str]) -> None:
-    """Recommendations from a catalogue and a log of events, with what pretrained encoders know of the items.
+    """Recommend items from a catalogue, a log of events and pretrained encoders of the items' content.
 
     \b
-    recotransfer demo                                       # the whole of it on a little shop
+    recotransfer demo                                       # everything on a small sample shop
     recotransfer fit --items items.csv --events events.csv --out model
     recotransfer recommend model --out recs                 # Parquet for every user
     """  # noqa: D301
@@ -70,21 +70,21 @@ def cli(modules: Sequence[str]) -> None:
 @click.option("--recommender", default="HybridItems", show_default=True,
               help="Recommender, e.g. 'EASE(reg=100)'; your own as package.module:Class.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the recommender.")
-@click.option("--no-content", is_flag=True, help="Behaviour only: the ablation.")
+@click.option("--no-content", is_flag=True, help="Use behaviour only (the ablation).")
 @content_options
 @event_options
-@click.option("--trials", type=click.IntRange(1), help="Choose settings on held-out events, fitting this many models.")
-@click.option("--valid", help="Events to choose settings on; by default each user's last one is held out.")
-@click.option("--valid-allow", type=PATH, help="File of item ids: rank only these while choosing.")
-@click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="List length while choosing.")
+@click.option("--trials", type=click.IntRange(1), help="Tune settings on held-out events by fitting this many models.")
+@click.option("--valid", help="Events to tune settings on; by default each user's last event is held out.")
+@click.option("--valid-allow", type=PATH, help="File of item ids: rank only these items during tuning.")
+@click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="List length during tuning.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search.")
 @click.option("--index-recall", type=click.FloatRange(0, 1, min_open=True),
-              help="Models of factors: choose the quickest index with this recall for single requests.")  # fmt: skip
+              help="Factor models: choose the fastest index with this recall for single requests.")  # fmt: skip
 @click.option("--index", metavar="NAME(SETTINGS)",
-              help="Models of factors: index for single requests; your own as package.module:Class.")  # fmt: skip
+              help="Factor models: index for single requests; your own as package.module:Class.")  # fmt: skip
 @config_option
 def fit(**o: Any) -> None:
-    """Read a catalogue and a log, encode the items, fit a recommender, save it.
+    """Encode the items of a catalogue, fit a recommender on a log of events, and save it.
 
     \b
     Example:
@@ -96,13 +96,13 @@ def fit(**o: Any) -> None:
     from recotransfer.registry import indexes
 
     index = indexes.make(o["index"]) if o["index"] else None
-    _check_outcome(o["out"], o["cache"])
+    _check_out(o["out"], o["cache"])
     recommender = _recommender(o)
     items = read_catalogue(o)
     events = read_events(o["events"], o, items.ids)
     task = task_of(o, items, recommender)
     start = time.perf_counter()
-    task = _tuned(task, items, events, o) if o["trials"] else task.fit(items, events)
+    task = _fit_tuned(task, items, events, o) if o["trials"] else task.fit(items, events)
     seconds = time.perf_counter() - start
 
     for report in task.reports_:
@@ -115,23 +115,24 @@ def fit(**o: Any) -> None:
 
     task.save(o["out"])
     users, catalogue = count_of(len(events.users), "user"), count_of(len(task.recommender.catalogue_), "item")
-    spent = f"{seconds:.1f} s{', the choice of settings included' if o['trials'] else ''}"
+    spent = f"{seconds:.1f} s{', tuning included' if o['trials'] else ''}"
     say(f"fitted {type(recommender).__name__} on {count_of(len(events), 'event')} of {users} and {catalogue} "
          f"in {spent}, peak memory {peak_memory_mib():.0f} MiB")  # fmt: skip
     click.echo(o["out"])
 
 
-def _check_outcome(out: Path, cache: Path | None) -> None:
-    """Refuse, before hours of work, a folder into which the model could not be saved after them."""
+def _check_out(out: Path, cache: Path | None) -> None:
+    """Raise `InputError` if the model could not be saved to `out`: now, rather than after hours of fitting."""
     from recotransfer.io.artifacts import check_replaceable
 
     if cache is not None and cache.absolute().is_relative_to(out.absolute()):
-        raise InputError(f"--cache {cache} lies within --out {out}; keep the cache outside the model's folder")
+        raise InputError(f"--cache {cache} is inside --out {out}; keep the cache outside the model's folder")
 
     check_replaceable(out)
 
 
 def _recommender(o: Mapping[str, Any]) -> Recommender:
+    """The recommender that the options describe, not fitted."""
     from recotransfer.recommenders.factor_model import FactorModel
     from recotransfer.registry import recommenders
 
@@ -140,19 +141,20 @@ def _recommender(o: Mapping[str, Any]) -> Recommender:
         if not issubclass(kind, FactorModel):
             raise InputError(f"{kind.__name__} has no index to choose; leave --{flag.replace('_', '-')} out")
         if o["index_recall"] and o["index"]:
-            raise InputError("--index names an index and --index-recall chooses one; give one of the two")
+            raise InputError("--index names an index and --index-recall chooses one; give only one of them")
 
     if o["trials"] and o["tuners"]:
-        raise InputError("--trials would need the encoder tuned once more, without the held-out events; tune it in a "
-                         "run of its own and give its folder as --text-encoder here")  # fmt: skip
+        raise InputError("--trials and --tuner do not go together, as the encoder would have to be tuned again without "
+                         "the held-out events; tune it in a run of its own and give its folder as --text-encoder "
+                         "here")  # fmt: skip
 
     made: Recommender = recommenders.make(o["recommender"], **settings(kind, o["settings"]))
 
     return made
 
 
-def _tuned(task: TransferTask, items: Items, events: Interactions, o: Mapping[str, Any]) -> TransferTask:
-    """A task fitted with the settings that did best on held-out events; every trial is in a file beside the model."""
+def _fit_tuned(task: TransferTask, items: Items, events: Interactions, o: Mapping[str, Any]) -> TransferTask:
+    """A task fitted with the best settings on held-out events. The trials are written to a file beside the model."""
     from recotransfer.experiments import tune
     from recotransfer.io.artifacts import atomic_file
     from recotransfer.task import TransferTask
@@ -185,20 +187,20 @@ def _tuned(task: TransferTask, items: Items, events: Interactions, o: Mapping[st
 @click.option(
     "--out",
     required=True,
-    help="Folder for the Parquet shards and their manifest, or a table of a database: sqlite:///shop.db#recs.",
+    help="Folder for Parquet shards and their manifest, or a database table: sqlite:///shop.db#recs.",
 )
 @click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="Items per user.")
-@click.option("--users", type=PATH, help="File with a column of user ids; default everyone.")
-@click.option("--histories", help="Events of users, known or new, to recommend for; replaces what fit saw.")
+@click.option("--users", type=PATH, help="File with a column of user ids; by default all users.")
+@click.option("--histories", help="Events of known or new users to recommend for, instead of those seen by fit.")
 @event_options
 @filter_options
-@click.option("--include-seen", is_flag=True, help="Items of the user's own history may be recommended.")
-@click.option("--reasons", is_flag=True, help="Also write which own items and which parts of the model counted.")
+@click.option("--include-seen", is_flag=True, help="Also recommend items from the user's own history.")
+@click.option("--reasons", is_flag=True, help="Also write which items of the history and model parts contributed.")
 @click.option("--shard", type=click.IntRange(1), default=20_000, show_default=True, help="Users per file.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted job.")
+@click.option("--resume", is_flag=True, help="Resume an interrupted job.")
 @config_option
 def recommend(model: Path, out: str, **o: Any) -> None:
-    """Write the best items of every user, or of those asked for, to Parquet or into a database.
+    """Write the best items for all users, or for selected ones, to Parquet or to a database.
 
     \b
     Example:
@@ -211,7 +213,7 @@ def recommend(model: Path, out: str, **o: Any) -> None:
     from recotransfer.io.writers import database_name, write_recommendations
     from recotransfer.serving.batch import BatchJob
 
-    task = _loaded(model)
+    task = _load(model)
     catalogue = task.recommender.catalogue_
     histories = None if o["histories"] is None else read_events(o["histories"], o, catalogue)
     known = task.recommender.known_events().users if histories is None else histories.users
@@ -220,7 +222,7 @@ def recommend(model: Path, out: str, **o: Any) -> None:
     start = time.perf_counter()
     if "://" in out:
         if o["resume"]:
-            raise InputError("--resume goes on with a folder of shards; a table is written whole, so leave it out")
+            raise InputError("--resume needs a folder of shards; a database table is written at once, so leave it out")
 
         lists = job.lists(task.recommender, users=users, histories=histories)
         rows = write_recommendations(lists, out)
@@ -249,7 +251,7 @@ def recommend(model: Path, out: str, **o: Any) -> None:
 @filter_options
 @config_option
 def similar(model: Path, items: tuple[str, ...], **o: Any) -> None:
-    """Print the items that go best with ITEMS, as CSV.
+    """Print the most similar items to each of ITEMS, as CSV.
 
     \b
     Example:
@@ -257,7 +259,7 @@ def similar(model: Path, items: tuple[str, ...], **o: Any) -> None:
     """  # noqa: D301
     from recotransfer.io.readers import as_known
 
-    task = _loaded(model)
+    task = _load(model)
     known = task.recommender.catalogue_
     found = task.similar_items(as_known(items, known), min(o["k"], len(known)), filter=filter_of(o, known))
     frame = found.to_frame("item", "similar")
@@ -269,7 +271,8 @@ def similar(model: Path, items: tuple[str, ...], **o: Any) -> None:
     click.echo(frame.to_csv(index=False, float_format="%.4f"), nl=False)
 
 
-def _title_column(task: TransferTask) -> Any:
+def _title_column(task: TransferTask) -> list[Any] | None:
+    """The first text column, in catalogue order; None if the model keeps none."""
     columns = task.recommender.item_columns_
     if columns is None:
         return None
@@ -281,7 +284,7 @@ def _title_column(task: TransferTask) -> Any:
 @cli.command()
 @click.argument("model", type=PATH)
 def inspect(model: Path) -> None:
-    """Print what a saved model is, as JSON.
+    """Print the facts about a saved model, as JSON.
 
     \b
     Example:
@@ -292,27 +295,27 @@ def inspect(model: Path) -> None:
     from recotransfer.recommenders.factor_model import FactorModel
 
     artifact = open_artifact(model)
-    task = _loaded(model)
-    known = task.recommender
+    task = _load(model)
+    recommender = task.recommender
     facts: dict[str, Any] = {
         "format": artifact.manifest["format"],
         "package": artifact.manifest["package"],
         "bytes": sum(part["bytes"] for part in artifact.manifest["parts"].values()),
-        "recommender": type(known).__name__,
-        "settings": known.params(),
-        "users": len(known.events_.users),
-        "items": len(known.catalogue_),
-        "items without events": int((known.popularity_ == 0).sum()),
-        "events": len(known.events_),
-        "timed": known.events_.time is not None,
-        "columns": [] if known.item_columns_ is None else list(known.item_columns_.columns),
+        "recommender": type(recommender).__name__,
+        "settings": recommender.params(),
+        "users": len(recommender.events_.users),
+        "items": len(recommender.catalogue_),
+        "items without events": int((recommender.popularity_ == 0).sum()),
+        "events": len(recommender.events_),
+        "timed": recommender.events_.time is not None,
+        "columns": [] if recommender.item_columns_ is None else list(recommender.item_columns_.columns),
         "encoders": [encoder_spec(encoder) for encoder in task.encoders_],
         "weights": task.weights,
-        "new items": known.scores_new_items,
-        "new users": known.scores_new_users,
+        "new items": recommender.scores_new_items,
+        "new users": recommender.scores_new_users,
     }
-    if isinstance(known, FactorModel):
-        facts["index"] = known.index_report_
+    if isinstance(recommender, FactorModel):
+        facts["index"] = recommender.index_report_
 
     click.echo(json.dumps(facts, indent=1, default=str))
 
@@ -320,9 +323,9 @@ def inspect(model: Path) -> None:
 @cli.command()
 @click.option("--data", type=PATH, default=Path("sample_data"), show_default=True, help="Folder of the sample shop.")
 @click.option("--out", type=PATH, default=Path("demo_out"), show_default=True, help="Folder for model and results.")
-@click.option("--image-encoder", help="transformers vision model name or folder, to use the pictures as well.")
+@click.option("--image-encoder", help="transformers vision model (name or folder), to use the pictures as well.")
 def demo(data: Path, out: Path, image_encoder: str | None) -> None:
-    """Run the main job on the sample shop and show what comes out.
+    """Fit a recommender on the sample shop and show what it recommends.
 
     \b
     Example:
@@ -339,7 +342,7 @@ cli.add_command(label)
 
 
 def main() -> None:
-    """Entry point: what goes wrong ends in a sentence on stderr and exit status 2 (130 when interrupted)."""
+    """Entry point. Expected errors become one sentence on stderr and exit status 2 (130 when interrupted)."""
     # Idle OpenMP threads that spin slow every other pool in the process; this must be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -353,7 +356,7 @@ def main() -> None:
         _stop(f"recotransfer: {error}")
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        _stop(f"recotransfer: {place}{error.strerror or error}; check the path, its rights and the room on the disk")
+        _stop(f"recotransfer: {place}{error.strerror or error}; check the path, its permissions and the disk space")
     except MemoryError as error:
         _stop(
             f"recotransfer: out of memory ({error}); recommend for fewer users at a time (--shard), or fit fewer items"
@@ -367,5 +370,6 @@ def main() -> None:
 
 
 def _stop(message: str, status: int = 2) -> NoReturn:
+    """Print the message to stderr and exit."""
     click.echo(message, err=True)
     sys.exit(status)

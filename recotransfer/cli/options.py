@@ -1,4 +1,4 @@
-"""Options shared by commands, and their values."""
+"""Options that commands share, and the parsing of their values."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from recotransfer.settings import check_names, fits, in_words, settings_of
 
 
 def pairs(values: Sequence[str], flag: str) -> dict[str, str]:
-    """{name: value} of words such as "name=value"."""
+    """{name: value} from texts such as "name=value"."""
     out = {}
     for value in values:
         name, found, right = value.partition("=")
         if not found or not name or not right:
-            raise InputError(f"--{flag} {value!r}: write NAME=VALUE")
+            raise InputError(f"--{flag} {value!r} is incomplete; write NAME=VALUE")
 
         out[name] = right
 
@@ -28,19 +28,19 @@ def pairs(values: Sequence[str], flag: str) -> dict[str, str]:
 
 
 def numbers(values: Sequence[str], flag: str) -> dict[str, float]:
-    """{name: number} of words such as "name=1.5"."""
+    """{name: number} from texts such as "name=1.5"."""
     out = {}
     for name, value in pairs(values, flag).items():
         try:
             out[name] = float(value)
         except ValueError:
-            raise InputError(f"--{flag} {name}={value}: {value!r} is not a number") from None
+            raise InputError(f"--{flag} {name}={value}: {value!r} is not a number; write NAME=NUMBER") from None
 
     return out
 
 
 def settings(kind: type, values: Sequence[str]) -> dict[str, Any]:
-    """Constructor arguments of the class `kind` from words such as "reg=200"; names and values are checked.
+    """Constructor arguments of the class `kind` from texts such as "reg=200", with names and values checked.
 
     >>> from recotransfer.recommenders import EASE
     >>> settings(EASE, ["reg=7", "neighbours=null"])
@@ -63,14 +63,14 @@ def settings(kind: type, values: Sequence[str]) -> dict[str, Any]:
 
 
 def config_option(command: Any) -> Any:
-    """Adds `--config FILE`: a TOML file with flags, in a table of the command's name or above all tables."""
+    """Add `--config FILE`: a TOML file with flags, at the top level or in a table named after the command."""
     return click.option(
         "--config",
         type=click.Path(path_type=Path),
         is_eager=True,
         expose_value=False,
         callback=_take_config,
-        help="TOML file that can hold any of these flags, above all tables or in one of this command's name.",
+        help="TOML file with any of these flags, at its top level or in a table named after this command.",
     )(command)
 
 
@@ -80,7 +80,7 @@ def _take_config(context: click.Context, _: click.Parameter, path: Path | None) 
 
 
 def _read_config(path: Path, context: click.Context) -> dict[str, Any]:
-    """Parameter name -> value for the command of `context`; the command line itself comes before these."""
+    """Parameter name -> value for the command of `context`. Flags on the command line override these."""
     command, name = context.command, str(context.info_name)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -90,32 +90,34 @@ def _read_config(path: Path, context: click.Context) -> dict[str, Any]:
         raise InputError(f"{path} is not TOML: {cause}") from None
 
     group = context.parent.command if context.parent is not None else None
-    others = dict(group.commands) if isinstance(group, click.Group) else {name: command}
-    own = table.get(name, {})
-    if not isinstance(own, Mapping):
-        raise InputError(f"{path}: {name} must be a table, [{name}], and is {own!r}")
+    commands = dict(group.commands) if isinstance(group, click.Group) else {name: command}
+    section = table.get(name, {})
+    if not isinstance(section, Mapping):
+        raise InputError(f"{path}: {name} must be a table, [{name}], got {section!r}")
 
-    top = {key: value for key, value in table.items() if key not in others}
-    everywhere = {flag for other in others.values() for flag in _flags(other)}
+    # Keys at the top level may be meant for other commands; those of the command's own table may not.
+    top = {key: value for key, value in table.items() if key not in commands}
+    flags_of_all = {flag for each in commands.values() for flag in _flags(each)}
     flags = _flags(command)
-    if lost := [key for key in top if key not in everywhere] + [key for key in own if key not in flags]:
-        raise InputError(f"{path}: {name} has no flag {lost[0]!r}; it has {', '.join(flags)}")
+    if unknown := [key for key in top if key not in flags_of_all] + [key for key in section if key not in flags]:
+        raise InputError(f"{path}: {name} has no flag {unknown[0]!r}; it has {', '.join(flags)}")
 
-    merged = {**{key: value for key, value in top.items() if key in flags}, **own}
+    merged = {**{key: value for key, value in top.items() if key in flags}, **section}
 
-    return {str(flags[key].name): _plain(path, key, value, flags[key]) for key, value in merged.items()}
+    return {str(flags[key].name): _as_words(path, key, value, flags[key]) for key, value in merged.items()}
 
 
 def _flags(command: click.Command) -> dict[str, click.Parameter]:
-    found = {option.lstrip("-"): p for p in command.params for option in p.opts}
-    return {name: p for name, p in found.items() if name != "config"}
+    """Flag without its dashes -> parameter, for every flag but --config."""
+    flags = {option.lstrip("-"): parameter for parameter in command.params for option in parameter.opts}
+    return {name: parameter for name, parameter in flags.items() if name != "config"}
 
 
-def _plain(path: Path, key: str, value: Any, flag: click.Parameter) -> Any:
-    """The value as the command line would have spelt it, which click then checks alike."""
+def _as_words(path: Path, key: str, value: Any, flag: click.Parameter) -> Any:
+    """The TOML value as it would be written on the command line, so that click checks both in the same way."""
     if isinstance(flag, click.Option) and flag.is_flag:
         if not isinstance(value, bool):
-            raise InputError(f"{path}: {key} must be true or false, and is {value!r}")
+            raise InputError(f"{path}: {key} must be true or false, got {value!r}")
 
         return value
 
@@ -126,7 +128,7 @@ def _plain(path: Path, key: str, value: Any, flag: click.Parameter) -> Any:
         return [_text(one) for one in (value if isinstance(value, list) else [value])]
 
     if isinstance(value, (Mapping, list)):
-        raise InputError(f"{path}: {key} takes one value, and is {value!r}")
+        raise InputError(f"{path}: {key} takes one value, got {value!r}")
 
     return _text(value)
 
@@ -139,26 +141,26 @@ PATH = click.Path(path_type=Path)
 
 
 def say(*words: Any) -> None:
-    """Print words to stderr, where everything but results goes."""
+    """Print to stderr; stdout is for results only."""
     click.echo(" ".join(str(w) for w in words), err=True)
 
 
 def count_of(n: int, what: str) -> str:
-    """The number and the noun, in the plural where it is not 1."""
+    """The number and the noun, in the plural unless the number is 1."""
     return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that say which items may be recommended."""
+    """Add the options that restrict which items may be recommended."""
     for option in (
         click.option(
             "--where",
-            help="Only items for which this holds, e.g. 'price < 20 and category == \"Mugs\"'; also "
+            help="Recommend only items that satisfy this, e.g. 'price < 20 and category == \"Mugs\"'; also "
             'category in ("Mugs", "Cups"), contains(title, "tea"), has(tags, "vegan"), '
             "missing(price). Names with spaces go in backticks: `Unit Price`.",
         ),
-        click.option("--deny", type=PATH, help="File with a column of item ids never to recommend."),
-        click.option("--allow", type=PATH, help="File with a column of item ids; only these are recommended."),
+        click.option("--deny", type=PATH, help="File with a column of ids of items never to recommend."),
+        click.option("--allow", type=PATH, help="File with a column of ids of the only items to recommend."),
     ):
         command = option(command)
 
@@ -166,27 +168,27 @@ def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def content_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of a catalogue: its columns, their kinds and encoders."""
+    """Add the options of a catalogue: its columns, their kinds, encoders and transfers."""
     for option in (
         click.option("--cache", type=PATH, help="Folder that keeps encoded content between runs."),
         click.option("--item-column", "item_columns", multiple=True, metavar="ROLE=COLUMN",
-                     help="Role item in the catalogue."),
+                     help="Column of a role in the catalogue, e.g. item=sku."),
         click.option("--kind", "kinds", multiple=True, metavar="COLUMN=KIND",
-                     help="Kind of an item column: text, image, ..."),
+                     help="Kind of an item column: text, image, category or number."),
         click.option("--only", multiple=True, metavar="COLUMN",
-                     help="Item columns to encode; all others are for filters only."),
+                     help="Item column to encode; the others are only for filters."),
         click.option("--weight", "weights", multiple=True, metavar="MODALITY=NUMBER",
-                     help="Weight of text, image, attributes."),
+                     help="Weight of a modality: text, image or attributes."),
         click.option("--tuner", "tuners", multiple=True, metavar="MODALITY=NAME(SETTINGS)",
-                     help="What trains the encoder of a modality first, e.g. 'text=FineTune(folder=\"tuned\")'."),
+                     help="Tuner of a modality's encoder, e.g. 'text=FineTune(folder=\"tuned\")'."),
         click.option("--transfer", "transfers", multiple=True, metavar="NAME(SETTINGS)",
-                     help="Map on the items' vectors, in the order given, e.g. 'Whitening(dim=64)'."),
+                     help="Map of the items' vectors, e.g. 'Whitening(dim=64)'; several apply in order."),
         click.option("--encoder", "encoders", multiple=True, metavar="[COLUMN=]NAME(SETTINGS)",
                      help="Encoder by name, e.g. 'title=HashingText(dim=256)'; your own as package.module:Class."),
         click.option("--image-encoder",
-                     help="transformers vision model name or folder; pictures are left out without one."),
+                     help="transformers vision model, name or folder; without it pictures are ignored."),
         click.option("--text-encoder",
-                     help="sentence-transformers name or folder; default all-MiniLM-L6-v2, installed."),
+                     help="sentence-transformers model, name or folder; by default the installed all-MiniLM-L6-v2."),
     ):  # fmt: skip
         command = option(command)
 
@@ -194,15 +196,15 @@ def content_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def event_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of a log: its columns, times and weights."""
+    """Add the options of a log: its columns, times and weights."""
     for option in (
-        click.option("--time-format", help='strptime format, or "s", "ms", "order", where times are not understood.'),
-        click.option("--rating-as-weight", is_flag=True, help="Take ratings as weights."),
-        click.option("--rating-threshold", type=float, help="Keep ratings of at least this, as events of weight 1."),
+        click.option("--time-format", help='strptime format, "s", "ms" or "order", for times that are not recognised.'),
+        click.option("--rating-as-weight", is_flag=True, help="Use ratings as event weights."),
+        click.option("--rating-threshold", type=float, help="Keep only ratings of at least this, with weight 1."),
         click.option("--event-weight", "event_weights", multiple=True, metavar="KIND=NUMBER",
-                     help="Weight of an event kind; 0 leaves it out."),
+                     help="Weight of an event kind; 0 drops its events."),
         click.option("--event-column", "event_columns", multiple=True, metavar="ROLE=COLUMN",
-                     help="Column of a role: user, item, event, time, rating, weight."),
+                     help="Column of a role in the log: user, item, event, time, rating or weight."),
     ):  # fmt: skip
         command = option(command)
 

@@ -161,7 +161,7 @@ def test_new_pictures_are_read_from_the_folder_of_their_own_table(albums):
 
 def test_only_relative_paths_are_taken_from_the_folder_of_the_table(tmp_path):
     cells = ["a.png", str(tmp_path / "b.png"), None, float("nan"), b"bytes", {"bytes": None, "path": "c.png"}]
-    found = [adapt_module._found_from(tmp_path, cell) for cell in cells]
+    found = [adapt_module._relative_to(tmp_path, cell) for cell in cells]
     assert found[:3] == [str(tmp_path / "a.png"), str(tmp_path / "b.png"), None]
     assert np.isnan(found[3])
     assert found[4:] == [b"bytes", {"bytes": None, "path": str(tmp_path / "c.png")}]
@@ -204,7 +204,7 @@ def test_a_group_is_one_unit_of_every_interval(tmp_path, monkeypatch, words):
           "--column", "pain", "--out", "x"], "give --encoder"),
         (["adapt", "vision", "empty", "--encoder", "m", "--out", "x"], "give each label a folder"),
         (["label", "model", "dna.csv", "--out", "x.csv"], "no column"),
-        (["label", "model", "new.csv", "--out", "x.txt"], "end the name in .csv or .parquet"),
+        (["label", "model", "new.csv", "--out", "x.txt"], "x.txt must end in .csv or .parquet"),
         (["label", "model", "empty", "--out", "x.csv"], "reads no pictures"),
     ],
 )  # fmt: skip

@@ -172,7 +172,7 @@ def test_the_demo_tells_its_story(tmp_path, run, hashed):
     for word in (
         "A warm user",
         "A brand-new user with two clicks",
-        "A brand-new item nobody has touched",
+        "A brand-new item without any events",
         "because of",
     ):
         assert word in ran.out
@@ -181,7 +181,7 @@ def test_the_demo_tells_its_story(tmp_path, run, hashed):
     assert table["user"].nunique() == 1500
     assert run("demo", "--data", SHOP, "--out", tmp_path / "demo").status == 0
     assert len(pd.read_parquet(tmp_path / "demo" / "recommendations")) == len(table)
-    refused(run("demo", "--data", tmp_path / "nothing"), "holds no items.csv")
+    refused(run("demo", "--data", tmp_path / "nothing"), "has no items.csv")
 
 
 @pytest.mark.parametrize("name", ["EASE", "ItemKNN", "ALS", "BPR", "Popularity", "RidgeProfiles", "ContentProfiles"])
@@ -290,7 +290,7 @@ def test_a_benchmark_tells_what_was_asked_and_what_came_out(place, run):
     assert results["protocol"]["k"] == [5, 10]
     assert [variant["name"] for variant in results["variants"]] == ["EASE(reg=50)", "<b>x</b>"]
     assert "<b>x</b>" not in Path("bench/report.html").read_text()
-    refused(run(*words), "bench holds an earlier benchmark; go on with it by --resume")
+    refused(run(*words), "bench holds an earlier benchmark; resume it with --resume")
 
 
 @pytest.mark.parametrize(
@@ -307,13 +307,13 @@ def test_a_benchmark_tells_what_was_asked_and_what_came_out(place, run):
         ([*FIT, "m", "--set", "reg=true"], ["--set reg=true: reg must be a number"]),
         ([*FIT, "m", "--set", "neighbours=2.5"], ["neighbours must be a whole number"]),
         ([*FIT, "m", "--set", "form=round"], ["form must be \"sparse\" or \"dense\""]),
-        ([*FIT, "m", "--set", "reg"], ["--set 'reg': write NAME=VALUE"]),
+        ([*FIT, "m", "--set", "reg"], ["--set 'reg' is incomplete; write NAME=VALUE"]),
         ([*FIT, "m", "--no-content", "--set", "reg=-1"], ["--set reg=-1: reg must be a number of at least 0"]),
         ([*FIT, "m", "--weight", "text=heavy"], ["--weight text=heavy: 'heavy' is not a number"]),
         ([*FIT, "m", "--weight", "txt=1"], ["'txt'", "text, attributes"]),
         ([*FIT, "m", "--only", "colour"], ["no column 'colour' to encode"]),
         ([*FIT, "m", "--kind", "title=words"], ["kinds must be a dict from text to 'text', 'image'"]),
-        ([*FIT, "m", "--image-encoder", "clip"], ["no column of items.csv holds images"]),
+        ([*FIT, "m", "--image-encoder", "clip"], ["items.csv has no image column"]),
         ([*FIT, "m", "--k", "0"], ["'--k': 0 is not in the range"]),
         ([*FIT, "m", "--index-recall", "0.9"], ["HybridItems has no index to choose"]),
         ([*FIT, "m", "--index", "ExactIndex"], ["HybridItems has no index to choose; leave --index out"]),
@@ -489,9 +489,9 @@ def test_flags_come_from_a_file_and_the_command_line_wins(place, run):
         ('[recommend]\nk = "ten"', ["'--k'", "'ten' is not a valid integer"]),
         ("[recommend]\nk = 2.5", ["'--k'", "'2.5' is not a valid integer"]),
         ("[recommend]\nk = true", ["'--k'", "'true' is not a valid integer"]),
-        ("[recommend]\nk = [1, 2]", ["k takes one value, and is [1, 2]"]),
-        ('[recommend]\nreasons = "yes"', ["reasons must be true or false, and is 'yes'"]),
-        ('[recommend]\nevent-weight = "view"', ["--event-weight 'view': write NAME=VALUE"]),
+        ("[recommend]\nk = [1, 2]", ["k takes one value, got [1, 2]"]),
+        ('[recommend]\nreasons = "yes"', ["reasons must be true or false, got 'yes'"]),
+        ('[recommend]\nevent-weight = "view"', ["--event-weight 'view' is incomplete; write NAME=VALUE"]),
     ],
 )
 def test_bad_files_of_flags_are_named(place, run, text, parts):

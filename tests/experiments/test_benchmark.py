@@ -110,9 +110,9 @@ def test_an_interrupted_benchmark_goes_on_to_the_same_numbers(results, shop, tmp
     kept["trials"] = kept["trials"][:1]
     trials.write_text(json.dumps(kept))
     assert numbers(run(out, shop, resume=True)) == numbers(results[1])
-    with pytest.raises(InputError, match="holds an earlier benchmark; go on with it by --resume"):
+    with pytest.raises(InputError, match="holds an earlier benchmark; resume it with --resume"):
         run(out, shop)
-    with pytest.raises(InputError, match="holds another benchmark: trials was 3 and is 4; give"):
+    with pytest.raises(InputError, match="holds another benchmark: trials was 3 and is now 4; give"):
         run(out, shop, resume=True, trials=4)
 
 
@@ -218,9 +218,9 @@ def test_an_variant_that_fails_is_reported_and_takes_no_other_with_it(shop, tmp_
     found = run(tmp_path / "out", shop, words, workers=3)
     assert variant(found, "broken")["failed"] == "ZeroDivisionError: nothing works"
     assert "nothing works" in (tmp_path / "out" / "variants" / "broken" / "traceback.txt").read_text()
-    assert "killed, as happens when memory runs out" in variant(found, "killed")["failed"]
+    assert "killed, probably for lack of memory" in variant(found, "killed")["failed"]
     assert variant(found, "mine")["failed"] is None
-    with pytest.raises(InputError, match="holds 'mine' as Mine with other settings; name the variant otherwise"):
+    with pytest.raises(InputError, match="holds 'mine' as Mine with other settings; rename the variant"):
         run(tmp_path / "out", shop, [f"mine={__name__}:Mine(neighbours=30)"], resume=True)
     assert found["reference"] == "mine"
     assert "nothing works" in (tmp_path / "out" / "report.html").read_text()
@@ -252,7 +252,7 @@ def test_a_script_without_a_main_is_told_what_it_lacks(tmp_path):
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
-    assert 'put what the script does under if __name__ == "__main__":' in done.stderr.splitlines()[-1]
+    assert 'put the code of the script under if __name__ == "__main__":' in done.stderr.splitlines()[-1]
     assert not (tmp_path / "bench" / "variants").exists()  # so that the mended script finds the folder free
 
 
@@ -261,7 +261,7 @@ def test_a_script_from_standard_input_is_refused_before_any_work(tmp_path):
         [sys.executable, "-"], input=SCRIPT, capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.returncode == 1
-    assert "<stdin> is no file; save the script and run it as python script.py" in done.stderr.splitlines()[-1]
+    assert "<stdin> is not a file; save the script and run it as python script.py" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "bench").exists()
 
 
@@ -298,7 +298,7 @@ def test_words_for_variants():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["EASE", "EASE"], "two variants are called 'EASE'; name one"),
+        (["EASE", "EASE"], "two variants are called 'EASE'; rename one"),
         (["EASE(reg=1, reg=2)"], "each once"),
         (["EASE(**{'reg': 1})"], "each once"),
         (["a=EASE(reg=1"], r"'EASE\(reg=1': write settings"),

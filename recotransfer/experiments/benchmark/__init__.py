@@ -1,4 +1,4 @@
-"""Variants of recommenders compared on one split, every one in a process of its own."""
+"""Benchmarks: recommenders compared on one split, each in its own process."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Plots as inline SVG whose colours follow the page: made for the report, and knowing nothing of recommenders.
+"""Plots for the report as inline SVG that takes its colours and font from the page.
 
-Every colour drawn is a stand-in that becomes a CSS variable, so that one picture reads on light, dark and paper. Text
-stays text, in the page's own font; equal input gives equal bytes.
+Each colour is drawn as a placeholder and then replaced by a CSS variable, so that one plot works on light and dark
+screens and on paper. Text remains text. Equal input gives equal bytes.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 
 Float = NDArray[np.float64]
-LABEL = 22  # letters of a row's label
-WIDTH = 440  # pixels: two beside one another on a desk, one on a phone with letters still read
+LABEL = 22  # maximum length of a row's label, in characters
+WIDTH = 440  # pixels: two plots fit side by side on a desktop, one is still legible on a phone
 _TONES = ("ink", "muted", "grid", "card", "accent", "ablation", "good", "bad", "plain")
-_COLOUR = {tone: f"#0{n}0{n}0{n}" for n, tone in enumerate(_TONES, start=1)}  # stand-ins, see `_svg`
+_COLOUR = {tone: f"#0{n}0{n}0{n}" for n, tone in enumerate(_TONES, start=1)}  # placeholders, see `_svg`
 _FONT = 11.0
 _ROW = 17.0  # pixels between two rows of a forest
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a dollar in a name is a dollar
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same measures on every machine
+    "text.parse_math": False,  # names may contain dollar signs
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib, so that texts have the same size on every machine
     "font.size": _FONT,
     "axes.labelsize": _FONT,
     "xtick.labelsize": _FONT - 1,
@@ -63,7 +63,7 @@ _STYLE: dict[Any, Any] = {
 
 
 class Row(NamedTuple):
-    """One dot with its interval, in the colour of `tone`, one of the page's variables; hollow unless `filled`."""
+    """A dot with its interval, in the colour of `tone` (one of `_TONES`); hollow unless `filled`."""
 
     label: str
     value: float
@@ -74,40 +74,40 @@ class Row(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Rows that are compared with one another, under one heading."""
+    """Rows under one heading, with a note below the heading (such as the number of pairs)."""
 
     title: str
     rows: Sequence[Row]
-    note: str = ""  # under the heading: how many there are
+    note: str = ""
 
 
 class Point(NamedTuple):
-    """A row of a scatter: its value stands on the vertical axis, `x` on the other."""
+    """A point of a scatter plot: `x` on the horizontal axis, the row's value on the vertical."""
 
     x: float
     row: Row
 
 
 class Line(NamedTuple):
-    """One small panel of a quantity over steps: dots as they came, a line over them."""
+    """A small panel of a quantity over steps, as dots and a line, with a note below the heading (the quantity)."""
 
     title: str
     x: Sequence[float]
     dots: Sequence[float]
     line: Sequence[float]
     tone: str = "plain"
-    note: str = ""  # under the heading: which quantity
+    note: str = ""
 
 
 def forest(name: str, panels: Sequence[Panel], *, axis: str, columns: int = 1, zero: bool = False) -> str:
-    """SVG of dots with intervals, one panel per heading, all on one scale, labels on the left of each line of panels.
+    """SVG of a forest plot: dots with intervals in panels on a common scale, labels on the left.
 
     Args:
-        name: of the picture, unique on its page; also read out by screen readers.
-        panels: what to draw; a row whose value is not a number keeps its place, empty.
-        axis: what the values are.
-        columns: panels beside one another.
-        zero: mark zero, as for differences.
+        name: name of the plot, unique on its page; screen readers read it.
+        panels: the panels; a row whose value is NaN stays empty.
+        axis: label of the value axis.
+        columns: number of panels side by side.
+        zero: mark zero and write signs, as for differences.
     """
     with _styled():
         depth = max(len(panel.rows) for panel in panels)
@@ -137,7 +137,15 @@ def forest(name: str, panels: Sequence[Panel], *, axis: str, columns: int = 1, z
 
 
 def scatter(name: str, points: Sequence[Point], *, across: str, up: str, log: bool = False) -> str:
-    """SVG of labelled points with vertical intervals; labels keep off one another and off the points."""
+    """SVG of a scatter plot with vertical intervals and with labels that avoid each other and the points.
+
+    Args:
+        name: name of the plot, unique on its page.
+        points: the points.
+        across: label of the horizontal axis.
+        up: label of the vertical axis.
+        log: whether the horizontal axis is logarithmic.
+    """
     with _styled():
         figure = _figure(314)
         left, top, wide, tall = 50.0, 24.0, WIDTH - 60.0, 252.0
@@ -163,7 +171,15 @@ def scatter(name: str, points: Sequence[Point], *, across: str, up: str, log: bo
 
 
 def small_lines(name: str, panels: Sequence[Line], *, columns: int, axis: str, whole: bool = True) -> str:
-    """SVG of small panels, each on its own scale: what was tried at each step, and the line through it."""
+    """SVG of small panels, each on its own scale, with a dot for each step and a line.
+
+    Args:
+        name: name of the plot, unique on its page.
+        panels: the panels.
+        columns: number of panels side by side.
+        axis: label of the step axis.
+        whole: draw the line in steps, as for the best value so far, rather than from point to point.
+    """
     with _styled():
         lines, tall, head, gap = math.ceil(len(panels) / columns), 70.0, _head(panels), 44.0
         wide = (WIDTH - gap * columns - 6) / columns
@@ -187,11 +203,11 @@ def small_lines(name: str, panels: Sequence[Line], *, columns: int, axis: str, w
 
 @contextmanager
 def _styled() -> Iterator[None]:
-    """The plot style, whatever the reader's own settings are; they are put back."""
+    """Apply the plot style, regardless of the user's matplotlib settings, which are restored afterwards."""
     mpl = require("matplotlib")
 
     with mpl.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # the browser's fonts have it
+        warnings.filterwarnings("ignore", "Glyph")  # missing in DejaVu Sans, but the browser has fonts for it
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)
         yield
@@ -206,6 +222,7 @@ def _figure(height: float) -> Figure:
 
 
 def _axes(figure: Figure, left: float, top: float, wide: float, tall: float) -> Axes:
+    """Axes at this place in pixels, measured from the top left."""
     height = figure.get_figheight() * 72
     return figure.add_axes((left / WIDTH, 1 - (top + tall) / height, wide / WIDTH, tall / height))
 
@@ -218,13 +235,13 @@ def _extent(figure: Figure, text: str) -> tuple[float, float]:
 
 
 def shortened(label: str, room: int = LABEL) -> str:
-    """The label, its middle left out where it is too long for a plot."""
+    """The label, with an ellipsis in the middle if it is longer than `room` characters."""
     keep = max(room - 1, 2)
     return label if len(label) <= room else f"{label[: keep - keep // 3]}…{label[len(label) - keep // 3 :]}"
 
 
 def _range(values: Sequence[float], zero: bool, margin: float = 0.03) -> tuple[float, float]:
-    """Limits that hold all numbers, and zero if asked."""
+    """Axis limits around all finite values, and around zero if `zero`, with a margin."""
     finite = [value for value in values if math.isfinite(value)] + [0.0] * zero
     low, high = min(finite, default=0.0), max(finite, default=1.0)
     room = (high - low or abs(high) or 1.0) * margin
@@ -232,7 +249,7 @@ def _range(values: Sequence[float], zero: bool, margin: float = 0.03) -> tuple[f
 
 
 def _title(figure: Figure, axes: Axes, title: str, note: str) -> None:
-    """Heading over the panel, as short as its room asks, and the note between the two."""
+    """Write the heading above the panel, shortened to its width, and the note between the two."""
     frame = axes.get_window_extent()
     letters = len(title)
 
@@ -246,7 +263,7 @@ def _title(figure: Figure, axes: Axes, title: str, note: str) -> None:
 
 
 def _head(panels: Sequence[Panel] | Sequence[Line]) -> float:
-    """Pixels that the headings and notes need."""
+    """Height of headings and notes in pixels."""
     if any(panel.note for panel in panels):
         return 36.0
 
@@ -254,6 +271,7 @@ def _head(panels: Sequence[Panel] | Sequence[Line]) -> float:
 
 
 def _rows(axes: Axes, rows: Sequence[Row], labels: bool) -> None:
+    """Draw the rows of a panel, one below the other."""
     for at, row in enumerate(rows):
         if math.isfinite(row.value):
             _dot(axes, at, row, upright=False)
@@ -264,7 +282,7 @@ def _rows(axes: Axes, rows: Sequence[Row], labels: bool) -> None:
 
 
 def _dot(axes: Axes, at: float, row: Row, upright: bool) -> None:
-    """The row's dot at `at`, its interval along the axis of values."""
+    """Draw the row's dot and interval at `at`, along the vertical axis if `upright`."""
     colour = _COLOUR[row.tone]
     ends = [row.low, row.high]
     if all(map(math.isfinite, ends)) and row.low < row.high:
@@ -276,6 +294,7 @@ def _dot(axes: Axes, at: float, row: Row, upright: bool) -> None:
 
 
 def _number_ticks(axis: Any, room: float, signed: bool = False, integer: bool = False) -> None:
+    """Set as many ticks as fit into `room` pixels."""
     FuncFormatter = require("matplotlib.ticker").FuncFormatter
     MaxNLocator = require("matplotlib.ticker").MaxNLocator
 
@@ -292,6 +311,7 @@ def _tick(value: float, signed: bool = False) -> str:
 
 
 def _log_ticks(axes: Axes) -> None:
+    """Set ticks at powers of ten, and at 2 and 5 times them where the range is small."""
     FixedLocator = require("matplotlib.ticker").FixedLocator
     FuncFormatter = require("matplotlib.ticker").FuncFormatter
     NullLocator = require("matplotlib.ticker").NullLocator
@@ -307,15 +327,16 @@ def _log_ticks(axes: Axes) -> None:
 
 
 def _below(figure: Figure, text: str, left: float) -> None:
-    """The axis's words under everything."""
+    """Write the label of the horizontal axis below all panels."""
     height = figure.get_figheight() * 72
     figure.text(left / WIDTH, 8 / height, text, color=_COLOUR["muted"], va="center")
 
 
 def _place_labels(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
-    """Write each point's label beside it, so that labels touch neither one another nor the points and stand near.
+    """Write each point's label near it, without overlaps between labels or with points as far as possible.
 
-    Labels choose one after the other and then again in turn; of several orders the best outcome is drawn.
+    A greedy search: labels choose their places one after the other, in three rounds. The best of several orders is
+    drawn.
     """
     at = np.array([axes.transData.transform((point.x, point.row.value)) for point in points])
     ends = [[v if math.isfinite(v) else p.row.value for v in (p.row.low, p.row.high)] for p in points]
@@ -328,16 +349,16 @@ def _place_labels(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
     frame = axes.get_window_extent()
     outside = (boxes[..., 0] < frame.x0 - 40) | (boxes[..., 2] > frame.x1 + 8)
     outside |= (boxes[..., 1] < frame.y0) | (boxes[..., 3] > frame.y1 + 4)
-    own = far / 10 + _overlaps(boxes, np.concatenate(marks)) + 1e6 * outside
+    cost = far / 10 + _overlaps(boxes, np.concatenate(marks)) + 1e6 * outside  # before labels meet other labels
     orders = [np.lexsort((at[:, 0], -at[:, 1])), np.lexsort((at[:, 1], at[:, 0])), np.lexsort((at[:, 1], -at[:, 0]))]
-    _, chosen = min((_settled(boxes, own, order) for order in orders), key=lambda outcome: outcome[0])
+    _, chosen = min((_greedy_places(boxes, cost, order) for order in orders), key=lambda outcome: outcome[0])
 
     for n, point in enumerate(points):
         _write_label(axes, point.row, at[n], boxes[n, chosen[n]], bool(far[chosen[n]] > 12))
 
 
-def _settled(boxes: Float, own: Float, order: NDArray[np.int64]) -> tuple[float, list[int]]:
-    """Cost and places of the labels when they choose in this order, three times round."""
+def _greedy_places(boxes: Float, cost: Float, order: NDArray[np.int64]) -> tuple[float, list[int]]:
+    """Total cost and chosen place of each label when they choose in this order, in three rounds."""
     chosen = np.full(len(boxes), -1)
     total = 0.0
 
@@ -345,15 +366,15 @@ def _settled(boxes: Float, own: Float, order: NDArray[np.int64]) -> tuple[float,
         total = 0.0
         for n in order:
             others = [m for m in order if m != n and chosen[m] >= 0]
-            cost = own[n] + _overlaps(boxes[n], boxes[others, chosen[others]]) if others else own[n]
-            chosen[n] = cost.argmin()
-            total += float(cost.min())
+            with_others = cost[n] + _overlaps(boxes[n], boxes[others, chosen[others]]) if others else cost[n]
+            chosen[n] = with_others.argmin()
+            total += float(with_others.min())
 
     return total, chosen.tolist()
 
 
 def _places() -> tuple[Float, Float]:
-    """Directions (places, 2) and distances (places,) at which a label may stand, the best first."""
+    """Directions (places, 2) and distances in pixels (places,) from a point to its label, the best first."""
     angles = np.radians([0, 180, 35, -35, 145, -145, 65, -65, 115, -115, 90, -90])
     distances = np.array([9.0, 14, 22, 32, 44, 60, 80, 100])
     directions = np.column_stack([np.cos(angles), np.sin(angles)])
@@ -361,21 +382,21 @@ def _places() -> tuple[Float, Float]:
 
 
 def _label_boxes(at: Float, places: Float, far: Float, sizes: Float) -> Float:
-    """(points, places, 4) left, bottom, right and top in pixels of each label at each place, its near edge there."""
+    """(points, places, 4) left, bottom, right and top of each label in pixels, its nearest edge at each place."""
     beside = np.where(np.abs(places) > [0.3, 0.8], np.sign(places), 0)
     centre = at + places * far[:, None] + beside * sizes / 2
     return np.concatenate([centre - sizes / 2, centre + sizes / 2], axis=-1)
 
 
 def _overlaps(boxes: Float, others: Float) -> Float:
-    """(...,) how much each box (..., 4) lies on the others (n, 4); touching at all counts too."""
+    """(...,) total overlap of each box (..., 4) with the others (n, 4), plus a constant per overlapping box."""
     shared = np.minimum(boxes[..., None, 2:], others[:, 2:]) - np.maximum(boxes[..., None, :2], others[:, :2])
     wide, tall = shared[..., 0] + 2, shared[..., 1] + 3
     return np.asarray(np.where((wide > 0) & (tall > 0), wide * tall + 20, 0.0).sum(axis=-1))
 
 
 def _write_label(axes: Axes, row: Row, point: Float, box: Float, far: bool) -> None:
-    """The label in its box, on the side of it that faces the point, with a line to the point if that is far."""
+    """Write the label into its box, aligned to the side that faces the point, with a line to it if it is far."""
     x = float(point[0])
     if far:
         near = np.clip(point, np.add(box[:2], (0, 2)), np.subtract(box[2:], (0, 2)))
@@ -390,10 +411,10 @@ def _write_label(axes: Axes, row: Row, point: Float, box: Float, far: bool) -> N
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The picture for a page: page's fonts and colours, ids of its own, nothing that names another address."""
+    """The SVG element with the page's font and colours, unique ids, and no reference to other files."""
     mpl = require("matplotlib")
 
-    mpl.rcParams["svg.hashsalt"] = name  # what is drawn once per picture must not share an id with another's
+    mpl.rcParams["svg.hashsalt"] = name  # ids are hashes, and several plots share one page
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     svg = out.getvalue()

@@ -1,4 +1,4 @@
-"""One model's test lists into tables: rankings, buckets, beyond accuracy, each with intervals over users."""
+"""Tables from a model's test lists: ranking metrics with intervals over users, by bucket, and beyond accuracy."""
 
 from __future__ import annotations
 
@@ -25,18 +25,23 @@ _HISTORIES = ((0, 0, "none"), (1, 2, "1-2"), (3, 5, "3-5"), (6, 10, "6-10"), (11
 
 
 class Question(NamedTuple):
-    """Events to predict, and the items to rank (None: all)."""
+    """One ranking task of the test.
+
+    Attributes:
+        truth: the events to predict.
+        allow: the items to rank; None is all items.
+    """
 
     truth: Interactions
     allow: IdMap | None
 
 
 def questions(split: Split) -> dict[str, Question]:
-    """What the test asks: "all" is the protocol's own question, the others look at it from one side.
+    """Ranking -> events to predict and items to rank.
 
-    "warm" and "cold" rank only items with, or without, training events, and ask for those of the truth; they are there
-    where the truth holds both. "mixed" asks the protocol's truth among all items, where the protocol itself ranks only
-    some.
+    "all" is the protocol's own ranking. "warm" and "cold" rank only items with, or without, training events, and
+    predict only test events of such items; they exist if the test has events of both. "mixed" ranks all items if the
+    protocol itself ranks only some of them.
     """
     out = {"all": Question(split.test, split.test_items)}
     if split.test_items is not None:
@@ -46,12 +51,12 @@ def questions(split: Split) -> dict[str, Question]:
         return out
 
     warm = np.bincount(split.train.item, minlength=len(split.train.items)) > 0
-    asked = warm[split.test.item]
-    if asked.all() or not asked.any():
+    warm_events = warm[split.test.item]
+    if warm_events.all() or not warm_events.any():
         return out
 
-    for name, side, rows in (("warm", warm, asked), ("cold", ~warm, ~asked)):
-        ids = IdMap(split.test.items.take(np.flatnonzero(side)))
+    for name, ranked, rows in (("warm", warm, warm_events), ("cold", ~warm, ~warm_events)):
+        ids = IdMap(split.test.items.take(np.flatnonzero(ranked)))
         out[name] = Question(split.test.select(rows), ids)
 
     return out
@@ -59,11 +64,12 @@ def questions(split: Split) -> dict[str, Question]:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a variant's lists are worth.
+    """The test results of one variant.
 
     Attributes:
-        tables: JSON-able: "rankings", "popularity", "ages" (timed logs only), "histories", "beyond".
-        per_user: one row per ranking and test user of it: columns ranking and user, and one per metric.
+        tables: name -> JSON-compatible table: "rankings", "popularity", "ages" (timed logs only), "histories",
+            "beyond".
+        per_user: one row per ranking and test user, with columns ranking, user and one per metric.
     """
 
     tables: dict[str, Any]
@@ -78,26 +84,26 @@ def measure(
     items: Items | None = None,
     vectors: Embeddings | None = None,
 ) -> Measured:
-    """Tables of the lists that answer `questions(split)`.
+    """Results of the lists made for `questions(split)`.
 
     Args:
-        lists: ranking -> lists, at least max(ks) long.
+        lists: ranking -> lists of at least max(ks) items.
         split: the protocol.
-        ks: list lengths to report; the first is the main one.
-        items: for the calibration by category, if a column holds categories.
-        vectors: what diversity within a list is measured in.
+        ks: list lengths to report; the first is the primary one.
+        items: the catalogue; its first category column, if any, is used for calibration.
+        vectors: vectors of the items, for the diversity of lists.
     """
-    asked, k = questions(split), ks[0]
+    rankings_of_test, k = questions(split), ks[0]
     rankings, per_user = {}, []
 
-    for name, found in lists.items():
-        truth = asked[name].truth
-        each = metrics.rank_metrics(metrics.hits(found, truth), ks)
+    for name, recommended in lists.items():
+        truth = rankings_of_test[name].truth
+        each = metrics.rank_metrics(metrics.hits(recommended, truth), ks)
         users = truth.users.take(np.unique(truth.user))
         rankings[name] = {"users": len(users), "metrics": {metric: _estimate(v) for metric, v in each.items()}}
         per_user.append(pd.DataFrame({"ranking": name, "user": users, **each}))
 
-    main, truth = lists["all"], asked["all"].truth
+    main, truth = lists["all"], rankings_of_test["all"].truth
     tables = {
         "rankings": rankings,
         "popularity": _by_popularity(main, truth, split, k),
@@ -111,7 +117,7 @@ def measure(
 
 
 def plain(value: Any) -> Any:
-    """The same as strict JSON has it: null for a number that is none, such as the interval of a single user."""
+    """The value for strict JSON: NaN and infinity, such as the interval over a single user, become None."""
     if isinstance(value, Mapping):
         return {name: plain(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -121,21 +127,22 @@ def plain(value: Any) -> Any:
 
 
 def _estimate(values: NDArray[np.float64]) -> dict[str, float | None]:
+    """Mean over users with its interval."""
     return dict(plain(interval(values)._asdict()))
 
 
 def _bucketed(
     found: Recommendations, truth: Interactions, k: int, buckets: Sequence[tuple[str, NDArray[np.bool_]]]
 ) -> list[dict[str, Any]]:
-    """One row per bucket of true events: how well it was found by lists that were made for all."""
+    """One row per bucket of test events: recall and NDCG of the same lists when only these events are relevant."""
     out = []
     for name, rows in buckets:
-        part = truth.select(rows)
-        row: dict[str, Any] = {"bucket": name, "pairs": len(part), "users": len(np.unique(part.user))}
-        if len(part):
-            hit = metrics.hits(found, part)
-            row[f"recall@{k}"] = _estimate(metrics.recall(hit, k))
-            row[f"ndcg@{k}"] = _estimate(metrics.ndcg(hit, k))
+        events = truth.select(rows)
+        row: dict[str, Any] = {"bucket": name, "pairs": len(events), "users": len(np.unique(events.user))}
+        if len(events):
+            hits = metrics.hits(found, events)
+            row[f"recall@{k}"] = _estimate(metrics.recall(hits, k))
+            row[f"ndcg@{k}"] = _estimate(metrics.ndcg(hits, k))
 
         out.append(row)
 
@@ -143,29 +150,32 @@ def _bucketed(
 
 
 def _by_popularity(found: Recommendations, truth: Interactions, split: Split, k: int) -> list[dict[str, Any]]:
+    """Results by the number of training users of the item."""
     bucket = metrics.popularity_bucket(metrics.popularity_counts(split.train))[truth.item]
     names = metrics.POPULARITY_BUCKET_NAMES
     return _bucketed(found, truth, k, [(name, bucket == n) for n, name in enumerate(names)])
 
 
 def _by_history(found: Recommendations, truth: Interactions, split: Split, k: int) -> list[dict[str, Any]]:
+    """Results by the number of distinct items in the user's history."""
     width = len(split.test_history.items)
     pairs = np.unique(split.test_history.user * width + split.test_history.item)
-    own = np.bincount(pairs // width, minlength=len(truth.users))[truth.user]
-    return _bucketed(found, truth, k, [(name, (own >= low) & (own <= high)) for low, high, name in _HISTORIES])
+    length = np.bincount(pairs // width, minlength=len(truth.users))[truth.user]
+    return _bucketed(found, truth, k, [(name, (length >= low) & (length <= high)) for low, high, name in _HISTORIES])
 
 
 def _by_age(found: Recommendations, truth: Interactions, split: Split, k: int) -> list[dict[str, Any]] | None:
-    """By the time from an item's first known event to the true one; None where times are mere order."""
-    known, end = split.test_history, truth.time
-    if known.time is None or end is None or not len(known) or np.ptp(known.time) < 2 * _DAY:
+    """Results by the time from an item's first known event to the test event; None if times only give an order."""
+    history, time = split.test_history, truth.time
+    # A log that spans less than two days probably has positions or sessions for times.
+    if history.time is None or time is None or not len(history) or np.ptp(history.time) < 2 * _DAY:
         return None
 
-    first = np.full(len(known.items), np.inf)
-    for part in (split.train, known):
-        np.minimum.at(first, part.item, part.time if part.time is not None else np.inf)
+    first = np.full(len(history.items), np.inf)
+    for events in (split.train, history):
+        np.minimum.at(first, events.item, events.time if events.time is not None else np.inf)
 
-    age = (end - first[truth.item]) / _DAY
+    age = (time - first[truth.item]) / _DAY
     new = ~np.isfinite(first[truth.item])
     buckets = [("no event yet", new)]
     buckets += [(name, ~new & (age >= low) & (age < high)) for low, high, name in _AGES]
@@ -181,6 +191,7 @@ def _beyond(
     items: Items | None,
     vectors: Embeddings | None,
 ) -> dict[str, float]:
+    """Means of the metrics beyond accuracy; those that are NaN for every user are left out."""
     at = split.train.items.positions(found.catalogue.ids, missing="negative")
     popularity = np.where(at >= 0, metrics.popularity_counts(split.train)[at], 0)
     out: dict[str, Any] = {
@@ -188,7 +199,7 @@ def _beyond(
         "gini": metrics.gini(found, k),
         "average_popularity": metrics.average_popularity(found, popularity, k),
         "novelty": metrics.novelty(found, popularity, len(np.unique(split.train.user)), k),
-        "serendipity": metrics.serendipity(found, truth, _expected(found, split, k), k),
+        "serendipity": metrics.serendipity(found, truth, _most_popular(found, split, k), k),
     }
     if vectors is not None:
         out["diversity"] = metrics.intra_list_diversity(found, vectors, k)
@@ -201,23 +212,23 @@ def _beyond(
     return {f"{name}@{k}": float(np.nanmean(value)) for name, value in values.items() if not np.isnan(value).all()}
 
 
-def _expected(found: Recommendations, split: Split, k: int) -> Recommendations:
-    """What the most popular items would have been for the same users: serendipity is what these do not hold."""
+def _most_popular(found: Recommendations, split: Split, k: int) -> Recommendations:
+    """The most popular items for the same users; serendipity counts only hits that are not among these."""
     model = Popularity().fit(split.train)
     allow = None if split.test_items is None else Filter(allow=split.test_items.ids)
     return model.recommend(found.users, k, histories=split.test_history, filter=allow)
 
 
 def _categories(items: Items, catalogue: IdMap) -> sparse.csr_array | None:
-    """(items, values) membership in the first column of categories; None where there is no such column."""
-    named = items.of_kind("category")
-    if not named:
+    """(items, categories) one-hot matrix of the first category column; None if there is no such column."""
+    columns = items.of_kind("category")
+    if not columns:
         return None
 
     at = items.ids.positions(catalogue.ids, missing="negative")
-    codes, _ = pd.factorize(items.columns[named[0]])
-    own = np.where(at >= 0, codes[np.maximum(at, 0)], -1)
-    rows = np.flatnonzero(own >= 0)
+    codes, _ = pd.factorize(items.columns[columns[0]])
+    category = np.where(at >= 0, codes[np.maximum(at, 0)], -1)
+    rows = np.flatnonzero(category >= 0)
     shape = (len(catalogue), int(codes.max(initial=-1)) + 1)
 
-    return sparse.coo_array((np.ones(len(rows), np.float32), (rows, own[rows])), shape=shape).tocsr()
+    return sparse.coo_array((np.ones(len(rows), np.float32), (rows, category[rows])), shape=shape).tocsr()

@@ -1,4 +1,4 @@
-"""Processes that variants run in, and the environment they report."""
+"""The processes that variants run in, and a description of the environment."""
 
 from __future__ import annotations
 
@@ -24,38 +24,46 @@ from recotransfer.progress import draw_in_this_process_only
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 PROCESS_NAME = "recotransfer variant"  # name of the processes that variants run in
-SCRIPT_AGAIN = 97  # exit status of such a process that came upon a benchmark to run before its variant
+SCRIPT_AGAIN = 97  # exit status of such a process if importing the script would start the benchmark again
 _PACKAGES = ("recotransfer", "numpy", "scipy", "torch", "implicit", "faiss-cpu", "faiss-gpu", "numba", "optuna")
 
 
 def check_script() -> None:
-    """Raise `InputError` where the processes of the variants could not import the script that is running."""
+    """Raise `InputError` if the processes of the variants could not import the running script."""
     script = getattr(sys.modules["__main__"], "__file__", None)
     if script is not None and not Path(script).exists():
         raise InputError(
-            f"every variant runs in a process of its own, which imports this script again, and {script} is no file; "
+            f"every variant runs in its own process, which imports the script, but {script} is not a file; "
             "save the script and run it as python script.py"
         )
 
 
 def run_each(work: Work, jobs: Sequence[tuple[Variant, ...]], workers: int, show: Callable[[], None]) -> None:
-    """Run every job in a process of its own; a variant whose process dies has failed, the others go on."""
-    context = multiprocessing.get_context("spawn")  # OpenMP after a fork hangs
+    """Run each job in its own process, at most `workers` at a time; a process that dies fails its variant only.
+
+    Args:
+        work: what all jobs share.
+        jobs: arguments of `run_variant`: a variant, or a variant and its ablation.
+        workers: number of processes at a time.
+        show: called at least every two seconds to update the progress bar.
+    """
+    context = multiprocessing.get_context("spawn")  # OpenMP hangs after a fork
     waiting, running = list(jobs), dict[SpawnProcess, tuple[Variant, ...]]()
 
     try:
         while waiting or running:
-            fresh = []
+            started = []
             while waiting and len(running) < workers:
                 receive, send = context.Pipe(duplex=False)
                 process = context.Process(target=_work_alone, args=(receive,), name=PROCESS_NAME)
                 process.start()
                 receive.close()
                 running[process] = waiting[0]
-                fresh.append((send, waiting.pop(0)))
+                started.append((send, waiting.pop(0)))
 
-            for send, job in fresh:
-                with send, contextlib.suppress(BrokenPipeError):  # its exit status says more
+            # Sent only now, so that the processes import in parallel.
+            for send, job in started:
+                with send, contextlib.suppress(BrokenPipeError):  # a process that died is handled by its exit status
                     send.send((work, *job))
 
             connection.wait([process.sentinel for process in running], timeout=2)
@@ -70,35 +78,36 @@ def run_each(work: Work, jobs: Sequence[tuple[Variant, ...]], workers: int, show
 
 
 def _work_alone(receive: connection.Connection) -> None:
+    """Main function of a variant's process."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, interrupted, ends its variants itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on an interrupt the parent kills its variants itself
 
-    def follow() -> None:
-        parent.join()  # killed: nobody else would end this variant, and a resumed benchmark runs it anew
+    def exit_with_parent() -> None:
+        parent.join()  # a killed parent cannot end this process; a resumed benchmark runs the variant again
         os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     draw_in_this_process_only()
     run_variant(*receive.recv())
 
 
 def _check_ended(work: Work, job: tuple[Variant, ...], status: int) -> None:
-    """Report a process that ended before it could write its variant's error to the variant's folder."""
+    """Record the failure of a process that ended before it could write the error to its variant's folder."""
     if status == SCRIPT_AGAIN:
         raise InputError(
-            "every variant runs in a process of its own, which imports this script again and came upon the benchmark; "
-            'put what the script does under if __name__ == "__main__":'
+            "every variant runs in its own process, which imports the script and so would start the benchmark again; "
+            'put the code of the script under if __name__ == "__main__":'
         )
 
-    line = job[0] if len(job) == 1 else guarded(job[0])
-    if status and not done(work.folder(line)):
-        write_failed(work.folder(line), line, died(status))
+    variant = job[0] if len(job) == 1 else guarded(job[0])
+    if status and not done(work.folder(variant)):
+        write_failed(work.folder(variant), variant, died(status))
 
 
 @contextlib.contextmanager
 def limited_threads(count: int) -> Iterator[None]:
-    """Thread pools of the processes started meanwhile: libraries read these when they are loaded."""
+    """Limit the thread pools of processes started in this context; libraries read the limits when they are loaded."""
     wanted = {**dict.fromkeys(_THREADS, str(count)), "OMP_WAIT_POLICY": "PASSIVE"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -114,7 +123,7 @@ def limited_threads(count: int) -> Iterator[None]:
 
 
 def environment() -> dict[str, Any]:
-    """Machine, versions, commit of the package's checkout and command: what a figure must be read with."""
+    """Machine, versions, commit of the package's checkout, and command: the context of all results."""
     packages = {}
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -145,6 +154,7 @@ def _cpu() -> str:
 
 
 def _git(folder: Path, *words: str) -> str:
+    """Output of a git command; empty if it fails, as outside a checkout."""
     try:
         done = subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=folder)
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""A benchmark's results as one self-contained HTML page and as a table for the terminal. Measures nothing itself."""
+"""A benchmark's results as a self-contained HTML page and as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ from recotransfer.io.artifacts import atomic_file
 
 @checked
 def write_report(results: Results, path: str | Path) -> None:
-    """Write the page that shows `results` of a benchmark; equal results give equal bytes.
+    """Write the results of a benchmark to `path` as an HTML page; equal results give equal bytes.
 
-    The page holds its pictures and its few lines of script, and loads nothing from anywhere.
+    The page contains its plots and its short script, and loads nothing. Sections without results are left out.
 
     Raises:
-        InputError: a required part of the results is missing; absent optional parts leave their section out.
+        InputError: a required part of the results is missing.
     """
     results = checked_results(results)
     Environment = require("jinja2").Environment
@@ -56,7 +56,7 @@ def write_report(results: Results, path: str | Path) -> None:
 
     page = Environment(
         loader=PackageLoader("recotransfer.experiments.benchmark", "."),
-        autoescape=True,  # names of items, variants and errors are anyone's text
+        autoescape=True,  # names of items, names of variants and errors may contain any text
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -79,7 +79,7 @@ def write_report(results: Results, path: str | Path) -> None:
 
 @checked
 def table(results: Results) -> str:
-    """The main table in plain text, best variant first; ablations are marked, failed ones say why below it."""
+    """The main table as plain text, best variant first, with ablations marked and failed variants listed below."""
     results = checked_results(results)
     primary = results["primary"]
     heads = ["variant", "content", metric_name(primary), "95% interval", "difference", "95% interval", "p (Holm)"]
@@ -121,12 +121,13 @@ def table(results: Results) -> str:
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    """The cells padded to their widths: the first two left-aligned, numbers right-aligned."""
     for n, (cell, width) in enumerate(zip(row, widths, strict=True)):
         yield cell.ljust(width) if n < 2 else cell.rjust(width)
 
 
 def _page(results: Results) -> dict[str, Any]:
-    """Everything the template names."""
+    """The variables of the template."""
     variants = ranked_variants(results)
     rankings = _rankings(variants)
     against = {
@@ -165,7 +166,7 @@ def _page(results: Results) -> dict[str, Any]:
 
 
 def _moment(name: str, value: Any) -> Any:
-    """Seconds since 1970 of a cut as a date; any other fact as it is."""
+    """A fact of the split; the time at which a part begins, in seconds since 1970, becomes a date."""
     if not name.endswith("_from") or not is_known(value) or not 1e8 < value < 1e11:
         return value
 
@@ -173,15 +174,15 @@ def _moment(name: str, value: Any) -> Any:
 
 
 def _rankings(variants: Sequence[Variant]) -> list[str]:
-    """Rankings that some variant has, the protocol's own first."""
-    found = dict.fromkeys(name for variant in variants for name in variant["rankings"])
-    return [name for name in ("all", "mixed", "warm", "cold") if name in found] + [
-        name for name in found if name not in ("all", "mixed", "warm", "cold")
+    """Names of all rankings, the protocol's own first."""
+    names = dict.fromkeys(name for variant in variants for name in variant["rankings"])
+    return [name for name in ("all", "mixed", "warm", "cold") if name in names] + [
+        name for name in names if name not in ("all", "mixed", "warm", "cold")
     ]
 
 
 def _buckets(results: Results, variants: Sequence[Variant], kind: str) -> dict[str, Any] | None:
-    """One way of cutting the test: names and sizes of its buckets, and each variant's figures in them, by metric."""
+    """The test events in buckets of one kind: the buckets' sizes, and each variant's metrics in them."""
     cut = {variant["name"]: {row["bucket"]: row for row in variant[kind]} for variant in variants}
     first: dict[str, Any] = {}
 
@@ -206,7 +207,7 @@ def _buckets(results: Results, variants: Sequence[Variant], kind: str) -> dict[s
 
 
 def _ends(figure: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Value, low and high; NaN for what is not known."""
+    """Value, low and high; NaN if unknown."""
     value, low, high = (
         float(figure[end]) if is_known(figure.get(end)) else math.nan for end in ("value", "low", "high")
     )
@@ -214,13 +215,13 @@ def _ends(figure: Mapping[str, Any]) -> tuple[float, float, float]:
 
 
 def _row(results: Results, variant: Variant, figure: Mapping[str, Any] | None) -> Row:
-    """The variant as a row of a plot: the reference and the ablations have colours of their own."""
+    """The variant as a row of a plot, with its own colour for the reference and another for ablations."""
     tone = "accent" if variant["name"] == results["reference"] else "ablation" if variant["ablation_of"] else "plain"
     return Row(variant["label"], *_ends(figure or {}), tone, bool(variant["content"]))
 
 
 def _plots(results: Results, variants: Sequence[Variant], tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Name -> picture; a picture whose figures are absent is absent."""
+    """Name -> SVG; plots without data are left out."""
     from markupsafe import Markup
 
     name = metric_name(results["primary"])
@@ -265,39 +266,40 @@ def _plots(results: Results, variants: Sequence[Variant], tables: Mapping[str, A
 
 
 def _first(variants: Sequence[Variant], base: str) -> str:
-    """The metric of that name at the first list length given."""
+    """The full name, such as "coverage@10", of the first metric that begins with `base`; `base` if there is none."""
     return next((key for variant in variants for key in variant["beyond"] if key.startswith(base)), base)
 
 
-def _cut_plot(results: Results, variants: Sequence[Variant], kind: str, found: Mapping[str, Any]) -> str | None:
-    metric = found["metrics"][0]
+def _cut_plot(results: Results, variants: Sequence[Variant], kind: str, buckets: Mapping[str, Any]) -> str | None:
+    """One panel per bucket that has events."""
+    metric = buckets["metrics"][0]
     panels = []
-    for bucket, size in found["sizes"].items():
+    for bucket, size in buckets["sizes"].items():
         if size == 0:
             continue
 
         rows = [
-            _row(results, variant, found["rows"][variant["name"]].get(bucket, {}).get(metric)) for variant in variants
+            _row(results, variant, buckets["rows"][variant["name"]].get(bucket, {}).get(metric)) for variant in variants
         ]
-        panels.append(Panel(bucket, rows, f"n = {count(size)}" + ", few" * (bucket in found["few"])))
+        panels.append(Panel(bucket, rows, f"n = {count(size)}" + ", few" * (bucket in buckets["few"])))
 
     name = metric_name(metric)
 
     return forest(f"{name} by {kind}", panels, axis=name, columns=2) if panels else None
 
 
-def _guard_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Lines of the guard's table: the variants as wholes, then the buckets with the trust kept in each."""
-    wholes = (
+def _guard_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the guard's table: differences over all items, then by bucket with the trust kept in each."""
+    overall = (
         ("all, validation", "overall"),
         ("all, test", "test"),
         ("best use, validation", "gained"),
         ("guarded, test", "guarded_test"),
     )
-    rows = [{"label": label, "pairs": None, **found[key]} for label, key in wholes if found.get(key)]
-    trust = dict(zip(POPULARITY_BUCKET_NAMES, found.get("trust") or (), strict=False))
-    parts = found.get("buckets") or ()
-    rows += [{"label": part["name"], **part, "trust": trust.get(part["name"])} for part in parts]
+    rows = [{"label": label, "pairs": None, **verdict[key]} for label, key in overall if verdict.get(key)]
+    trust = dict(zip(POPULARITY_BUCKET_NAMES, verdict.get("trust") or (), strict=False))
+    buckets = verdict.get("buckets") or ()
+    rows += [{"label": bucket["name"], **bucket, "trust": trust.get(bucket["name"])} for bucket in buckets]
 
     for row in rows:
         row["side"] = "" if not is_known(row["low"]) else "good" if row["low"] > 0 else "bad" if row["high"] < 0 else ""
@@ -305,31 +307,34 @@ def _guard_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _guard_plot(results: Results, found: Mapping[str, Any]) -> str:
+def _guard_plot(results: Results, verdict: Mapping[str, Any]) -> str:
+    """The differences between a variant and its ablation, overall and by bucket."""
     rows = []
-    for row in _guard_rows(found):
+    for row in _guard_rows(verdict):
         label = row["label"] if row["pairs"] is None else f"{row['label']} · {count(row['pairs'])} pairs"
         rows.append(Row(label, *_ends(row), row["side"] or "plain"))
 
     axis = f"{metric_name(results['primary'])} with content minus without"
-    return forest(f"{axis}: {found['variant']}", [Panel("", rows)], axis=axis, zero=True)
+    return forest(f"{axis}: {verdict['variant']}", [Panel("", rows)], axis=axis, zero=True)
 
 
 def _tuning_plot(results: Results, variants: Sequence[Variant]) -> str | None:
+    """The trials of each tuned variant, and the best value so far."""
     lines = []
     for variant in variants:
-        tried = [(trial["number"], trial["value"]) for trial in variant["trials"] if is_known(trial["value"])]
-        if len(tried) > 1:
-            numbers, values = zip(*tried, strict=True)
+        trials = [(trial["number"], trial["value"]) for trial in variant["trials"] if is_known(trial["value"])]
+        if len(trials) > 1:
+            numbers, values = zip(*trials, strict=True)
             best = [max(values[: n + 1]) for n in range(len(values))]
             lines.append(Line(variant["label"], numbers, values, best, _row(results, variant, None).tone))
 
-    axis = "number of the trial; upright: validation"
+    axis = "number of the trial; vertical axis: validation"
 
     return small_lines("Tuning of each variant", lines, columns=2, axis=axis) if lines else None
 
 
 def _training_plot(results: Results, variants: Sequence[Variant]) -> str | None:
+    """Loss and validation NDCG by epoch of each variant that has a training curve."""
     lines = []
     for variant in variants:
         for key, what in (("loss", "loss"), ("ndcg", "NDCG on validation")):
@@ -342,25 +347,25 @@ def _training_plot(results: Results, variants: Sequence[Variant]) -> str | None:
 
 
 _EXPLAINED = {
-    "ndcg": "Hits count less the lower they stand (log2 discount), relative to the best possible list; 1 is perfect. "
+    "ndcg": "Sum of the hits, discounted by the log2 of their rank, relative to the best possible list; 1 is perfect. "
     "Järvelin and Kekäläinen, 2002.",
     "recall": "Share of a user's held-out items among the first k; with one held-out item it is the hit rate.",
     "precision": "Share of the first k that are held-out items.",
     "hit_rate": "Share of users with at least one held-out item among the first k.",
-    "mrr": "One over the rank of the first held-out item within k, else 0.",
-    "map": "Precision at the rank of each hit within k, summed, over the hits there could be.",
-    "auc": "Chance that a held-out item stands above one that is not.",
+    "mrr": "Reciprocal rank of the first held-out item within k, otherwise 0.",
+    "map": "Sum of the precision at the rank of each hit within k, divided by the possible number of hits.",
+    "auc": "Probability that a held-out item ranks above any other item.",
     "coverage": "Share of the catalogue that is in at least one user's list.",
-    "gini": "How unevenly the lists use the catalogue: 0 all items alike, 1 always the same.",
-    "novelty": "Mean of −log2(share of training users who have the item), in bits: rarer is more.",
-    "average_popularity": "Mean number of training users of the items listed.",
-    "diversity": "One minus the mean cosine of all pairs of a list: 0 all alike.",
-    "serendipity": "Share of the k places with a held-out item that the list of the most popular does not hold.",
-    "calibration": "How far a list's mix of categories is from the user's history (KL): 0 the same. Steck, 2018.",
+    "gini": "Inequality of how often items are recommended: 0 all equally often, 1 always the same item.",
+    "novelty": "Mean of −log2(share of training users who have the item), in bits: higher for rarer items.",
+    "average_popularity": "Mean number of training users of the recommended items.",
+    "diversity": "One minus the mean cosine over all pairs of a list; 0 if all items are the same.",
+    "serendipity": "Share of the first k that are held-out items and not among the k most popular.",
+    "calibration": "KL divergence between the categories of a list and of the user's history; 0 if equal. Steck, 2018.",
 }
 
 
 def _explained(results: Results, beyond: Mapping[str, None]) -> dict[str, str]:
-    """Metric as written -> what it is, for those that occur."""
+    """Displayed name -> definition, for the metrics in the results."""
     bases = dict.fromkeys(name.partition("@")[0] for name in [*metric_names(results), *beyond])
     return {metric_name(base): _EXPLAINED[base] for base in bases if base in _EXPLAINED}

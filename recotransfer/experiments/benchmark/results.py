@@ -1,4 +1,4 @@
-"""The figures of a benchmark as plain JSON, and what is read off them."""
+"""The results of a benchmark as plain JSON: validation and access."""
 
 from __future__ import annotations
 
@@ -23,19 +23,23 @@ Results = Mapping[str, Any]
 
 
 def checked_results(results: Results) -> Results:
-    """The results, optional parts of its variants filled in with nothing."""
+    """The validated results, with defaults for missing optional parts and a short label for each variant.
+
+    Raises:
+        InputError: another format, a missing required part, two variants of one name, or an unknown reference.
+    """
     if results.get("format") != FORMAT:
         raise InputError(f"results have format {results.get('format')!r}; this version reads format {FORMAT}")
     if missing := [key for key in _REQUIRED if key not in results]:
-        raise InputError(f"results hold no {', '.join(missing)}; give what the benchmark wrote, unchanged")
+        raise InputError(f"results have no {', '.join(missing)}; give the unchanged results of a benchmark")
 
     for variant in results["variants"]:
         if missing := [key for key in ("name", "content") if key not in variant]:
-            raise InputError(f"variant {variant.get('name', '?')!r} holds no {', '.join(missing)}; benchmark it again")
+            raise InputError(f"variant {variant.get('name', '?')!r} has no {', '.join(missing)}; benchmark it again")
         if not variant.get("failed") and results["primary"] not in value_at(variant, "rankings", "all", "metrics"):
             raise InputError(
-                f"variant {variant['name']!r} holds no {results['primary']} of the ranking 'all'; benchmark it again, "
-                "or say in 'failed' why it has none"
+                f"variant {variant['name']!r} has no {results['primary']} in the ranking 'all'; benchmark it again, "
+                "or give the reason under 'failed'"
             )
 
     names = [variant["name"] for variant in results["variants"]]
@@ -44,7 +48,7 @@ def checked_results(results: Results) -> Results:
 
     nothing_ran = all(variant.get("failed") for variant in results["variants"])
     if results["reference"] not in names and not (results["reference"] is None and nothing_ran):
-        raise InputError(f"the reference {results['reference']!r} is none of the variants {names}; name one of them")
+        raise InputError(f"the reference {results['reference']!r} is not a variant; choose one of {names}")
 
     variants = [
         {**_OPTIONAL, **{key: value for key, value in variant.items() if value is not None}}
@@ -58,7 +62,7 @@ def checked_results(results: Results) -> Results:
 
 
 def _labels(names: Sequence[str]) -> dict[str, str]:
-    """Name -> label short enough for a plot; names that would look alike show where they begin to differ."""
+    """Name -> label short enough for a plot; labels that would be equal show the part where the names differ."""
     out = {name: shortened(name) for name in names}
     for label in set(out.values()):
         alike = [name for name in names if out[name] == label]
@@ -71,7 +75,7 @@ def _labels(names: Sequence[str]) -> dict[str, str]:
 
 
 def value_at(value: Mapping[str, Any], *keys: str) -> Any:
-    """What stands at the path of keys; an empty mapping where the path ends early."""
+    """The value at a path of keys; an empty mapping if a key is missing."""
     for key in keys:
         value = value.get(key) or {}
 
@@ -79,18 +83,18 @@ def value_at(value: Mapping[str, Any], *keys: str) -> Any:
 
 
 def ranked_variants(results: Results) -> list[Variant]:
-    """Variants that ran, the best on test first."""
+    """Variants that finished, the best on the test first."""
     ran = [variant for variant in results["variants"] if not variant["failed"]]
     return sorted(ran, key=lambda variant: -best_figure(results, variant)["value"])
 
 
 def failed_variants(results: Results) -> list[Variant]:
-    """Variants that did not run to their end."""
+    """Variants that did not finish."""
     return [variant for variant in results["variants"] if variant["failed"]]
 
 
 def best_figure(results: Results, variant: Variant) -> Mapping[str, float]:
-    """The variant's primary figure, with its interval."""
+    """The variant's primary metric with its interval."""
     found: Mapping[str, float] = variant["rankings"]["all"]["metrics"][results["primary"]]
     return found
 
@@ -104,7 +108,7 @@ def metric_names(results: Results) -> list[str]:
 
 
 def difference_between(results: Results, one: str, other: str, ranking: str = "all") -> dict[str, float] | None:
-    """`one` minus `other` on the primary metric, as it was tested either way round; None where it was not."""
+    """`one` minus `other` on the primary metric, tested in either direction; None if the two were not compared."""
     for found in results["comparisons"]:
         if found.get("metric") != results["primary"] or found.get("ranking", "all") != ranking:
             continue
@@ -112,7 +116,7 @@ def difference_between(results: Results, one: str, other: str, ranking: str = "a
             return {key: found[key] for key in ("value", "low", "high", "p", "p_holm")}
 
         if (found["variant"], found["against"]) == (other, one):
-            turned = {"value": -found["value"], "low": -found["high"], "high": -found["low"]}
-            return turned | {"p": found["p"], "p_holm": found["p_holm"]}
+            negated = {"value": -found["value"], "low": -found["high"], "high": -found["low"]}
+            return negated | {"p": found["p"], "p_holm": found["p_holm"]}
 
     return None

@@ -1,8 +1,8 @@
-"""A set of recommenders on one protocol: tuned alike on validation, tested once, compared with intervals, reported.
+"""`Benchmark`: recommenders equally tuned on validation, tested once, compared with intervals, and reported.
 
-Every variant runs in a process of its own with a fixed number of threads, so results do not depend on how many run side
-by side, memory is the variant's own, and a variant that fails takes no other with it. Finished variants and finished
-trials are kept: an interrupted benchmark goes on where it was.
+Each variant runs in its own process with a fixed number of threads. Results therefore do not depend on how many run in
+parallel, memory is measured per variant, and a variant that fails does not affect the others. Finished variants and
+trials are kept, so that an interrupted benchmark can be resumed.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ _JOB, _VARIANTS, _RESULTS, _REPORT = "_job.json", "variants", "results.json", "r
 @checked_class
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark into a folder: `results.json`, `report.html`, and `variants/NAME/` with model, trials and figures.
+    """A benchmark in a folder: `results.json`, `report.html`, and `variants/NAME/` with model, trials and results.
 
-    A script must call `run` under `if __name__ == "__main__":`, for the processes of the variants import the script
-    again.
+    A script must call `run` under `if __name__ == "__main__":`, because the processes of the variants import the
+    script.
 
     Attributes:
-        out: the folder; empty or new, unless `run` resumes.
-        ks: list lengths to report; NDCG at the first is what settings are chosen by and variants compared in.
-        trials: models fitted for every variant that is tuned.
-        refit: fit the chosen settings again with the validation events before the test. Published tables mostly do
-            not; a shop does. Never compare one form with the other.
+        out: the folder; new or empty, unless `run` resumes.
+        ks: list lengths to report; settings are chosen and variants compared by NDCG at the first.
+        trials: models fitted for each tuned variant.
+        refit: refit with the validation events before the test. Most published tables do not; a shop would. Results
+            with and without refit are not comparable.
         seed: random seed of the search and of the intervals.
-        workers: variants that run side by side.
-        threads: threads of each; times are those of so many.
-        progress: show a bar on a terminal, and say what was read of the content.
+        workers: variants that run in parallel.
+        threads: threads per variant; times are measured with that many.
+        progress: show a progress bar on a terminal, and print the encoders' reports.
     """
 
     out: str | Path
@@ -79,7 +79,7 @@ class Benchmark:
 
     @property
     def primary(self) -> str:
-        """The metric variants are chosen and compared by."""
+        """The metric by which settings are chosen and variants compared."""
         return f"ndcg@{self.ks[0]}"
 
     def run(
@@ -92,24 +92,24 @@ class Benchmark:
         title: str = "Offline benchmark",
         resume: bool = False,
     ) -> dict[str, Any]:
-        """Run all variants, write results and report, and return the results.
+        """Run all variants, write results and report, and return the results (the content of `results.json`).
 
         Args:
             items: the catalogue.
-            split: the protocol; its item map may hold more items than the catalogue.
-            variants: see `variants_of`.
-            task: brings encoders, tuners, transfers, cache and starting weights of modalities; its recommender is not
-                looked at. Tuners learn once, from the events of training.
-            title: of the report.
-            resume: go on with an interrupted benchmark of the same description; variants that failed run again.
+            split: the protocol; its item ids may include items outside the catalogue.
+            variants: the variants to compare; see `variants_of`.
+            task: source of the encoders, tuners, transfers, cache and initial modality weights; its recommender is
+                ignored. Tuners run once, on the training events.
+            title: title of the report.
+            resume: continue an interrupted benchmark with the same description; failed variants run again.
 
         Raises:
-            InputError: settings or variants that cannot be, a folder in use, every variant failed (results and report
-                are written all the same), or a script that comes from standard input or calls this without
+            InputError: invalid settings or variants, a folder in use, all variants failed (results and report are still
+                written), or a script that is read from standard input or calls this without
                 `if __name__ == "__main__":`.
         """
         if multiprocessing.current_process().name == PROCESS_NAME:
-            sys.exit(SCRIPT_AGAIN)  # the process that runs the benchmark says what is wrong, once
+            sys.exit(SCRIPT_AGAIN)  # the parent process reports the missing __main__ guard, once
 
         check_script()
         self._check(variants, split)
@@ -154,23 +154,24 @@ class Benchmark:
         return results
 
     def _check(self, variants: Sequence[Variant], split: Split) -> None:
+        """Validate the settings, the variants and the size of the test."""
         for name in ("trials", "workers", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
 
         if not self.ks or min(self.ks) < 1:
-            raise InputError(f"ks must be list lengths of at least 1, got {self.ks}")
+            raise InputError(f"ks must be one or more list lengths of at least 1, got {self.ks}")
         if not variants:
-            raise InputError("no variants to run; name a recommender")
+            raise InputError("there are no variants to run; name at least one recommender")
 
         check_labels(variants)
         if (users := len(np.unique(split.test.user))) < 2:
-            raise InputError(f"test has events of {users} user only, and intervals need two at least; hold out more, "
-                             "or give a longer log")  # fmt: skip
+            raise InputError(f"test has events of {users} user only, and intervals need at least two; hold out more "
+                             "events, or give a longer log")  # fmt: skip
 
     def _begin(self, work: Work, variants: Sequence[Variant]) -> None:
-        """Write what the folder is for, or check that it holds this very benchmark."""
-        s = work.split
+        """Write the description of this benchmark to the folder, or check that the folder has the same one."""
+        split = work.split
         job = {
             "package": __version__,
             "ks": list(self.ks),
@@ -178,20 +179,22 @@ class Benchmark:
             "refit": self.refit,
             "seed": self.seed,
             "threads": self.threads,
-            "data": digest([digest_of_events(part) for part in (s.train, s.valid, s.test, s.test_history)]),
-            "vectors": digest([digest(part.vectors.ravel()) for part in work.embeddings]),
+            "data": digest(
+                [digest_of_events(part) for part in (split.train, split.valid, split.test, split.test_history)]
+            ),
+            "vectors": digest([digest(each.vectors.ravel()) for each in work.embeddings]),
             "weights": work.weights,
             "transfers": [[transfers.name_of(type(transfer)), transfer.params()] for transfer in work.transfers],
         }
-        if not (work.out / _VARIANTS).exists():  # no variant had begun
+        if not (work.out / _VARIANTS).exists():  # no variant has started
             write_json(work.out / _JOB, job)
             return
 
         earlier = read_json(work.out / _JOB)
         if changed := sorted(name for name in job if earlier.get(name) != job[name]):
-            told = [f"{name} changed" if name in ("data", "vectors") else
-                    f"{name} was {earlier.get(name)} and is {job[name]}" for name in changed]  # fmt: skip
-            raise InputError(f"{work.out} holds another benchmark: {', '.join(told)}; give another folder, "
+            changes = [f"{name} changed" if name in ("data", "vectors") else
+                       f"{name} was {earlier.get(name)} and is now {job[name]}" for name in changed]  # fmt: skip
+            raise InputError(f"{work.out} holds another benchmark: {', '.join(changes)}; give another folder, "
                              "or the same settings")  # fmt: skip
 
         for variant in variants:
@@ -199,11 +202,11 @@ class Benchmark:
             facts = read_json(path) if path.exists() else None
             mine = type(variant.recommender).__name__, plain(variant.recommender.params())
             if facts is not None and (facts.get("class"), facts.get("start")) != mine:
-                raise InputError(f"{work.out} holds {variant.name!r} as {facts['class']} with other settings; name the "
-                    "variant "
-                                 "otherwise, or give another folder")  # fmt: skip
+                raise InputError(f"{work.out} holds {variant.name!r} as {facts['class']} with other settings; rename "
+                                 "the variant, or give another folder")  # fmt: skip
 
     def _run_all(self, work: Work, variants: Sequence[Variant]) -> None:
+        """Run all variants, then the guard on each variant that ran together with its ablation."""
         total = sum(self.trials if variant.tuned else 1 for variant in variants)
         with (
             limited_threads(self.threads),
@@ -230,16 +233,17 @@ class Benchmark:
             )
 
     def _results(self, work: Work, variants: Sequence[Variant], title: str) -> dict[str, Any]:
+        """Results of all variants, collected from their folders, with comparisons and verdicts."""
         rows, users, guards = [], {}, []
         for variant in variants:
-            for line in (variant, guarded(variant)):
-                folder = work.folder(line)
+            for each in (variant, guarded(variant)):
+                folder = work.folder(each)
                 if not (folder / "variant.json").exists():
                     continue
 
                 rows.append(read_json(folder / "variant.json"))
                 if rows[-1]["failed"] is None:
-                    users[line.name] = pd.read_parquet(folder / "users.parquet")
+                    users[each.name] = pd.read_parquet(folder / "users.parquet")
 
                 if "guard" in rows[-1]:
                     guards.append(rows[-1].pop("guard"))
@@ -248,8 +252,9 @@ class Benchmark:
             verdict["test"] = self._difference(users, verdict["variant"], verdict["ablation"])
             verdict["guarded_test"] = self._difference(users, verdict["variant"] + GUARDED, verdict["ablation"])
 
-        ended = [row for row in rows if row["failed"] is None]
-        reference = ended[first_best([row["valid"] for row in ended])]["name"] if ended else None
+        # The reference of all comparisons is chosen on validation, so that the test does not influence it.
+        finished = [row for row in rows if row["failed"] is None]
+        reference = finished[first_best([row["valid"] for row in finished])]["name"] if finished else None
         results = {
             "format": 1,
             "title": title,
@@ -269,6 +274,7 @@ class Benchmark:
     def _difference(
         self, users: Mapping[str, pd.DataFrame], variant: str, against: str, ranking: str = "all"
     ) -> dict[str, float] | None:
+        """`variant` minus `against` on the primary metric, paired over users; None if either failed."""
         if variant not in users or against not in users:
             return None
 
@@ -278,7 +284,7 @@ class Benchmark:
         return {name: float(value) for name, value in paired(one, other, seed=self.seed)._asdict().items()}
 
     def _comparisons(self, users: Mapping[str, pd.DataFrame], reference: str) -> list[dict[str, Any]]:
-        """Every variant against the reference, in every ranking; Holm's correction is over a ranking's variants."""
+        """Each variant against the reference in each ranking, with Holm's correction over the ranking's variants."""
         out = []
         for ranking in users[reference]["ranking"].unique():
             pairs = {name: self._difference(users, name, reference, ranking) for name in users if name != reference}
@@ -295,8 +301,9 @@ class Benchmark:
         return out
 
     def _protocol(self, work: Work) -> dict[str, Any]:
+        """The conditions under which the results were measured."""
         split = work.split
-        seen = np.bincount(split.train.item, minlength=len(split.train.items)) > 0
+        warm = np.bincount(split.train.item, minlength=len(split.train.items)) > 0
 
         return {
             "split": split.name,
@@ -311,13 +318,13 @@ class Benchmark:
             "valid_events": len(split.valid),
             "test_events": len(split.test),
             "test_users": len(np.unique(split.test.user)),
-            "items_without_training_events": int((~seen).sum()),
+            "items_without_training_events": int((~warm).sum()),
             "encoders": [part.source for part in work.embeddings],
         }
 
 
 def _claim(out: Path, resume: bool) -> None:
-    """Make the folder, or refuse one in use, before any work."""
+    """Create the folder; raise `InputError` if it is in use."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a new or empty folder for the benchmark")
 
@@ -325,23 +332,25 @@ def _claim(out: Path, resume: bool) -> None:
     names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     if names >= {_JOB, _VARIANTS}:
         if not resume:
-            raise InputError(f"{out} holds an earlier benchmark; go on with it by --resume (in Python resume=True), or "
+            raise InputError(f"{out} holds an earlier benchmark; resume it with --resume (in Python resume=True), or "
                              "give another folder")  # fmt: skip
     elif names - {_JOB}:
         raise InputError(f"{out} holds other files; give a new or empty folder for the benchmark")
 
 
 def _transferability(work: Work) -> list[dict[str, Any]]:
-    """What could be known of each encoder before any training; see `neighbour_agreement`."""
+    """A score of each encoder that needs no training; see `neighbour_agreement`."""
     return [
         {"encoder": part.source, "score": "neighbour agreement",
-         "note": "how many times as often content neighbours go together as items of their popularity; 1 is chance",
+         "note": "how many times as often content neighbours are consumed together as random items of equal "
+                 "popularity; 1 is chance",
          "value": float(neighbour_agreement(part, work.split.train, seed=work.seed))}
         for part in work.embeddings
     ]  # fmt: skip
 
 
 def _trials_done(folder: Path, tuned: bool) -> int:
+    """Number of models that the variant has fitted so far."""
     path = folder / ("trials.json" if tuned else "variant.json")
     if not path.exists():
         return 0

@@ -1,4 +1,4 @@
-"""The lines of a benchmark: what each variant is, and its work from tuning to test, done in a process of its own."""
+"""The variants of a benchmark, and how they are made from texts such as "EASE(reg=100)"."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from recotransfer.recommenders import Recommender
 from recotransfer.registry import recommenders
 from recotransfer.settings import parse_named, split_label
 
-ABLATION, GUARDED = (
-    " without content",
-    " guarded",
-)  # what the names of a variant's ablation and of its guarded form end in
-_DENSE_ITEMS = 25_000  # beyond this many, items x items solves give way to their sparse form
+ABLATION = " without content"  # suffix of the name of a variant's ablation
+GUARDED = " guarded"  # suffix of the name of a variant's guarded form
+_DENSE_ITEMS = 25_000  # larger catalogues get the sparse form of items x items models
 
 
 @checked_class
 @dataclass(frozen=True)
 class Variant:
-    """One line of the table.
+    """A recommender in a benchmark, one row of its table.
 
     Attributes:
         name: unique in a benchmark.
-        recommender: not fitted; its settings are the first trial, or the only ones.
-        content: whether it is given the items' embeddings.
-        tuned: whether its settings are chosen on validation; otherwise they are taken as given.
-        ablation_of: the variant whose ablation this is: the same model without content, with the same number of trials.
+        recommender: not fitted; its settings are the first trial if it is tuned, the final ones if not.
+        content: whether it gets the items' embeddings.
+        tuned: whether its settings are chosen on validation.
+        ablation_of: name of the variant of which this is the ablation: the same model without content, tuned with the
+            same number of trials.
     """
 
     name: str
@@ -42,34 +41,38 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """Name of the variant's folder: its own, with what file systems dislike replaced."""
+        """Name of the variant's folder: its name with unsafe characters replaced and, if there were any, a hash."""
         safe = re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip("-.")
         return safe if safe == self.name else f"{safe}-{digest([self.name])[:6]}"
 
 
 @checked
 def variants_of(words: Sequence[str], *, items: int = 0, content: bool = True) -> list[Variant]:
-    """Variants from words such as "EASE", "mine=my_package.my_module:MyRecommender", "EASE(reg=100)".
+    """Variants from texts such as "EASE", "EASE(reg=100)" or "mine=my_package.my_module:MyRecommender".
 
-    A name alone is tuned; brackets give settings, and those are taken as they are, without tuning. A recommender that
-    can do with and without content gets its ablation beside it. With no words: every recommender of the package.
+    A bare name is tuned; settings in brackets are used as they are, without tuning. A recommender that works with and
+    without content also gets its ablation.
 
     Args:
-        words: see above.
-        items: size of the catalogue; great ones get the sparse form of models that hold items x items.
-        content: whether there are embeddings; without, recommenders that need them are left out or refused.
+        words: the texts; an empty list stands for all recommenders of the package.
+        items: number of items in the catalogue; large ones get the sparse form of items x items models.
+        content: whether there are embeddings. Without them, recommenders that need content are left out of the
+            defaults.
+
+    Raises:
+        InputError: two variants have the same name, or one needs content and there is none.
     """
     variants: list[Variant] = []
     for word in words or _default_words(items, content):
         variant = _variant_of(word, items)
-        needs = variant.recommender.needs_items
-        if needs and not content:
+        needs_content = variant.recommender.needs_items
+        if needs_content and not content:
             raise InputError(f"{variant.name} ranks by content alone, and there is none; leave it out or give content")
 
-        both = variant.recommender.scores_new_items and not needs
-        variant = replace(variant, content=content and (needs or both))
+        optional_content = variant.recommender.scores_new_items and not needs_content
+        variant = replace(variant, content=content and (needs_content or optional_content))
         variants.append(variant)
-        if both and content:
+        if optional_content and content:
             variants.append(replace(variant, name=variant.name + ABLATION, content=False, ablation_of=variant.name))
 
     check_labels(variants)
@@ -78,15 +81,16 @@ def variants_of(words: Sequence[str], *, items: int = 0, content: bool = True) -
 
 
 def check_labels(variants: Sequence[Variant]) -> None:
-    """Refuse variants whose results would fall into one place, those of the guard counted in."""
+    """Raise `InputError` if two variants, guarded forms included, have the same name."""
     names = [variant.name for variant in variants] + [
         variant.ablation_of + GUARDED for variant in variants if variant.ablation_of is not None
     ]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"two variants are called {twice[0]!r}; name one of them otherwise, as in 'other=EASE'")
+        raise InputError(f"two variants are called {twice[0]!r}; rename one of them, as in 'other=EASE'")
 
 
 def _default_words(items: int, content: bool) -> list[str]:
+    """The recommenders of the package, without those that need content if there is none."""
     words = [
         "HybridItems",
         "HybridRanker",
@@ -106,13 +110,14 @@ def _default_words(items: int, content: bool) -> list[str]:
 def _variant_of(text: str, items: int) -> Variant:
     label, spec = split_label(text)
     named = parse_named(spec)
-    known = inspect.signature(recommenders.find(named.name)).parameters
-    dense = "neighbours" in known and known["neighbours"].default is None
+    parameters = inspect.signature(recommenders.find(named.name)).parameters
+    # neighbours=None is the dense items x items solve.
+    dense = "neighbours" in parameters and parameters["neighbours"].default is None
     recommender = recommenders.make(spec, **({"neighbours": 200} if dense and items > _DENSE_ITEMS else {}))
 
     return Variant(label or spec, recommender, tuned=named.settings is None and bool(recommender.search_space))
 
 
 def guarded(variant: Variant) -> Variant:
-    """The line of what the guard lets through of a variant."""
+    """The guarded form of a variant: content only where the guard found that it helps."""
     return replace(variant, name=variant.name + GUARDED, tuned=False)

@@ -1,4 +1,4 @@
-"""Figures and verdicts in words."""
+"""Numbers and conclusions as text for the report."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from recotransfer.experiments.benchmark.results import (
 )
 from recotransfer.numerics.rounding import first_best
 
-FEW = 30  # pairs under which a bucket's figures are an anecdote
-LEVEL = 0.05  # of significance, after Holm's correction
+FEW = 30  # buckets with fewer pairs are marked as too small
+LEVEL = 0.05  # significance level, after Holm's correction
 
 
 def is_known(value: Any) -> bool:
@@ -27,7 +27,7 @@ def is_known(value: Any) -> bool:
 
 
 def four(value: Any) -> str:
-    """A metric: four decimals."""
+    """A metric with four decimals; a dash if unknown."""
     if not is_known(value):
         return "–"
 
@@ -35,27 +35,27 @@ def four(value: Any) -> str:
 
 
 def signed(value: Any) -> str:
-    """A difference, its sign always written."""
+    """A difference with its sign and four decimals."""
     return ("+" if is_known(value) and value > 0 else "") + four(value)
 
 
 def count(value: Any) -> str:
-    """A count, thousands apart."""
+    """A count with thousands separators."""
     return f"{value:,.0f}" if is_known(value) else "–"
 
 
 def chance(value: Any) -> str:
-    """A p value to three decimals."""
+    """A p value with three decimals."""
     return "–" if not is_known(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def seconds(value: Any) -> str:
-    """Seconds to about three digits."""
+    """Seconds with about three significant digits."""
     return "–" if not is_known(value) else f"{value:.2f}" if value < 10 else f"{value:,.{int(value < 100)}f}"
 
 
 def short_value(value: Any) -> str:
-    """A setting or fact in as few letters as tell it."""
+    """A setting or fact as short text."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, int):
@@ -79,13 +79,13 @@ _NAMES = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP", "auc": "AUC", "hit_rate": 
 
 
 def metric_name(name: str) -> str:
-    """The metric as the field writes it: "ndcg@10" is "NDCG@10"."""
+    """The metric in its usual spelling: "NDCG@10" for "ndcg@10"."""
     base, at, k = name.partition("@")
     return _NAMES.get(base, base.replace("_", " ").capitalize()) + at + k
 
 
 def verdict(results: Results) -> list[str]:
-    """Plain sentences: who is best and by how much, whether that is more than chance, whether transfer helped."""
+    """Sentences on which variant is best, by how much, whether that is significant, and whether content helped."""
     results = checked_results(results)
     variants = ranked_variants(results)
     if not variants:
@@ -94,21 +94,21 @@ def verdict(results: Results) -> list[str]:
     best, name = variants[0], metric_name(results["primary"])
     figure = best_figure(results, best)
     users = best["rankings"]["all"].get("users")
-    said = [
+    sentences = [
         f"{best['name']} is best: {name} {four(figure['value'])} {interval_words(figure)} "
         f"over {count(users)} test users."
     ]
     if others := [variant for variant in variants if not _alike(best, variant)]:
-        said += _leads(results, best, others)
+        sentences += _leads(results, best, others)
 
-    said += _transfers(results, best)
-    said += _doubts(results, variants)
+    sentences += _transfers(results, best)
+    sentences += _doubts(results, variants)
 
-    return said
+    return sentences
 
 
 def _alike(best: Variant, other: Variant) -> bool:
-    """True for one model under two names: a variant and its guarded form, or the ablation the guard fell back to."""
+    """Whether both are the same model: a variant and its guarded form, or an ablation that the guard fell back to."""
     if (best["guard_of"] or best["name"]) == (other["guard_of"] or other["name"]):
         return True
 
@@ -119,6 +119,7 @@ def _alike(best: Variant, other: Variant) -> bool:
 
 
 def _leads(results: Results, best: Variant, others: Sequence[Variant]) -> Iterator[str]:
+    """The lead over the runner-up, and over the best variant with content if the best has none, or vice versa."""
     second = others[0]
     across = next((variant for variant in others if variant["content"] != best["content"]), None)
     kind = "without content" if best["content"] else "with content"
@@ -139,11 +140,11 @@ def _lead(results: Results, best: Variant, other: Variant, whom: str) -> str:
         gap = signed(ours["value"] - theirs["value"])
         return f"Its lead over {whom} is {gap}; the two were not tested against each other, their intervals {apart}."
 
-    told = f"Its lead over {whom} is {signed(found['value'])} {interval_words(found, signed)}"
+    lead = f"Its lead over {whom} is {signed(found['value'])} {interval_words(found, signed)}"
     if found["p_holm"] < LEVEL:
-        return f"{told}, significant after Holm's correction ({_p(found['p_holm'])})."
+        return f"{lead}, significant after Holm's correction ({_p(found['p_holm'])})."
 
-    return f"{told}, not significant after Holm's correction ({_p(found['p_holm'])}): take the two as tied."
+    return f"{lead}, not significant after Holm's correction ({_p(found['p_holm'])}): take the two as tied."
 
 
 def _p(value: float) -> str:
@@ -151,7 +152,7 @@ def _p(value: float) -> str:
 
 
 def _transfers(results: Results, best: Variant) -> Iterator[str]:
-    """Whether content helped: the guard's first words on the variant that matters most, in short for the others."""
+    """Whether content helped: the guard's first sentence on the most important variant, less on the others."""
     first = (best["name"], best["guard_of"], results["reference"])
     found = sorted(results["guard"], key=lambda each: each["variant"] not in first)
 
@@ -161,15 +162,15 @@ def _transfers(results: Results, best: Variant) -> Iterator[str]:
             yield f"{each['variant']} against its ablation, {each['ablation']}: {words}."
         else:
             effect = {"helps": "helps", "hurts": "hurts"}.get(each["helped"], "makes no difference to")
-            told = each.get("test") or each["overall"]
-            yield f"Content {effect} {each['variant']}: {signed(told['value'])} {interval_words(told, signed)}."
+            gain = each.get("test") or each["overall"]
+            yield f"Content {effect} {each['variant']}: {signed(gain['value'])} {interval_words(gain, signed)}."
 
 
 def _doubts(results: Results, variants: Sequence[Variant]) -> Iterator[str]:
-    """What a reader should hold against the first sentence."""
-    judged = [variant for variant in variants if is_known(variant["valid"])]
-    if len(judged) > 1:
-        chosen = judged[first_best([float(variant["valid"]) for variant in judged])]
+    """Reservations about the best variant: selection on the test, few users, failed variants."""
+    validated = [variant for variant in variants if is_known(variant["valid"])]
+    if len(validated) > 1:
+        chosen = validated[first_best([float(variant["valid"]) for variant in validated])]
         if chosen is not variants[0]:
             figure = best_figure(results, chosen)
             yield (
@@ -177,7 +178,7 @@ def _doubts(results: Results, variants: Sequence[Variant]) -> Iterator[str]:
                 f"{interval_words(figure)}), so being best here may in part be the luck of this test set."
             )
         else:
-            yield "It is also best on validation, which is where a choice would be made."
+            yield "It is also best on validation, on which a choice would be based."
 
     users = variants[0]["rankings"]["all"].get("users")
     if is_known(users) and users < FEW:

@@ -1,4 +1,4 @@
-"""One variant, run in a process of its own: tuned, fitted, measured, saved."""
+"""The work of one variant in its own process: tune, fit, test and save."""
 
 from __future__ import annotations
 
@@ -27,7 +27,21 @@ from recotransfer.transfer import Transfer
 
 @dataclass(frozen=True)
 class Work:
-    """What every variant's process is given."""
+    """Everything that the process of a variant needs.
+
+    Attributes:
+        out: folder of the benchmark.
+        ks: list lengths to report.
+        trials: models to fit when tuning.
+        refit: whether to refit with the validation events before the test.
+        seed: random seed.
+        items: the catalogue.
+        split: the protocol.
+        embeddings: vectors of the items, one `Embeddings` per encoder.
+        specs: descriptions of the encoders, as `encoder_spec` gives them.
+        weights: modality -> initial weight.
+        transfers: maps of the fused vectors.
+    """
 
     out: Path
     ks: tuple[int, ...]
@@ -42,11 +56,11 @@ class Work:
     transfers: Sequence[Transfer] = ()
 
     def folder(self, variant: Variant) -> Path:
-        """Where a variant's model, trials and figures are."""
+        """Folder of a variant's model, trials and results."""
         return self.out / "variants" / variant.folder
 
     def task(self, recommender: Recommender, content: bool, weights: Mapping[str, float] | None) -> TransferTask:
-        """A task with the encoders and the transfers, not fitted yet, as far as the variant is given content."""
+        """A task that is not fitted, with the encoders and transfers if the variant gets content."""
         if not content:
             return TransferTask(recommender, encoders=[], progress=False)
 
@@ -54,17 +68,17 @@ class Work:
         return TransferTask(recommender, encoders=encoders, weights=weights, transfers=self.transfers, progress=False)
 
     def embeddings_for(self, content: bool) -> Sequence[Embeddings]:
-        """The embeddings as far as the variant is given content."""
+        """The embeddings if the variant gets content, otherwise an empty list."""
         return self.embeddings if content else []
 
 
 def run_variant(work: Work, variant: Variant, ablation: Variant | None = None) -> None:
-    """Tune, fit, ask and measure one variant; everything goes into its folder, `variant.json` last.
+    """Tune, fit and test one variant. Everything goes into its folder, `variant.json` last.
 
-    With its ablation, both of them done, the variant is guarded instead.
+    If its ablation is given, run the guard on the two (both must be done) and test the guarded form.
     """
-    at = variant if ablation is None else guarded(variant)
-    folder = work.folder(at)
+    running = variant if ablation is None else guarded(variant)
+    folder = work.folder(running)
     if done(folder):
         return
 
@@ -76,37 +90,36 @@ def run_variant(work: Work, variant: Variant, ablation: Variant | None = None) -
             if ablation is None
             else _guarded_variant(work, variant, ablation, folder)
         )
-    except Exception as cause:  # one variant must not take hours of the others with it; the report and a trace say why
+    except Exception as cause:  # the other variants go on; the report and traceback.txt show the error
         with atomic_file(folder / "traceback.txt") as file:
             file.write(traceback.format_exc().encode())
-        write_failed(folder, at, f"{type(cause).__name__}: {cause}")
+        write_failed(folder, running, f"{type(cause).__name__}: {cause}")
     else:
-        write_json(folder / "variant.json", plain({**_facts(at), **facts}))
+        write_json(folder / "variant.json", plain({**_facts(running), **facts}))
 
 
 def done(folder: Path) -> bool:
-    """Whether a variant's folder holds its figures."""
+    """Whether the folder holds a variant's results."""
     path = folder / "variant.json"
     return path.exists() and read_json(path)["failed"] is None
 
 
 def write_failed(folder: Path, variant: Variant, why: str) -> None:
-    """Note in the variant's folder why it has no figures."""
+    """Record in the variant's folder why it failed."""
     write_json(folder / "variant.json", {**_facts(variant), "failed": " ".join(why.split())})
 
 
 def died(status: int) -> str:
-    """What is known of a variant whose process ended with this exit status and left nothing."""
+    """Why a variant failed whose process ended with this exit status and wrote no error."""
     if status == -signal.SIGKILL:
-        return (
-            "its process was killed, as happens when memory runs out; give it more, or run fewer workers side by side"
-        )
+        return "its process was killed, probably for lack of memory; use a machine with more memory, or fewer workers"
 
     how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-    return f"its process {how} before it was done; stderr says more"
+    return f"its process {how} before it was done; see its output on stderr"
 
 
 def _facts(variant: Variant) -> dict[str, Any]:
+    """The description of a variant in `variant.json`."""
     return {
         "name": variant.name,
         "class": type(variant.recommender).__name__,
@@ -118,12 +131,13 @@ def _facts(variant: Variant) -> dict[str, Any]:
 
 
 def _measured_variant(work: Work, variant: Variant, folder: Path) -> dict[str, Any]:
+    """Tune, fit and test a variant; its results for `variant.json`."""
     split = work.split
     params, weights, trials, seconds = variant.recommender.params(), work.weights, [], {}
     start = time.perf_counter()
     if variant.tuned:
-        kept = folder / "trials.json"
-        resumed = kept.exists()
+        journal = folder / "trials.json"
+        resumed = journal.exists()
         tuned = tune(
             work.task(variant.recommender, variant.content, weights),
             work.items,
@@ -135,11 +149,11 @@ def _measured_variant(work: Work, variant: Variant, folder: Path) -> dict[str, A
             k=work.ks[0],
             seed=work.seed,
             embeddings=work.embeddings_for(variant.content),
-            journal=kept,
+            journal=journal,
         )
         params, weights = dict(tuned.params), tuned.weights
         trials = [_trial(number, row) for number, row in enumerate(tuned.trials.to_dict("records"))]
-        seconds["tune"] = None if resumed else time.perf_counter() - start
+        seconds["tune"] = None if resumed else time.perf_counter() - start  # the time of earlier trials is not known
 
     task, seconds["fit"] = _fitted(work, variant, params, weights, split.train)
     task.save(folder / ("model-train" if work.refit else "model"))
@@ -149,7 +163,7 @@ def _measured_variant(work: Work, variant: Variant, folder: Path) -> dict[str, A
         task, seconds["fit"] = _fitted(work, variant, params, weights, split.known_before_test())
         task.save(folder / "model")
 
-    facts = _asked(work, task, folder)
+    facts = _test(work, task, folder)
 
     return {
         "settings": params,
@@ -170,6 +184,7 @@ def _trial(number: int, row: Mapping[Any, Any]) -> dict[str, Any]:
 def _fitted(
     work: Work, variant: Variant, params: Mapping[str, Any], weights: Mapping[str, float] | None, events: Interactions
 ) -> tuple[TransferTask, float]:
+    """The fitted task and the seconds that the fit took."""
     task = work.task(type(variant.recommender)(**params), variant.content, weights)
     start = time.perf_counter()
     task.fit(work.items, events, embeddings=work.embeddings_for(variant.content))
@@ -177,14 +192,15 @@ def _fitted(
 
 
 def _valid_score(work: Work, model: Recommender) -> float:
+    """Mean NDCG at the first list length on validation."""
     split, k = work.split, work.ks[0]
     allow = None if split.valid_items is None else split.valid_items.ids
-    found = lists_for(model, split.valid, k, histories=split.valid_history, allow=allow)
-    return float(metrics.ndcg(metrics.hits(found, split.valid), k).mean())
+    lists = lists_for(model, split.valid, k, histories=split.valid_history, allow=allow)
+    return float(metrics.ndcg(metrics.hits(lists, split.valid), k).mean())
 
 
-def _asked(work: Work, task: TransferTask, folder: Path) -> dict[str, Any]:
-    """The test, once: lists for every question, measured; per-user figures go to `users.parquet`."""
+def _test(work: Work, task: TransferTask, folder: Path) -> dict[str, Any]:
+    """Test results over all rankings. Metrics per user go to `users.parquet`, the lists to `test-lists.parquet`."""
     split, model = work.split, task.recommender
     lists, seconds = {}, {}
 
@@ -212,13 +228,13 @@ def _asked(work: Work, task: TransferTask, folder: Path) -> dict[str, Any]:
 
 
 def _guarded_variant(work: Work, variant: Variant, ablation: Variant, folder: Path) -> dict[str, Any]:
-    """Weigh a variant against its ablation on validation, and test what the guard lets through."""
+    """Compare a variant with its ablation on validation, then test the guarded form."""
     split = work.split
-    at = [work.folder(one) for one in (variant, ablation)]
-    rows = [read_json(folder / "variant.json") for folder in at]
-    tasks = [TransferTask.load(one / ("model-train" if work.refit else "model")) for one in at]
+    folders = [work.folder(each) for each in (variant, ablation)]
+    rows = [read_json(each / "variant.json") for each in folders]
+    tasks = [TransferTask.load(each / ("model-train" if work.refit else "model")) for each in folders]
     start = time.perf_counter()
-    found = guard(
+    result = guard(
         tasks[0].recommender,
         tasks[1].recommender,
         split.valid,
@@ -228,28 +244,29 @@ def _guarded_variant(work: Work, variant: Variant, ablation: Variant, folder: Pa
         seed=work.seed,
     )
     seconds = time.perf_counter() - start
-    valid, recommender = _valid_score(work, found.recommender), found.recommender
+    valid, recommender = _valid_score(work, result.recommender), result.recommender
     if work.refit:
-        tasks = [TransferTask.load(one / "model") for one in at]
-        recommender = found.refitted(tasks[0].recommender, tasks[1].recommender)
+        tasks = [TransferTask.load(each / "model") for each in folders]
+        recommender = result.refitted(tasks[0].recommender, tasks[1].recommender)
 
-    task, row = (tasks[0], rows[0]) if found.verdict.kept else (tasks[1], rows[1])
+    # If the guard keeps no content, the guarded form is the ablation.
+    task, row = (tasks[0], rows[0]) if result.verdict.kept else (tasks[1], rows[1])
     task.recommender = recommender
     task.save(folder / "model")
-    facts = _asked(work, task, folder)
-    carried = ("content", "settings", "weights", "curve")
+    facts = _test(work, task, folder)
+    inherited = ("content", "settings", "weights", "curve")
 
     return {
-        **{name: row[name] for name in carried}, "guard_of": variant.name, "trials": [], "valid": valid, **facts,
+        **{name: row[name] for name in inherited}, "guard_of": variant.name, "trials": [], "valid": valid, **facts,
         "seconds": {**facts["seconds"], "guard": seconds, "fit": row["seconds"]["fit"]},
-        "guard": {"variant": variant.name, "ablation": ablation.name, **found.verdict.to_dict()},
+        "guard": {"variant": variant.name, "ablation": ablation.name, **result.verdict.to_dict()},
     }  # fmt: skip
 
 
 def peak_memory_mib() -> float:
-    """Largest resident size of this process so far, MiB."""
+    """Peak resident memory of this process so far, in MiB."""
     status = Path("/proc/self/status")
-    if status.exists():  # what getrusage says begins at the size of the process that started this one
+    if status.exists():  # getrusage starts at the memory of the parent process
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
