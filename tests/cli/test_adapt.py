@@ -205,7 +205,7 @@ def test_a_group_is_one_unit_of_every_interval(tmp_path, monkeypatch, words):
         (["adapt", "vision", "empty", "--encoder", "m", "--out", "x"], "give each label a folder"),
         (["label", "model", "dna.csv", "--out", "x.csv"], "no column"),
         (["label", "model", "new.csv", "--out", "x.txt"], "x.txt must end in .csv or .parquet"),
-        (["label", "model", "empty", "--out", "x.csv"], "reads no pictures"),
+        (["label", "model", "empty", "--out", "x.csv"], "does not read a single column of pictures"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_said_in_a_sentence(model, place, words, says):
