@@ -1,4 +1,4 @@
-"""Sounds with labels: rising, falling and steady tones that are made here, told from their log-mel spectra.
+"""Audio: classify rising, falling and steady tones, generated here, by their log-mel spectra.
 
 python examples/audio.py
 """
@@ -9,14 +9,17 @@ from recotransfer import Probe, TransferTask, experiments
 from recotransfer.adapters import audio
 
 RATE = 16_000
-draw, time = np.random.default_rng(0), np.linspace(0, 0.5, 8_000)
+rng = np.random.default_rng(0)
+time = np.linspace(0, 0.5, 8_000)  # seconds
 clips, labels = [], []
+
 for label, slope in {"rising": 600, "falling": -600, "steady": 0}.items():
     for _ in range(40):
-        start = draw.uniform(800, 1600)
-        tone = np.sin(2 * np.pi * (start * time + slope * time**2 / 2 * draw.uniform(0.5, 1.5)))
-        clips.append((tone + draw.normal(scale=0.5, size=len(time))).astype(np.float32))
+        start = rng.uniform(800, 1600)  # hertz
+        tone = np.sin(2 * np.pi * (start * time + slope * time**2 / 2 * rng.uniform(0.5, 1.5)))
+        clips.append((tone + rng.normal(scale=0.5, size=len(time))).astype(np.float32))
         labels.append(label)
+
 part = np.array(["train", "train", "valid", "test"])[np.arange(120) % 4]
 (problem,) = audio.classification([{"array": c, "rate": RATE} for c in clips], labels, part=part)
 print(

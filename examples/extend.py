@@ -1,7 +1,7 @@
-"""Classes of your own: an encoder, a recommender, a transfer, an index, an adapter and a metric.
+"""Write your own encoder, recommender, transfer, index, adapter and metric.
 
-Each is fitted, tuned, benchmarked, saved, loaded in a fresh process and held to the shipped contracts, which need
-pytest. Run it: python examples/extend.py
+Each one is fitted, tuned, benchmarked, saved, loaded in a fresh process and tested against the package's contracts,
+which need pytest. Run it: python examples/extend.py
 """
 
 import os
@@ -30,7 +30,7 @@ from recotransfer.transfer import Transfer
 
 
 class Letters:
-    """An encoder: how often each letter occurs in a text."""
+    """An encoder: the number of times each letter occurs in a text."""
 
     modality = "text"
     dim = 26
@@ -41,7 +41,7 @@ class Letters:
 
     @property
     def name(self) -> str:
-        """What vectors are cached under."""
+        """The key of cached vectors: it names every setting that changes them, and a version."""
         return f"Letters/{self.roots}/1"
 
     def values(self, items):
@@ -49,18 +49,18 @@ class Letters:
         return text_values(items, [self.column])
 
     def encode(self, values):
-        """(len(values), 26) counts, or their square roots."""
+        """(len(values), 26) float32 counts, or their square roots."""
         rows = [[value.lower().count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for value in values]
         counts = np.array(rows, np.float32).reshape(len(values), self.dim)
         return np.sqrt(counts) if self.roots else counts
 
     def explain_failure(self, value):
-        """Never needed: every text can be counted."""
+        """Never called: letters can be counted in any text."""
         return f"{value!r} has no letters"
 
 
 class MeanOfHistory(FactorModel):
-    """A recommender: the items nearest to the mean of the user's own, which an index finds."""
+    """A recommender: the items nearest to the mean of the user's history, found with an index."""
 
     needs_items = True
     search_space = {"history_decay": (0.3, 1.0)}
@@ -75,12 +75,12 @@ class MeanOfHistory(FactorModel):
         return np.asarray(self._history_weights(events) @ self.factors_, np.float32)
 
     def _content(self):
-        known = IdMap(self.catalogue_.ids[: len(self.factors_)])  # new items come after these
-        return Embeddings(known, self.factors_)
+        fitted = IdMap(self.catalogue_.ids[: len(self.factors_)])  # items added later come after these
+        return Embeddings(fitted, self.factors_)
 
 
 class Centred(Transfer):
-    """A transfer: vectors less the mean of those that were learned from."""
+    """A transfer: vectors minus the mean of the training vectors."""
 
     def _learn(self, vectors, relations):
         return {"mean": vectors.mean(axis=0)}
@@ -90,7 +90,7 @@ class Centred(Transfer):
 
 
 class PlainIndex:
-    """An index: every inner product, for there is nothing quicker to write down."""
+    """An index: exact search by all inner products, the simplest there is."""
 
     def __init__(self) -> None:
         self._vectors = None
@@ -129,25 +129,25 @@ class PlainIndex:
 
 
 def margin(predictions) -> float:
-    """A metric: mean gap between the best true label's score and the best false one's."""
+    """A metric: the mean margin between the best score of a true label and that of a false one."""
     true = np.where(predictions.truth, predictions.scores, -np.inf).max(axis=1)
     false = np.where(predictions.truth, -np.inf, predictions.scores).max(axis=1)
     return float((true - false).mean())
 
 
 def moods(reviews, labels, part) -> Problem:
-    """An adapter: reviews and their moods, as items and relations."""
+    """An adapter: reviews as items, and their moods as users."""
     items = Items(IdMap(range(len(reviews))), pd.DataFrame({"title": reviews}), {"title": "text"})
     split = split_items(Interactions.from_labels(labels, items.ids), part)
     return Problem("moods", items, split, {"margin": margin}, encoders=[Letters()])
 
 
 def answers(outcome) -> pd.DataFrame:
-    """The adapter's way back: a table of reviews and the moods found."""
+    """The adapter's way back: a table of reviews and predicted moods."""
     return pd.DataFrame({"review": outcome.predictions.queries, "mood": outcome.predictions.best})
 
 
-# -- the contracts, three lines each -----------------------------------------------------------------------------------
+# -- the contract tests, three lines each ------------------------------------------------------------------------------
 
 
 class TestLetters(EncoderContract):
@@ -183,7 +183,7 @@ class TestMoods(AdapterContract):
         return answers(outcome)
 
 
-# -- all of it at work -------------------------------------------------------------------------------------------------
+# -- all of it in use --------------------------------------------------------------------------------------------------
 
 FRESH = (
     "import extend, recotransfer, sys; print(recotransfer.TransferTask.load(sys.argv[1]).recommend(['u0'], 3).items)"
@@ -191,24 +191,25 @@ FRESH = (
 
 
 def shop(users: int = 30, items: int = 24) -> tuple[Items, Interactions]:
-    """A shop in which everyone keeps to one kind of thing."""
+    """A shop in which each user buys one kind of product only."""
     words = ["red woollen scarf", "blue tin mug", "green garden spade"]
     table = pd.DataFrame({"title": [f"{words[i % 3]} {i}" for i in range(items)]})
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     log = [
         (f"u{u}", f"i{i}", t)
         for u in range(users)
-        for t, i in enumerate(draw.permutation(np.arange(u % 3, items, 3))[:6])
+        for t, i in enumerate(rng.permutation(np.arange(u % 3, items, 3))[:6])
     ]
     catalogue = Items(IdMap([f"i{i}" for i in range(items)]), table, {"title": "text"})
     return catalogue, Interactions.from_frame(pd.DataFrame(log, columns=["user", "item", "time"]), time="time")
 
 
 def main() -> None:
-    """Fit, tune, benchmark, save, load elsewhere, and hold to the contracts."""
+    """Fit, tune, benchmark, save, load in a fresh process, and run the contract tests."""
     items, events = shop()
     with tempfile.TemporaryDirectory() as scratch:
         task = TransferTask(MeanOfHistory(), encoders=[Letters()], transfers=[Centred()], progress=False)
+        # Settings are chosen on held-out events.
         best = tune(task, items, events, trials=3).params
         print(f"tuned: {best}")
 
@@ -217,26 +218,28 @@ def main() -> None:
         task.recommender.use_index(indexes.make("extend:PlainIndex"))
         task.save(Path(scratch) / "model")
         print(f"here: {task.recommend(['u0'], 3).items}")
+        # A saved folder names its classes as module:Class, so a fresh process imports them by itself.
         fresh = [sys.executable, "-c", FRESH, str(Path(scratch) / "model")]
         print(f"in a fresh process: {subprocess.check_output(fresh, text=True, cwd=Path(__file__).parent).strip()}")
 
-        arena = TransferTask(encoders=[Letters()], transfers=[Centred()], progress=False)
+        # Variants of a benchmark share encoders and transfers, and each is tuned and tested alike.
+        base = TransferTask(encoders=[Letters()], transfers=[Centred()], progress=False)
         variants = variants_of(["mine=extend:MeanOfHistory(history_decay=0.9)", "Popularity"])
         bench = Benchmark(Path(scratch) / "bench", trials=1, progress=False)
-        results = bench.run(items, splits.leave_last(events), variants, task=arena)
+        results = bench.run(items, splits.leave_last(events), variants, task=base)
         print(f"benchmarked: {[(line['name'], line['failed']) for line in results['variants']]}")
 
     outcome = run(TestMoods().problem(), TransferTask(Probe(), progress=False), draws=20)
     print(f"moods: margin {outcome.metrics['margin'].value:.2f}, {len(answers(outcome))} answers")
-    words = ["-q", "--no-header", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(Path(__file__).parent)]
-    held = subprocess.run(
-        [sys.executable, "-m", "pytest", *words, __file__], capture_output=True, text=True, check=False
+    flags = ["-q", "--no-header", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(Path(__file__).parent)]
+    tests = subprocess.run(
+        [sys.executable, "-m", "pytest", *flags, __file__], capture_output=True, text=True, check=False
     )
-    print(f"contracts: {held.stdout.strip().splitlines()[-1]}")
-    sys.exit(held.returncode)
+    print(f"contracts: {tests.stdout.strip().splitlines()[-1]}")
+    sys.exit(tests.returncode)
 
 
 if __name__ == "__main__":
-    import extend  # the module by its name, by which saved folders and other processes find its classes
+    import extend  # import this module by name, so that saved folders refer to extend:Class rather than __main__:Class
 
     extend.main()

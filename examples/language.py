@@ -1,4 +1,4 @@
-"""Texts with labels: zero, four and all examples of each label, by what all-MiniLM-L6-v2 knows of the words.
+"""Language: zero-shot, few-shot and full text classification with embeddings of all-MiniLM-L6-v2.
 
 python examples/language.py
 """
@@ -8,7 +8,7 @@ import numpy as np
 from recotransfer import ContentProfiles, Probe, TransferTask, experiments
 from recotransfer.adapters import nlp
 
-SAID = {
+TEMPLATES = {
     "delivery": ["the parcel came {} late", "the courier left the box {} far away", "shipping took {} too long"],
     "quality": ["the seam came apart {} soon", "this feels {} cheap and flimsy", "the zip is {} badly made"],
     "price": ["it costs {} more than elsewhere", "the discount was {} small", "this is {} too expensive"],
@@ -16,7 +16,8 @@ SAID = {
 ABOUT = {"delivery": "late delivery and shipping", "quality": "poor quality", "price": "a price that is too high"}
 WORDS = ["far", "much", "rather", "really", "so", "quite", "just", "somewhat", "a-bit", "way", "truly", "simply"]
 
-texts, labels = zip(*[(s.format(w), label) for label, said in SAID.items() for s in said for w in WORDS], strict=True)
+pairs = [(text.format(word), label) for label, texts in TEMPLATES.items() for text in texts for word in WORDS]
+texts, labels = zip(*pairs, strict=True)
 part = np.random.default_rng(0).choice(["train", "valid", "test"], len(texts), p=[0.4, 0.2, 0.4])
 full = nlp.classification(texts, labels, part)
 outcomes = [

@@ -1,4 +1,4 @@
-"""A shop: maps of the item vectors learned from the log, each against the vectors as they come, for new items.
+"""Shop: transfers learned from the log, each compared with the raw item embeddings, for recommending new items.
 
 python examples/shop.py
 """
@@ -12,15 +12,15 @@ from recotransfer.transfer import LearnedMetric, RidgeMap, Whitening
 folder = Path(__file__).parents[1] / "sample_data"
 items = read_items(folder / "items.csv").data
 events = read_interactions(folder / "events.csv", items=items.ids).data
-split = splits.cold_items(events)
+split = splits.cold_items(events)  # validation and test items have no events in training
 metrics = {"MAP": experiments.mean_average_precision, "MRR": experiments.mean_reciprocal_rank}
 text = SentenceText(column=items.of_kind("text"))
 problem = experiments.Problem("new items", items, split, metrics, encoders=[text], asks="items")
-variants = {"vectors as they come": [], "whitened": [Whitening(dim=64)], "ridge map": [RidgeMap(dim=64)],
+variants = {"raw embeddings": [], "whitened": [Whitening(dim=64)], "ridge map": [RidgeMap(dim=64)],
         "learned metric": [LearnedMetric(dim=64)]}  # fmt: skip
 outcomes = [
     experiments.run(problem, TransferTask(RidgeProfiles(), transfers=maps), name=name, settings=[{}], draws=200)
     for name, maps in variants.items()
 ]
 columns = ["variant", "MAP", "MAP low", "MAP high", "gain", "gain low", "gain high"]
-print(experiments.table(outcomes, metrics, ablation="vectors as they come")[columns].round(4).to_string(index=False))
+print(experiments.table(outcomes, metrics, ablation="raw embeddings")[columns].round(4).to_string(index=False))
