@@ -1,13 +1,13 @@
-"""Transfer tasks of vision, language, medicine and more through the one core: floor, feature transfer, best method.
+"""Transfer tasks in vision, language, medicine and more: a baseline (the floor), frozen features, and the best method.
 
     python benchmarks/adapters.py --data DATA_DIR [--only ROW ...]
 
-DATA_DIR holds the public sets; a row whose files are missing is skipped with a line that says so. Rows that are done
-are kept in OUT/ROW.json and not run again while the code stays the same; `results/adapters.json` gathers them, each
-with its own commit and command. Every row compares its variants in one run and reports the test once, with 95%
-intervals of each variant and of its gain over the floor. Settings are chosen on validation, or on folds of what is not
-in the test; variants with "settings": {} had none to choose. "reached" is of the best variant's figure, not of its
-interval, and null where the goal is no figure.
+DATA_DIR holds the public data sets; a row whose files are missing is skipped with a message. A finished row is kept in
+OUT/ROW.json and not run again until the code changes; `results/adapters.json` collects all rows, each with its own
+commit and command. Every row compares its variants within one run and scores the test once, with 95% intervals of each
+variant and of its gain over the floor. Settings are chosen on validation, or by cross-validation outside the test;
+variants with "settings": {} had none to choose. "reached" compares the best variant's value, not its interval, with the
+goal; it is null if the goal is not a number.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ MODULES = ("vision", "language", "medical", "more")
 Row = Callable[[Path, Path], dict[str, Any]]
 
 
-def told(outcomes: Sequence[Outcome], metrics: Mapping[str, Metric], floor: str, **facts: Any) -> dict[str, Any]:
-    """A row: every variant's figures with intervals, and its gain over the variant `floor` in the first metric."""
+def result_row(outcomes: Sequence[Outcome], metrics: Mapping[str, Metric], floor: str, **facts: Any) -> dict[str, Any]:
+    """A row of results: each variant's metrics with intervals, and its gain over the variant `floor` in the first."""
     lead, metric = next(iter(metrics.items()))
     ablation = next(outcome for outcome in outcomes if outcome.name == floor)
     variants = []
@@ -51,13 +51,13 @@ def told(outcomes: Sequence[Outcome], metrics: Mapping[str, Metric], floor: str,
 
 
 def _short(value: Any) -> Any:
-    if isinstance(value, list):  # of folds
+    if isinstance(value, list):  # one value per fold
         return [_short(each) for each in value]
     return round(value, 5) if isinstance(value, float) else value
 
 
 def rows() -> dict[str, tuple[Row, Sequence[str]]]:
-    """Row -> (function of the data folder and a work folder, the files or folders that it reads)."""
+    """Row name -> (function of the data folder and a working folder, the files and folders that it needs)."""
     found = {}
     for name in MODULES:
         found |= importlib.import_module(f"rows.{name}").ROWS
@@ -65,15 +65,15 @@ def rows() -> dict[str, tuple[Row, Sequence[str]]]:
 
 
 def code_of(row: Row) -> str:
-    """Fingerprint of the row's module and of the package."""
-    found = hashlib.sha256(inspect.getsource(inspect.getmodule(row)).encode())
+    """A hash of the row's module and of the whole package, by which finished rows are recognised as current."""
+    digest = hashlib.sha256(inspect.getsource(inspect.getmodule(row)).encode())
     for file in sorted(Path(recotransfer.__file__).parent.rglob("*.py")):
-        found.update(file.read_bytes())
-    return found.hexdigest()[:12]
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def gathered(facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write the results file, whose rows have their own commits and commands."""
+    """Write the results file; commit and command stand in each row, not in the header."""
     write_results("adapters", {name: facts[name] for name in ("machine", "packages", "date")}, rows)
 
 
@@ -82,16 +82,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("out/adapters"))
-    parser.add_argument("--only", action="append", choices=list(known), help="these rows; all by default")
-    parser.add_argument("--again", action="store_true", help="run rows anew that are done")
+    parser.add_argument("--only", action="append", choices=list(known), help="run these rows only; all by default")
+    parser.add_argument("--again", action="store_true", help="run finished rows again")
     a = parser.parse_args()
     facts = header()
     path = RESULTS / "adapters.json"
     kept = {row["row"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
     for name in a.only or known:
         row, needs = known[name]
-        if lost := [file for file in needs if not (a.data / file).exists()]:
-            print(f"{name}: skipped, for {a.data / lost[0]} is not there", flush=True)
+        if missing := [file for file in needs if not (a.data / file).exists()]:
+            print(f"{name}: skipped, {a.data / missing[0]} does not exist", flush=True)
             continue
         done = a.out / f"{name}.json"
         if done.exists() and not a.again and json.loads(done.read_text())["code"] == code_of(row):

@@ -1,13 +1,13 @@
-"""A stream of events in five periods: partial_fit, a refit and a stale model; forgetting with and without replay.
+"""Incremental learning over five periods: partial_fit against a refit and a stale model; forgetting and replay.
 
     python benchmarks/adaptive.py --data DATA_DIR
 
-DATA_DIR holds `movielens_small/` (ratings in the order of their times) and `amazon_beauty/` (untimed: each user's
-sequence is cut in five, so that a period is a fifth of everybody's life; one user of four). After each period models
-that know the periods so far rank the next one's events of users they know; the stale model knows the first period only.
-NDCG@10 per user, paired over users; seconds of `partial_fit` and of `fit` on all events. SASRec is then learned from
-the last period alone, with a replay of the earlier ones, and from all: what it forgets. `--tiny` runs on generated
-events.
+DATA_DIR holds `movielens_small/` (ratings in chronological order) and `amazon_beauty/` (without times: each user's
+sequence is cut into five, so that a period is a fifth of every user's sequence; one user in four). After each period,
+models trained on the periods so far rank the next period's events of the users they know; the stale model is trained on
+the first period only. Reported are NDCG@10 per user, paired over users, and the seconds of `partial_fit` and of `fit`
+on all events. To measure forgetting, ItemKNN and SASRec are then trained on the last period alone, on it with a replay
+of the earlier ones, and on all periods. `--tiny` runs on generated events.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from recotransfer.recommenders import ALS, BPR, EASE, HybridItems, ItemKNN, Popu
 from recotransfer.transfer import Replay, forgetting
 
 PERIODS, K = 5, 10
-SHARE = 4  # one Beauty user of so many is taken
+SHARE = 4  # one Beauty user in this many is used
 
 
 def movielens(folder: Path) -> list[Interactions]:
-    """Five periods of 20,000 ratings in the order of time, all positive."""
+    """Five consecutive periods of 20,000 ratings; every rating counts as positive."""
     table = pd.read_csv(folder / "movielens_small" / "ratings.csv.gz").sort_values("timestamp", kind="stable")
     return in_time(table.rename(columns={"userId": "user", "movieId": "item", "timestamp": "time"}))
 
 
 def beauty(folder: Path) -> list[Interactions]:
-    """Five periods: the first fifth of everybody's sequence, the second, ..."""
+    """Five periods: the first fifth of each user's sequence, the second, ..."""
     with gzip.open(folder / "amazon_beauty" / "sequences.txt.gz", "rt") as file:
         rows = [line.split() for line in file][::SHARE]
     table = pd.DataFrame(
@@ -54,7 +54,7 @@ def beauty(folder: Path) -> list[Interactions]:
 
 
 def generated() -> list[Interactions]:
-    """A small log with eight tastes, of which later users have other ones."""
+    """A small log of users with one of eight tastes; later users have tastes that earlier ones had not."""
     rng = np.random.default_rng(0)
     rows = []
     for user in range(300):
@@ -65,7 +65,7 @@ def generated() -> list[Interactions]:
 
 
 def in_time(table: pd.DataFrame) -> list[Interactions]:
-    """Five periods of as many events."""
+    """Five periods with equal numbers of events."""
     return [logged(table.iloc[rows]) for rows in np.array_split(np.arange(len(table)), PERIODS)]
 
 
@@ -74,7 +74,7 @@ def logged(table: pd.DataFrame) -> Interactions:
 
 
 def models(tiny: bool) -> dict[str, Callable[[], Recommender]]:
-    """What is compared, by name; settings are defaults, SASRec is smaller to be quick."""
+    """The models by name, with default settings; SASRec is trained for fewer epochs to save time."""
     few: dict[str, Any] = {"dim": 16, "epochs": 10} if tiny else {"epochs": 30}
     return {
         "Popularity": Popularity,
@@ -94,8 +94,8 @@ def joined(parts: Iterable[Interactions]) -> Interactions:
     return first
 
 
-def asked(events: Interactions, known: Interactions) -> Interactions:
-    """Events of users known to all models, of items that are new to the user."""
+def new_to_user(events: Interactions, known: Interactions) -> Interactions:
+    """The events of known users with items that are new to them."""
     users = known.users.positions(events.users.ids, missing="negative")[events.user]
     items = known.items.positions(events.items.ids, missing="negative")[events.item]
     seen = (items >= 0) & np.isin(users * len(known.items) + items, known.user * len(known.items) + known.item)
@@ -103,7 +103,7 @@ def asked(events: Interactions, known: Interactions) -> Interactions:
 
 
 def quality(model: Recommender, truth: Interactions, known: Interactions) -> np.ndarray:
-    """(users,) NDCG@10 of users whose history is all of `known` that the model can read."""
+    """(users,) NDCG@10, with the events in `known` whose items the model knows as the history."""
     mine = model.catalogue_.positions(known.items.ids, missing="negative") >= 0
     ids = truth.users.take(np.unique(truth.user))
     histories = known.select(mine[known.item]) if model.scores_new_users else None
@@ -116,7 +116,7 @@ def timed(work: Callable[[], Recommender]) -> tuple[Recommender, float]:
 
 
 def stream(name: str, make: Callable[[], Recommender], periods: list[Interactions]) -> dict[str, Any]:
-    """One model through the periods: means, paired differences and seconds."""
+    """One model over all periods: means, paired differences and seconds."""
     stale, updated = make().fit(periods[0]), make().fit(periods[0])
     found: dict[str, list[np.ndarray]] = {"stale": [], "partial_fit": [], "refit": []}
     seconds: dict[str, list[float]] = {"partial_fit": [], "refit": []}
@@ -126,8 +126,8 @@ def stream(name: str, make: Callable[[], Recommender], periods: list[Interaction
         seconds["partial_fit"].append(spent)
         refit, spent = timed(lambda log=known: make().fit(log))
         seconds["refit"].append(spent)
-        truth = asked(periods[at + 1], known)
-        if not stale.scores_new_users:  # asked of the same users
+        truth = new_to_user(periods[at + 1], known)
+        if not stale.scores_new_users:  # all three variants are tested on the same users
             some = np.isin(truth.user, np.flatnonzero(stale.events_.users.positions(truth.users.ids, "negative") >= 0))
             truth = truth.select(some)
         for variant, model in (("stale", stale), ("partial_fit", updated), ("refit", refit)):
@@ -143,9 +143,9 @@ def stream(name: str, make: Callable[[], Recommender], periods: list[Interaction
 
 
 def forgotten(name: str, periods: list[Interactions], make: Callable[[], Recommender]) -> list[dict[str, Any]]:
-    """A model of all periods but the last, learned anew from a window that ends now: NDCG@10 after minus before.
+    """Forgetting: NDCG@10 of a model retrained on a recent window minus that of one trained on all earlier periods.
 
-    Asked is the last item of each user who has three, within the periods before (old) and within the last (new).
+    The truth is the last item of each user with three or more, in the earlier periods (old) and in the last one (new).
     """
     old, old_truth = without_last(joined(periods[:-1]))
     new, new_truth = without_last(periods[-1])
@@ -160,13 +160,13 @@ def forgotten(name: str, periods: list[Interactions], make: Callable[[], Recomme
         lost = forgetting(before, after, old_truth, new_truth, histories=histories, k=K)
         row = {side: change._asdict() for side, change in lost._asdict().items()}
         rows.append({"variant": variant, "events": len(log), "seconds": round(spent, 2), **row})
-        told = "  ".join(f"{side} {c.value:+.4f} [{c.low:+.4f}, {c.high:+.4f}]" for side, c in lost._asdict().items())
-        print(f"  {name:8s} learned from {variant:22s} {told}", flush=True)
+        shown = "  ".join(f"{side} {c.value:+.4f} [{c.low:+.4f}, {c.high:+.4f}]" for side, c in lost._asdict().items())
+        print(f"  {name:8s} learned from {variant:22s} {shown}", flush=True)
     return rows
 
 
 def without_last(events: Interactions) -> tuple[Interactions, Interactions]:
-    """The events less the last of each user who has three, and those."""
+    """The events without the last one of each user with three or more, and those last ones."""
     held = hold_out_last(events)
     return held.train, held.valid
 
@@ -184,9 +184,9 @@ def main() -> None:
     readers = {"movielens_small": movielens, "amazon_beauty": beauty}
     for name in ["generated"] if arguments.tiny else arguments.sets:
         periods = generated() if arguments.tiny else readers[name](arguments.data)
-        told = drift(periods[-2], periods[-1], model=Popularity().fit(joined(periods[:-2])))
-        print(f"{name}: {told.words}", flush=True)
-        row: dict[str, Any] = {"set": name, "drift": told.to_dict(), "stream": []}
+        drifted = drift(periods[-2], periods[-1], model=Popularity().fit(joined(periods[:-2])))
+        print(f"{name}: {drifted.words}", flush=True)
+        row: dict[str, Any] = {"set": name, "drift": drifted.to_dict(), "stream": []}
         for kind, make in models(arguments.tiny).items():
             if arguments.models and kind not in arguments.models:
                 continue

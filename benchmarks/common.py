@@ -1,4 +1,4 @@
-"""What every benchmark prints and writes: machine, commit, command, and a table that a later reader can check."""
+"""The header and the results file of every benchmark: machine, commit, command and a table that can be reproduced."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def header() -> dict[str, Any]:
-    """Machine, commit, command and package versions; printed, and returned for the results file."""
-    found = environment()
+    """Print the machine, commit, command and package versions, and return them for the results file."""
+    environ = environment()
     facts = {
-        "machine": f"{found['machine']}, Python {found['python']}",
-        "commit": found["commit"] or "none",
+        "machine": f"{environ['machine']}, Python {environ['python']}",
+        "commit": environ["commit"] or "none",
         "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
-        "packages": found["packages"],
+        "packages": environ["packages"],
         "date": time.strftime("%Y-%m-%d"),
     }
     for name, value in facts.items():
@@ -32,7 +32,7 @@ def header() -> dict[str, Any]:
 
 
 def write_results(name: str, facts: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
-    """Write `results/NAME.json` with the header and the rows of the table; returns its path."""
+    """Write the header and the rows of the table to `results/NAME.json`, and return its path."""
     path = RESULTS / f"{name}.json"
     with atomic_file(path) as file:
         file.write((json.dumps({**facts, "rows": rows}, indent=1) + "\n").encode())

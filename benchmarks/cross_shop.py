@@ -1,16 +1,16 @@
-"""Does a map learned on one shop serve another shop's new users? Toys' events and Beauty's items, and the reverse.
+"""Does a transfer learned in one shop help new users of another? From Amazon Toys to Beauty, and the reverse.
 
     python benchmarks/cross_shop.py --data DATA_DIR [--pairs toys:beauty beauty:toys] [--citeulike] [--users N]
 
-A user of the target shop has done n = 1, 2 or 3 things (the first n of their log); the next one is to be found among
-all the shop's items, by `ContentProfiles` on mapped MiniLM vectors. The maps have seen the source shop's events alone.
-Settings, the decay of histories included, are chosen on the source shop: half of its regions (clusters of vectors) play
-the target, and the map is learned on the others. The target is asked once. Every variant is compared with the vectors
-as they came, with their own decay, and with the target's vectors whitened by themselves, which needs no events at all:
-what a variant has over that is what the source's events taught.
+A user of the target shop has a history of n = 1, 2 or 3 events (the first n of their log); `ContentProfiles` on mapped
+MiniLM embeddings is to find the next item among all items of the shop. The maps are trained on the source shop's events
+only. Settings, including the decay of histories, are chosen in the source shop: half of its regions (clusters of
+vectors) stand in for the target, and the map is trained on the others. The target is scored once. Every variant is
+compared with the raw embeddings, which have a decay of their own, and with embeddings whitened on the target's own
+vectors, which needs no events: what a variant gains over that comes from the source's events.
 
-The second table adds a few users of the target to learn from, and asks the others. `--citeulike` measures each map
-within one domain: articles nobody has saved yet. `--tiny` runs on the sample shop and writes nothing.
+The second table also trains on the events of a few target users, and tests on the other users. `--citeulike` measures
+each map within one domain, on articles that nobody has saved yet. `--tiny` runs on the sample shop and writes nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ REGIONS = 20
 
 
 class Shop(NamedTuple):
-    """Vectors of the items, and the log over them in order."""
+    """Embeddings of a shop's items, and its log in order of time."""
 
     items: Embeddings
     events: Interactions
@@ -77,7 +77,7 @@ def read(name: str, a: argparse.Namespace) -> Shop:
 
 
 def _log(items: IdMap, user: Any, item: Any) -> Interactions:
-    """Events in the order given, users renumbered; time is the place in the log."""
+    """Events in the given order, with users renumbered; the time is the position in the log."""
     users, user = np.unique(user, return_inverse=True)
     return Interactions(
         IdMap(users), items, user.astype(np.int64), item, np.ones(len(item), np.float32), np.arange(len(item)) * 1.0
@@ -85,7 +85,7 @@ def _log(items: IdMap, user: Any, item: Any) -> Interactions:
 
 
 def part(shop: Shop, rows: Any) -> Shop:
-    """The shop with the items at `rows` alone."""
+    """The shop with only the items at these rows."""
     place = np.full(len(shop.items.ids), -1)
     place[rows] = np.arange(len(rows))
     kept = np.flatnonzero(place[shop.events.item] >= 0)
@@ -94,7 +94,7 @@ def part(shop: Shop, rows: Any) -> Shop:
 
 
 def halves(shop: Shop) -> tuple[Shop, Shop]:
-    """Two shops out of one: regions of its vectors, dealt out."""
+    """Two shops made from one by assigning the clusters of its vectors to either."""
     from sklearn.cluster import KMeans
 
     vectors = shop.items.vectors
@@ -103,8 +103,8 @@ def halves(shop: Shop) -> tuple[Shop, Shop]:
     return part(shop, np.flatnonzero(~other)), part(shop, np.flatnonzero(other))
 
 
-def asked(events: Interactions, step: int, users: int | None) -> tuple[Interactions, Interactions]:
-    """The first `step` events of those who have more, and the next event of each."""
+def histories_and_next(events: Interactions, step: int, users: int | None) -> tuple[Interactions, Interactions]:
+    """Histories of the first `step` events of users who have more, and the next event of each."""
     order = events.order
     place = np.arange(len(order)) - events.offsets[events.user[order]]
     enough = np.flatnonzero(np.diff(events.offsets) > step)
@@ -118,8 +118,8 @@ def measured(items: Embeddings, events: Interactions, decay: float, users: int |
     """Per-user metrics by length of history."""
     out = {}
     for step in STEPS:
-        known, truth = asked(events, step, users)
-        model = ContentProfiles(history_decay=decay).fit(known, items)
+        histories, truth = histories_and_next(events, step, users)
+        model = ContentProfiles(history_decay=decay).fit(histories, items)
         found = hits(model.recommend(truth.users.take(np.unique(truth.user)), K), truth)
         out[step] = {f"ndcg@{K}": ndcg(found, K), f"recall@{K}": recall(found, K)}
     return out
@@ -133,18 +133,18 @@ def mean_ndcg(found: Mapping[int, dict[str, Any]]) -> float:
 
 
 def own(items: Embeddings, **settings: float) -> Embeddings:
-    """Vectors whitened by themselves."""
+    """Embeddings whitened on themselves, without events."""
     nothing = Interactions(IdMap([]), items.ids, *(np.empty(0, t) for t in (np.int64, np.int64, np.float32)))
     return Whitening(**settings).fit(items, nothing).transform(items)
 
 
 def on(base: Callable[[Embeddings], Embeddings], kind: type[Transfer]) -> Variant:
-    """A map learned on the source, each shop's vectors having gone through `base` by themselves."""
+    """A variant: a transfer trained in the source shop, after `base` is applied to the vectors of each shop."""
     return lambda source, target, **s: kind(**s).fit(base(source.items), source.events).transform(base(target.items))
 
 
 def together(kind: type[Transfer]) -> Variant:
-    """A map that also sees the target's whitened vectors, without events."""
+    """A variant: domain adaptation, which also sees the target's whitened vectors without their events."""
 
     def variant(source: Shop, target: Shop, **settings: Any) -> Embeddings:
         here, there = own(source.items), own(target.items)
@@ -155,7 +155,7 @@ def together(kind: type[Transfer]) -> Variant:
 
 
 def recoloured(source: Shop, target: Shop, **settings: Any) -> Embeddings:
-    """The target laid over the source by its mean and covariance, and the source's metric."""
+    """The target aligned with the source's mean and covariance (CORAL), then the metric learned in the source."""
     both = source.items.joined(target.items)
     moved = Coral().fit(both, source.events.with_items(both.ids)).transform(target.items)
     return LearnedMetric(**settings).fit(source.items, source.events).transform(moved)
@@ -185,7 +185,7 @@ def grid(space: Mapping[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
 
 
 def chosen(variant: Variant, space: Mapping[str, tuple[Any, ...]], source: Shop, users: int | None) -> dict[str, Any]:
-    """The settings, decay among them, that serve one half of the source shop best when learned on the other."""
+    """The settings, including the decay, that do best on one half of the source shop when trained on the other."""
     inner, outer = halves(source)
     tried = []
     for settings in grid(space):
@@ -198,7 +198,7 @@ def chosen(variant: Variant, space: Mapping[str, tuple[Any, ...]], source: Shop,
 def compared(
     found: Mapping[str, dict[int, dict[str, Any]]], against: tuple[str, ...]
 ) -> dict[str, list[dict[str, Any]]]:
-    """By variant, one row per length of history: means, and differences to the ablations, with intervals."""
+    """Per variant one row per history length: means and differences to the ablations, with intervals."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for name, steps in found.items():
         for step, values in steps.items():
@@ -230,7 +230,7 @@ def zero_shot(source: Shop, target: Shop, a: argparse.Namespace) -> tuple[list[d
 
 
 def adapted(source: Shop, target: Shop, sample: int, thresholds: tuple[float, ...]) -> dict[str, Embeddings]:
-    """Vectors of the target by what was learned from: nothing, the source, the target's sample, or both."""
+    """Embeddings of the target by training data: none, the source, a sample of the target's users, or both."""
     here, there = own(source.items), own(target.items)
     metric = {"keep": 0.5}
     learn = target.events.select(target.events.user < sample)
@@ -267,7 +267,7 @@ def few_events(source: Shop, target: Shop, a: argparse.Namespace, decay: float) 
 
 
 def _shuffled(shop: Shop) -> Shop:
-    """The same log with its users in random order, so that the first are a random sample."""
+    """The shop with its users in random order, so that the first ones are a random sample."""
     turn = np.random.default_rng(0).permutation(len(shop.events.users))
     return Shop(shop.items, _log(shop.items.ids, turn[shop.events.user], shop.events.item))
 
@@ -290,7 +290,7 @@ CITE: dict[str, tuple[type[Transfer] | None, dict[str, tuple[Any, ...]]]] = {
 
 
 def citeulike(a: argparse.Namespace) -> list[dict[str, Any]]:
-    """NDCG@20 and recall@20 of articles nobody has saved; settings by `cold_valid`."""
+    """NDCG@20 and recall@20 on articles that nobody has saved; settings are chosen on `cold_valid`."""
     table = pd.read_csv(a.data / "citeulike_a" / "items.csv.gz", dtype=str)
     items = Items(IdMap(table["item"]), table, {"title": "text"})
     vectors = encode_items(items, SentenceText(), cache=a.out / "cache").embeddings
@@ -341,15 +341,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("out/cross_shop"), help="cached vectors")
     parser.add_argument("--pairs", nargs="*", default=["toys:beauty", "beauty:toys"], help="SOURCE:TARGET")
-    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), help="these alone")
+    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), help="run these only")
     parser.add_argument("--citeulike", action="store_true")
-    parser.add_argument("--users", type=int, help="users of the target who are asked; default all")
+    parser.add_argument("--users", type=int, help="users of the target to test on; all by default")
     parser.add_argument("--valid-users", type=int, default=2000)
-    parser.add_argument("--samples", type=int, nargs="*", default=[100, 500, 2000], help="users of the target known")
-    parser.add_argument("--tiny", action="store_true", help="the sample shop; nothing written to results/")
+    parser.add_argument(
+        "--samples", type=int, nargs="*", default=[100, 500, 2000], help="numbers of target users to train on"
+    )
+    parser.add_argument("--tiny", action="store_true", help="quick check: the sample shop, no results written")
     a = parser.parse_args()
     if not a.tiny and not a.data:
-        parser.error("name the data folder by --data, or give --tiny")
+        parser.error("give the data folder with --data, or use --tiny")
     facts = header()
     if a.tiny:
         a.variants, a.users, a.valid_users, a.samples = ["raw", "whitened", "whitened, metric"], 100, 100, [20]
@@ -371,7 +373,7 @@ def main() -> None:
 
 
 def publish(facts: dict[str, Any], name: str, rows: list[dict[str, Any]]) -> None:
-    """Write the rows of one set beside those of the others."""
+    """Replace the rows of one data set in the results file."""
     path = RESULTS / "cross_shop.json"
     kept = json.loads(path.read_text())["rows"] if path.exists() else []
     kept = [row for row in kept if row["set"] != name]

@@ -1,13 +1,14 @@
-"""Students of MiniLM: titles per second as a ratio in one run, and what is left of the quality for brand-new items.
+"""Students distilled from MiniLM: their speed and their quality on new items, relative to the teacher.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/distill.py --data DATA_DIR --referee referee.py
 
-DATA_DIR holds `citeulike_a`. The referee writes the items, the events and the truth, and scores the lists again: its
-figures are the ones that count. Students learn from the titles of items that somebody has taken ("warm"); one variant
-sees the titles of the whole catalogue. Quality is NDCG@20 and recall@20 over the items nobody has taken, by the cosine
-to a user's mean (ContentProfiles) and by HybridItems, whose settings validation chooses for each variant anew, with as
-many trials for each. A ratio is that of the means, its interval a bootstrap over users. Rates are on one thread,
-variants interleaved. Controls: hashed words, and word vectors that learned nothing from the texts (Model2Vec).
+DATA_DIR holds `citeulike_a`. The referee, an independent implementation, writes the items, events and truth, and scores
+the lists again; its figures are the ones that are reported. Students are trained on the titles of items with
+interactions ("warm"); one variant sees the titles of the whole catalogue. Quality is NDCG@20 and recall@20 on items
+without interactions, by cosine to a user's mean vector (ContentProfiles) and by HybridItems, whose settings are chosen
+on validation for each variant, with the same number of trials. A ratio is the ratio of the means, with a bootstrap
+interval over users. Speed is measured on one thread, with the variants interleaved. Ablations: hashed words, and word
+vectors that are not trained on the texts (Model2Vec).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ TEACHER = "MiniLM (teacher)"
 
 
 class Fold(NamedTuple):
-    """A part of the protocol: what is known, what is to be found, and among which items."""
+    """Validation or test: the training events, the truth, and the candidates among which it is to be found."""
 
     folder: Path
     items: Items
@@ -65,7 +66,7 @@ def prepared(a: argparse.Namespace, part: str) -> Fold:
 
 
 def related(items: Items, train: Interactions) -> Items:
-    """The items that somebody has taken."""
+    """The items with interactions."""
     return chosen(items, np.flatnonzero(np.bincount(train.item, minlength=len(items))))
 
 
@@ -74,9 +75,9 @@ def chosen(items: Items, rows: Any) -> Items:
 
 
 def model2vec(teacher: Encoder, words: Sequence[str], folder: Path) -> StaticText:
-    """Lone words through the teacher, principal components, weights by rank (Tulkens and van Dongen, 2024).
+    """Model2Vec (Tulkens and van Dongen, 2024): single words encoded by the teacher, reduced by PCA, weighted by rank.
 
-    `words` come from the most frequent to the rarest. The layers over the table are zero.
+    `words` are sorted from the most to the least frequent. The layers after the table are zero.
     """
     vectors = teacher.encode([word.removeprefix("##") for word in words])
     vectors -= vectors.mean(axis=0)
@@ -97,7 +98,7 @@ def by_frequency(entries: Sequence[str], student: StaticText, items: Items) -> l
 
 
 def students(teacher: SentenceText, fold: Fold, a: argparse.Namespace) -> tuple[dict[str, Encoder], dict[str, Any]]:
-    """The variants, and what learning them cost."""
+    """The variants by name, and the training cost of each."""
     warm, costs = related(fold.items, fold.train), {}
     variants: dict[str, Encoder] = {TEACHER: teacher, "hashed words (ablation)": HashingText()}
 
@@ -129,7 +130,7 @@ def students(teacher: SentenceText, fold: Fold, a: argparse.Namespace) -> tuple[
 
 
 def rates(variants: dict[str, Encoder], texts: list[str], count: int, runs: int) -> dict[str, list[float]]:
-    """Titles per second of each variant in each run; slow variants take `count` titles, the fast ones all of them."""
+    """Titles per second of each variant in each run; slow variants encode `count` titles, static ones all."""
     found: dict[str, list[float]] = {name: [] for name in variants}
     for encoder in variants.values():
         encoder.encode(texts[:64])
@@ -143,7 +144,7 @@ def rates(variants: dict[str, Encoder], texts: list[str], count: int, runs: int)
 
 
 def hybrid(vectors: Embeddings, valid: Fold, trials: int, journal: Path) -> HybridItems:
-    """HybridItems at the settings that validation chooses for these vectors."""
+    """HybridItems with the settings that validation chooses for these vectors."""
     chosen = tune(
         TransferTask(HybridItems()), valid.items, valid.train, valid=valid.truth, allow=valid.candidates,
         trials=trials, k=K, embeddings=[vectors], journal=journal,
@@ -203,7 +204,7 @@ def bytes_of(encoder: Encoder) -> int | None:
 
 
 def generated() -> Items:
-    """A small catalogue of made-up titles."""
+    """A small catalogue of random titles."""
     rng = np.random.default_rng(0)
     words = [f"{a}{b}" for a in ("lin", "mor", "tek", "sul") for b in ("a", "on", "ip", "ers", "um")]
     titles = [" ".join(rng.choice(words, rng.integers(2, 7))) for _ in range(300)]
@@ -223,10 +224,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/distill"))
     parser.add_argument("--count", type=int, default=1024, help="titles per run of the slow variants")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=6, help="of the student with fewer layers")
-    parser.add_argument("--trials", type=int, default=8, help="of HybridItems' settings, for each variant")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs of the student with fewer layers")
+    parser.add_argument("--trials", type=int, default=8, help="trials of HybridItems' settings per variant")
     parser.add_argument("--skip", nargs="*", choices=["all", "layers"], default=[], help="students to leave out")
-    parser.add_argument("--tiny", action="store_true", help="rates on generated titles; nothing written to results/")
+    parser.add_argument(
+        "--tiny", action="store_true", help="quick check: speed on generated titles, no results written"
+    )
     a = parser.parse_args()
     facts = header()
     import torch

@@ -1,4 +1,4 @@
-"""Titles per second: sentence-transformers with its defaults against `SentenceText`, interleaved in one run.
+"""Encoding speed in titles per second: `SentenceText` against sentence-transformers with its defaults, interleaved.
 
 Run: OMP_WAIT_POLICY=PASSIVE python benchmarks/encode.py [--titles FILE.csv --column title] [--runs 5] [--tiny]
 """
@@ -23,7 +23,7 @@ GOAL, AGREEMENT = 4.0, 0.999
 
 
 def read_titles(path: Path, column: str, count: int) -> list[str]:
-    """`count` distinct titles in random order; a short file is stretched by numbering its titles."""
+    """`count` distinct titles in random order; if the file has fewer, numbered copies make up the rest."""
     titles = pd.read_csv(path)[column].dropna().astype(str).drop_duplicates().tolist()
     if len(titles) < count:
         rounds = -(-count // len(titles))
@@ -52,11 +52,11 @@ def variants(precisions: list[str]) -> dict[str, Callable[[list[str]], NDArray[n
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--titles", type=Path, default=SAMPLE, help="a CSV file; default the sample shop")
+    parser.add_argument("--titles", type=Path, default=SAMPLE, help="CSV file of titles; the sample shop by default")
     parser.add_argument("--column", default="title")
     parser.add_argument("--count", type=int, default=2048, help="titles per run")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--tiny", action="store_true", help="64 titles, one run, nothing written to results/")
+    parser.add_argument("--tiny", action="store_true", help="quick check: 64 titles, one run, no results written")
     args = parser.parse_args()
     if args.tiny:
         args.count, args.runs = 64, 1
@@ -91,7 +91,7 @@ def main() -> None:
             f"{row['min_cosine']:12.6f}{row['mean_cosine']:13.6f}"
         )
     if rows[-1]["min_cosine"] < AGREEMENT:
-        print(f"the least cosine is below {AGREEMENT}: the variants do not agree")
+        print(f"the smallest cosine is below {AGREEMENT}: the variants do not agree")
     if not args.tiny:
         write_results("encode", facts, rows)
 

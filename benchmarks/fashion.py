@@ -1,4 +1,4 @@
-"""Similar fashion products by picture, by title and by both: agreement of the neighbours, and a sheet to judge by eye.
+"""Similar fashion products by picture, by title and by both: label agreement of neighbours, and a contact sheet.
 
 Run: python benchmarks/fashion.py --data FOLDER --encoder FOLDER --out FOLDER [--tiny]
 
@@ -37,13 +37,13 @@ def read(data: Path, tiny: bool) -> tuple[Items, pd.DataFrame]:
 
 
 def neighbours(vectors: NDArray[np.float32], queries: NDArray[np.int64], k: int) -> NDArray[np.int64]:
-    """(len(queries), k) positions of the nearest others by cosine, best first."""
+    """(len(queries), k) positions of the nearest other items by cosine, best first."""
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     out = np.empty((len(queries), k), np.int64)
     for start in range(0, len(queries), 1024):
-        asked = queries[start : start + 1024]
-        scores = unit[asked] @ unit.T
-        scores[np.arange(len(asked)), asked] = -np.inf
+        batch = queries[start : start + 1024]
+        scores = unit[batch] @ unit.T
+        scores[np.arange(len(batch)), batch] = -np.inf
         top = np.argpartition(-scores, k, axis=1)[:, :k]
         order = np.argsort(-np.take_along_axis(scores, top, axis=1), axis=1)
         out[start : start + 1024] = np.take_along_axis(top, order, axis=1)
@@ -51,26 +51,26 @@ def neighbours(vectors: NDArray[np.float32], queries: NDArray[np.int64], k: int)
 
 
 def agreement(near: NDArray[np.int64], codes: NDArray[np.int64]) -> float:
-    """Share of neighbours that bear the query's label."""
-    known = codes >= 0
-    return float((codes[near] == codes[:, None])[known].mean())
+    """The share of neighbours with the query's label."""
+    labelled = codes >= 0
+    return float((codes[near] == codes[:, None])[labelled].mean())
 
 
 def floor(codes: NDArray[np.int64]) -> float:
-    """The share that random neighbours would reach."""
+    """The expected share for random neighbours."""
     counts = np.bincount(codes[codes >= 0]).astype(float)
     return float((counts * (counts - 1)).sum() / (counts.sum() * (len(codes) - 1)))
 
 
 def pick_queries(frame: pd.DataFrame) -> list[int]:
-    """One product of each type in TYPES, or random ones where a type is absent."""
+    """One random product of each type in TYPES, or of any type if that one is absent."""
     rng = np.random.default_rng(7)
     found = [np.flatnonzero(frame["articleType"] == kind) for kind in TYPES]
     return [int(rng.choice(rows if len(rows) else len(frame))) for rows in found]
 
 
 class Sheet:
-    """A contact sheet: per query a band with the product, and a row of neighbours for each way of looking."""
+    """A contact sheet: per query a band with the product and one row of neighbours per kind of embedding."""
 
     CELL, ROW, SIDE, GAP, TOP, COLUMNS = TILE + 14, TILE + 34, 58, 26, 52, 2
 
@@ -101,7 +101,7 @@ class Sheet:
         self.draw.multiline_text((x, y + TILE + 3), label, "black", self.font, spacing=0)
 
     def band(self, number: int, query: int, near: dict[str, NDArray[np.int64]]) -> None:
-        """The band of one query, `number` bands down the columns."""
+        """Draw the band of one query; bands fill the columns from top to bottom."""
         column, line = divmod(number, self.depth)
         x, y = column * self.width + 10, self.TOP + line * (self.ways * self.ROW + self.GAP)
         self.draw.line((x, y - 10, x + self.width - 30, y - 10), "#bbbbbb")
@@ -129,8 +129,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--encoder", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the cache and the sheet")
-    parser.add_argument("--tiny", action="store_true", help="300 products, nothing written to results/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the cache and the contact sheet")
+    parser.add_argument("--tiny", action="store_true", help="quick check: 300 products, no results written")
     args = parser.parse_args()
     facts = header()
     items, frame = read(args.data, args.tiny)

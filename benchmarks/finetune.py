@@ -1,15 +1,15 @@
-"""The flagship on fine-tuned text vectors against the flagship on frozen ones, for known items and brand-new ones.
+"""`HybridItems` on fine-tuned against frozen text embeddings, for warm items and for new ones.
 
     python benchmarks/finetune.py --data DATA_DIR amazon_beauty citeulike_a [--epochs N ...]
 
-DATA_DIR holds `amazon_beauty/` (next item: weights of everything are fitted on all but each user's last two events,
-validation asks for the last but one, the test for the last, with the validation event in the history) and
-`citeulike_a/` (titles only; only the items that nobody has touched are ranked). MiniLM is tuned on the training events
-by `FineTune`; its report, with the validation by epoch on items held out from those events, goes into the results.
+DATA_DIR holds `amazon_beauty/` (next item: all weights are fitted without each user's last two events; validation
+predicts the last but one, the test the last, with the validation event in the history) and `citeulike_a/` (titles
+only; only items without interactions are ranked). MiniLM is tuned on the training events by `FineTune`; its report,
+with a validation score per epoch on items held out from those events, goes into the results.
 
-Variants are HybridItems on frozen vectors, on tuned ones, and on both side by side; each has the same few settings to
-choose from on validation. The test is asked once; differences to frozen are paired over users. A tuning that was killed
-goes on from its checkpoint below OUT. `--tiny` runs on generated titles and writes no results.
+The variants are HybridItems on frozen embeddings, on tuned ones, and on both side by side; each chooses among the same
+few settings on validation. The test is scored once; differences to frozen are paired over users. An interrupted tuning
+continues from its checkpoint in OUT. `--tiny` runs on generated titles and writes no results.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def citeulike(folder: Path) -> tuple[Items, Split, int]:
 
 
 def generated(_: Path) -> tuple[Items, Split, int]:
-    """Titles of eight topics, and users who take what is of theirs."""
+    """Titles of eight topics, and users who each keep to one topic."""
     rng = np.random.default_rng(0)
     topic = rng.integers(0, 8, 160)
     titles = [f"topic {'abcdefgh'[t]} number {n}" for n, t in enumerate(topic)]
@@ -84,8 +84,8 @@ def fused(parts: list[Embeddings]) -> Embeddings:
     return Fusion().fit(parts).transform(parts)
 
 
-def asked(split: Split, part: str, model: HybridItems, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """NDCG and recall at k of each user with something to find."""
+def metrics_per_user(split: Split, part: str, model: HybridItems, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """NDCG and recall at k of each user with truth in the part."""
     truth, history, items = (
         (split.valid, split.valid_history, split.valid_items)
         if part == "valid"
@@ -102,9 +102,9 @@ def variant(name: str, vectors: Embeddings, split: Split, k: int) -> dict[str, A
     start, tried = time.perf_counter(), {}
     for sharpness in SHARPNESS:
         model = HybridItems(sharpness=sharpness).fit(split.train, vectors)
-        tried[sharpness] = (float(asked(split, "valid", model, k)[0].mean()), model)
+        tried[sharpness] = (float(metrics_per_user(split, "valid", model, k)[0].mean()), model)
     best = max(tried, key=lambda s: tried[s][0])
-    gain, share = asked(split, "test", tried[best][1], k)
+    gain, share = metrics_per_user(split, "test", tried[best][1], k)
     return {
         "variant": name,
         "sharpness": best,
@@ -116,7 +116,7 @@ def variant(name: str, vectors: Embeddings, split: Split, k: int) -> dict[str, A
 
 
 def rows_of(name: str, found: list[dict[str, Any]], split: Split, k: int) -> list[dict[str, Any]]:
-    """One row per variant, against the first, over all users and by how often the item they look for was taken."""
+    """One row per variant, compared with the first: over all users, and by the popularity of the item to be found."""
     counts = popularity_counts(split.train)
     user, first = np.unique(split.test.user, return_index=True)
     bucket = popularity_bucket(counts[split.test.item[first]])
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--layers", type=int, help="top layers that learn; all by default")
+    parser.add_argument("--layers", type=int, help="number of top layers to train; all by default")
     parser.add_argument("--layer-decay", type=float, default=0.9)
     parser.add_argument("--lora", type=int)
     parser.add_argument("--tiny", action="store_true")

@@ -1,12 +1,13 @@
-"""One map for several relations of items against a map for each alone: new items of Amazon Beauty for their users.
+"""Multi-task transfer: one map for purchases and attributes against one for each, on new items of Amazon Beauty.
 
     python benchmarks/multitask.py --data DATA_DIR
 
-DATA_DIR holds `amazon_beauty`. The events of a tenth of the items are held out as validation and of another tenth as
-test; maps of frozen MiniLM vectors of titles learn from the other items: which were taken together ("purchase") and
-which bear the same brand or category ("attribute"). New items are then ranked for those who took them by the cosine to
-what else they took (ContentProfiles). Every variant chooses its learning rate from the same `RATES` on validation; the
-test is asked once; differences are paired over users. `--tiny` runs on generated titles and writes no results.
+DATA_DIR holds `amazon_beauty`. The events of a tenth of the items are held out for validation and those of another
+tenth for the test. Maps on frozen MiniLM embeddings of titles are trained on the other items: which of them were bought
+together ("purchase") and which have the same brand or category ("attribute"). New items are then ranked for their
+buyers by the cosine to what else they bought (ContentProfiles). Every variant chooses its learning rate among the same
+`RATES` on validation; the test is scored once; differences are paired over users. `--tiny` runs on generated titles and
+writes no results.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ from recotransfer.recommenders import ContentProfiles
 from recotransfer.transfer import MultiTask
 
 K = 20
-RATES = (3e-4,)  # given one, no variant chooses; a fit of Beauty takes a minute
+RATES = (3e-4,)  # a single rate, so nothing is chosen: a fit on Beauty takes a minute
 
 
 def attributes(folder: Path, items: Items) -> Interactions:
-    """Brands and categories as users who hold the items that bear them."""
+    """Brands and categories as users of the items that have them."""
     table = pd.read_csv(folder / "amazon_beauty" / "items.csv.gz", dtype=str)
     pairs = table.assign(user=table["s3rec_attributes"].fillna("").str.split())[["user", "asin"]].explode("user")
     return Interactions.from_frame(pairs.dropna(), user="user", item="asin").with_items(items.ids)
 
 
 def generated() -> tuple[Items, Interactions, Interactions]:
-    """Titles of six topics, of which users take one; the topic is the attribute."""
+    """Titles of six topics, and users who each keep to one; the topic is the attribute."""
     rng = np.random.default_rng(0)
     topic = rng.integers(0, 6, 240)
     items = titled(pd.Series(range(240)), pd.Series([f"topic {'abcdef'[t]} number {n}" for n, t in enumerate(topic)]))
@@ -54,7 +55,7 @@ def generated() -> tuple[Items, Interactions, Interactions]:
 
 
 def together(purchases: Interactions, labels: Interactions) -> Interactions:
-    """Relations of both kinds, of users with names of their own."""
+    """Relations of both kinds in one log; a prefix keeps users of different kinds apart."""
     logs = {"purchase": purchases, "attribute": labels}
     table = pd.concat(
         [
@@ -68,14 +69,14 @@ def together(purchases: Interactions, labels: Interactions) -> Interactions:
 
 
 def warm(log: Interactions, split: Split) -> Interactions:
-    """The relations of items that training knows."""
+    """The relations of items that have events in training."""
     known = np.zeros(len(log.items), bool)
     known[log.items.positions(split.train.items.take(np.unique(split.train.item)))] = True
     return log.select(known[log.item])
 
 
-def asked(split: Split, vectors: Embeddings, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """NDCG and recall of each user of the validation or the test, among its new items."""
+def metrics_per_user(split: Split, vectors: Embeddings, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """NDCG and recall per user of a part ("valid" or "test"), with its new items as candidates."""
     truth, history, only = (getattr(split, f"{part}{end}") for end in ("", "_history", "_items"))
     users = truth.users.take(np.unique(truth.user))
     model = ContentProfiles().fit(split.train, fused([vectors]))
@@ -86,16 +87,16 @@ def asked(split: Split, vectors: Embeddings, part: str) -> tuple[np.ndarray, np.
 def variant(
     name: str, vectors: Embeddings, relations: Interactions | None, split: Split, epochs: int, **settings: Any
 ) -> dict[str, Any]:
-    """The variant's best learning rate on validation, and its test per user."""
+    """A variant with the learning rate that is best on validation, and its test metrics per user."""
     start, tried = time.perf_counter(), []
     for rate in RATES if relations is not None else (None,):
         moved, report = vectors, None
         if relations is not None:
             transfer = MultiTask(learning_rate=rate, epochs=epochs, **settings).fit(vectors, relations)
             moved, report = transfer.transform(vectors), transfer.report_
-        tried.append((float(asked(split, moved, "valid")[0].mean()), rate, moved, report))
+        tried.append((float(metrics_per_user(split, moved, "valid")[0].mean()), rate, moved, report))
     _, rate, moved, report = max(tried, key=lambda one: one[0])
-    gain, share = asked(split, moved, "test")
+    gain, share = metrics_per_user(split, moved, "test")
     return {
         "variant": name,
         "learning_rate": rate,

@@ -1,25 +1,25 @@
-r"""Other libraries' recommenders as variants of `recotransfer benchmark`, beside the package's own in one environment.
+r"""Recommenders of other libraries as variants of `recotransfer benchmark`, beside the package's own.
 
     PYTHONPATH=benchmarks recotransfer benchmark --items items.csv --events events.csv --out bench \
         --split leave-last --model EASE --model lightfm=peers:LightFM --model rectools=peers:RecToolsSASRec
 
-They are tuned, tested and reported as every other variant is. Each needs its library, installed after the package
-(tried with Python 3.11, NumPy 2.4 and PyTorch 2.13 on CPU):
+They are tuned, tested and reported like every other variant. Each needs its library, installed after the package
+(tested with Python 3.11, NumPy 2.4 and PyTorch 2.13 on CPU):
 
     LightFM 1.17     pip install "setuptools>=77,<82" wheel "cython<3"
                      pip install --no-build-isolation --no-use-pep517 lightfm==1.17
-                     It is compiled (C compiler) and runs with pandas 3 too; `pip check` is clean. RecTools' fork of
+                     It needs a C compiler and works with pandas 3 too; `pip check` is clean. RecTools' fork of
                      it installs in one step instead: pip install rectools-lightfm==1.17.3
     RecTools 0.19.0  pip install "pandas>=2.3,<3" pytorch-lightning==2.5.2 "attrs<24" "typeguard>=4.1,<5" pydantic
                      pip install --no-deps rectools==0.19.0
-                     It fails with pandas 3. Its metadata also ask for NumPy 1 (before Python 3.13) and for
-                     `pm-implicit`, which would overwrite the folder of `implicit`: hence --no-deps. `pip check` then
-                     complains; SASRec runs.
+                     It fails with pandas 3. Its metadata also require NumPy 1 (before Python 3.13) and for
+                     `pm-implicit`, which would overwrite the package `implicit`: hence --no-deps. `pip check` then
+                     complains, but SASRec runs.
 
-Not here: RecTools' EASE, ALS and neighbours, which the package has by the same formulas or from `implicit`; and
-RecBole, which needs NumPy 1.26 and SciPy 1.10 and so cannot share an environment with the package.
+Left out are RecTools' EASE, ALS and nearest neighbours, which the package has by the same formulas or from `implicit`;
+and RecBole, which needs NumPy 1.26 and SciPy 1.10 and so cannot share an environment with the package.
 
-Run as a script, this file says which libraries it finds and prints the command line for them.
+Run as a script, this file reports which of the libraries are installed and prints the command line for them.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ from recotransfer.numerics.topk import TopK
 from recotransfer.numerics.vectors import Float
 from recotransfer.recommenders.factor_model import FactorModel
 
-_USERS = 512  # histories read at a time
+_USERS = 512  # histories encoded at a time
 
 
 class LightFM(FactorModel):
-    """Matrix factorisation with item biases by WARP (Kula, 2015; Weston et al., 2011), on ids alone.
+    """LightFM: matrix factorisation with item biases and the WARP loss (Kula, 2015; Weston et al., 2011), on ids only.
 
-    Each user's distinct items are the positive pairs; event weights are not used. Users are learned rows, so new ones
-    need a refit.
+    The distinct items of each user are the positive pairs; event weights are ignored. Users are learned rows, so new
+    users need a refit.
 
     Args:
         dim: number of factors.
-        learning_rate: first step of Adagrad.
-        reg: L2 penalty on users' and items' factors.
-        max_sampled: items drawn at most until one is found that ranks too high.
-        epochs: sweeps.
+        learning_rate: initial step size of Adagrad.
+        reg: L2 penalty on user and item factors.
+        max_sampled: maximum number of negatives sampled per positive until one ranks too high.
+        epochs: passes over the data.
         seed: random seed.
     """
 
@@ -96,9 +96,9 @@ class LightFM(FactorModel):
             max_sampled=self.max_sampled,
             random_state=self.seed,
         )
-        held = _distinct(events)
-        pairs = (held.user.astype(np.int32), held.item.astype(np.int32))  # LightFM reads no other integers
-        table = sparse.coo_matrix((np.ones(len(held), np.float32), pairs), (len(events.users), len(events.items)))
+        distinct = _distinct(events)
+        pairs = (distinct.user.astype(np.int32), distinct.item.astype(np.int32))  # LightFM reads no other integers
+        table = sparse.coo_matrix((np.ones(len(distinct), np.float32), pairs), (len(events.users), len(events.items)))
         model.fit(table, epochs=self.epochs, num_threads=1)  # more threads race, and a seed no longer fixes the result
         self.users_ = np.pad(model.user_embeddings, ((0, 0), (0, 1)), constant_values=1)  # a user's bias ranks nothing
         self._set_factors(np.column_stack([model.item_embeddings, model.item_biases]))
@@ -116,21 +116,21 @@ class LightFM(FactorModel):
 
 
 class RecToolsSASRec(FactorModel):
-    """The next item by RecTools' SASRec with its full softmax (Kang and McAuley, 2018), on ids alone.
+    """RecTools' SASRec: next-item prediction (Kang and McAuley, 2018) with a full softmax, on ids only.
 
-    Users are what the network makes of their last `length` distinct items, so new ones need no refit. Items that no
-    training sequence holds are unknown to it and follow by popularity. RecTools stops early only with a trainer of
-    one's own: `epochs` is tuned instead.
+    A user is represented by the network's state after their last `length` distinct items, so new users need no refit.
+    Items without training events are unknown to it and come last, by popularity. RecTools has early stopping only with
+    a custom trainer, so `epochs` is tuned instead.
 
     Args:
         dim: width of the network, a multiple of `heads`.
         heads: attention heads.
         blocks: attention layers.
-        dropout: share of values zeroed while training.
-        length: newest items of a history that are read.
-        learning_rate: step of Adam.
+        dropout: share of values zeroed in training.
+        length: number of newest items of a history that are read.
+        learning_rate: step size of Adam.
         batch_size: users per step.
-        epochs: sweeps.
+        epochs: passes over the data.
         seed: random seed.
     """
 
@@ -184,7 +184,7 @@ class RecToolsSASRec(FactorModel):
         )
 
     def _take(self, model: Any) -> None:
-        """Keep the network, and the catalogue's positions in the network's order of items; its 0 is padding."""
+        """Keep the network, and the catalogue position of each of its items; its item 0 is padding."""
         self.network_ = model.torch_model.cpu().eval()
         self.known_ = np.asarray(model.data_preparator.get_known_item_ids(), np.int64)
 
@@ -207,7 +207,7 @@ class RecToolsSASRec(FactorModel):
         sessions = np.zeros((len(events.users), self.length), np.int64)
         sessions[events.user[near], -last[near]] = number[events.item[near]]
         queries, vectors = np.zeros((len(events.users), self.dim), np.float32), self._vectors()
-        rows = np.flatnonzero(sizes)  # the rest stays zero: nothing known
+        rows = np.flatnonzero(sizes)  # the rest have no history and stay zero
         with torch.inference_mode():
             for first in range(0, len(rows), _USERS):
                 some = rows[first : first + _USERS]
@@ -234,7 +234,7 @@ class RecToolsSASRec(FactorModel):
         super()._read(artifact)
         with _quiet():
             model = self._new()
-            model._build_model_from_dataset(_dataset(self.events_))  # RecTools' own way to load is a pickle
+            model._build_model_from_dataset(_dataset(self.events_))  # RecTools' own loading unpickles
         names = artifact.json("network")
         weights = {name: torch.tensor(artifact.array(f"network.{number}")) for number, name in enumerate(names)}
         model.torch_model.load_state_dict(weights)
@@ -250,18 +250,18 @@ def _distinct(events: Interactions) -> Interactions:
 
 
 def _dataset(events: Interactions) -> Any:
-    """Distinct items of each user as RecTools wants them: positions as ids, their order as time."""
+    """The distinct items of each user as a RecTools data set: positions are ids, and the order is the time."""
     from rectools.dataset import Dataset
 
-    held = _distinct(events)
-    when = pd.to_datetime(np.arange(len(held)), unit="s")
-    table = {"user_id": held.user, "item_id": held.item, "weight": 1.0, "datetime": when}
+    distinct = _distinct(events)
+    when = pd.to_datetime(np.arange(len(distinct)), unit="s")
+    table = {"user_id": distinct.user, "item_id": distinct.item, "weight": 1.0, "datetime": when}
     return Dataset.construct(pd.DataFrame(table))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings of RecTools and its libraries about each other's versions and about parts not used here."""
+    """Silence the warnings of RecTools and its libraries about versions and about features that are not used here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -271,7 +271,7 @@ VARIANTS = (LightFM, RecToolsSASRec)
 
 
 def _library(variant: type[LightFM] | type[RecToolsSASRec]) -> ModuleType:
-    """The library of a variant, or an error with the pip line that installs it."""
+    """Import the library of a variant, or raise an error with the pip command that installs it."""
     module, line = variant.library
     try:
         return importlib.import_module(module)
@@ -279,7 +279,7 @@ def _library(variant: type[LightFM] | type[RecToolsSASRec]) -> ModuleType:
         raise MissingExtraError(
             f"{variant.__name__} needs {module}, which cannot be imported ({cause}); "
             f"install it with: pip install {line} "
-            "(what it needs besides: python benchmarks/peers.py --help)"
+            "(further requirements: python benchmarks/peers.py --help)"
         ) from cause
 
 

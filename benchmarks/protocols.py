@@ -1,21 +1,22 @@
-"""The published protocols, run by `recotransfer benchmark` on real data and scored again by an independent referee.
+"""Published protocols on real data, run by `recotransfer benchmark` and scored again by an independent referee.
 
     python benchmarks/protocols.py --data DATA_DIR --referee referee.py amazon_beauty amazon_toys citeulike_a ...
 
-DATA_DIR holds one folder per set. Sets and their protocols:
+DATA_DIR holds one folder per data set. The data sets and their protocols:
 
-    amazon_beauty, amazon_toys    next item, strict leave-one-out: the history of the test holds the validation event,
-                                  the weights know nothing of it
-    citeulike_a                   items nobody has touched, titles only; only they are ranked
+    amazon_beauty, amazon_toys    next item, strict leave-one-out: the validation event is in the history of the test,
+                                  but no weights are fitted on it
+    citeulike_a                   items without interactions, titles only; only these items are ranked
     citeulike_a_mixed             the same items and a tenth of the other pairs held out, ranked together and apart
     movielens_small               all events after a point in time
-    amazon_beauty_noise           amazon_beauty with its titles dealt out anew at random: transfer that can only hurt
+    amazon_beauty_noise           amazon_beauty with titles shuffled between items: transfer that can only hurt
 
-The referee writes items, events and truth of the first three and scores their lists again: its figures are the ones
-that count. Settings are chosen on validation, with the same number of trials for every variant but those in brackets.
-Where items without events are ranked too, the flagship is also tested, on warm items alone, against every variant that
-knows interactions only: it is not to pay for the cold ones there.
-`results/protocols.json` keeps one row per set and variant; `OUT/SET/benchmark/report.html` is for reading.
+The referee is an independent implementation. It writes items, events and truth of the first three and scores their
+lists again; its figures are the ones that are reported. Settings are chosen on validation, with the same number of
+trials for every variant; those with brackets have fixed settings. Where items without events are ranked too,
+HybridRanker is also tested on warm items alone against every variant without content: cold items must not cost it
+quality there.
+`results/protocols.json` keeps one row per data set and variant; `OUT/SET/benchmark/report.html` is for reading.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from common import RESULTS, header, write_results
 
 from recotransfer.evaluation.uncertainty import paired
 
-FLAGSHIP = "HybridRanker"  # tested on warm items against every variant that knows interactions only
+FLAGSHIP = "HybridRanker"  # tested on warm items against every variant without content
 
 BASELINES = ["EASE", "ItemKNN", "ALS", "RidgeProfiles", "ContentProfiles", "Popularity"]
 MODELS = {
@@ -63,7 +64,7 @@ def run(*words: object) -> str:
 
 
 def prepared(name: str, a: argparse.Namespace, work: Path) -> list[object]:
-    """Flags of `recotransfer benchmark` for the protocol; its files are written below `work`."""
+    """Write the files of the protocol to `work`, and return its flags of `recotransfer benchmark`."""
     protocol = PROTOCOLS[name]
     if protocol == "time":
         return movielens(a.data / name, work)
@@ -85,7 +86,7 @@ def prepared(name: str, a: argparse.Namespace, work: Path) -> list[object]:
         items = pd.read_csv(test / "items.csv", dtype=str)
         items["title"] = np.random.default_rng(0).permutation(items["title"])
         items.to_csv(test / "items.csv", index=False)
-    pd.concat([known, last]).to_csv(work / "events.csv", index=False)  # the whole log: the package cuts it itself
+    pd.concat([known, last]).to_csv(work / "events.csv", index=False)  # the whole log: the package splits it itself
     return ["--items", test / "items.csv", "--events", work / "events.csv", "--split", "leave-last"]
 
 
@@ -99,7 +100,7 @@ def movielens(folder: Path, work: Path) -> list[object]:
 
 
 def mixed(folder: Path, work: Path) -> list[object]:
-    """The cold items' pairs, and a tenth of each user's other pairs, in one validation and one test."""
+    """Validation and test that each hold the pairs of cold items and a tenth of each user's other pairs."""
     work.mkdir(parents=True, exist_ok=True)
     pd.read_csv(folder / "items.csv.gz", dtype=str)[["item", "title"]].to_csv(work / "items.csv", index=False)
     pairs = pd.read_csv(folder / "interactions.csv.gz", dtype=str)
@@ -111,13 +112,13 @@ def mixed(folder: Path, work: Path) -> list[object]:
     pairs.loc[warm.index, "split"] = part
     for name, kept in (("train", "train"), ("valid", "cold_valid"), ("test", "cold_test")):
         pairs.loc[pairs["split"] == kept, ["user", "item"]].to_csv(work / f"{name}.csv", index=False)
-    train = work / "train.csv"  # the validation pairs stay unknown in the test as well: its cold items are to be cold
+    train = work / "train.csv"  # not extended by the validation pairs for the test: cold items must stay cold
     return ["--items", work / "items.csv", "--events", train, "--history", train, "--k", 20,
             "--valid", work / "valid.csv", "--test", work / "test.csv"]  # fmt: skip
 
 
 def refereed(name: str, a: argparse.Namespace, work: Path, folder: Path) -> dict[str, Any]:
-    """The referee's figures for one variant's lists; nothing where it knows no such protocol."""
+    """The referee's metrics of one variant's lists; empty for protocols that it does not support."""
     protocol = PROTOCOLS[name]
     if protocol in ("time", "mixed"):
         return {}
@@ -131,7 +132,7 @@ def refereed(name: str, a: argparse.Namespace, work: Path, folder: Path) -> dict
 def warm_differences(
     variants: list[dict[str, Any]], folders: dict[str, Path], metric: str
 ) -> dict[str, dict[str, Any]]:
-    """Variant without content -> the flagship minus this variant on warm items, paired over users."""
+    """Variant without content -> difference of the flagship to it on warm items, paired over users."""
     figures = {}
     for variant in variants:
         if "warm" in variant["rankings"] and (variant["name"] == FLAGSHIP or not variant["content"]):
@@ -175,13 +176,13 @@ def one_set(name: str, a: argparse.Namespace) -> list[dict[str, Any]]:
         }
         facts = {"settings": variant["settings"], "trials": len(variant["trials"]), "valid": round(variant["valid"], 4)}
         cost = {"seconds": variant["seconds"], "memory_mib": round(variant["memory_mib"])}
-        told = {
+        metrics = {
             **refereed(name, a, work, folders[variant["name"]]),
             **rankings,
             **against,
             **warm.get(variant["name"], {}),
         }
-        rows.append({"set": name, "variant": variant["name"], **told, **facts, **cost})
+        rows.append({"set": name, "variant": variant["name"], **metrics, **facts, **cost})
     rows += [{"set": name, "verdict": verdict["words"], "test": verdict["test"]} for verdict in results["guard"]]
     return rows
 
@@ -194,7 +195,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/protocols"))
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--model", action="append", help="variants instead of the usual ones")
+    parser.add_argument("--model", action="append", help="variant to run instead of the default ones; repeatable")
     a = parser.parse_args()
     facts = header()
     kept = json.loads((RESULTS / "protocols.json").read_text())["rows"] if (RESULTS / "protocols.json").exists() else []

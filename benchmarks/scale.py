@@ -1,10 +1,10 @@
-"""Batch recommendations for everyone at three sizes: time, peak memory, and how both grow.
+"""Batch recommendations for all users at three sizes: time, peak memory, and how both grow.
 
     python benchmarks/scale.py                       # profiles on 64 dims, up to 1,000,000 items and 200,000 users
     python benchmarks/scale.py --recommender HybridItems
 
-Items are synthetic unit vectors in clusters; users hold a few items of one cluster. No quality is claimed on them.
-Every size runs in a process of its own, so that peak memory is that size's. Memory is of the whole process:
+Items are synthetic unit vectors in clusters, and each user has a few items of one cluster; quality is not measured.
+Every size runs in its own process, so that its peak memory is its own. Memory is that of the whole process:
 interpreter, libraries, vectors, events and the block being scored.
 """
 
@@ -82,10 +82,10 @@ def one_size(name: str, n_items: int, n_users: int, dim: int, k: int) -> dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recommender", default="ContentProfiles", help="class of the recommender")
+    parser.add_argument("--recommender", default="ContentProfiles", help="name of the recommender")
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--k", type=int, default=20)
-    parser.add_argument("--tiny", action="store_true", help="small sizes, nothing written: a check that it runs")
+    parser.add_argument("--tiny", action="store_true", help="quick check: small sizes, no results written")
     parser.add_argument("--one", type=int, nargs=2, metavar=("ITEMS", "USERS"), help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.one:

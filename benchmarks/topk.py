@@ -1,7 +1,7 @@
-"""Exact top-k for all users against the product alone, implicit and others; then the latency of one query.
+"""Speed of exact top-k for all users against the matrix product alone, implicit and others; latency of one query.
 
-Variants take turns within one run, so that a busy machine is unkind to all alike; the table gives medians and ratios.
-Set OPENBLAS_NUM_THREADS=1 to see implicit without its warning: its own threads call BLAS.
+Variants are timed in turn, so that other load on the machine affects them alike; the table gives medians and ratios.
+Set OPENBLAS_NUM_THREADS=1 to silence implicit's warning: its own threads call BLAS.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Variant = Callable[[], Any]
 
 
 def factors(users: int, items: int, dim: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], ...]:
-    """Query and item vectors: Gaussian, the hardest case, for nothing in them can be pruned by length or cluster."""
+    """Gaussian query and item vectors: the hardest case, because no item can be pruned by length or cluster."""
     queries = rng.standard_normal((users, dim), dtype=np.float32)
     return queries, rng.standard_normal((items, dim), dtype=np.float32)
 
 
 def clustered(n: int, dim: int, rng: np.random.Generator, centres: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Vectors like trained factors: a falling spectrum, clusters, lengths apart."""
+    """Vectors like trained factors: with a decaying spectrum, clusters and different lengths."""
     spectrum = 1 / np.sqrt(np.arange(1, dim + 1, dtype=np.float32))
     values = centres[rng.integers(0, len(centres), n)] + 0.7 * rng.standard_normal((n, dim), dtype=np.float32)
     values *= spectrum * rng.lognormal(0, 0.35, (n, 1)).astype(np.float32)
@@ -48,7 +48,7 @@ def seen_items(users: int, items: int, rng: np.random.Generator) -> sparse.csr_a
 
 
 def product_variants(queries: NDArray[np.float32], items: NDArray[np.float32]) -> dict[str, Variant]:
-    """The float32 product alone, in blocks written over one another, by NumPy and by torch."""
+    """The float32 matrix product alone, by NumPy and by torch, in blocks that reuse one output buffer."""
     import torch
 
     variants: dict[str, Variant] = {}
@@ -75,7 +75,7 @@ def product_variants(queries: NDArray[np.float32], items: NDArray[np.float32]) -
 def other_variants(
     queries: NDArray[np.float32], items: NDArray[np.float32], seen: sparse.csr_array, k: int
 ) -> dict[str, Variant]:
-    """`implicit` with seen items excluded; FAISS flat and torch's topk without."""
+    """`implicit` with seen items excluded; flat FAISS and torch's topk without any exclusion."""
     import torch
     from implicit.cpu.als import AlternatingLeastSquares
 
@@ -100,7 +100,7 @@ def other_variants(
 
 
 def medians(variants: dict[str, Variant], runs: int) -> dict[str, float]:
-    """Median seconds of each variant; a first round does not count, and each round runs them all in turn."""
+    """Median seconds of each variant over rounds that run all in turn; the first round is a warm-up."""
     taken: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(runs + 1):
         for name, variant in variants.items():
@@ -117,7 +117,7 @@ def wrong_rows(
     seen: sparse.csr_array,
     mask: NDArray[np.bool_] | None,
 ) -> int:
-    """Rows of a sample whose scores differ from a float64 product, fully sorted, by more than float32 rounding."""
+    """Errors in a sample of rows, compared with a fully sorted float64 product rounded to float32."""
     wrong, k = 0, found.scores.shape[1]
     for row in np.linspace(0, len(queries) - 1, min(len(queries), 500)).astype(int):
         scores = items.astype(np.float64) @ queries[row].astype(np.float64)
@@ -166,8 +166,8 @@ def throughput(users: int, n: int, dim: int, k: int, runs: int) -> list[dict[str
 def latency(n: int, dim: int, k: int, queries: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng(1)
     centres = rng.standard_normal((500, dim), dtype=np.float32)
-    items, asked = clustered(n, dim, rng, centres), clustered(queries, dim, rng, centres)
-    truth = top_k(asked, pack_items(items), k)
+    items, vectors = clustered(n, dim, rng, centres), clustered(queries, dim, rng, centres)
+    truth = top_k(vectors, pack_items(items), k)
     seen = seen_items(queries, n, rng)
     print(f"\none query at a time, {n:,} items x {dim} dims, k = {k}, {queries} queries, 10-20 seen items excluded")
     print(f"{'index':26s} {'build s':>8s} {'p50 ms':>8s} {'p99 ms':>8s} {'recall':>8s}   goal: p99 < 5 ms at >= .95")
@@ -179,17 +179,17 @@ def latency(n: int, dim: int, k: int, queries: int) -> list[dict[str, Any]]:
     ]
     for kind, index, setting, efforts in trials:
         start = time.perf_counter()
-        index.build(items).search(asked[:1], k)
+        index.build(items).search(vectors[:1], k)
         built = time.perf_counter() - start
         for effort in efforts:
             if setting:
                 setattr(index, setting, effort)
-            found = index.search(asked, k).positions
+            found = index.search(vectors, k).positions
             recall = np.mean([np.isin(a, b).mean() for a, b in zip(found, truth.positions, strict=True)])
             taken = []
             for q in range(queries):
                 start = time.perf_counter()
-                index.search(asked[q : q + 1], k, exclude=seen[[q]])
+                index.search(vectors[q : q + 1], k, exclude=seen[[q]])
                 taken.append(1e3 * (time.perf_counter() - start))
             p50, p99 = np.percentile(taken[1:], (50, 99))
             name = f"{kind} {setting} {effort}" if setting else kind
@@ -205,9 +205,9 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--latency-items", type=int, default=1_000_000, help="0 leaves the second table out")
+    parser.add_argument("--latency-items", type=int, default=1_000_000, help="items of the second table; 0 skips it")
     parser.add_argument("--latency-queries", type=int, default=500)
-    parser.add_argument("--tiny", action="store_true", help="seconds only; writes no results")
+    parser.add_argument("--tiny", action="store_true", help="quick check: small sizes, no results written")
     args = parser.parse_args()
     if args.tiny:
         args.users, args.items, args.runs, args.latency_items, args.latency_queries = 300, 2_000, 2, 3_000, 20

@@ -1,11 +1,11 @@
-"""How well scores that need no training foretell which encoder ranks best, against the quality that training shows.
+"""How well transferability scores, which need no training, predict which encoder gives the best recommendations.
 
     python benchmarks/transferability.py --data DATA_DIR --referee referee.py amazon_beauty amazon_toys citeulike_a
 
-DATA_DIR holds one folder per set; the referee prepares its validation form, the test is not touched. Several encoders,
-two of them nonsense, are scored on the training events, then `HybridItems` (defaults) and `ContentProfiles` are fitted
-with each and ranked on the validation events. The table ends in Spearman's rank correlation over the encoders.
-`--tiny` runs on the sample shop.
+DATA_DIR holds one folder per data set; the referee prepares its validation part, and the test is not used. Several
+encoders, two of them meaningless on purpose, are scored on the training events; then `HybridItems` (default settings)
+and `ContentProfiles` are fitted with each and evaluated on the validation events. The table ends with Spearman's rank
+correlation over the encoders. `--tiny` runs on the sample shop.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SCORES = ("neighbour agreement", "logme")
 
 
 class OneBehaviour(HybridItems):
-    """`HybridItems` that solves its part without content once for all encoders of a set."""
+    """`HybridItems` that computes its behaviour part, which needs no content, once for all encoders of a data set."""
 
     solved: ClassVar[list[Any]] = []
 
@@ -53,7 +53,7 @@ MODELS: dict[str, Callable[[], Recommender]] = {"HybridItems": OneBehaviour, "Co
 
 
 class Data(NamedTuple):
-    """A set, split; only the items of `allow` are ranked."""
+    """A split data set; only the items of `allow` are ranked, or all if it is None."""
 
     items: Items
     train: Interactions
@@ -65,8 +65,8 @@ def read(folder: Path) -> Data:
     items = read_items(folder / "items.csv", kinds=dict.fromkeys(_text_columns(folder / "items.csv"), "text")).data
     train = read_interactions(folder / "train.csv", items=items.ids).data
     valid = read_interactions(folder / "truth.csv", items=items.ids, users=train.users).data
-    asked = folder / "candidates.csv"
-    return Data(items, train, valid, read_items(asked).data.ids if asked.exists() else None)
+    candidates = folder / "candidates.csv"
+    return Data(items, train, valid, read_items(candidates).data.ids if candidates.exists() else None)
 
 
 def _text_columns(path: Path) -> list[str]:
@@ -81,7 +81,7 @@ def sample_shop() -> Data:
 
 
 def prepared(name: str, a: argparse.Namespace) -> Data:
-    """The referee's validation form of a set, with all text columns."""
+    """The validation part of a data set as the referee prepares it, with all text columns."""
     choice = ("cold", "--part") if name in COLD else ("loo", "--form")
     words = [a.referee, "prepare", choice[0], a.data / name, a.out / name, choice[1], "valid", "--text", "all"]
     subprocess.run([sys.executable, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
@@ -89,7 +89,7 @@ def prepared(name: str, a: argparse.Namespace) -> Data:
 
 
 def encoders(items: Items, cache: Path) -> dict[str, Embeddings]:
-    """Name -> vectors, centred and of unit length, of good encoders, poor ones and nonsense."""
+    """Name -> embeddings, centred and of unit length, of good, poor and meaningless encoders."""
     columns = [name for name in TEXT if name in items.of_kind("text")]
     parts = [encode_items(items, SentenceText(column=name), cache=cache).embeddings for name in columns]
     first, rng = parts[0], np.random.default_rng(0)
@@ -130,17 +130,17 @@ def tfidf(text: list[str], dim: int) -> NDArray[np.float32]:
 
 
 def behaviour(train: Interactions, dim: int = 32) -> NDArray[np.float64]:
-    """(items, dim) left singular vectors of the items' users, each item of length 1: what content should foretell."""
-    held = train.matrix().T.tocsr()
-    held.data[:] = 1
-    length = np.sqrt(np.asarray(held.sum(axis=1)).ravel())
-    unit = sparse.diags_array(reciprocal(length)) @ held
+    """(items, dim) scaled left singular vectors of the item-user matrix with unit rows: what content is to predict."""
+    matrix = train.matrix().T.tocsr()
+    matrix.data[:] = 1
+    length = np.sqrt(np.asarray(matrix.sum(axis=1)).ravel())
+    unit = sparse.diags_array(reciprocal(length)) @ matrix
     start = np.random.default_rng(0).normal(size=min(unit.shape))
     left, size, _ = sparse.linalg.svds(unit.astype(np.float64), k=min(dim, min(unit.shape) - 1), v0=start)
     return np.asarray(left * size)
 
 
-def foretold(items: Embeddings, data: Data, factors: NDArray[np.float64]) -> dict[str, Any]:
+def transferability_scores(items: Embeddings, data: Data, factors: NDArray[np.float64]) -> dict[str, Any]:
     start = time.perf_counter()
     agreement = neighbour_agreement(items, data.train)
     middle = time.perf_counter()
@@ -169,7 +169,7 @@ def one_set(name: str, data: Data, cache: Path) -> list[dict[str, Any]]:
     columns = (*SCORES, *MODELS)
     print(f"\n{name}, NDCG@{k} on validation\n{'':34s}" + "".join(f"{column:>21s}" for column in columns))
     for encoder, items in vectors.items():
-        rows.append({"set": name, "encoder": encoder, "k": k} | foretold(items, data, factors))
+        rows.append({"set": name, "encoder": encoder, "k": k} | transferability_scores(items, data, factors))
         rows[-1] |= measured(items, data, k)
         print(f"{encoder:34s}" + "".join(f"{rows[-1][column]:21.4f}" for column in columns), flush=True)
     orders = []
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="the sample shop; nothing written to results/")
     a = parser.parse_args()
     if not a.tiny and not (a.sets and a.data and a.referee):
-        parser.error("name the sets, --data and --referee, or give --tiny")
+        parser.error("give the data sets, --data and --referee, or use --tiny")
     facts = header()
     if a.tiny:
         one_set("sample shop", sample_shop(), a.out / "cache")

@@ -1,1 +1,1 @@
-"""Rows of `adapters.py`, by domain."""
+"""The rows of `adapters.py`, one module per domain."""

@@ -1,4 +1,4 @@
-"""Rows of `adapters.py`: language."""
+"""Rows of `adapters.py`: sentiment, answer selection, topics and translation."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from recotransfer.evaluation.uncertainty import Difference
 from recotransfer.experiments import Outcome, Predictions, Problem
 from recotransfer.transfer import FineTune, Translator, pseudo_labels
 
-EPOCHS, ABLATION_EPOCHS = 6, 2  # a pass that trains the encoder as well takes three times as long
+EPOCHS, ABLATION_EPOCHS = 6, 2  # training the encoder too makes an epoch three times as long
 RIDGES = [{"reg": reg} for reg in (1.0, 3.0, 10.0, 30.0)]
 REGS = [{"reg": reg} for reg in (1.0, 10.0, 100.0, 1000.0)]
 
 
 def words(gain: Difference, what: str) -> str:
-    """What the interval of a gain allows to say."""
-    said = "helps" if gain.low > 0 else "hurts" if gain.high < 0 else "neither helps nor hurts beyond chance"
-    return f"{what} {said} ({gain.value:+.3f}, {gain.low:+.3f} to {gain.high:+.3f})"
+    """The conclusion that the interval of a gain supports, in words."""
+    verdict = "helps" if gain.low > 0 else "hurts" if gain.high < 0 else "neither helps nor hurts beyond chance"
+    return f"{what} {verdict} ({gain.value:+.3f}, {gain.low:+.3f} to {gain.high:+.3f})"
 
 
 def classic(problem: Problem, name: str = "TF-IDF", draws: int = 1000) -> Outcome:
-    """The floor: a linear model of words and pairs of words, which and with what setting chosen on validation.
+    """The floor: a linear model of TF-IDF unigrams and bigrams, chosen with its setting on validation.
 
-    Logistic regression or complement naive Bayes (Rennie et al., 2003); without validation the first, C = 10.
+    Logistic regression or complement naive Bayes (Rennie et al., 2003); logistic regression with C = 10 without
+    validation data.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -51,33 +52,33 @@ def classic(problem: Problem, name: str = "TF-IDF", draws: int = 1000) -> Outcom
     }
     models |= {f"naive Bayes, alpha {alpha:g}": ComplementNB(alpha=alpha) for alpha in (0.1, 0.3, 1.0)}
 
-    def learned(events: Any, asked: Any, model: Any) -> Predictions:
+    def predicted(events: Any, part: Any, model: Any) -> Predictions:
         rows = problem.items.ids.positions(events.items.ids)[events.item]
-        queries = asked.items.take(np.unique(asked.item))
+        queries = part.items.take(np.unique(part.item))
         at = problem.items.ids.positions(queries)
-        least = 2 if len(rows) > 1000 else 1  # words seen once would be most of all columns
+        least = 2 if len(rows) > 1000 else 1  # words that occur once would be most of the columns
         reader = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=least, token_pattern=r"(?u)\b\w+\b|[!?]")
         model.fit(reader.fit_transform(text[rows]), events.user)
         scores = np.zeros((len(queries), len(events.users)), np.float32)
         scores[:, model.classes_] = model.predict_proba(reader.transform(text[at]))
-        truth = (asked.matrix().T.tocsr()[asked.items.positions(queries)] > 0).toarray()
-        groups = queries if problem.groups is None else np.asarray(problem.groups)[asked.items.positions(queries)]
-        return Predictions(queries, asked.users, truth, scores, groups)
+        truth = (part.matrix().T.tocsr()[part.items.positions(queries)] > 0).toarray()
+        groups = queries if problem.groups is None else np.asarray(problem.groups)[part.items.positions(queries)]
+        return Predictions(queries, part.users, truth, scores, groups)
 
     best, valid = next(iter(models)), float("nan")
     if len(split.valid):
-        tried = {name: metric(learned(split.train, split.valid, model)) for name, model in models.items()}
+        tried = {name: metric(predicted(split.train, split.valid, model)) for name, model in models.items()}
         best, valid = max(tried, key=tried.__getitem__), max(tried.values())
     known = split.known_before_test() if len(split.valid) else split.train
-    predictions = learned(known, split.test, models[best])
+    predictions = predicted(known, split.test, models[best])
     seconds = time.perf_counter() - begin
     found = Outcome(name, TransferTask(Probe()), predictions, {}, {"model": best}, valid, seconds)
     return replace(experiments.joined([found], problem.metrics, draws=draws), name=name)
 
 
 def sst2(data: Path, work: Path) -> dict[str, Any]:
-    """Sentiment of film reviews: the official training part, judged on the official dev part."""
-    from adapters import told
+    """Sentiment of film reviews: trained on the official training part, tested on the official dev part."""
+    from adapters import result_row
 
     table = pd.read_csv(data / "nlp/sst2.csv.gz")
     lot = np.random.default_rng(0).random(len(table))
@@ -103,7 +104,7 @@ def sst2(data: Path, work: Path) -> dict[str, Any]:
         words(experiments.gain(variant, floor, experiments.accuracy), f"{variant.name} against {floor.name}:")
         for variant in (frozen, tuned)
     )
-    return told(
+    return result_row(
         [floor, frozen, tuned], problem.metrics, floor.name,
         protocol="train -> dev accuracy; 3% of train chooses settings", goal="accuracy .92",
         reached=bool(tuned.metrics["accuracy"].value >= 0.92), note=note, tuning=tuner.report_["curve"],
@@ -114,16 +115,16 @@ def sst2(data: Path, work: Path) -> dict[str, Any]:
 
 
 def clues(table: pd.DataFrame, likeness: Any = None) -> pd.DataFrame:
-    """What can be told of a pair without an encoder, as categories: words in common, place, length, kind of question.
+    """Categorical features of a pair without an encoder: shared words, position, length, and kind of question.
 
-    Frequencies of words come from all texts, labels from none.
+    Word frequencies are counted in all texts; no label is used.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     reader = TfidfVectorizer(token_pattern=r"(?u)\b\w+\b", binary=True, norm=None)
     reader.fit(pd.unique(pd.concat([table["question"], table["sentence"]])))
-    asked, told = reader.transform(table["question"]), reader.transform(table["sentence"])
-    shared = asked.multiply(told > 0).sum(axis=1) / asked.sum(axis=1)
+    questions, sentences = reader.transform(table["question"]), reader.transform(table["sentence"])
+    shared = questions.multiply(sentences > 0).sum(axis=1) / questions.sum(axis=1)
     group = table["question"]
     of_question = table.groupby(group)
     place, number = of_question.cumcount(), of_question["sentence"].transform("size")
@@ -152,22 +153,22 @@ def clues(table: pd.DataFrame, likeness: Any = None) -> pd.DataFrame:
     return pd.DataFrame({name: column.astype(str) for name, column in out.items()})
 
 
-def told_apart(problem: Problem) -> Problem:
-    """The problem with its columns that are no text called categories."""
+def with_categories(problem: Problem) -> Problem:
+    """The problem with all columns that are not text declared as categories."""
     kinds = {name: problem.items.kinds.get(name, "category") for name in problem.items.columns}
     return replace(problem, items=Items(problem.items.ids, problem.items.columns, kinds))
 
 
 def blended(outcomes: tuple[Outcome, Outcome], problem: Problem, name: str) -> Outcome:
-    """The log odds of two variants with the weight that validation likes best."""
+    """A weighted mean of two variants' log odds, with the weight chosen on validation."""
     metric = next(iter(problem.metrics.values()))
 
     def mixed(share: float, answers: tuple[Predictions, Predictions]) -> Predictions:
         logits = [np.log(np.clip(a.scores, 1e-6, 1) / np.clip(1 - a.scores, 1e-6, 1)) for a in answers]
         return replace(answers[0], scores=((1 - share) * logits[0] + share * logits[1]).astype(np.float32))
 
-    held = tuple(outcome.validation for outcome in outcomes)
-    tried = {share: metric(mixed(share, held)) for share in np.linspace(0, 1, 11).round(1)}
+    validation = tuple(outcome.validation for outcome in outcomes)
+    tried = {share: metric(mixed(share, validation)) for share in np.linspace(0, 1, 11).round(1)}
     share = max(tried, key=tried.__getitem__)
     predictions = mixed(share, tuple(outcome.predictions for outcome in outcomes))
     seconds = sum(outcome.seconds for outcome in outcomes)
@@ -176,15 +177,17 @@ def blended(outcomes: tuple[Outcome, Outcome], problem: Problem, name: str) -> O
 
 
 def wikiqa(data: Path, work: Path) -> dict[str, Any]:
-    """Which sentence of a page answers a question."""
-    from adapters import told
+    """Answer selection: which sentence of a page answers a question."""
+    from adapters import result_row
 
     table = pd.read_csv(data / "nlp/wikiqa.csv.gz")
     cache = work / "vectors"
-    asked = nlp.answer_selection(table)
-    zero = experiments.run(asked, TransferTask(ContentProfiles(), cache=cache), name="zero-shot MiniLM", settings=[{}])
+    selection = nlp.answer_selection(table)
+    zero = experiments.run(
+        selection, TransferTask(ContentProfiles(), cache=cache), name="zero-shot MiniLM", settings=[{}]
+    )
     texts = [SentenceText(column="question"), SentenceText(column="sentence")]
-    plain = told_apart(nlp.answer_pairs(pd.concat([table, clues(table)], axis=1)))
+    plain = with_categories(nlp.answer_pairs(pd.concat([table, clues(table)], axis=1)))
     attributes = TabularAttributes(dim=1024)
     grid = [{"reg": reg} for reg in (100.0, 1000.0, 10_000.0)]
     floor = experiments.run(
@@ -193,9 +196,9 @@ def wikiqa(data: Path, work: Path) -> dict[str, Any]:
     vectors = TransferTask(encoders=texts, cache=cache).encode(plain.items)
     likeness = (vectors[0].vectors * vectors[1].vectors).sum(axis=1)
     likeness /= np.linalg.norm(vectors[0].vectors, axis=1) * np.linalg.norm(vectors[1].vectors, axis=1)
-    pairs = told_apart(nlp.answer_pairs(pd.concat([table, clues(table, likeness)], axis=1)))
-    told_of = TransferTask(encoders=[attributes]).encode(pairs.items)
-    compared = replace(pairs, embeddings=[*told_of, *nlp.compared(vectors)[1:]])
+    pairs = with_categories(nlp.answer_pairs(pd.concat([table, clues(table, likeness)], axis=1)))
+    features = TransferTask(encoders=[attributes]).encode(pairs.items)
+    compared = replace(pairs, embeddings=[*features, *nlp.compared(vectors)[1:]])
     frozen = experiments.run(
         compared, TransferTask(Probe()), name="frozen MiniLM, compared, + Probe", settings=grid, draws=10
     )
@@ -208,8 +211,8 @@ def wikiqa(data: Path, work: Path) -> dict[str, Any]:
         zero,
         *(replace(nlp.by_question(variant), name=variant.name) for variant in (floor, frozen, crossed, both)),
     ]
-    return told(
-        variants, asked.metrics, floor.name,
+    return result_row(
+        variants, selection.metrics, floor.name,
         protocol="test MAP over the 243 questions with an answer; dev chooses settings", goal="MAP .80",
         reached=bool(variants[-1].metrics["MAP"].value >= 0.8), tuning=tuner.report_["curve"],
         note=words(
@@ -220,7 +223,10 @@ def wikiqa(data: Path, work: Path) -> dict[str, Any]:
 
 
 def hard_pairs(table: pd.DataFrame, likeness: Any, hard: int = 3, others: int = 2) -> pd.Series:
-    """The split column with most wrong pairs of train left out: those most alike to a question with an answer stay."""
+    """The split column with most wrong training pairs left out.
+
+    Of each question with an answer, the `hard` wrong sentences most similar to it and `others` random ones stay.
+    """
     t = table.assign(likeness=likeness, lot=np.random.default_rng(0).random(len(table)))
     wrong = t[(t["label"] == 0) & (t["split"] == "train")]
     wrong = wrong[wrong["question"].isin(t["question"][t["label"] == 1])]
@@ -244,16 +250,24 @@ ABOUT = {
 
 
 def self_trained(problem: Problem, first: TransferTask, then: TransferTask, most: Sequence[int], name: str) -> Outcome:
-    """A task fitted again and again on the surest labels so far of the unlabelled texts, ever more of them."""
+    """Self-training: a task refitted on a growing number of its own most confident labels of the unlabelled texts.
+
+    Args:
+        problem: with `unlabelled` items.
+        first: the task that gives the first labels.
+        then: the task that is refitted.
+        most: numbers of labels to use, one per round.
+        name: name of the outcome.
+    """
     assert problem.unlabelled is not None
     pool = problem.items.take(problem.items.ids.positions(problem.unlabelled.ids))
     now = experiments.run(problem, first, name=name, settings=[{}], draws=10)
     seconds = now.seconds
     for number in most:
-        said = now.task.label(pool, len(TOPICS))
-        if said.scores.min() < 0:  # cosines
-            said = replace(said, scores=softmax(8 * said.scores, axis=1))
-        sure = pseudo_labels(said, threshold=0.0, adapt=False, most=number)
+        labels = now.task.label(pool, len(TOPICS))
+        if labels.scores.min() < 0:  # cosines rather than probabilities
+            labels = replace(labels, scores=softmax(8 * labels.scores, axis=1))
+        sure = pseudo_labels(labels, threshold=0.0, adapt=False, most=number)
         train = problem.split.train
         fresh = ~np.isin(train.items.positions(sure.items.ids)[sure.item], train.item)
         more = train.joined(sure.select(fresh))
@@ -265,7 +279,7 @@ def self_trained(problem: Problem, first: TransferTask, then: TransferTask, most
 
 
 def word_topics(problem: Problem, dim: int = 300) -> Embeddings:
-    """Latent semantic analysis (Deerwester et al., 1990) of the texts that may be looked at, for all texts."""
+    """Latent semantic analysis (Deerwester et al., 1990) of all texts, fitted without those of the test."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -280,8 +294,8 @@ def word_topics(problem: Problem, dim: int = 300) -> Embeddings:
 
 
 def agnews(data: Path, work: Path) -> dict[str, Any]:
-    """Topic of a news item, from all labels of the other folds and from 8 of each."""
-    from adapters import told
+    """Topic of a news item, learned from all labels of the other folds and from 8 per topic."""
+    from adapters import result_row
 
     table = pd.read_csv(data / "nlp/agnews_test.csv.gz")
     labels = table["label"].map(TOPICS).tolist()
@@ -314,7 +328,7 @@ def agnews(data: Path, work: Path) -> dict[str, Any]:
         if "per" in name
     }
     few_goal = experiments.gain(whole["8 per class: self-trained"], whole["8 per class: TF-IDF"], experiments.accuracy)
-    return told(
+    return result_row(
         list(whole.values()), problem.metrics, "TF-IDF",
         protocol="5 folds of the 7,600; 8 labels of each topic are drawn anew in each fold, and the rest of its train "
         "part is looked at unlabelled", goal="accuracy .90, with 8 per class .85",
@@ -328,7 +342,7 @@ def agnews(data: Path, work: Path) -> dict[str, Any]:
 
 
 def unlearned(folder: Path) -> SentenceText:
-    """The default encoder's network and tokenizer with random weights, kept in a folder: the ablation's."""
+    """The default encoder with random weights, saved in a folder: the ablation of pretraining."""
     import torch
 
     if not (folder / "modules.json").is_file():
@@ -343,7 +357,7 @@ def unlearned(folder: Path) -> SentenceText:
 
 
 def multi30k(data: Path, work: Path) -> dict[str, Any]:
-    """English to German, by a decoder on the frozen encoder; the ablation learns the same network from nothing."""
+    """English to German by a decoder on the frozen encoder; the ablation trains the same network from scratch."""
     table = pd.read_csv(data / "nlp/multi30k_en_de.csv.gz")
     problem = nlp.translation(table, source="en", target="de", name="Multi30k")
     train, valid, test = (nlp.pairs(problem, part) for part in ("train", "valid", "test"))

@@ -1,4 +1,4 @@
-"""Rows of `adapters.py`: medical. Not for clinical use."""
+"""Rows of `adapters.py`: diagnosis from X-rays and tables, and promoters in DNA. Not for clinical use."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ FOLDS = [{"reg": reg} for reg in (10.0, 100.0, 1000.0)]
 
 
 def given(vectors: NDArray[Any], source: str) -> list[Embeddings]:
-    """Vectors of items 0, 1, ... as the embeddings of a problem."""
+    """These vectors as the embeddings of items 0, 1, ..."""
     return [Embeddings(IdMap(np.arange(len(vectors))), np.asarray(vectors, np.float32), source)]
 
 
 def folds_of(
     variants: dict[str, Callable[[int], experiments.Outcome]], folds: list[experiments.Problem]
 ) -> tuple[list[experiments.Outcome], dict[str, experiments.Metric]]:
-    """The outcomes of each variant over all folds as one, and metrics, whose AUC is the mean of the folds' AUC."""
+    """One outcome per variant that merges its folds, and metrics whose AUC is the mean over folds."""
     fold_of = {
         unit: at for at, problem in enumerate(folds) for unit in problem.split.test.items.take(problem.split.test.item)
     }
@@ -43,7 +43,7 @@ def folds_of(
 
 
 def mean_of_folds(metric: experiments.Metric, fold_of: dict[Any, int]) -> experiments.Metric:
-    """The mean of a metric over the folds that queries were answered in."""
+    """The metric that averages another over folds; scores of different folds are not comparable."""
 
     def mean(a: experiments.Predictions) -> float:
         fold = np.array([fold_of[unit] for unit in a.queries.tolist()])
@@ -56,8 +56,8 @@ def mean_of_folds(metric: experiments.Metric, fold_of: dict[Any, int]) -> experi
 
 
 def pneumonia(data: Path, work: Path) -> dict[str, Any]:
-    """Children's chest X-rays, 28 pixels wide; the parts of the file, whose training part is an altered copy."""
-    from adapters import told
+    """Pneumonia in children's chest X-rays, 28 pixels wide, split as in the file (training part: an altered copy)."""
+    from adapters import result_row
 
     with np.load(data / "medical/pneumoniamnist.npz", allow_pickle=False) as file:
         names = {"train": "train", "val": "valid", "test": "test"}
@@ -81,14 +81,14 @@ def pneumonia(data: Path, work: Path) -> dict[str, Any]:
     outcomes, metrics = [], problem().metrics
     for name, encoders, embeddings in variants:
         task = TransferTask(Probe(), cache=work, progress=False)
-        # Without a refit the threshold of the validation is that of the model that predictions the test.
+        # No refit: the threshold chosen on validation belongs to the model that predicts the test.
         outcome = experiments.run(problem(encoders, embeddings), task, name=name, calibrate=True, refit=False)
         assert outcome.validation is not None  # the file has a validation part
         above = medical.accuracy_at(medical.threshold(outcome.validation, "pneumonia"), "pneumonia")
         outcomes.append(experiments.joined([outcome], {**metrics, ACCURACY: above}))
     best = max(outcomes, key=lambda o: o.valid)
     reached = best.metrics["AUC"].value >= 0.97 and best.metrics[ACCURACY].value >= 0.9
-    return told(
+    return result_row(
         outcomes, metrics, "pixels", protocol="parts of the file", goal="AUC .97, accuracy .90",
         reached=bool(reached), best=best.name,
         note=f"validation chose the variant; {int((part == '').sum())} training pictures are in another part too and "
@@ -97,7 +97,7 @@ def pneumonia(data: Path, work: Path) -> dict[str, Any]:
 
 
 def _repeated(images: NDArray[np.uint8], part: NDArray[Any]) -> NDArray[np.bool_]:
-    """Training pictures that stand in another part as well."""
+    """Training pictures that occur in another part too."""
     keys = pd.Series([image.tobytes() for image in images])
     return np.asarray(keys.isin(set(keys[part != "train"])) & (part == "train"))
 
@@ -106,8 +106,8 @@ def _repeated(images: NDArray[np.uint8], part: NDArray[Any]) -> NDArray[np.bool_
 
 
 def heart(data: Path, work: Path) -> dict[str, Any]:
-    """Cleveland: thirteen findings of 303 patients, disease or none."""
-    from adapters import told
+    """Heart disease (Cleveland) from thirteen findings of 303 patients."""
+    from adapters import result_row
 
     frame = pd.read_csv(data / "medical/heart_cleveland.csv.gz")
     frame["num"] = np.where(frame["num"] > 0, "disease", "none")
@@ -129,7 +129,7 @@ def heart(data: Path, work: Path) -> dict[str, Any]:
         "standard table": variant("standard table"),
     }
     outcomes, metrics = folds_of(variants, found)
-    return told(
+    return result_row(
         outcomes, metrics, "numbers as they are",
         protocol="5 folds, stratified, mean of their AUC; each chooses settings and temperature on 5 folds of the rest",
         goal="AUC .92, with calibration", reached=bool(outcomes[-1].metrics["AUC"].value >= 0.92),
@@ -141,10 +141,10 @@ def heart(data: Path, work: Path) -> dict[str, Any]:
 
 
 def promoters(organism: str) -> Callable[[Path, Path], dict[str, Any]]:
-    """The row of one organism."""
+    """The function that makes the row of one organism."""
 
     def row(data: Path, work: Path) -> dict[str, Any]:
-        from adapters import told
+        from adapters import result_row
 
         sequences, labels = _sequences(data, organism)
         plain = KmerSequence(placed=(), dim=4096)
@@ -167,7 +167,7 @@ def promoters(organism: str) -> Callable[[Path, Path], dict[str, Any]]:
 
         apart, metrics = variants(medical.dna(sequences, labels, positive="promoter", families=families))
         torn, _ = variants(medical.dna(sequences, labels, positive="promoter"))
-        return told(
+        return result_row(
             apart, metrics, "4-6-mers",
             protocol="5 folds, stratified, mean of their AUC; sequences that share 25 letters stay in one fold",
             goal="AUC .98", reached=bool(apart[-1].metrics["AUC"].value >= 0.98),
@@ -180,8 +180,8 @@ def promoters(organism: str) -> Callable[[Path, Path], dict[str, Any]]:
 
 
 def promoters_across(data: Path, work: Path) -> dict[str, Any]:
-    """Learned from E. coli's promoters alone, judged on those of Bacillus, whose labels are not looked at."""
-    from adapters import told
+    """Promoters of Bacillus, learned from those of E. coli only; the labels of Bacillus serve for testing alone."""
+    from adapters import result_row
 
     here, there = _sequences(data, "ecoli_sigma70"), _sequences(data, "bacillus")
     sequences, labels = [*here[0], *there[0]], [*here[1], *there[1]]
@@ -191,7 +191,7 @@ def promoters_across(data: Path, work: Path) -> dict[str, Any]:
     part = np.where(common, "", part)
     (problem,) = medical.dna(sequences, labels, positive="promoter", part=part, families=families)
     unlabelled = IdMap(np.flatnonzero(part == "test"))
-    short = KmerSequence(dim=1024)  # as many directions as the organism's 1,373 sequences can tell of
+    short = KmerSequence(dim=1024)  # Coral needs fewer dimensions than the organism has sequences: 1,373
 
     def run(name: str, encoder: KmerSequence, transfers: Sequence[Any] = (), **changes: Any) -> experiments.Outcome:
         changed = replace(problem, encoders=[encoder], unlabelled=unlabelled, **changes)
@@ -202,7 +202,7 @@ def promoters_across(data: Path, work: Path) -> dict[str, Any]:
     sure = pseudo_labels(places.task.label(problem.items.take(np.flatnonzero(part == "test")), 2), threshold=0.95)
     taught = np.full(len(there[0]), None, dtype=object)
     taught[sure.items.take(sure.item).astype(int) - len(here[0])] = sure.users.take(sure.user)
-    # As copies: what is learned of a sequence must not pass for the answer to it.
+    # Pseudo-labelled sequences are added as copies: the originals are still to be predicted.
     more = np.where(pd.isna(taught), "", "train")
     (wide,) = medical.dna(
         [*sequences, *there[0]], [*labels, *taught], positive="promoter", part=np.concatenate([part, more])
@@ -215,7 +215,7 @@ def promoters_across(data: Path, work: Path) -> dict[str, Any]:
         run("places, 1,024 wide, Coral", short, [Coral()]),
         run("places, own sure predictions as labels", KmerSequence(), **own),
     ]
-    return told(
+    return result_row(
         outcomes, problem.metrics, "4-6-mers",
         protocol="train on E. coli, whose folds choose settings; test on Bacillus, whose sequences may be looked at "
         "unlabelled by Coral and by the last variant", goal=None, reached=None, labels_from_predictions=len(sure),

@@ -1,4 +1,4 @@
-"""Rows of `adapters.py`: sound and a learning platform, on data that is made here and says so."""
+"""Rows of `adapters.py`: speech and a learning platform, both on synthetic data generated here."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MANNERS = {  # pitch, words per minute, amplitude, in espeak-ng's own scales
     "happy": (68, 180, 115),
     "afraid": (80, 200, 80),
 }
-NOISE = (9, 16, 25)  # deviation of each, so that the manners overlap
+NOISE = (9, 16, 25)  # standard deviations of the three, so that the manners overlap
 SENTENCES = (
     "the parcel will arrive on monday",
     "nobody told me about the meeting",
@@ -41,7 +41,7 @@ SENTENCES = (
 
 
 def spoken(folder: Path, seed: int = 0) -> pd.DataFrame:
-    """Clips that espeak-ng speaks into `folder`: columns path, manner, voice. Synthetic: no person, no emotion."""
+    """Clips that espeak-ng synthesises into `folder`: columns path, manner, voice. No real person, no real emotion."""
     folder.mkdir(parents=True, exist_ok=True)
     draw, rows = np.random.default_rng(seed), []
     for voice in VOICES:
@@ -57,11 +57,11 @@ def spoken(folder: Path, seed: int = 0) -> pd.DataFrame:
 
 
 def manners(data: Path, work: Path) -> dict[str, Any]:
-    """Manners of speaking of a synthesiser, told for voices that were not learned from."""
-    from adapters import told
+    """Manners of speaking of a speech synthesiser, classified for voices that training has not heard."""
+    from adapters import result_row
 
     if shutil.which("espeak-ng") is None:
-        return {"skipped": "for espeak-ng, which speaks the clips, is not installed", "variants": []}
+        return {"skipped": "espeak-ng, which makes the clips, is not installed", "variants": []}
     clips = spoken(work / "clips")
     found = audio.classification(clips["path"], clips["manner"], speakers=clips["voice"])
     waves = [waveform(path, 16_000) for path in clips["path"]]
@@ -81,7 +81,7 @@ def manners(data: Path, work: Path) -> dict[str, Any]:
             experiments.run(replace(problem, **changes), task, name=name, calibrate=True, draws=10) for problem in found
         ]
         outcomes.append(experiments.joined(runs, found[0].metrics))
-    return told(
+    return result_row(
         outcomes, found[0].metrics, "length and loudness", protocol="5 folds of voices; intervals draw voices",
         goal=None, reached=None, clips=len(clips), voices=len(VOICES),
         note="spoken by espeak-ng in five manners that differ in pitch, rate and loudness; no person, no emotion",
@@ -116,7 +116,7 @@ HABITS = (
 
 
 class Platform(NamedTuple):
-    """A made-up platform."""
+    """A synthetic learning platform."""
 
     enrolments: Interactions
     courses: Items
@@ -124,7 +124,7 @@ class Platform(NamedTuple):
 
 
 def platform(learners: int = 800, courses: int = 120, seed: int = 0) -> Platform:
-    """Learners of six habits take courses of topics they like, at a level and in a form that their habit prefers."""
+    """A platform where learners of six habits take courses of the topics, levels and forms that they prefer."""
     draw = np.random.default_rng(seed)
     topic = draw.integers(len(TOPICS), size=courses)
     level, form = draw.integers(len(LEVELS), size=courses), draw.integers(len(FORMS), size=courses)
@@ -143,7 +143,7 @@ def platform(learners: int = 800, courses: int = 120, seed: int = 0) -> Platform
     known = draw.lognormal(0, 0.7, courses)
     appeal = known * (likes_topic[:, topic] + 0.01) * (likes_level[:, level] + 0.05) * (likes_form[:, form] + 0.05)
     taken = np.clip(draw.geometric(0.22, learners), 3, 25)
-    # The Gumbel trick draws courses without putting any back, in the order they were taken.
+    # The Gumbel trick samples courses without replacement, in the order in which they are taken.
     order = np.argsort(-(np.log(appeal) + draw.gumbel(size=appeal.shape)), axis=1)
     user = np.repeat(np.arange(learners), taken)
     item = np.concatenate([row[:n] for row, n in zip(order, taken, strict=True)])
@@ -157,10 +157,10 @@ def platform(learners: int = 800, courses: int = 120, seed: int = 0) -> Platform
 
 
 def course_row(ask: Any) -> Any:
-    """The row of one question."""
+    """The function that makes the row of one value of `ask`."""
 
     def row(data: Path, work: Path) -> dict[str, Any]:
-        from adapters import told
+        from adapters import result_row
 
         made = platform()
         encoders = [SentenceText()]
@@ -180,7 +180,7 @@ def course_row(ask: Any) -> Any:
             variant("own courses, groups", grouped, hybrid([])),
             variant("own courses, groups, content", grouped, hybrid(None)),
         ]
-        return told(
+        return result_row(
             outcomes, plain.metrics, "own courses", protocol=grouped.split.name, goal=None, reached=None,
             note="800 made-up learners of six habits, 120 courses; groups are found by k-means",
         )  # fmt: skip

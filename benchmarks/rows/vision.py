@@ -1,4 +1,4 @@
-"""Rows of `adapters.py`: vision."""
+"""Rows of `adapters.py`: image classification, detection and segmentation."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ REGS = [{"reg": reg} for reg in (30.0, 100.0, 300.0, 1000.0)]
 
 
 def pixels(pictures: Sequence[Any], edge: int = 8) -> NDArray[np.float32]:
-    """(n, 3 * edge * edge) colours of the pictures shrunk to so many pixels each way."""
+    """(n, 3 * edge * edge) colours from 0 to 1 of the pictures, resized to `edge` by `edge` pixels."""
     small = [np.asarray(decode(picture).resize((edge, edge), 4), np.float32).ravel() / 255 for picture in pictures]
     return np.stack(small)
 
 
 def at_size(model: Path, edge: int, folder: Path) -> Path:
-    """A copy of a vision model that takes pictures of `edge` pixels each way."""
+    """The folder of a copy of the vision model that reads pictures at `edge` by `edge` pixels."""
     target = folder / f"{model.name}_{edge}px"
     target.mkdir(parents=True, exist_ok=True)
     for file in model.iterdir():
@@ -48,8 +48,8 @@ def at_size(model: Path, edge: int, folder: Path) -> Path:
 
 
 def fashion(data: Path, work: Path) -> dict[str, Any]:
-    """Article type of product photos: the 20 commonest types, 3/4 of the photos known, 1/4 asked."""
-    from adapters import told
+    """Article type of product photos: the 20 most common types; a quarter of the photos is the test."""
+    from adapters import result_row
 
     images = pd.read_parquet(data / "fashion_products/images_128px.parquet")
     products = pd.read_csv(data / "fashion_products/products.csv.gz", dtype={"id": str})
@@ -87,20 +87,20 @@ def fashion(data: Path, work: Path) -> dict[str, Any]:
     outcomes.append(
         experiments.run(replace(problem, encoders=[small]), task, name="fine-tuned MobileNetV2", settings=REGS)
     )
-    return told(
+    return result_row(
         outcomes,
         problem.metrics,
         "8x8 pixels",
         protocol="20 commonest types, 65% train, 10% valid, 25% test",
         goal="accuracy 0.92 by picture, 0.97 with the title",
-        note="titles mostly name the article type, so the title alone all but predictions the question",
+        note="titles mostly name the article type, so the title alone almost answers the question",
         reached=outcomes[-1].metrics["accuracy"].value >= 0.92 and outcomes[-2].metrics["accuracy"].value >= 0.97,
     )
 
 
 def bccd(data: Path, work: Path) -> dict[str, Any]:
-    """Boxes of blood cells in smear photos: the set's own split, both of its learning parts known, its test asked."""
-    from adapters import told
+    """Detection of blood cells in smear photos: the data set's own test part, its other two parts for training."""
+    from adapters import result_row
 
     images = pd.read_parquet(data / "medical/bccd_images_320x240.parquet")
     boxes = pd.read_csv(data / "medical/bccd_boxes.csv.gz").rename(columns={"image": "picture"})
@@ -115,7 +115,7 @@ def bccd(data: Path, work: Path) -> dict[str, Any]:
         problem = detection.Detection(pictures, boxes, part, dense)
         outcome = experiments.run(problem.problem, TransferTask(Probe(reg=300.0)), name=name, settings=[{}], draws=10)
         outcomes.append(timed(problem.judged, outcome))
-    return told(
+    return result_row(
         outcomes,
         detection.BOX_METRICS,
         "filters",
@@ -127,19 +127,19 @@ def bccd(data: Path, work: Path) -> dict[str, Any]:
 
 
 class Remembered(DenseImage):
-    """Dense features that are kept: every fold asks for the same pictures."""
+    """Dense features that are cached, because every fold reads the same pictures."""
 
     def read(self, picture: Any) -> DensePicture:
-        """What is seen in the picture, once."""
-        known = self.__dict__.setdefault("known", {})
-        if picture not in known:
-            known[picture] = super().read(picture)
-        return known[picture]
+        """The features of the picture, computed once."""
+        cache = self.__dict__.setdefault("cache", {})
+        if picture not in cache:
+            cache[picture] = super().read(picture)
+        return cache[picture]
 
 
 def membranes(data: Path, work: Path) -> dict[str, Any]:
-    """Cell membranes in slices of electron microscopy: five folds of whole slices."""
-    from adapters import told
+    """Segmentation of cell membranes in electron microscopy, by cross-validation over whole slices."""
+    from adapters import result_row
 
     table = pd.read_parquet(data / "medical/em_membrane_256px.parquet")
     pictures = dict(zip(table["id"], table["image_png"], strict=True))
@@ -170,10 +170,10 @@ def membranes(data: Path, work: Path) -> dict[str, Any]:
                 problem = problem.in_context(TransferTask(recommender))
             task = TransferTask(recommender)
             outcome = experiments.run(problem.problem, task, name=name, settings=[{}], refit=False, draws=1)
-            judged = problem.judged(outcome, "membrane")  # cut where validation says
+            judged = problem.judged(outcome, "membrane")  # at the threshold chosen on validation
             folds.append(replace(judged, seconds=time.perf_counter() - start))
         outcomes.append(experiments.joined(folds, segmentation.MASK_METRICS))
-    return told(
+    return result_row(
         outcomes,
         segmentation.MASK_METRICS,
         "filters",
@@ -187,10 +187,10 @@ def membranes(data: Path, work: Path) -> dict[str, Any]:
 def timed(
     judge: Callable[[experiments.Outcome], experiments.Outcome], outcome: experiments.Outcome
 ) -> experiments.Outcome:
-    """The judged outcome, with the seconds of judging added."""
+    """The judged outcome, whose seconds include the judging."""
     start = time.perf_counter()
-    told = judge(outcome)
-    return replace(told, seconds=outcome.seconds + time.perf_counter() - start)
+    judged = judge(outcome)
+    return replace(judged, seconds=outcome.seconds + time.perf_counter() - start)
 
 
 ROWS = {
