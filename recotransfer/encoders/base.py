@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,10 @@ from recotransfer.data import Items
 from recotransfer.errors import InputError
 from recotransfer.registry import encoders
 from recotransfer.settings import settings_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
 
 
 class Encoder(Protocol):
@@ -64,21 +68,21 @@ class Features(NamedTuple):
         mask: (batch, positions) bool, True where a position holds content; None where all do.
     """
 
-    pooled: Any
-    dense: Any = None
-    mask: Any = None
+    pooled: Tensor
+    dense: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class TrainableEncoder(Encoder, Protocol):
     """An encoder whose weights a `Tuner` can change."""
 
-    def module(self) -> Any:
+    def module(self) -> Module:
         """A `torch.nn.Module` with a copy of the encoder's weights, which maps a batch of `collate` to `Features`."""
 
-    def collate(self, values: Sequence[Any]) -> Mapping[str, Any]:
+    def collate(self, values: Sequence[Any]) -> Mapping[str, Tensor]:
         """The tensors of one batch, as `module` takes them; all values must be readable."""
 
-    def saved(self, module: Any, folder: str | Path) -> Self:
+    def saved(self, module: Module, folder: str | Path) -> Self:
         """The same encoder with the weights of `module`, saved to `folder` atomically."""
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,10 @@ from recotransfer.encoders.models import folder_revision, model_folder, model_la
 from recotransfer.encoders.precision import Precision, checked_precision
 from recotransfer.errors import InputError, require
 from recotransfer.settings import PositiveInt, check_settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
 
 _MAX_PIXELS = 64_000_000  # a larger picture is more likely an attack on memory than a product photo
 # Processors scale the shorter edge to that of the network and crop afterwards: a strip of 6000 x 1 pixels, 132 bytes
@@ -146,7 +150,7 @@ class PretrainedImage:
 
         return "the model gave a vector that is not finite"
 
-    def module(self) -> Any:
+    def module(self) -> Module:
         """A trainable float32 copy of the model, which maps a batch of `collate` to `Features`.
 
         `dense` (batch, patches, width) has the patches, or the cells of the last feature map, row by row from the top
@@ -154,7 +158,7 @@ class PretrainedImage:
         """
         return _training_form(self._network)
 
-    def collate(self, values: Sequence[Any]) -> dict[str, Any]:
+    def collate(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """The model's inputs for a batch of pictures; raises `Unreadable` if one cannot be decoded."""
         if not len(values):
             raise InputError("there are no pictures to collate; give one at least")
@@ -164,7 +168,7 @@ class PretrainedImage:
         batch = [self._network.features(decode(value, self._network.size)) for value in values]
         return {name: torch.from_numpy(np.stack([one[name] for one in batch])) for name in batch[0]}
 
-    def saved(self, module: Any, folder: str | Path) -> PretrainedImage:
+    def saved(self, module: Module, folder: str | Path) -> PretrainedImage:
         """The same encoder with the weights of `module`, saved to `folder` atomically."""
         with saved_model(folder) as new, quiet_loading():
             module.network.save_pretrained(new)
@@ -361,7 +365,7 @@ def _patches(out: Any, pixels: Any, config: Any) -> Any:
     return states[:, states.shape[1] - (pixels.shape[-2] // size) * (pixels.shape[-1] // size) :]
 
 
-def _training_form(network: _Vision) -> Any:
+def _training_form(network: _Vision) -> Module:
     """A copy of a vision model as a module that takes a batch and returns `Features`."""
     torch = require("torch")
 
@@ -374,7 +378,7 @@ def _training_form(network: _Vision) -> Any:
             super().__init__()
             self.network = copy.deepcopy(network.model).float()
 
-        def forward(self, batch: Mapping[str, Any]) -> Features:
+        def forward(self, batch: Mapping[str, Tensor]) -> Features:
             out = getattr(self.network, "get_image_features", self.network)(**batch)
             return Features(_pool(out, pooled), _patches(out, batch["pixel_values"], self.network.config))
 

