@@ -1,8 +1,8 @@
-"""An artefact is a folder of checksummed files, replaced in one step and loaded without executing anything.
+"""Artefacts: folders of checksummed files that are replaced in one step and loaded without executing anything.
 
 `manifest.json` holds {"format": 1, "class": ..., "package": ..., "parts": {file: {"sha256": ..., "bytes": ...}}}. The
-files are `NAME.npy` (memory-mapped on load), `NAME.json`, `NAME.parquet` and those of folders `NAME/`, which hold
-models. There is no pickle anywhere.
+parts are `NAME.npy` (memory-mapped on load), `NAME.json`, `NAME.parquet` and folders `NAME/` of encoder models. Nothing
+is pickled.
 """
 
 from __future__ import annotations
@@ -33,12 +33,19 @@ from recotransfer.io.values import frame_to_ids, from_table, ids_to_frame, to_ta
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
-_MODEL_FILES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".md"}  # text and tensors: none of it can run
+_MODEL_FILES = {
+    ".json",
+    ".safetensors",
+    ".txt",
+    ".model",
+    ".jinja",
+    ".md",
+}  # text and tensors, which cannot execute code
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears under `path` whole or not at all, flushed to disk first."""
+    """A binary file for writing that appears at `path` complete and flushed to disk, or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -64,11 +71,11 @@ def _umask() -> int:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `path` when all is written, flushed to disk; else it is gone again.
+    """An empty folder to write into, which replaces `path` once it is complete and flushed to disk.
 
-    A folder that is at `path` already is replaced: check first that nothing in it is to be kept.
+    On error it is removed. An existing folder at `path` is lost: check first that nothing in it must be kept.
     """
-    path = Path(os.path.realpath(path))  # a link goes on pointing to it
+    path = Path(os.path.realpath(path))  # keeps a symbolic link, and replaces the folder it points to
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
 
@@ -99,13 +106,13 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to a file beside other results, atomically; equal values give equal bytes."""
+    """Write `value` as JSON, atomically; equal values give equal bytes."""
     with atomic_file(path) as file:
         file.write((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file that `write_json` wrote; refuses a damaged one."""
+    """The object that `write_json` wrote; raises `InputError` if the file is damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
@@ -118,13 +125,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def digest_of_events(events: Interactions) -> str:
-    """Fingerprint of a log: its ids and events."""
+    """SHA-256 fingerprint of a log: its ids and events."""
     arrays = (events.users.ids, events.items.ids, events.user, events.item, events.weight, events.time)
     return digest(*(a for a in arrays if a is not None))
 
 
 def digest(*arrays: Any) -> str:
-    """Fingerprint of arrays of any type; 1 and "1" differ."""
+    """SHA-256 fingerprint of arrays of any type; 1 and "1" differ."""
     out = hashlib.sha256()
     for array in map(np.asarray, arrays):
         out.update(f"{len(array)}{array.dtype.kind}\0".encode())
@@ -138,14 +145,14 @@ def digest(*arrays: Any) -> str:
 
 
 class ArtifactWriter:
-    """Collects the parts of one folder; use through `write_artifact`."""
+    """Writes the parts of one artefact; obtained from `write_artifact`."""
 
     def __init__(self, folder: Path, prefix: str = "") -> None:
         self.folder = folder
         self.prefix = prefix
 
     def within(self, name: str) -> ArtifactWriter:
-        """A writer into the same folder whose part names begin with `name.`."""
+        """A writer to the same folder that prefixes part names with `name.`."""
         return ArtifactWriter(self.folder, f"{self.prefix}{name}.")
 
     def _path(self, file: str) -> Path:
@@ -156,14 +163,14 @@ class ArtifactWriter:
         return path
 
     def array(self, name: str, values: NDArray[Any]) -> None:
-        """Store a numeric or boolean array."""
+        """Write a numeric or boolean array."""
         if values.dtype == object:
             raise TypeError(f"array {name} has dtype object; store ids with .ids and tables with .table")
 
         np.save(self._path(f"{name}.npy"), np.ascontiguousarray(values), allow_pickle=False)
 
     def matrix(self, name: str, values: sparse.csr_array | NDArray[Any]) -> None:
-        """Store a sparse matrix as three arrays and its shape, a dense one as an array."""
+        """Write a sparse matrix as three arrays and its shape, or a dense one as an array."""
         if isinstance(values, np.ndarray):
             self.array(name, values)
             return
@@ -174,21 +181,21 @@ class ArtifactWriter:
         self.array(f"{name}.shape", np.asarray(values.shape, np.int64))
 
     def json(self, name: str, value: Any) -> None:
-        """Store plain JSON data."""
+        """Write plain JSON data."""
         self._path(f"{name}.json").write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
 
     def table(self, name: str, frame: pd.DataFrame) -> None:
-        """Store a frame as Parquet, each cell so that it comes back with its own type."""
+        """Write a frame as Parquet, so that every cell keeps its type."""
         parquet.write_table(to_table(frame), self._path(f"{name}.parquet"))
 
     def ids(self, name: str, ids: NDArray[Any]) -> None:
-        """Store ids so that each comes back with its own type."""
+        """Write ids, so that each keeps its type."""
         self.table(name, ids_to_frame(ids))
 
     def folder_of_model(self, name: str, path: str | Path, files: Sequence[Path] | None = None) -> None:
-        """Store the folder of a model's text and tensor files under its own last name; anything else is refused.
+        """Copy an encoder model's folder, under its own name; only text and safetensors files are allowed.
 
-        `files` are those to store, all of the folder by default.
+        `files` lists the files to copy; by default all in the folder.
         """
         source = Path(path)
         files = _files(source) if files is None else files
@@ -202,7 +209,7 @@ class ArtifactWriter:
 
 
 class _OpenFiles:
-    """The files of an artefact, held open: they stay as they were checked when another takes the folder's name."""
+    """The open files of an artefact, which stay readable and unchanged when another save replaces the folder."""
 
     def __init__(self) -> None:
         self._descriptors: dict[str, int] = {}
@@ -213,7 +220,7 @@ class _OpenFiles:
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[BufferedReader]:
-        """The file, from its beginning."""
+        """The file, positioned at its start."""
         with open(self._descriptors[name], "rb", closefd=False) as file:
             file.seek(0)
             yield file
@@ -231,9 +238,9 @@ def _close_all(descriptors: dict[str, int]) -> None:
 
 
 class Artifact:
-    """An opened folder, whose files are those of one save; each is decoded when it is asked for.
+    """An opened artefact, whose files all come from one save; parts are decoded when they are read.
 
-    Reads of one `Artifact` share file positions, so that it belongs to one thread.
+    Reads share file positions, so use an `Artifact` from one thread only.
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], files: _OpenFiles, prefix: str = "") -> None:
@@ -243,12 +250,12 @@ class Artifact:
         self._files = files
 
     def within(self, name: str) -> Artifact:
-        """The files whose names begin with `name.`, as `ArtifactWriter.within` wrote them."""
+        """The parts whose names begin with `name.`, as `ArtifactWriter.within` wrote them."""
         return Artifact(self.folder, self.manifest, self._files, f"{self.prefix}{name}.")
 
     @property
     def class_name(self) -> str:
-        """The class that wrote the folder."""
+        """Name of the class that wrote the artefact."""
         return str(self.manifest["class"])
 
     def _name_of(self, file: str) -> str:
@@ -266,7 +273,7 @@ class Artifact:
             return _mapped(file)
 
     def matrix(self, name: str) -> sparse.csr_array | NDArray[Any]:
-        """The matrix, sparse or dense as it was stored, over memory-mapped arrays."""
+        """The matrix, sparse or dense as written, on memory-mapped arrays."""
         if f"{name}.npy" in self:
             return self.array(name)
 
@@ -283,15 +290,15 @@ class Artifact:
         return from_table(parquet.read_table(BytesIO(self._files.read(self._name_of(f"{name}.parquet")))))
 
     def ids(self, name: str) -> NDArray[Any]:
-        """The ids, each of its own type."""
+        """The ids, each in its original type."""
         return frame_to_ids(self.table(name))
 
     def has_folder(self, name: str) -> bool:
-        """True where `ArtifactWriter.folder_of_model` stored a folder of that name."""
+        """Whether `ArtifactWriter.folder_of_model` wrote a folder of this name."""
         return any(part.startswith(f"{self.prefix}{name}/") for part in self.manifest["parts"])
 
     def digests_of_model(self, name: str) -> dict[str, str]:
-        """The sha256 of each file that `ArtifactWriter.folder_of_model` stored, by its path in the model's folder."""
+        """Path in the model's folder -> SHA-256 digest, for each file that `ArtifactWriter.folder_of_model` wrote."""
         start = f"{self.prefix}{name}/"
         stored = {part.removeprefix(start): fact["sha256"] for part, fact in self.manifest["parts"].items()
                   if part.startswith(start)}  # fmt: skip
@@ -304,9 +311,9 @@ class Artifact:
         return {path.partition("/")[2]: digest for path, digest in stored.items()}
 
     def folder_of_model(self, name: str) -> Path:
-        """Where `ArtifactWriter.folder_of_model` stored the folder; another artefact may have taken its place since."""
+        """Path of the folder that `ArtifactWriter.folder_of_model` wrote; another save may have replaced it since."""
         start = f"{self.prefix}{name}/"
-        self.digests_of_model(name)  # refuses a manifest with other files
+        self.digests_of_model(name)  # raises if the manifest lists files of other types
         first = next(part for part in self.manifest["parts"] if part.startswith(start))
         folder = Path(self.folder, start, first.removeprefix(start).partition("/")[0])
         listed = {self.folder / part for part in self.manifest["parts"]}
@@ -318,7 +325,7 @@ class Artifact:
 
     @contextlib.contextmanager
     def copy_of_model(self, name: str) -> Iterator[Path]:
-        """The same folder as a temporary copy, made of the files that are open: whole, whatever is saved meanwhile."""
+        """A temporary copy of the same folder, made from the open files, so that a concurrent save cannot change it."""
         with tempfile.TemporaryDirectory() as copy:
             folder = self.folder_of_model(name)
             for path in self.digests_of_model(name):
@@ -331,7 +338,7 @@ class Artifact:
 
 
 def _manifest_of(folder: Path) -> dict[str, Any] | None:
-    """The manifest that lies in the folder now; None where there is none to be read."""
+    """The folder's current manifest; None if it cannot be read."""
     try:
         found: dict[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -341,17 +348,17 @@ def _manifest_of(folder: Path) -> dict[str, Any] | None:
 
 
 def _mapped(file: BufferedReader) -> NDArray[Any]:
-    """The array of an open `.npy` file, memory-mapped; numpy's own reader maps files by path only."""
+    """The array of an open `.npy` file, memory-mapped; numpy can only map files by path."""
     read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
     shape, fortran, dtype = read_header(file)
     if dtype.hasobject:
-        raise ValueError("an array of Python objects is not read, for it could run code")
+        raise ValueError("arrays of Python objects are not read, because unpickling them could run code")
 
     return np.memmap(file, dtype, "r", file.tell(), shape, "F" if fortran else "C")
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise `InputError` where writing an artefact to `path` would fail or lose files that are none of ours."""
+    """Raise `InputError` if writing an artefact to `path` would fail, or delete files that are not part of one."""
     if not path.exists():
         parent = next(p for p in path.absolute().parents if p.exists())
         if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
@@ -372,7 +379,7 @@ def _check_ours(folder: OpenFolder, present: set[str]) -> None:
             parts = set(json.load(file)["parts"])
     except (OSError, ValueError, LookupError, TypeError):
         if folder.replaced():
-            return  # by another save: what stands there now is an artefact
+            return  # by a concurrent save, so the folder is an artefact now
 
         raise InputError(f"{folder.path} holds other files; give a new folder, or that of an earlier model") from None
 
@@ -381,10 +388,10 @@ def _check_ours(folder: OpenFolder, present: set[str]) -> None:
 
 
 def write_artifact(path: str | Path, class_name: str, fill: Callable[[ArtifactWriter], None]) -> None:
-    """Write a folder through `fill`, then put it in place of `path` in one step.
+    """Write an artefact with `fill`, then move it to `path` in one step.
 
-    An existing artefact at `path` is replaced; anything else is refused, see `check_replaceable`. Who has the old one
-    open goes on reading it.
+    An existing artefact at `path` is replaced, and remains readable to those who have it open. Anything else at `path`
+    raises an error, see `check_replaceable`.
     """
     from recotransfer._version import __version__
 
@@ -401,15 +408,15 @@ def write_artifact(path: str | Path, class_name: str, fill: Callable[[ArtifactWr
 
 
 def open_artifact(path: str | Path, *, verify: bool = True) -> Artifact:
-    """An opened folder, whole as one save wrote it, also while others save to the same path.
+    """The artefact at `path`, complete as one save wrote it, even while others save to the same path.
 
     Args:
         path: the folder.
-        verify: compare every file's checksum with the manifest, which reads all bytes. False trusts the disk, for
-            folders that were checked before; sizes are compared all the same.
+        verify: compare every file's checksum with the manifest, which reads all bytes. With False only file sizes are
+            compared, for folders that were verified before.
 
     Raises:
-        ArtifactError: no artefact, another format, or a damaged file, which is named.
+        ArtifactError: `path` is not an artefact, has another format, or holds a damaged file, which is named.
     """
     path = Path(path)
     while True:
@@ -421,7 +428,7 @@ def open_artifact(path: str | Path, *, verify: bool = True) -> Artifact:
                     if not folder.replaced():
                         raise
         except (FileNotFoundError, NotADirectoryError):
-            if not path.is_dir():  # else it has just come back under its name
+            if not path.is_dir():  # otherwise a concurrent save was replacing it: try again
                 raise ArtifactError(f"{path} holds no {_MANIFEST}; give the folder that `save` wrote") from None
 
 

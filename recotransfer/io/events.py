@@ -1,4 +1,4 @@
-"""The columns of a log beside its ids: kinds of events, weights, times, and what becomes of repeated rows."""
+"""The columns of a log other than ids (event kinds, weights, times), and how repeated rows are treated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from recotransfer.io.schema import EventWeights, has_dates, is_row_number
 def weights_and_kinds(
     table: Table, names: Mapping[str, str], events: EventWeights
 ) -> tuple[NDArray[np.float64], NDArray[np.int16] | None, tuple[str, ...]]:
-    """Weight of each row, and its kind of event as a position in the kinds that occur; -1 and 0 for kinds left out."""
+    """Weight of each row, its event kind as a position in the kinds used, and these kinds.
+
+    Rows of a kind that is left out have weight 0 and kind -1.
+    """
     weight = np.ones(len(table.frame))
     kind: NDArray[np.int16] | None = None
     kinds: tuple[str, ...] = ()
@@ -29,7 +32,8 @@ def weights_and_kinds(
     uses_rating = events.rating_threshold is not None or events.rating_as_weight
     if uses_rating and "rating" not in names:
         raise InputError(
-            f"{table.name}: ratings are asked for, but there is no column of ratings; give columns={{'rating': ...}}"
+            f"{table.name}: rating_threshold and rating_as_weight need a rating column, but none was found; "
+            "give columns={'rating': ...}"
         )
 
     for role in ("rating", "weight"):
@@ -82,7 +86,7 @@ def _kinds(table: Table, column: str, events: EventWeights) -> tuple[NDArray[np.
 
 
 def times_of(table: Table, column: str, time_format: str | None) -> NDArray[np.float64]:
-    """(n,) seconds of each row; rows without a readable time are dropped from the table."""
+    """(n,) time of each row in seconds; rows without a readable time are dropped from the table."""
     try:
         times = parse_times(table.frame[column], time_format)
     except InputError as cause:
@@ -97,7 +101,7 @@ def times_of(table: Table, column: str, time_format: str | None) -> NDArray[np.f
 
 
 def drop_duplicates(table: Table, log: pd.DataFrame) -> None:
-    """Drop rows that equal an earlier one, where there are times; without them they are noted and kept."""
+    """Drop rows that equal an earlier one; in a log without times, keep them and add a note."""
     again = np.zeros(len(log), bool)
     again[table.keep] = log[table.keep].duplicated().to_numpy()
     if "time" in log:
@@ -109,7 +113,7 @@ def drop_duplicates(table: Table, log: pd.DataFrame) -> None:
 
 
 def merge_repeats(table: Table, log: pd.DataFrame, repeats: str) -> pd.DataFrame:
-    """The rows that are kept; with "sum" or "last", only the latest event of each user and item."""
+    """The kept rows; with `repeats` "sum" or "last", only the latest event of each user-item pair."""
     if repeats == "all":
         return log[table.keep]
 
@@ -127,7 +131,7 @@ def merge_repeats(table: Table, log: pd.DataFrame, repeats: str) -> pd.DataFrame
 
 
 def note_unread(table: Table, names: Mapping[str, str]) -> None:
-    """Note the columns of a log that nobody reads, and dates among them where the log has no time."""
+    """Note the columns of a log that are not used, and which of them may hold times if it has none."""
     unread = [c for c in table.frame.columns if c not in names.values() and not is_row_number(c, table.frame[c])]
     if not unread:
         return
@@ -141,6 +145,6 @@ def note_unread(table: Table, names: Mapping[str, str]) -> None:
 
     remedy = ""
     if "weight" not in names and any(pd.api.types.is_numeric_dtype(table.frame[c]) for c in unread):
-        remedy = '; name one that tells how much an event counts with columns={"weight": ...}'
+        remedy = '; to use one as the weight of events, give columns={"weight": ...}'
 
-    table.notes.append(f"columns that play no part: {', '.join(unread)}{remedy}")
+    table.notes.append(f"columns that are not used: {', '.join(unread)}{remedy}")

@@ -1,4 +1,4 @@
-"""Clean ids from the cells of an id column: changes made by other programs are undone, missing ids are found."""
+"""Clean ids from an id column: undo changes made by other programs, and find missing ids."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from recotransfer.data.matching import match_ids
 from recotransfer.errors import InputError
 from recotransfer.io.report import Table
 
-# What programs write for a missing id. An id of the other table that is spelt so stays an id.
+# Spellings of a missing id. They still count as ids if the other table has such an id.
 _MISSING_IDS = {
     "", "none", "null", "nan", "nat", "na", "n/a", "#n/a", "<na>", "\\n", "nil", "undefined",
 }  # fmt: skip
@@ -26,7 +26,7 @@ _MISSING_IDS = {
 
 @dataclass(frozen=True)
 class CleanIds:
-    """The ids of a column, (n,) bool marking missing ones, and notes on what was made of them."""
+    """The ids of a column, (n,) bool marking missing ones, and notes on what was changed."""
 
     values: pd.Series
     missing: NDArray[np.bool_]
@@ -34,17 +34,17 @@ class CleanIds:
 
 
 def clean_ids(values: pd.Series, known: IdMap | None = None) -> CleanIds:
-    """The ids as they came, but for what programs did to them.
+    """The column's ids, with typical changes made by other programs undone.
 
-    Whole floats and decimals (5.0, Decimal("5")) become integers, text "5.0" becomes "5" where all ids are such
-    numbers, spaces around text go, and words such as "nan" and "None" are missing ids.
+    Whole floats and decimals (5.0, Decimal("5")) become integers, text "5.0" becomes "5" if all ids are such numbers,
+    spaces around text are removed, and words such as "nan" and "None" count as missing.
 
     Args:
         values: the column.
-        known: ids of the other table; ids that are among them are not changed.
+        known: ids of the other table; ids among them are not changed.
 
     Raises:
-        TypeError: values that cannot be ids, such as lists.
+        TypeError: the column holds values that cannot be ids, such as lists.
     """
     missing = values.isna().to_numpy().copy()
     if values.dtype.kind == "f":
@@ -101,7 +101,7 @@ def clean_ids(values: pd.Series, known: IdMap | None = None) -> CleanIds:
 
 
 def _clean_id(value: Any) -> Any:
-    """The id, or None for a missing one."""
+    """The cleaned id, or None if it is missing."""
     if isinstance(value, str):
         bare = value.strip()
         if bare.lower() in _MISSING_IDS:
@@ -119,7 +119,7 @@ def _clean_id(value: Any) -> Any:
 
 
 def settled_ids(values: pd.Series) -> pd.Series:
-    """Ids without gaps in their plainest type: int64, str, or object where they are mixed."""
+    """Ids without missing ones in their most specific type: int64, str, or object if they are mixed."""
     if values.dtype == object:
         kinds = {type(v) for v in values}
         return values.infer_objects() if len(kinds) == 1 else values
@@ -131,12 +131,12 @@ def settled_ids(values: pd.Series) -> pd.Series:
 
 
 def take_ids(table: Table, column: str, role: str, known: IdMap | None = None) -> pd.Series:
-    """The column's clean ids; rows without one are dropped from the table."""
+    """The column's cleaned ids; rows without an id are dropped from the table."""
     try:
         ids = clean_ids(table.frame[column], known)
     except TypeError as cause:
         raise InputError(
-            f"{table.name}: column {column!r} holds values that are no ids ({cause}); use plain ids"
+            f"{table.name}: column {column!r} holds values that cannot be ids ({cause}); use text or numbers"
         ) from None
 
     table.notes += [f"column {column!r}: {note}" for note in ids.notes]
@@ -146,7 +146,7 @@ def take_ids(table: Table, column: str, role: str, known: IdMap | None = None) -
 
 
 def distinct_ids(values: pd.Series) -> pd.Index:
-    """The column's distinct clean ids; none where its values cannot be ids."""
+    """The column's distinct cleaned ids; empty if its values cannot be ids."""
     try:
         clean = clean_ids(values)
     except TypeError:  # lists and the like are no ids
@@ -158,7 +158,7 @@ def distinct_ids(values: pd.Series) -> pd.Index:
 
 
 def share_known(ids: NDArray[Any], known: IdMap) -> float:
-    """The share of the ids that are known, in whatever type."""
+    """Share of the ids that are known, after conversion between types."""
     if not len(ids):
         return 0.0
 
@@ -166,5 +166,5 @@ def share_known(ids: NDArray[Any], known: IdMap) -> float:
 
 
 def share_in(known: IdMap, values: pd.Series) -> float:
-    """The share of a column's distinct ids that are known."""
+    """Share of a column's distinct ids that are known."""
     return share_known(np.asarray(distinct_ids(values)), known)

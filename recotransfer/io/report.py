@@ -1,4 +1,4 @@
-"""A table that is being read, and the report of what became of its rows."""
+"""A table while it is being read, and the report of which rows were kept and dropped."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from recotransfer.errors import InputError
 
 @dataclass(frozen=True)
 class Dropped:
-    """Rows (or, where `cells` is true, single cells emptied in rows that stay) left out for one reason.
+    """Rows dropped for one reason; if `cells` is true, single cells emptied in rows that are kept.
 
-    `rows` are the first ten row numbers, counted as the report's `numbering` says.
+    `rows` holds the first ten row numbers, in the report's `numbering`.
     """
 
     reason: str
@@ -32,10 +32,10 @@ class Dropped:
 
 @dataclass(frozen=True)
 class ReadReport:
-    """What a read kept and dropped; `rows_read` is `rows_kept` plus the counts of all dropped rows.
+    """What a reader kept and dropped; `rows_read` is `rows_kept` plus the counts of all dropped rows.
 
-    `numbering` is "line" for CSV: the line of the file that the row starts on, the header being line 1. It is "row" for
-    everything else, and for CSV files with empty lines inside: rows are counted from 1, the header apart.
+    `numbering` is "line" for CSV files: the line on which the row starts, where the header is line 1. It is "row" for
+    all other sources and for CSV files with empty lines: rows are counted from 1, without the header.
     """
 
     source: str
@@ -68,18 +68,17 @@ class ReadReport:
 
 @dataclass
 class Table:
-    """A source that is being read: its frame, which rows are kept so far, and what was noted.
+    """A source while it is being read: its frame, the rows kept so far, and notes for the report.
 
     Attributes:
         frame: one row per row of the source.
         name: the source's name in messages.
-        folder: where relative paths in cells start; None where there is no such folder.
-        lines: (n,) the line of the file that each row starts on; None where rows are counted instead.
-        notes: choices made on the way.
-        dropped: rows and cells left out so far.
-        decimal_comma: whether the file comes from where decimals are written with a comma, as semicolons between
-            cells suggest.
-        keep: (n,) bool, the rows that are kept so far.
+        folder: base folder of relative paths in cells; None if there is none.
+        lines: (n,) line of the file on which each row starts; None if rows are counted instead.
+        notes: choices that the reader made, for the report.
+        dropped: rows and cells dropped so far.
+        decimal_comma: whether numbers probably use a decimal comma, as in files with semicolons between cells.
+        keep: (n,) bool, the rows kept so far.
     """
 
     frame: pd.DataFrame
@@ -94,19 +93,19 @@ class Table:
         self.keep = np.ones(len(self.frame), bool)
 
     def at(self, rows: NDArray[np.int64]) -> tuple[int, ...]:
-        """The numbers by which a person finds the first ten of `rows` in the source."""
+        """Line or row numbers in the source of the first ten of `rows`."""
         numbers = rows + 1 if self.lines is None else self.lines[rows]
         return tuple(int(n) for n in numbers[:10])
 
     @property
     def numbering(self) -> Literal["line", "row"]:
-        """Whether `at` counts lines of the file or rows from 1."""
+        """Whether `at` returns line numbers of the file or row numbers from 1."""
         return "row" if self.lines is None else "line"
 
     def drop(
         self, bad: NDArray[np.bool_], reason: str, column: str | None, remedy: str, *, cells: bool = False
     ) -> None:
-        """Record those rows of `bad` that are kept so far, and unless only `cells` are meant drop them."""
+        """Record the rows in `bad` that are still kept, and drop them, unless only `cells` were emptied."""
         bad = bad & self.keep
         rows = np.flatnonzero(bad)
         if not len(rows):
@@ -119,25 +118,25 @@ class Table:
             self.keep &= ~bad
 
     def report(self, kept: int) -> ReadReport:
-        """What became of the rows, `kept` of which went into the carrier."""
+        """The report of this read, with `kept` rows in the result."""
         return ReadReport(self.name, len(self.frame), kept, tuple(self.dropped), tuple(self.notes), self.numbering)
 
     def check_some_left(self, what: str) -> None:
-        """Raise with the whole report when no row is left."""
+        """Raise `InputError` with the full report if no row is left."""
         if not self.keep.any():
             raise InputError(
-                f"{self.name}: no {what} is left after reading; mend the rows named here\n{self.report(0)}"
+                f"{self.name}: no {what} is left after reading; correct the rows named here\n{self.report(0)}"
             )
 
 
 def shortened(value: Any) -> str:
-    """The value as an example in a message, 60 characters at most."""
+    """The value's repr for a message, cut to 60 characters."""
     shown = repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def check_names(names: Sequence[str], source: str) -> None:
-    """Raise where a table has no columns, or two of one name."""
+    """Raise `InputError` if a table has no columns, or two with the same name."""
     if not names:
         raise InputError(f"{source}: has no columns; give a table with a header")
     if twice := sorted({n for n in names if n and names.count(n) > 1}):

@@ -1,6 +1,7 @@
-"""Where tables come from: CSV, Parquet, DataFrames and SQL databases as frames that know their row numbers.
+"""Tables from CSV, Parquet, DataFrames and SQL databases, as frames with row numbers for messages.
 
-What the cells mean is settled in `parsing` and `schema`, what becomes of them in `readers`. No source is written to.
+Cells are parsed in `parsing`, columns interpreted in `schema`, and carriers built in `readers`. Sources are never
+written to.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from recotransfer.io.databases import read_sql
 from recotransfer.io.parquet_files import read_parquet
 from recotransfer.io.report import Table, check_names
 
-Source: TypeAlias = Annotated[str | Path | pd.DataFrame, Unchecked()]  # what else it may be is named with a remedy
+Source: TypeAlias = Annotated[
+    str | Path | pd.DataFrame, Unchecked()
+]  # `load_table` has a remedy for each common other type
 
 _KINDS = (
     "give CSV (.csv, .tsv, .txt, also .gz), Parquet (.parquet or a folder of them), or a database URL such as "
@@ -44,21 +47,21 @@ _OTHER_DATABASES = ("mongodb", "mongodb+srv", "redis", "rediss", "cassandra", "n
 
 
 def read_table(source: Source) -> pd.DataFrame:
-    """The source as a plain frame with a default index; the cells of a CSV file stay text, empty ones missing.
+    """The source as a plain frame with a default index; cells of CSV files stay text, and empty cells are missing.
 
     Args:
         source: a `.csv`, `.tsv` or `.txt` file (also `.gz`), a `.parquet` file or a folder of them, a DataFrame, or
             `"sqlite:///shop.db#events"`: a SQLAlchemy URL and, after `#`, a table or a SELECT.
 
     Raises:
-        InputError: a source that cannot be read; the message names file, line and remedy.
+        InputError: the source cannot be read; the message names the file, the line and a remedy.
         MissingExtraError: the driver of the database is not installed.
     """
     return load_table(source).frame
 
 
 def load_table(source: Source) -> Table:
-    """The source as `read_table` describes, with its name and row numbers."""
+    """A source of `read_table` with its name and row numbers."""
     if isinstance(source, pd.DataFrame):
         return _from_frame(source, "DataFrame")
 
@@ -95,7 +98,7 @@ def _from_url(source: str) -> Table:
 
 
 def _check_scheme(source: str) -> None:
-    """Refuse addresses that are no database; a `Path` made of one has a single slash left."""
+    """Raise for URLs that are not SQL databases, and for `Path`s made from URLs, which have only one slash left."""
     scheme, found, _ = source.partition(":/")
     scheme = scheme.lower()
     if not found:
@@ -111,11 +114,11 @@ def _check_scheme(source: str) -> None:
             'a database URL starts without "jdbc:", for example "postgresql+psycopg://user@host/shop#events"'
         )
     if scheme in _OTHER_DATABASES:
-        raise InputError(f"{scheme} is no SQL database; export the table as CSV or Parquet and give the path")
+        raise InputError(f"{scheme} is not an SQL database; export the table as CSV or Parquet and give the path")
 
 
 def _no_source(source: object) -> str:
-    """Why an object of another type is not read, and what to give in its place."""
+    """The message for an object of an unsupported type, with what to pass instead."""
     kind = f"{type(source).__module__.partition('.')[0]}.{type(source).__qualname__}"
     if hasattr(source, "to_pandas"):
         remedy = "give it as table.to_pandas()"
@@ -155,7 +158,7 @@ def _from_frame(frame: pd.DataFrame, name: str, folder: Path | None = None, note
 
 
 def _plain_types(column: pd.Series) -> pd.Series:
-    """The column without categories and Arrow's own types."""
+    """The column with pandas types instead of categories and Arrow types."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         return _inferred(column.astype(object))
     if not isinstance(column.dtype, pd.ArrowDtype):
@@ -167,6 +170,6 @@ def _plain_types(column: pd.Series) -> pd.Series:
 
 
 def _inferred(column: pd.Series) -> pd.Series:
-    """The column in its plainest type; whole numbers with gaps stay objects, as floats would round large ids."""
+    """The column in its most specific type; integers with gaps stay objects, because floats would round large ids."""
     filled = column.dropna().infer_objects()
     return column if len(filled) < len(column) and filled.dtype.kind in "iu" else column.infer_objects()

@@ -1,7 +1,7 @@
-"""Ids and cells of any common type as text and back, each of its own type; nothing is executed.
+"""Ids and cells of any common type, encoded as text and decoded to the same type without executing anything.
 
-A value is written as its kind, such as "int" or "date", and text. What has no kind here cannot be saved, which
-`check_ids` says before a model is fitted, not after it.
+A value is encoded as a kind, such as "int" or "date", and a text. Values of other types cannot be saved; `check_ids`
+finds them before a model is fitted, so that no work is lost.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from recotransfer.errors import ArtifactError, InputError
 
-_CODED = b"recotransfer.coded"  # Parquet metadata: names of the columns whose cells are kinds and texts
+_CODED = b"recotransfer.coded"  # Parquet metadata key: names of the columns whose cells are encoded
 
 
 class _Kind(NamedTuple):
@@ -31,7 +31,7 @@ class _Kind(NamedTuple):
 
 
 def _zone_name(zone: tzinfo | None) -> str | None:
-    """Name that `ZoneInfo` knows; None for fixed offsets and no zone at all."""
+    """The IANA name of a time zone; None for fixed offsets or no zone."""
     name = getattr(zone, "key", None) or getattr(zone, "zone", None)
     return name if isinstance(name, str) else None
 
@@ -120,10 +120,10 @@ _BY_NAME = {kind.name: kind for kind in [*_CELLS.values(), _ESCAPED]}
 
 
 def pack(value: Any, kinds: dict[type, _Kind] = _CELLS) -> tuple[str, str]:
-    """Kind and text of a value; numpy's scalars become Python's.
+    """(kind, text) of a value; numpy scalars are encoded as Python's.
 
     Raises:
-        KeyError: a type that has no kind.
+        KeyError: the value's type has no kind.
     """
     if isinstance(value, np.ndarray):
         value = value.tolist()
@@ -140,7 +140,7 @@ def pack(value: Any, kinds: dict[type, _Kind] = _CELLS) -> tuple[str, str]:
 
 
 def unpack(kind: str, text: str) -> Any:
-    """The value that `pack` was given."""
+    """The value that `pack` encoded."""
     if kind not in _BY_NAME:
         raise ArtifactError(f"a value of kind {kind!r} cannot be read; install the version that wrote it")
 
@@ -151,7 +151,7 @@ def unpack(kind: str, text: str) -> Any:
 
 
 def check_ids(*ids: NDArray[Any]) -> None:
-    """Raise `InputError` for an id that could not be saved; `fit` begins with it, so that no work is lost."""
+    """Raise `InputError` for an id that cannot be saved."""
     for some in ids:
         if some.dtype == object:
             plain = {str, int, bool, float, bytes, UUID}
@@ -168,7 +168,7 @@ def _not_saved(value: Any, of: str) -> InputError:
 
 
 def ids_to_frame(ids: NDArray[Any]) -> pd.DataFrame:
-    """A frame with one row per id, from which `frame_to_ids` makes the same ids."""
+    """A frame with one row per id, which `frame_to_ids` turns back into the same ids."""
     if ids.dtype != object:
         return pd.DataFrame({"id": ids})
 
@@ -187,19 +187,19 @@ def ids_to_frame(ids: NDArray[Any]) -> pd.DataFrame:
 
 
 def frame_to_ids(frame: pd.DataFrame) -> NDArray[Any]:
-    """The ids, each of its own type."""
+    """The ids that `ids_to_frame` encoded, each in its original type."""
     if "id" in frame:
         return np.asarray(frame["id"])
 
     values = (unpack(kind, text) for kind, text in zip(frame["kind"], frame["text"], strict=True))
-    return np.fromiter(values, dtype=object, count=len(frame))  # an array of tuples would be a table
+    return np.fromiter(values, dtype=object, count=len(frame))  # np.array would turn tuples into a 2-d array
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
 def to_table(frame: pd.DataFrame) -> pa.Table:
-    """An Arrow table of the frame; columns that Parquet cannot hold as they are become kinds and texts."""
+    """The frame as an Arrow table; columns that Parquet would change are encoded."""
     coded = [str(name) for name in frame if not _is_native(frame[name])]
     cells = {str(name): _coded(frame[name]) if str(name) in coded else frame[name] for name in frame}
     table = pa.Table.from_pandas(pd.DataFrame(cells, index=frame.index), preserve_index=False)
@@ -210,7 +210,7 @@ def to_table(frame: pd.DataFrame) -> pa.Table:
 
 
 def from_table(table: pa.Table) -> pd.DataFrame:
-    """The frame that `to_table` was given."""
+    """The frame that `to_table` encoded."""
     coded = json.loads((table.schema.metadata or {}).get(_CODED, b"[]"))
     frame: pd.DataFrame = table.to_pandas()
     for name in coded:
@@ -221,7 +221,7 @@ def from_table(table: pa.Table) -> pd.DataFrame:
 
 
 def _is_native(column: pd.Series) -> bool:
-    """True for a column that comes back from Parquet with cells of the same types and values."""
+    """Whether Parquet preserves the types and values of all cells of the column."""
     if column.dtype != object:
         try:
             pa.Array.from_pandas(column)
@@ -241,13 +241,3 @@ def _coded(column: pd.Series) -> pd.Series:
 
 def _missing(cell: Any) -> bool:
     return not pd.api.types.is_list_like(cell) and bool(pd.isna(cell))
-
-
-def check_columns(frame: pd.DataFrame) -> None:
-    """Raise `InputError` for a column with a cell that could not be saved."""
-    for name in frame:
-        try:
-            if not _is_native(frame[name]):
-                _coded(frame[name])
-        except (KeyError, ValueError) as cause:
-            raise InputError(f"column {name!r} holds values that cannot be saved ({cause}); leave it out") from None

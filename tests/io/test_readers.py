@@ -520,7 +520,7 @@ def test_unknown_events_ids_and_empty_results_are_explained(tmp_path):
     slash = write(tmp_path, "s.csv", "user,item,date\na,x,03/04/2025\n")
     refused(["s.csv", "column 'date'", "03/04/2025", "time_format"], read_interactions, slash)
     assert read_interactions(slash, time_format="%m/%d/%Y").data.time[0] == pd.Timestamp("2025-03-04").timestamp()
-    refused(["ratings are asked for"], read_interactions, path, events=EventWeights({"wish": 1}, rating_threshold=4))
+    refused(["need a rating column"], read_interactions, path, events=EventWeights({"wish": 1}, rating_threshold=4))
     refused(["repeats", "'first'"], EventWeights, repeats="first")
     refused(["'view'", "nan"], EventWeights, {"view": float("nan")})
     refused(["unknown_items", "'skip'"], read_interactions, path, unknown_items="skip")

@@ -48,7 +48,7 @@ class Spark:
         ("https://shop.example/events.csv", ["download it first", "curl"]),
         ("file:///tmp/events.csv", ["without file://"]),
         ("jdbc:postgresql://host/shop", ['without "jdbc:"']),
-        ("mongodb://host/shop#events", ["no SQL database", "export"]),
+        ("mongodb://host/shop#events", ["not an SQL database", "export"]),
         ("nosuchdb://host/shop#events", ["nosuchdb", "sqlite"]),
     ],
     ids=lambda value: str(type(value).__name__ if not isinstance(value, (str, list)) else value)[:40],
