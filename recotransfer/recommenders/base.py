@@ -1,4 +1,4 @@
-"""The contract of every recommender, with `recommend`, `similar_items`, `save` and `load` written once."""
+"""The base class of every recommender: it translates ids, so that models compute on positions."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ from recotransfer.numerics.vectors import Float
 from recotransfer.recommenders._lists import filled, merged, reason_for
 from recotransfer.recommenders._state import FittedState
 
-BLOCK = 2048  # users scored at a time: what memory depends on
+BLOCK = 2048  # users scored at a time, which bounds memory
 Matrix: TypeAlias = Float | sparse.csr_array
 
 
 class Recommender(FittedState):
     """Ranks items for users.
 
-    Subclasses implement `_fit`, `_scores`, `_write` and `_read` on positions; this class translates ids. Where a model
-    has no evidence (an empty history, the tail of a sparse list), items follow by popularity, with scores below all
-    scored ones, so that a list is shorter than k only where fewer items are allowed.
+    Subclasses implement `_fit`, `_scores`, `_write` and `_read` on positions; this class translates ids. A list that a
+    model cannot fill (an empty history, too few scored items) is filled up by popularity, with scores below all others,
+    so that it has fewer than k items only if fewer are allowed.
 
     Attributes:
-        needs_items: `fit` needs embeddings.
-        scores_new_items: `extend` takes items unseen in `fit`, and items without events are ranked on their content.
-        scores_new_users: `histories` of users unseen in `fit` can be ranked for.
-        search_space: setting -> (low, high), the range that tuning searches, on a log scale.
-        gives_probabilities: scores are probabilities that the user (label) has the item, so they compare across users.
-        compares_users: `label` ranks the users asked for against each other, so it must see them all at once.
-        source_of_scores: what a reason names where a model cannot attribute a score to items of the history.
-        update_: what the last update did: how, new events, users and items, seconds. Only there after one.
+        needs_items: whether `fit` requires embeddings.
+        scores_new_items: whether `extend` accepts items unseen in `fit`, and content ranks items without events.
+        scores_new_users: whether `recommend` accepts `histories` of users unseen in `fit`.
+        search_space: setting -> (low, high), the range that tuning searches on a log scale.
+        gives_probabilities: whether scores are probabilities that the user (label) has the item, so that users compare.
+        compares_users: whether `label` ranks users against each other, so that all must be scored together.
+        source_of_scores: the component named in a reason if the model cannot attribute scores to items of the history.
+        update_: a record of the last update: how it was done, seconds, new events, users and items. Unset before.
     """
 
     needs_items: ClassVar[bool] = False
@@ -71,12 +71,12 @@ class Recommender(FittedState):
 
     @abstractmethod
     def _scores(self, events: Interactions) -> Matrix:
-        """(users of `events`, items): dense, or sparse where an item that is not stored has no evidence."""
+        """(users of `events`, items) scores, dense or sparse; cells not stored in a sparse result have no score."""
 
     def _rank(
         self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
     ) -> TopK:
-        """The k best items of each user; models with an index override it."""
+        """The k best items for each user; models that search an index override this."""
         scores = self._scores(events)
         if isinstance(scores, np.ndarray):
             return top_k_of_scores(scores, k, exclude=exclude, mask=mask)
@@ -84,38 +84,38 @@ class Recommender(FittedState):
         return top_k_of_sparse(scores, k, exclude=exclude, mask=mask)
 
     def _history_weights(self, events: Interactions) -> sparse.csr_array:
-        """(users, items) weight of each item in a user's history; without times nothing decays."""
+        """(users, items) weight of each item in a user's history, decaying with age if the events have times."""
         return histories(events, getattr(self, "history_decay", 1.0) if events.time is not None else 1.0)
 
     def _contributions(
         self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]
     ) -> Mapping[str, Float]:
-        """Component of the model -> (len(history), len(items)) what each item of the history adds to each score.
+        """Model component -> (len(history), len(items)) contribution of each item of the history to each score.
 
-        Empty where a model cannot attribute its scores.
+        Empty if the model cannot attribute its scores.
         """
         return {}
 
     def _extend(self, items: Embeddings) -> None:
-        """Add new items, in place; all of `items` are new. `catalogue_` and `events_` are extended already."""
+        """Add `items`, all of them new, in place. `catalogue_` and `events_` already include them."""
         raise NotImplementedError
 
     def _content(self) -> Embeddings | None:
-        """The vectors that the model keeps of its catalogue; None where it keeps none or was fitted without."""
+        """The catalogue's vectors, if the model keeps any, else None."""
         return None
 
     def _width(self) -> int | None:
-        """Width of the embeddings it was fitted with; None where there were none."""
+        """Dimension of the embeddings the model was fitted with; None if it was fitted without."""
         content = self._content()
         return None if content is None else content.dim
 
     def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
-        """Learn from `events` in place, and return in words how that was done.
+        """Learn from `events` in place, and return a description of how it was done.
 
         Args:
             events: all events, old and new, sorted by user and time.
-            fresh: vectors of the new items, which are the last of the catalogue; None for a model fitted without any.
-            before: the old events alone, over the users and items of `events`.
+            fresh: vectors of the new items, which are the last of the catalogue; None if the model has no vectors.
+            before: the old events only, over the users and items of `events`.
         """
         content = self._content()
         self._fit(events, content if content is None or fresh is None else content.joined(fresh))
@@ -124,18 +124,17 @@ class Recommender(FittedState):
     # -- fit -----------------------------------------------------------------------------------------------------------
 
     def fit(self, interactions: Interactions, items: Embeddings | None = None, *, columns: Items | None = None) -> Self:
-        """Learn from events (and embeddings); the catalogue is the items of both. Returns self.
+        """Fit the model to events and embeddings, and return self. The catalogue is the union of their items.
 
-        What an earlier fit learned is replaced in one step at the end, so that nothing of it is left, and an error
-        leaves the model unchanged.
+        A refit replaces the earlier fit completely, in one step at the end. On error the model is unchanged.
 
         Args:
             interactions: the log.
-            items: the items' vectors.
-            columns: the items' columns, for filters. Items without a row have empty cells.
+            items: item embeddings.
+            columns: item columns for filters; items without a row have empty cells.
 
         Raises:
-            InputError: a setting out of its bounds, no events, or no embeddings where the model needs some.
+            InputError: a setting is out of bounds, there are no events, or the model needs embeddings.
         """
         if self.needs_items and items is None:
             raise InputError(f"{type(self).__name__} needs embeddings: fit(interactions, items)")
@@ -157,20 +156,19 @@ class Recommender(FittedState):
     def updated(
         self, interactions: Interactions, items: Embeddings | None = None, *, columns: Items | None = None
     ) -> Self:
-        """A model that has also learned from further events, of new users and items too. This one stays as it is.
+        """A copy of the model that has also learned from new events, which may add users and items.
 
-        A model in closed form becomes what `fit` on all events makes of it, up to rounding. ALS, BPR and SASRec go on
-        from what they have learned, for fewer sweeps; networks and the weights of fusions are kept. `update_` says how
-        it was done.
+        This model is unchanged. Closed-form models equal a `fit` on all events, up to rounding. ALS, BPR and SASRec
+        continue from what they have learned, for fewer passes; re-ranking networks and fusion weights are kept.
+        `update_` records how it was done.
 
         Args:
             interactions: the new events.
-            items: vectors of new items; those of known items are left as they are.
-            columns: columns of new items, for filters; cells they lack are empty.
+            items: vectors of new items; vectors of known items are ignored.
+            columns: columns of new items, for filters; missing cells are empty.
 
         Raises:
-            InputError: the new events have no times where the old ones do, or the other way round; vectors of another
-                width than those of the fit.
+            InputError: only one of the old and new events have times, or the vectors' dimension differs from the fit.
         """
         model = self._now()
         start = time.perf_counter()
@@ -200,29 +198,30 @@ class Recommender(FittedState):
     def partial_fit(
         self, interactions: Interactions, items: Embeddings | None = None, *, columns: Items | None = None
     ) -> Self:
-        """Become what `updated` returns, in one step: requests that are running go on with the model as it was.
+        """Update this model in place as `updated` does, and return self.
 
-        Returns self. On error the model is unchanged.
+        The change takes effect in one step: requests already running finish with the old model. On error the model is
+        unchanged.
         """
         self.__dict__ = self.updated(interactions, items, columns=columns).__dict__
         return self
 
     def _updated(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> Self:
-        """A copy that has learned all `events`; arguments as in `_update`."""
+        """A copy that has learned from all `events`; arguments as in `_update`."""
         out = self._copied()
         out._take(events)
         out.update_ = {"how": out._update(out.events_, fresh, before)}
         return out
 
     def extend(self, items: Embeddings, *, columns: Items | None = None) -> Self:
-        """A model that also knows `items`, without a refit. This one stays as it is.
+        """A copy of the model whose catalogue also includes `items`, without a refit. This model is unchanged.
 
         Args:
-            items: vectors of new items; known items are left as they are.
-            columns: their columns, for filters; cells they lack are empty.
+            items: vectors of new items; known items are ignored.
+            columns: columns of the new items, for filters; missing cells are empty.
 
         Raises:
-            InputError: a model that cannot rank items unseen in fit, or vectors of another width than those of the fit.
+            InputError: the model cannot rank items unseen in fit, or the vectors' dimension differs from the fit.
         """
         out = self._copied()
         out._check_fitted()
@@ -231,7 +230,7 @@ class Recommender(FittedState):
         return out
 
     def _take_in(self, items: Embeddings, columns: Items | None) -> None:
-        """Add those of `items` that are new, in place."""
+        """Add the new items among `items` to the catalogue, in place."""
         if not self.scores_new_items:
             raise InputError(f"{type(self).__name__} cannot rank items unseen in fit; refit it or use HybridItems")
 
@@ -248,7 +247,7 @@ class Recommender(FittedState):
             self._extend(items.align(ids))
 
     def for_batch(self) -> Self:
-        """A copy for batch jobs: the model as it is now, with exact search."""
+        """A copy for batch jobs, with exact search; later updates do not affect it."""
         return self._now()
 
     # -- results -------------------------------------------------------------------------------------------------------
@@ -268,14 +267,19 @@ class Recommender(FittedState):
         """The k best items for each user.
 
         Args:
-            users: ids; by default all users of `histories`, or of the fit without `histories`.
+            users: user ids; by default all users of `histories` if given, else of the fit.
             k: list length, at least 1.
-            exclude_seen: leave out the items of the user's history.
+            exclude_seen: leave out items in the user's history.
             filter: which items may be recommended.
-            histories: the users' events up to now, in place of those of the fit. Users may be new, items may not.
-            items: vectors of items unseen in `fit` to rank as well.
-            columns: columns of those items, for `filter`; an empty cell passes no comparison.
-            reason: also say which items of the history and which components of the model put each item there.
+            histories: the users' events up to now, used instead of those of the fit. Users may be new, items may not.
+            items: vectors of items unseen in `fit`, to be ranked as well.
+            columns: columns of those items, for `filter`; comparisons with empty cells are false.
+            reason: explain each item by the items of the history and the model components that contributed.
+
+        Raises:
+            NotFittedError: the model has not been fitted.
+            UnknownIdError: a user, or an id in `filter`, is unknown.
+            InputError: k is below 1, or the model cannot rank the given histories or items.
         """
         model = self._now()
         model._check_fitted()
@@ -308,7 +312,7 @@ class Recommender(FittedState):
     def similar_items(
         self, items: ArrayLike, k: int = 10, *, filter: Filter | None = None, reason: bool = False
     ) -> Recommendations:
-        """The k items most similar to each of `items`: what a user is recommended whose history is that item alone."""
+        """The k items most similar to each of `items`: recommendations to a user whose history is that item alone."""
         model = self._now()
         model._check_fitted()
         positions = positions_like(items, model.catalogue_)
@@ -325,15 +329,15 @@ class Recommender(FittedState):
         return Recommendations(ids, found.catalogue, found.positions, found.scores, found.reason)
 
     def label(self, items: Embeddings, k: int = 1, *, users: ArrayLike | None = None) -> Recommendations:
-        """The k best users for each item, known or new: `recommend` from the other side.
+        """The k best users for each item, known or new: the reverse of `recommend`.
 
-        With labels as users this is classification. In the result, `users` are the items and the catalogue is the
-        users. An item without content has an empty list.
+        With labels as users this is classification. In the result, `users` holds the items and `catalogue` the users.
+        Items without content have empty lists.
 
         Args:
-            items: the items and their vectors, as `fit` took them.
+            items: the items and their vectors, from the same encoder as in `fit`.
             k: list length, at least 1.
-            users: ids to choose from; everyone known by default.
+            users: candidate user ids; all known users by default.
         """
         model = self._now()
         model._check_fitted()
@@ -357,17 +361,17 @@ class Recommender(FittedState):
         return Recommendations(ids, known, best.positions, best.scores)
 
     def _with_items(self, items: Embeddings) -> Self:
-        """A model whose catalogue includes `items`."""
+        """A copy whose catalogue includes `items`."""
         out = self._copied()
         out._take_in(items, None)
 
         return out
 
     def _item_scores(self, items: Embeddings, users: NDArray[np.int64]) -> Float:
-        """(items, users) scores of items in the catalogue for users at positions."""
+        """(items, users) scores of catalogue items for the users at these positions."""
         at = self.catalogue_.positions(items.ids.ids)
-        found = self._scores(subset(self.events_, users))[:, at]
-        return np.asarray((found if isinstance(found, np.ndarray) else found.toarray()).T, np.float32)
+        scores = self._scores(subset(self.events_, users))[:, at]
+        return np.asarray((scores if isinstance(scores, np.ndarray) else scores.toarray()).T, np.float32)
 
     def _own_histories(self, histories: Interactions) -> Interactions:
         if not self.scores_new_users:
@@ -384,26 +388,26 @@ class Recommender(FittedState):
     def _reasons(
         self, events: Interactions, positions: NDArray[np.int64], exclude_seen: bool, mask: NDArray[np.bool_] | None
     ) -> NDArray[np.object_]:
-        """(users, k) why each item is in its list; `exclude_seen` and `mask` are those the lists were made with."""
+        """(users, k) reason for each item at `positions`; `exclude_seen` and `mask` as when the lists were made."""
         out = np.full(positions.shape, None, dtype=object)
         weights = self._history_weights(events)
 
         for row in range(len(positions)):
             listed = np.flatnonzero(positions[row] >= 0)
-            own = slice(weights.indptr[row], weights.indptr[row + 1])
-            history = weights.indices[own].astype(np.int64)
-            each = self._contributions(history, weights.data[own], positions[row, listed])
+            entries = slice(weights.indptr[row], weights.indptr[row + 1])
+            history = weights.indices[entries].astype(np.int64)
+            contributions = self._contributions(history, weights.data[entries], positions[row, listed])
             for at, column in enumerate(listed):
-                its = {name: values[:, at] for name, values in each.items()}
-                out[row, column] = reason_for(its, history, self.catalogue_, source=self.source_of_scores)
+                of_item = {name: values[:, at] for name, values in contributions.items()}
+                out[row, column] = reason_for(of_item, history, self.catalogue_, source=self.source_of_scores)
 
         return out
 
 
 def _in_types_of(known: IdMap, items: Embeddings, *, foreign: bool = False) -> Embeddings:
-    """The same vectors, their ids in the types of known ones, so that 5 and "5" stay one item.
+    """The same embeddings with ids converted to the type of known ids, so that 5 and "5" are one item.
 
-    Ids that cannot be converted are refused, or with `foreign` taken for those of other items.
+    Ids that cannot be converted raise `InputError`, or with `foreign` are kept as ids of other items.
     """
     ids = ids_like(items.ids, known, "item", foreign=foreign)
     return items if ids is items.ids else replace(items, ids=ids)

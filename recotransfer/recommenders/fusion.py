@@ -1,11 +1,11 @@
-"""Several recommenders as one: each member's best candidates for a user, ranked together.
+"""Late fusion of several recommenders: each member's best candidates for a user, ranked together.
 
-`RankFusion` learns nothing. The others learn, on events held out inside `fit`, how far to trust each member: one weight
-each (`WeightedFusion`), a logistic regression (`StackedFusion`), or weights that depend on the user, the item and how
-sure the member is (`AdaptiveFusion`). Modalities of one item are fused in `encoders`, not here.
+`RankFusion` has nothing to learn. The others learn how far to trust each member from events held out inside `fit`: one
+weight per member (`WeightedFusion`), a logistic regression (`StackedFusion`), or weights that depend on the user, the
+item and the member's confidence (`AdaptiveFusion`). Modalities of one item are fused in `encoders`, not here.
 
-`recommend` fuses lists of items. `label` fuses what the members say of every label of an item: probabilities where they
-give them, else scores turned into probabilities.
+`recommend` fuses lists of items. `label` fuses the members' scores for every label of an item: probabilities if they
+give them, otherwise scores turned into probabilities.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ DEFAULT_MEMBERS: Members = (
     {"class": "EASE", "settings": {"neighbours": 100}},
 )
 TOP = 10  # list length of the NDCG in `validation_`
-_RANK_OFFSET = 60  # of reciprocal rank fusion, as its authors chose it
-_TIE_BREAK = 1e-6  # weight of scores where reciprocal ranks are equal, less than any difference near the top
-_MOST_PAIRS = 1 << 21  # user-item pairs whose features are in memory at a time
+_RANK_OFFSET = 60  # the constant of reciprocal rank fusion, as its authors chose it
+_TIE_BREAK = 1e-6  # weight of scores, which order items of equal reciprocal rank; below any difference near the top
+_MOST_PAIRS = 1 << 21  # user-item pairs held in memory at a time
 
 
 class Candidates(NamedTuple):
-    """The items that members list for some users: one row per user and item, sorted by both.
+    """The union of the members' lists for some users: one row per user-item pair, sorted by user, then item.
 
     Attributes:
         user, item: (n,) positions.
-        share: (n, members) score between the list's bottom (0) and its best (1); 0 where the member has no score.
-        rank: (n, members) place in the list from 1; 0 where not listed.
+        share: (n, members) score scaled from the bottom of the member's list (0) to its best (1); 0 without a score.
+        rank: (n, members) rank in the member's list, from 1; 0 if not listed.
         history: (n,) number of events in the user's history.
     """
 
@@ -63,7 +63,7 @@ class Candidates(NamedTuple):
 
 
 class _Scored(NamedTuple):
-    """What one member says of some pairs: user * items + item of each, its share, its rank."""
+    """One member's scores for some pairs: the pair as user * items + item, its share and its rank."""
 
     pair: NDArray[np.int64]
     share: Doubles
@@ -71,17 +71,16 @@ class _Scored(NamedTuple):
 
 
 class FusedRecommender(Recommender):
-    """The union of the members' first `depth` items, ranked by what the members say of each.
+    """The union of the members' first `depth` items, ranked by a combination of the members' scores.
 
-    A member's scores count as shares of its list: 1 is the list's best, 0 its bottom, which is a score of 0, or the
-    lowest listed where scores fall below 0. An item that a member does not list is at the bottom. Scores of different
-    users are not comparable. Items that no member lists follow by popularity. New items are listed by the members that
-    can rank them, so they rank lower the more members cannot.
+    Each member's scores are scaled per list: 1 is its best item; 0 is a score of 0, or the lowest listed score if
+    scores are negative. An item that a member does not list has 0 from it. Scores of different users are not
+    comparable. Items that no member lists follow by popularity. New items are listed only by members that can rank
+    them, so they rank lower the more members cannot.
 
-    `label` scores every item asked about by every member; `depth` plays no part. With labels as users (some member
-    gives probabilities, or the members read content and no item has two users) the members' views of an item are
-    combined over its candidate labels. Otherwise a user's score of the item is the one that `recommend` would give if
-    the members listed every item.
+    In `label` every member scores every given item, whatever the `depth`. If users are labels (some member gives
+    probabilities, or the members use content and no item has two users), the members' scores of an item are combined
+    over its candidate labels. Otherwise a user's score is what `recommend` would give if members listed every item.
     """
 
     members: Members
@@ -90,10 +89,10 @@ class FusedRecommender(Recommender):
 
     @abstractmethod
     def _votes(self, candidates: Candidates) -> Doubles:
-        """(n, members) what each member adds to the score of each candidate."""
+        """(n, members) contribution of each member to each candidate's score."""
 
     def _shared_score(self, candidates: Candidates) -> Doubles:
-        """(n,) the part of the score that no member adds."""
+        """(n,) part of the score that does not come from a member."""
         return np.zeros(len(candidates.user))
 
     # -- members -------------------------------------------------------------------------------------------------------
@@ -121,34 +120,34 @@ class FusedRecommender(Recommender):
         return [_build(member) for member in self.members]
 
     def _names(self) -> list[str]:
-        """Class names, numbered where one occurs twice."""
+        """The members' class names, numbered if one occurs more than once."""
         names = [type(member).__name__ for member in self.members_]
         twice = Counter(names)
         return [f"{name} {names[: at + 1].count(name)}" if twice[name] > 1 else name for at, name in enumerate(names)]
 
     @property
     def needs_items(self) -> bool:  # type: ignore[override]  # of an instance: it depends on the members
-        """Some member needs embeddings."""
+        """Whether any member needs embeddings."""
         return any(member.needs_items for member in self._prototypes())
 
     @property
     def scores_new_items(self) -> bool:  # type: ignore[override]
-        """Some member ranks new items; the others do not list them."""
+        """Whether any member ranks new items; the others do not list them."""
         return any(member.scores_new_items for member in self._prototypes())
 
     @property
     def scores_new_users(self) -> bool:  # type: ignore[override]
-        """Every member ranks for new users."""
+        """Whether every member ranks for new users."""
         return all(member.scores_new_users for member in self._prototypes())
 
     @property
     def gives_probabilities(self) -> bool:  # type: ignore[override]
-        """Every member gives probabilities; their fusion in `label` then is one too."""
+        """Whether every member gives probabilities, so that `label` does too."""
         return all(member.gives_probabilities for member in self._prototypes())
 
     @property
     def compares_users(self) -> bool:  # type: ignore[override]
-        """The users are labels: `label` combines the members' views of an item over its candidate labels."""
+        """Whether users are labels, so that `label` combines the members' scores over all labels of an item."""
         return self._users_are_labels(self._width() is not None)
 
     def _users_are_labels(self, with_content: bool) -> bool:
@@ -172,7 +171,7 @@ class FusedRecommender(Recommender):
         self.members_ = self._fitted(events, items)
 
     def _fitted(self, events: Interactions, items: Embeddings | None) -> list[Recommender]:
-        """Fresh members fitted on `events`; those that read no content get none."""
+        """Unfitted copies of the members, fitted on `events`; only those that use content are given it."""
         made = [_build(_spec(member)) for member in self.members]
         return [m.fit(events, items if m.needs_items or m.scores_new_items else None) for m in made]
 
@@ -214,9 +213,9 @@ class FusedRecommender(Recommender):
     def _candidates(
         self, events: Interactions, exclude: Pairs, mask: Mask, also: NDArray[np.int64] | None = None
     ) -> Candidates:
-        """What the members list, and for every user the items `also`, at whatever place they are."""
+        """The items that the members list, and for every user the items `also`, listed or not."""
         width, depth = len(self.catalogue_), min(self.depth, len(self.catalogue_))
-        said = []
+        by_member = []
 
         for member in self.members_:
             top = _listed(member, events, depth, exclude, mask)
@@ -229,18 +228,18 @@ class FusedRecommender(Recommender):
                 below = _below(member, events, also, top, share)
                 listed = _Scored(*(np.concatenate(both) for both in zip(listed, below, strict=True)))
 
-            said.append(listed)
+            by_member.append(listed)
 
-        keys = [each.pair for each in said]
+        keys = [scored.pair for scored in by_member]
         if also is not None:
             keys.append((np.arange(len(events.users))[:, None] * width + also).ravel())
 
         pairs, where = np.unique(np.concatenate(keys), return_inverse=True)
-        share, rank = np.zeros((2, len(pairs), len(said)))
+        share, rank = np.zeros((2, len(pairs), len(by_member)))
         rows = np.split(where, np.cumsum([len(each) for each in keys]))
 
-        for at, each in enumerate(said):
-            share[rows[at], at], rank[rows[at], at] = each.share, each.rank
+        for at, scored in enumerate(by_member):
+            share[rows[at], at], rank[rows[at], at] = scored.share, scored.rank
 
         user = pairs // width
         history = np.bincount(events.user, minlength=len(events.users)).astype(np.float64)
@@ -273,20 +272,20 @@ class FusedRecommender(Recommender):
         return out
 
     def _combined(self, scores: Doubles, users: NDArray[np.int64]) -> Doubles:
-        """(items, users) one score from (members, items, users); NaN where a member does not know the item.
+        """(items, users) combined from (members, items, users), which is NaN if a member does not know the item.
 
-        The mean of the probabilities where every member gives them; else reciprocal ranks among the users, where scores
-        between an item's lowest and highest settle ties: of few labels many would be tied.
+        It is the mean of the probabilities if every member gives them. Otherwise it is the sum of reciprocal ranks
+        among the users, with ties, which are frequent among few labels, broken by scores scaled to an item's range.
         """
         known = ~np.isnan(scores)
-        said = np.where(known, scores, 0)
+        filled = np.where(known, scores, 0)
         count = np.maximum(known.sum(axis=0), 1)
         if all(member.gives_probabilities for member in self.members_):
-            return np.asarray(said.sum(axis=0) / count)
+            return np.asarray(filled.sum(axis=0) / count)
 
-        low, high = said.min(axis=2, keepdims=True), said.max(axis=2, keepdims=True)
-        share = (said - low) / np.where(high > low, high - low, 1)
-        rank = np.stack([rankdata(-each, method="min", axis=1) for each in said])
+        low, high = filled.min(axis=2, keepdims=True), filled.max(axis=2, keepdims=True)
+        share = (filled - low) / np.where(high > low, high - low, 1)
+        rank = np.stack([rankdata(-each, method="min", axis=1) for each in filled])
         votes = known / (_RANK_OFFSET + rank)
 
         return np.asarray(votes.sum(axis=0) + _TIE_BREAK * share.sum(axis=0) / count)
@@ -296,7 +295,7 @@ class FusedRecommender(Recommender):
     def _reasons(
         self, events: Interactions, positions: NDArray[np.int64], exclude_seen: bool, mask: Mask
     ) -> NDArray[np.object_]:
-        """Each member's share of the score, and the own items that members name, weighted by those shares."""
+        """Each member's share of the score, and the history items that members name, weighted by those shares."""
         c = self._candidates(events, seen_items(events) if exclude_seen else None, mask)
         votes = np.maximum(self._votes(c), 0)
         votes = np.where(votes.sum(axis=1, keepdims=True) > 0, votes, c.rank > 0)
@@ -329,13 +328,13 @@ class FusedRecommender(Recommender):
 
 
 class RankFusion(FusedRecommender):
-    """Reciprocal rank fusion: each member adds 1 / (60 + rank) (Cormack, Clarke and Büttcher, 2009). Learns nothing.
+    """Reciprocal rank fusion: each member adds 1 / (60 + rank) (Cormack, Clarke and Büttcher, 2009), unweighted.
 
-    Labels of members that all give probabilities are scored by the mean of these, of other members by their ranks.
+    `label` averages probabilities if all members give them, and otherwise fuses ranks.
 
     Args:
-        members: recommenders, or {"class": name, "settings": {...}}; fresh ones are fitted.
-        depth: items that each member lists in `recommend`.
+        members: recommenders, or {"class": name, "settings": {...}}; unfitted copies of them are fitted.
+        depth: number of items each member lists in `recommend`.
     """
 
     def __init__(self, *, members: Members = DEFAULT_MEMBERS, depth: PositiveInt = 200) -> None:
@@ -347,7 +346,7 @@ class RankFusion(FusedRecommender):
 
 
 def member_scores(members: Sequence[Recommender], items: Embeddings, users: NDArray[np.int64]) -> Float:
-    """(members, items, users) each member's scores; NaN for items that the member cannot score."""
+    """(members, items, users) scores; NaN for items that a member cannot score."""
     out = np.full((len(members), len(items.ids), len(users)), np.nan, np.float32)
 
     for at, member in enumerate(members):
@@ -365,7 +364,7 @@ def member_scores(members: Sequence[Recommender], items: Embeddings, users: NDAr
 
 
 def _spec(member: object) -> Any:
-    """A recommender as a file would hold it, tuples as lists; anything else as it is."""
+    """A recommender as a JSON-compatible spec; anything else unchanged."""
     if not isinstance(member, Recommender):
         return member
 
@@ -388,7 +387,7 @@ def _build(member: object) -> Recommender:
 
 
 def _listed(member: Recommender, events: Interactions, depth: int, exclude: Pairs, mask: Mask) -> TopK:
-    """The member's list; one that could not be extended knows only the first items of the catalogue."""
+    """The member's list. A member that could not be extended knows only the first items of the catalogue."""
     n = len(member.catalogue_)
     exclude = None if exclude is None else sparse.csr_array(exclude[:, :n])
     mask = None if mask is None else mask[:n]
@@ -396,9 +395,9 @@ def _listed(member: Recommender, events: Interactions, depth: int, exclude: Pair
 
 
 def _below(member: Recommender, events: Interactions, items: NDArray[np.int64], top: TopK, share: Doubles) -> _Scored:
-    """Those of the `items` that the member scores but does not list in `top`, whose shares are `share`.
+    """Those of `items` that the member scores but does not list in `top`, ranked behind its list.
 
-    They rank behind all that it lists.
+    `share` holds the shares of `top`, which bound theirs from above.
     """
     mask = np.zeros(len(member.catalogue_), bool)
     mask[items[items < len(mask)]] = True
@@ -420,31 +419,31 @@ def _below(member: Recommender, events: Interactions, items: NDArray[np.int64], 
 
 
 def _within(events: Interactions, items: IdMap) -> Interactions:
-    """The events with `items`, which are the first of the catalogue, or all of it."""
+    """The events on `items`, which are the first items of the events' catalogue, or all of it."""
     return events if items == events.items else events.select(events.item < len(items)).with_items(items)
 
 
 def _shares(scored: TopK, top: TopK) -> Doubles:
-    """(users, k) scores between the bottom of each user's list `top` and its best, in 0..1."""
+    """(users, k) scores scaled so that 0 is the bottom of each user's list `top` and 1 its best; at least 0."""
     listed = top.positions >= 0
     scores = np.where(listed, top.scores, 0).astype(np.float64)
     low = scores.min(axis=1, keepdims=True, initial=0)
     span = np.max(np.where(listed, scores, low), axis=1, keepdims=True, initial=-np.inf) - low
-    asked = np.where(scored.positions >= 0, scored.scores, 0).astype(np.float64)
-    return np.asarray(np.where(span > 0, np.maximum((asked - low) / np.where(span > 0, span, 1), 0), asked >= low))
+    values = np.where(scored.positions >= 0, scored.scores, 0).astype(np.float64)
+    return np.asarray(np.where(span > 0, np.maximum((values - low) / np.where(span > 0, span, 1), 0), values >= low))
 
 
 def _member_reasons(
     member: Recommender, events: Interactions, positions: NDArray[np.int64], exclude_seen: bool, mask: Mask
 ) -> NDArray[np.object_]:
-    """The member's own reasons for the items it knows."""
+    """The member's reasons for the items it knows."""
     n = len(member.catalogue_)
     known = np.where(positions < n, positions, -1)
     return member._reasons(_within(events, member.catalogue_), known, exclude_seen, None if mask is None else mask[:n])
 
 
 def _combined_reason(by_member: Mapping[str, tuple[float, Reason | None]], most: int = 3) -> Reason:
-    """One reason from the members' own and their shares of the score."""
+    """One reason that combines the members' reasons, weighted by their shares of the score."""
     items: dict[Any, float] = {}
     for share, reason in by_member.values():
         for item, part in reason.because if reason is not None else ():
