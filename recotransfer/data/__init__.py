@@ -1,7 +1,7 @@
-"""The carriers that every part of the package passes around: ids, items, interactions, embeddings, recommendations.
+"""The data classes that all parts of the package share: ids, items, interactions, embeddings and recommendations.
 
-All are frozen, with read-only arrays. The user works with ids, the mathematics with positions. `io.readers` makes
-carriers from files.
+All are frozen and their arrays read-only. Users work with ids, computations with positions. `io.readers` reads them
+from files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The item columns that filters read, one row per item of a catalogue."""
+"""The item columns that filters can read, one row per item of a catalogue."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from recotransfer.arguments import checked
 from recotransfer.data.ids import IdMap
 from recotransfer.data.items import Items
 
-_AS_TEXT = {UUID, time, timedelta, pd.Timedelta}  # plain as well, but no filter compares them
+_AS_TEXT = {UUID, time, timedelta, pd.Timedelta}  # can be saved, but filters cannot compare them
 _LISTS = (list, tuple, set, frozenset, np.ndarray)
 _PLAIN = {str, bool, int, float, date, datetime, pd.Timestamp, Decimal}
 
 
 @checked
 def filter_columns(items: Items, ids: IdMap) -> pd.DataFrame:
-    """(len(ids), columns) what a filter can read of `items` and a file can hold; empty cells for ids it lacks.
+    """(len(ids), columns) the columns of `items` that filters can read and files can store; empty for unknown ids.
 
-    A column has one plain type, or cells that are lists: cells of several types become text, columns of bytes and
-    pictures are left out.
+    Each column has cells of one plain type, or lists. Cells of mixed types become text; columns of bytes or images are
+    left out.
     """
     found = {}
     for name in items.columns:
@@ -34,11 +34,11 @@ def filter_columns(items: Items, ids: IdMap) -> pd.DataFrame:
     plain = pd.DataFrame(found, index=items.columns.index)
     at = items.ids.positions(ids.ids, missing="negative")
 
-    return plain.reindex(at).reset_index(drop=True)  # -1 is no label of a default index, so such rows are empty
+    return plain.reindex(at).reset_index(drop=True)  # a default index has no label -1, so these rows are empty
 
 
 def _plain(values: pd.Series) -> pd.Series | None:
-    """The column with cells of one plain type or lists of such; None where it holds anything else."""
+    """The column with cells of one plain type or lists of plain values; None if it holds anything else."""
     if isinstance(values.dtype, pd.SparseDtype):
         values = pd.Series(np.asarray(values), index=values.index)
     if isinstance(values.dtype, pd.CategoricalDtype) and values.cat.categories.dtype == object:
@@ -65,33 +65,33 @@ def _plain(values: pd.Series) -> pd.Series | None:
 
 
 def _scalar(value: object) -> object:
-    """Python's form of a scalar of numpy; anything else as it is."""
+    """A numpy scalar as a Python one; anything else, and numpy dates, unchanged."""
     dated = isinstance(value, (np.datetime64, np.timedelta64))
     return value.item() if isinstance(value, np.generic) and not dated else value
 
 
 @checked
 def extended_columns(columns: pd.DataFrame, ids: IdMap, items: Items | None) -> pd.DataFrame:
-    """`columns`, whose rows are the first of `ids`, with a row for each further id.
+    """`columns`, whose rows are the first of `ids`, with a row added for each further id.
 
     Args:
-        columns: as `filter_columns` returned them.
-        ids: the catalogue as it is now.
-        items: cells of further ids, turned into the type of the column they join; columns of other names are left out.
-            Ids it lacks, or all where it is None, have empty cells.
+        columns: from `filter_columns`.
+        ids: the extended catalogue.
+        items: cells of the further ids, converted to the type of the existing column; other columns are ignored. Ids
+            that it lacks have empty cells, as have all if it is None.
     """
     new = ids.ids[len(columns) :]
     if not len(new):
         return columns
 
     cells = pd.DataFrame(index=range(len(new))) if items is None else filter_columns(items, IdMap(new))
-    added = {name: _joining(cells.get(name), columns[name]) for name in columns}
+    added = {name: _in_type_of(cells.get(name), columns[name]) for name in columns}
 
     return pd.concat([columns, pd.DataFrame(added, index=range(len(new)))], ignore_index=True)
 
 
-def _joining(new: pd.Series | None, old: pd.Series) -> pd.Series | None:
-    """New cells in the type of the column they join; None where there are none."""
+def _in_type_of(new: pd.Series | None, old: pd.Series) -> pd.Series | None:
+    """New cells converted to the type of the column they are appended to; None if there are none."""
     if new is None:
         return None
 

@@ -1,4 +1,4 @@
-"""Item vectors with their source: `Embeddings`."""
+"""Item vectors and where they come from: `Embeddings`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Embeddings:
 
     Attributes:
         ids: the items, in row order.
-        vectors: (n, dim) float32, finite. Rows of items without content are zero.
+        vectors: (n, dim) float32, finite; zero for items without content.
         source: the encoder's name and revision, and the transfers applied.
-        present: (n,) bool; False for items without content, so that their zero vectors are not taken for content.
-        blocks: (name, width) of the modalities side by side in `vectors`, for example (("text", 384), ("image", 1280)).
+        present: (n,) bool, False for items without content; None means that all have content.
+        blocks: (name, width) of the modalities concatenated in `vectors`, for example (("text", 384), ("image", 1280)).
     """
 
     ids: IdMap
@@ -38,7 +38,7 @@ class Embeddings:
         if vectors.dtype.kind not in "fiub":
             raise InputError(f"vectors must be numbers, got {vectors.dtype}")
 
-        with np.errstate(over="ignore"):  # what passes the range is infinite, and refused below
+        with np.errstate(over="ignore"):  # overflow becomes infinity, which the next check rejects
             object.__setattr__(self, "vectors", vectors.astype(np.float32, copy=False))
 
         bad = [i for s in range(0, len(self.ids), 65536) for i in _not_finite(self.vectors[s : s + 65536], s)]
@@ -62,22 +62,22 @@ class Embeddings:
 
     @property
     def dim(self) -> int:
-        """Width of a vector."""
+        """Dimension of the vectors."""
         return int(self.vectors.shape[1])
 
     @property
     def has_content(self) -> NDArray[np.bool_]:
-        """(n,) bool: `present`, which is never None once the object is made."""
+        """(n,) bool: `present`, typed as never None."""
         assert self.present is not None  # set in __post_init__
         return self.present
 
     @property
     def modalities(self) -> str:
-        """The names of the blocks in one, such as "text+image"."""
+        """The names of the blocks joined by "+", such as "text+image"."""
         return "+".join(name for name, _ in self.blocks)
 
     def align(self, ids: IdMap) -> Embeddings:
-        """The vectors of `ids`, in their order; items without a vector are zero and not present."""
+        """The embeddings of `ids`, in that order; ids without a vector are zero and not present."""
         if ids == self.ids:
             return self
 
@@ -88,10 +88,10 @@ class Embeddings:
         return Embeddings(ids, vectors, self.source, present, self.blocks)
 
     def joined(self, other: Embeddings) -> Embeddings:
-        """These rows, then those of `other`, whose ids must be new; source and blocks stay as they are here."""
+        """These rows followed by those of `other`, whose ids must be new; source and blocks are kept from here."""
         if other.dim != self.dim:
             raise InputError(
-                f"new items have {other.dim} dimensions, known ones {self.dim}; use the same encoder for both"
+                f"new items have {other.dim} dimensions and known items {self.dim}; use the same encoder for both"
             )
 
         vectors = np.concatenate([self.vectors, other.vectors])

@@ -1,7 +1,7 @@
-"""Filter expressions read into syntax trees: nothing is run here or later, and names may be any column's.
+"""Filter expressions parsed into syntax trees, which are never executed; any column name is allowed.
 
-The grammar is Python's for comparisons, arithmetic and lists, so Python's parser reads it. Before that, column names
-become plain numbered names, so that one may be a word of Python's or, in backticks, anything at all.
+The grammar is Python's for comparisons, arithmetic and lists, so Python's parser is used. Column names are first
+replaced by plain numbered names, so that they may be Python keywords or, in backticks, any text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NoReturn
 from recotransfer.errors import InputError
 
 FUNCTIONS = ("contains", "has", "missing")
-_WORDS = {"and", "or", "not", "in", "True", "False", "None"}  # all others may be columns
+_WORDS = {"and", "or", "not", "in", "True", "False", "None"}  # all other names may be columns
 _TOKEN = re.compile(
     r"""(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|`(?P<quoted>[^`]*)`|(?P<number>\d[\w.]*)|(?P<name>[^\W\d]\w*)|.""",
     re.DOTALL,
@@ -26,13 +26,13 @@ _LONGEST = 200  # characters of an expression that a message shows
 
 @dataclass(frozen=True)
 class Expression:
-    """An expression that was read.
+    """A parsed expression.
 
     Attributes:
-        text: as it was written.
-        tree: its syntax; columns are `Name` nodes.
-        names: what the names in the tree stand for.
-        starts: where each piece of the text that Python read begins, there and in `text`, both rising.
+        text: the expression as written.
+        tree: its syntax tree; columns are `Name` nodes.
+        names: numbered name in the tree -> column.
+        starts: start of each token in the text that Python parsed and in `text`, both ascending.
     """
 
     text: str
@@ -41,11 +41,11 @@ class Expression:
     starts: tuple[tuple[int, int], ...]
 
     def column(self, node: ast.Name) -> str:
-        """The column that a name stands for."""
+        """The column that a name refers to."""
         return self.names.get(node.id, node.id)
 
     def piece(self, node: ast.AST) -> str:
-        """The words that a node of the tree was written in."""
+        """The part of the text that a node was parsed from, for messages."""
         first, last = getattr(node, "col_offset", None), getattr(node, "end_col_offset", None)
         if first is None or last is None or getattr(node, "lineno", 1) != 1 or not self.text.isascii():
             return shown(self.text)
@@ -53,21 +53,21 @@ class Expression:
         return shown(self.text[_place(self.starts, first) : _place(self.starts, last)].strip() or self.text)
 
     def refuse(self, what: str) -> NoReturn:
-        """Raise `InputError` with the expression and what is wrong with it."""
+        """Raise `InputError` with the expression and what is wrong with it, `what`."""
         raise InputError(f"filter {shown(self.text)!r}: {what}")
 
 
 def shown(text: str) -> str:
-    """The text, cut where it is long."""
+    """The text, truncated for messages."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 @functools.lru_cache(maxsize=256)
 def parsed(text: str) -> Expression:
-    """The expression, read once however often it is asked for.
+    """The parsed expression, cached.
 
     Raises:
-        InputError: it is not a valid expression; the message says where.
+        InputError: `text` is not a valid expression; the message says where.
     """
     if not isinstance(text, str):
         raise InputError(f"a filter is text such as 'price < 20', got {text!r}")
@@ -86,12 +86,12 @@ def parsed(text: str) -> Expression:
 
 
 def too_deep(text: str) -> InputError:
-    """The error for an expression that is nested without end."""
+    """The error for an expression that is nested too deeply."""
     return InputError(f"filter {shown(text)!r} is nested too deeply; write it in fewer steps")
 
 
 def _with_plain_names(text: str) -> tuple[str, dict[str, str], list[tuple[int, int]]]:
-    """The text with its column names numbered, what they stand for, and where pieces begin in both."""
+    """The text with numbered column names, number -> column, and the start of each token in both texts."""
     code, numbers, starts, length = [], dict[str, str](), [(0, 0)], 0
     blank = len(text) - len(text.lstrip())
 
@@ -116,14 +116,14 @@ def _with_plain_names(text: str) -> tuple[str, dict[str, str], list[tuple[int, i
 
 
 def _is_column(text: str, token: re.Match[str]) -> bool:
-    """True for a name that is no word of the grammar, function, option, attribute or prefix of a text."""
+    """Whether a name is a column: not a keyword, function, option, attribute or string prefix."""
     after = text[token.end() : token.end() + 50]
     before = text[: token.start()].rstrip()[-1:]
     return not (token[0] in _WORDS or before == "." or re.match(r"""\s*\(|\s*=(?!=)|["']""", after))
 
 
 def _place(starts: Sequence[tuple[int, int]], at: int) -> int:
-    """Where the character `at` of the code stands in the text."""
+    """The position in the original text of character `at` of the numbered text."""
     code, text = max(start for start in starts if start[0] <= at)
     return text + at - code
 

@@ -1,7 +1,7 @@
-"""Which items may be recommended: allow and deny lists and a boolean expression over item columns.
+"""Filters on the items that may be recommended: allow and deny lists, and a boolean expression over item columns.
 
-The expression is parsed, never executed: columns, constants, comparisons, `in`, arithmetic, `and`, `or`, `not` and
-three functions are all there is.
+The expression is parsed, never executed. It consists of columns, constants, comparisons, `in`, arithmetic, `and`, `or`,
+`not` and three functions.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _LISTS = (list, tuple, set, frozenset, np.ndarray)
 @checked_class
 @dataclass(frozen=True)
 class Filter:
-    """Items that may be recommended; what is not mentioned is allowed.
+    """The items that may be recommended; by default all.
 
     Attributes:
-        allow: only these ids, when given.
+        allow: if given, only these ids.
         deny: never these ids.
-        where: an expression over item columns, see `evaluate`, such as
+        where: only items for which this expression is true: an expression over item columns, see `evaluate`, such as
             `price < 20 and category in ("mug", "plate") and in_stock`.
     """
 
@@ -52,7 +52,12 @@ class Filter:
     where: str | None = None
 
     def mask(self, ids: IdMap, columns: pd.DataFrame | None) -> NDArray[np.bool_]:
-        """(n,) bool over `ids`; unknown ids and columns are named in the error."""
+        """(n,) bool: which of `ids` may be recommended.
+
+        Raises:
+            UnknownIdError: `allow` or `deny` has an id that is not in `ids`.
+            InputError: `where` is not valid for these columns, or there are none.
+        """
         out = np.ones(len(ids), bool)
         if self.allow is not None:
             out[:] = False
@@ -71,7 +76,7 @@ class Filter:
 
 
 def evaluate(expression: str, columns: pd.DataFrame) -> NDArray[np.bool_]:
-    """(n,) bool: where `expression` holds over the rows of `columns`.
+    """(n,) bool: the rows of `columns` for which `expression` is true.
 
     >>> items = pd.DataFrame({
     ...     "title": ["Green tea", "Teapot", None], "Unit Price": [4, 30, 12], "class": ["food", "kitchen", "food"],
@@ -80,35 +85,36 @@ def evaluate(expression: str, columns: pd.DataFrame) -> NDArray[np.bool_]:
     >>> def rows(expression):
     ...     return np.flatnonzero(evaluate(expression, items)).tolist()
 
-    Numbers, text in quotes and dates as text compare by < <= > >= == !=; + - * / calculate; and, or, not combine. A
-    column of true and false stands alone. Names with spaces, dashes and the like go in backticks:
+    Numbers, quoted text and dates written as text are compared with < <= > >= == !=, numbers calculated with + - * /,
+    and conditions combined with and, or, not. A boolean column is a condition by itself. Names with spaces, dashes and
+    the like go in backticks:
 
     >>> rows('`Unit Price` < 20 and class == "food"')
     [0, 2]
     >>> rows('added >= "2025-08-31"')
     [1]
 
-    Text compares with regard to case. `contains` and `in` look for a piece of text, `case=False` disregards case:
+    Comparisons of text are case-sensitive. `contains` and `in` search for a substring; `case=False` ignores case:
 
     >>> rows('contains(title, "tea")'), rows('"tea" in title'), rows('contains(title, "tea", case=False)')
     ([0], [0], [0, 1])
 
-    `in` and `not in` ask for one of several values, `has` for one value among an item's own: cells that are lists, or
-    text such as "vegan|organic":
+    `in` and `not in` test for one of several values. `has` tests whether an item has a value among several: in cells
+    that are lists, or text such as "vegan|organic":
 
     >>> rows('class in ("kitchen", "garden")'), rows('class not in ("kitchen", "garden")'), rows('has(tags, "vegan")')
     ([1], [0, 2], [0])
 
-    Every comparison with a missing cell is false, != and `not in` as well; only `not` and `missing` keep such items:
+    Every comparison with a missing cell is false, including != and `not in`; only `not` and `missing` keep such items:
 
     >>> rows('title != "Teapot"'), rows('not title == "Teapot"'), rows('missing(title)')
     ([0], [0, 2], [2])
 
-    Dates without a zone are in that of the column; text such as "19.90" compares with numbers where the whole column is
-    of that kind.
+    Dates without a time zone are in that of the column. Text such as "19.90" is compared as a number if all cells of
+    the column are such numbers.
 
     Raises:
-        InputError: it is not a valid expression, names no column, or compares what never matches.
+        InputError: the expression is not valid, names an unknown column, or compares values of different types.
     """
     read = parsed(expression)
     try:
@@ -123,14 +129,14 @@ def evaluate(expression: str, columns: pd.DataFrame) -> NDArray[np.bool_]:
 
 
 class _Evaluator(ast.NodeVisitor):
-    """Values are columns (Series), constants, and lists of constants on the right of `in`."""
+    """Evaluates a syntax tree. Values are columns (Series), constants, and lists of constants after `in`."""
 
     def __init__(self, expression: Expression, columns: pd.DataFrame) -> None:
         self.expression = expression
         self.columns = columns
 
     def truth(self, value: Value, node: ast.AST) -> NDArray[np.bool_]:
-        """(n,) bool of a value that is true or false for each item; missing is false."""
+        """(n,) bool from a boolean value or column; missing cells are false."""
         if isinstance(value, (bool, np.bool_)):
             return np.full(len(self.columns), bool(value))
 
@@ -174,7 +180,7 @@ class _Evaluator(ast.NodeVisitor):
                 )
             )
 
-        return _settled(self.columns[found])
+        return _inferred(self.columns[found])
 
     def visit_Constant(self, node: ast.Constant) -> Constant:
         if not isinstance(node.value, (str, int, float)):
@@ -217,7 +223,7 @@ class _Evaluator(ast.NodeVisitor):
         return result
 
     def _number(self, node: ast.expr) -> Any:
-        """The value as floating point, which neither wraps around nor repeats text."""
+        """The value as floating point: integers would overflow, and text be repeated by *."""
         value: Value = _as_numbers(self.visit(node))
         if _kind(value) != "numbers":
             self.expression.refuse(f"+ - * / need numbers on both sides, {self.expression.piece(node)} is not one")
@@ -244,7 +250,7 @@ class _Evaluator(ast.NodeVisitor):
 
         column = self.visit(node.args[0])
         if not isinstance(column, pd.Series):
-            self.expression.refuse(f"{name} needs a column first, {self.expression.piece(node.args[0])} is none")
+            self.expression.refuse(f"{name} needs a column first, {self.expression.piece(node.args[0])} is not one")
         if name == "missing":
             return self._flags(column.isna())
 
@@ -267,7 +273,7 @@ class _Evaluator(ast.NodeVisitor):
         if _kind(column) not in ("text", "lists", ""):
             self.expression.refuse(f"has looks into lists and text; {column.name!r} holds {_kind(column)}")
 
-        return np.array([value in _own_values(cell) for cell in column], bool)
+        return np.array([value in _values_in(cell) for cell in column], bool)
 
     # -- comparisons ---------------------------------------------------------------------------------------------------
 
@@ -320,7 +326,7 @@ class _Evaluator(ast.NodeVisitor):
         return np.asarray((found != negated) & column.notna(), bool)
 
     def _alike(self, left: Value, right: Value) -> tuple[Value, Value]:
-        """Both sides, text beside dates turned into a date; unlike kinds are refused, as nothing would ever match."""
+        """Both sides with text converted to match dates or numbers; raises for types that could never be equal."""
         kinds = _kind(left), _kind(right)
         if kinds == ("dates", "text") and isinstance(left, pd.Series) and isinstance(right, str):
             return left, self._date(right, left)
@@ -341,7 +347,7 @@ class _Evaluator(ast.NodeVisitor):
         return left, right
 
     def _date(self, text: str, column: pd.Series) -> pd.Timestamp:
-        """The moment `text` names, in the zone of `column` where it names none of its own."""
+        """The time given by `text`, in the zone of `column` if it has none of its own."""
         try:
             moment, zone = pd.Timestamp(datetime.fromisoformat(text)), column.dt.tz
         except ValueError:
@@ -353,16 +359,16 @@ class _Evaluator(ast.NodeVisitor):
         return moment if zone is not None else moment.tz_convert("UTC").tz_localize(None)
 
 
-def _own_values(cell: Any) -> list[Any]:
-    """The values in a cell: those of a list, or of text like "a|b|c"."""
+def _values_in(cell: Any) -> list[Any]:
+    """The values in a cell: those of a list, or of text such as "a|b|c"."""
     if isinstance(cell, str):
         return [value.strip() for value in cell.split("|")]
 
     return list(cell) if isinstance(cell, _LISTS) else []
 
 
-def _settled(column: pd.Series) -> pd.Series:
-    """Categories as their values, and objects that are all dates or all numbers as such."""
+def _inferred(column: pd.Series) -> pd.Series:
+    """The column with categories as plain values, and objects that are all dates, or all numbers, as such."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(object)
 
@@ -378,7 +384,7 @@ def _settled(column: pd.Series) -> pd.Series:
 
 
 def _as_numbers(value: Value) -> Value:
-    """A column of text such as "19.90" as numbers, where all of it is; any other value as it comes."""
+    """A column of text as numbers if all its cells are, such as "19.90"; any other value unchanged."""
     if not isinstance(value, pd.Series) or not value.notna().any():
         return value
 
@@ -389,7 +395,7 @@ def _as_numbers(value: Value) -> Value:
 
 
 def _kind(value: Value) -> str:
-    """What a column or constant holds: "text", "numbers" (truth values are), "dates", "lists", or "" for others."""
+    """The kind of a column or constant: "text", "numbers" (including booleans), "dates", "lists", or "" for others."""
     if not isinstance(value, pd.Series):
         return {str: "text", bool: "numbers", int: "numbers", float: "numbers"}.get(type(value), "")
     if is_numeric_dtype(value.dtype):

@@ -1,4 +1,4 @@
-"""Ids for the user, positions for the mathematics: `IdMap`."""
+"""The map between ids, which users work with, and positions, which computations use: `IdMap`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def read_only(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def preview(values: Any, n: int = 5) -> str:
-    """The first `n` values as text, and the number of further ones."""
+    """The first `n` values as text, and how many more there are."""
     shown = ", ".join(repr(v) for v in list(values[:n]))
     return shown + (f" and {len(values) - n} more" if len(values) > n else "")
 
 
 @checked_class
 class IdMap:
-    """A fixed two-way map between ids and positions 0..n-1.
+    """An immutable two-way map between ids and positions 0..n-1.
 
-    Ids may be of any hashable type and keep their type. `1` and `"1"` are two ids, `1` and `1.0` are one, as with the
-    keys of a dict.
+    Ids may be of any hashable type, which they keep. As with dict keys, `1` and `"1"` are different ids, `1` and `1.0`
+    the same.
 
     >>> items = IdMap(["a", "b"])
     >>> items.positions(["b", "a"]).tolist()
@@ -51,12 +51,12 @@ class IdMap:
 
     @property
     def ids(self) -> NDArray[Any]:
-        """All ids in order of position, shape (n,)."""
+        """(n,) all ids in order of position."""
         return read_only(np.asarray(self._index))
 
     @property
     def dtype(self) -> Any:
-        """The type of all ids together: text, whole numbers, floats, or `object` where they are of several types."""
+        """The common dtype of the ids: text, integers or floats; `object` for other or mixed types."""
         return self._index.dtype
 
     def __len__(self) -> int:
@@ -80,9 +80,10 @@ class IdMap:
     def positions(
         self, ids: ArrayLike | pd.Index, missing: Literal["raise", "negative"] = "raise"
     ) -> NDArray[np.int64]:
-        """Positions of `ids`, shape (len(ids),).
+        """(len(ids),) positions of `ids`; with missing="negative", -1 for unknown ids.
 
-        Unknown ids raise `UnknownIdError`, or give -1 with missing="negative".
+        Raises:
+            UnknownIdError: an id is unknown, and `missing` is "raise".
         """
         wanted = id_index(ids)
         found = _find(self._index, wanted)
@@ -94,12 +95,12 @@ class IdMap:
         return found
 
     def take(self, positions: NDArray[np.integer]) -> NDArray[Any]:
-        """Ids at `positions`, same shape; None where a position is negative."""
+        """Ids at `positions`, in the same shape; None for negative positions."""
         positions = np.asarray(positions)
         if not len(self):
             return np.full(positions.shape, None, dtype=object)
 
-        # Through the index: `self.ids` would turn every id of a text column into a Python string.
+        # Taking from the index avoids converting all text ids to Python strings, as `self.ids` does.
         out = np.asarray(self._index.take(np.maximum(positions, 0).ravel())).reshape(positions.shape)
         if (positions < 0).any():
             out = out.astype(object)
@@ -108,7 +109,7 @@ class IdMap:
         return out
 
     def union(self, other: IdMap) -> IdMap:
-        """These ids in their order, then those of `other` that are new."""
+        """These ids in their order, followed by the new ones in `other`."""
         if self == other:
             return self
 
@@ -120,7 +121,7 @@ class IdMap:
 
 
 def id_index(ids: Any) -> pd.Index:
-    """An index that never turns one id into another: whatever is not all text or all numbers stays as objects."""
+    """An index of the ids that changes none of them: unless all are text, or all numbers, they stay objects."""
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
         raise InputError(f"ids must come as a list, got {ids!r}; put a single id in brackets")
 
@@ -152,7 +153,7 @@ def id_index(ids: Any) -> pd.Index:
 
 def _find(index: pd.Index, wanted: pd.Index) -> NDArray[np.int64]:
     """Positions of `wanted`, -1 where unknown."""
-    if {index.dtype.kind, wanted.dtype.kind} in ({"i", "f"}, {"u", "f"}):  # as floats, great integers run together
+    if {index.dtype.kind, wanted.dtype.kind} in ({"i", "f"}, {"u", "f"}):  # large integers would become equal as floats
         index, wanted = index.astype(object), wanted.astype(object)
 
     return np.asarray(index.get_indexer(wanted), dtype=np.int64)

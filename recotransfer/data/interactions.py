@@ -25,14 +25,14 @@ _EVENT_TYPES = {"user": np.int64, "item": np.int64, "weight": np.float32, "time"
 @checked_class
 @dataclass(frozen=True)
 class Interactions:
-    """A log: one row per event, rating or label, by position in `users` and `items`.
+    """A log with one row per event, rating or label.
 
     Attributes:
-        users, items: all ids; an id may have no event.
-        user, item: (n,) positions.
-        weight: (n,) float32, greater is stronger.
-        time: (n,) float64 seconds since 1970, or None for a log without times. A plain order is a time too.
-        kind: (n,) int16 positions in `kinds`, or None.
+        users, items: all ids; some may have no events.
+        user, item: (n,) positions in `users` and `items`.
+        weight: (n,) float32, finite; higher means a stronger interest.
+        time: (n,) float64 seconds since 1970, or any numbers that give the order; None for a log without times.
+        kind: (n,) int16 positions in `kinds`; None for a log without event kinds.
         kinds: names of the event kinds.
     """
 
@@ -57,7 +57,7 @@ class Interactions:
             if n and not np.can_cast(array.dtype, kind, "same_kind"):
                 raise InputError(f"interactions: {name} must be {kind.__name__}, got {array.dtype}")
 
-            with np.errstate(over="ignore"):  # what passes the range is infinite, and refused below
+            with np.errstate(over="ignore"):  # overflow becomes infinity, which a check below rejects
                 object.__setattr__(self, name, read_only(array.astype(kind, copy=False)))
 
         for name, size in (("user", len(self.users)), ("item", len(self.items)), ("kind", len(self.kinds))):
@@ -83,21 +83,21 @@ class Interactions:
         users: IdMap | None = None,
         items: IdMap | None = None,
     ) -> Interactions:
-        """Interactions from a clean frame; for gaps, texts, other names or event kinds use `read_interactions`.
+        """Interactions from a clean frame; `read_interactions` handles gaps, numbers as text and event kinds.
 
         Args:
             frame: one row per event.
             user: name of the column of users.
             item: name of the column of items.
-            weight: name of the column of weights; by default every event counts 1.
+            weight: name of the column of weights; by default every event has weight 1.
             time: name of the column of times: seconds since 1970 (or a plain order), or dates, datetimes and durations
                 of any unit and zone. Those without a zone are UTC.
-            users: known users; by default those of the frame. Ids of another type are converted exactly.
-            items: known items, in the same way.
+            users: known users; by default those of the frame. Ids of another type are converted if that is exact.
+            items: known items; as for `users`.
 
         Raises:
-            InputError: no such column, missing ids, or weights or times that are no numbers.
-            UnknownIdError: ids that the given `users` or `items` lack.
+            InputError: a column does not exist, ids are missing, or weights or times are not numbers.
+            UnknownIdError: an id is not in the given `users` or `items`.
         """
         for name in (user, item, weight, time):
             if name is not None and name not in frame.columns:
@@ -118,14 +118,14 @@ class Interactions:
 
     @classmethod
     def from_labels(cls, labels: Sequence[Any] | pd.Series, items: IdMap) -> Interactions:
-        """One interaction per labelled item: each label is a user, who interacted with the items that bear it.
+        """One interaction per labelled item: each label is a user who has interacted with the items of that label.
 
         Args:
             labels: one per item, in the order of `items`; None where an item has no label.
             items: the items' ids.
 
         Raises:
-            InputError: another number of labels than items, or labels that cannot be ids.
+            InputError: the numbers of labels and items differ, or a label cannot be an id.
         """
         column = pd.Series(list(labels), dtype=object)
         if len(column) != len(items):
@@ -135,7 +135,7 @@ class Interactions:
         known = id_index(column.iloc[rows])
         names = known.unique()
 
-        with contextlib.suppress(TypeError):  # labels of several types stay in the order they came in
+        with contextlib.suppress(TypeError):  # labels of mixed types cannot be sorted and keep their order
             names = names.sort_values()
 
         users = IdMap(names)
@@ -150,14 +150,14 @@ class Interactions:
         return out
 
     def binary_matrix(self) -> sparse.csr_array:
-        """(users, items) float32, 1 where the summed weight of a pair is above 0; no other cell is stored."""
+        """(users, items) float32: a stored 1 for each pair whose summed weight is above 0."""
         out = self.matrix()
         out.data[:] = out.data > 0
         out.eliminate_zeros()
         return out
 
     def select(self, rows: NDArray[np.integer[Any]] | NDArray[np.bool_]) -> Interactions:
-        """The events at `rows` (positions or a boolean mask); ids stay the same."""
+        """The events at `rows` (positions or a boolean mask), over the same users and items."""
         return Interactions(
             self.users,
             self.items,
@@ -170,7 +170,7 @@ class Interactions:
         )
 
     def with_items(self, items: IdMap) -> Interactions:
-        """The same events over another item map, which must hold every item that has an event."""
+        """The same events over another item map, which must contain every item with an event."""
         if items == self.items:
             return self
 
@@ -179,24 +179,26 @@ class Interactions:
         return Interactions(self.users, items, self.user, at[where], self.weight, self.time, self.kind, self.kinds)
 
     def with_ids_like(self, users: IdMap, items: IdMap) -> Interactions:
-        """The same events with their ids in the types of known ones, so that 5 and "5" stay one user.
+        """The same events with ids converted to the types of known ids, so that 5 and "5" are one user.
 
         Raises:
-            InputError: ids of another type than all known ones that cannot be converted exactly, as "bob" to a number.
+            InputError: ids cannot be converted exactly to the type of the known ids, such as "bob" to a number.
         """
         own_users, user = _like(self.users, users, "user")
         own_items, item = _like(self.items, items, "item")
         return replace(self, users=own_users, items=own_items, user=user[self.user], item=item[self.item])
 
     def joined(self, other: Interactions) -> Interactions:
-        """These events, then those of `other`; ids of this log keep their positions, new ids follow.
+        """These events followed by those of `other`; ids of this log keep their positions, and new ids follow.
 
         Raises:
-            InputError: only one of two logs with events has times, or event kinds.
+            InputError: only one of the logs has times or event kinds.
         """
         for name in ("time", "kind"):
             if len(self) and len(other) and (getattr(self, name) is None) != (getattr(other, name) is None):
-                raise InputError(f"only one of the two logs has a {name}, so that they cannot be one; give both one")
+                raise InputError(
+                    f"only one of the two logs has a {name}, so they cannot be combined; give both a {name}, or neither"
+                )
 
         users, items = self.users.union(other.users), self.items.union(other.items)
         kinds = tuple(dict.fromkeys([*self.kinds, *other.kinds]))
@@ -220,12 +222,12 @@ class Interactions:
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
-        """(users + 1,) where each user's events begin, for events that are sorted by user."""
+        """(users + 1,) first event of each user, in a log that is sorted by user."""
         return np.concatenate([[0], np.cumsum(np.bincount(self.user, minlength=len(self.users)))]).astype(np.int64)
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
-        """(n,) event positions sorted by user, then time; ties and untimed events keep their order in the log."""
+        """(n,) row numbers sorted by user, then time; rows with equal or no times keep their order."""
         if self.time is None:
             return np.argsort(self.user, kind="stable")
 
@@ -233,7 +235,7 @@ class Interactions:
 
 
 def _mapped(column: pd.Series, known: IdMap | None) -> tuple[IdMap, NDArray[np.int64]]:
-    """The id map, by default of the column's own ids, and (n,) positions in it."""
+    """The id map, `known` or of the column's ids, and (n,) positions in it."""
     own = IdMap(pd.unique(column))
     at = own.positions(column)
     if known is not None:
@@ -246,7 +248,7 @@ def _mapped(column: pd.Series, known: IdMap | None) -> tuple[IdMap, NDArray[np.i
 
 
 def _like(own: IdMap, known: IdMap, role: str) -> tuple[IdMap, NDArray[np.int64]]:
-    """The ids in the types of `known`, and (n,) the position of each of `own` in them."""
+    """The ids converted to the types of `known`, and (n,) the position of each of `own` in them."""
     if own.dtype == known.dtype and own.dtype != object:
         return own, np.arange(len(own))
 

@@ -1,4 +1,4 @@
-"""Raw content of a catalogue, one row per item: `Items`."""
+"""The raw content of a catalogue: `Items`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Items:
 
     Attributes:
         ids: the items, in row order.
-        columns: a frame with one row per item; None or NaN where an item has no value.
-        kinds: the kind of content in each column; columns without a kind are only used by filters and in output.
+        columns: a frame with one row per item; None or NaN marks a missing value.
+        kinds: the kind of content in each column. Encoders ignore columns without a kind; filters and output use them.
     """
 
     ids: IdMap
@@ -38,11 +38,11 @@ class Items:
 
         if not self.columns.columns.is_unique:
             twice = self.columns.columns[self.columns.columns.duplicated()]
-            raise InputError(f"columns must have names of their own; these occur twice: {preview(twice.unique())}")
+            raise InputError(f"column names must be unique; these occur twice: {preview(twice.unique())}")
 
         object.__setattr__(self, "columns", self.columns.reset_index(drop=True))
         if lost := set(self.kinds) - set(self.columns.columns):
-            raise InputError(f"kinds names columns that the items lack: {sorted(lost)}; they have {list(self.columns)}")
+            raise InputError(f"kinds names unknown columns {sorted(lost)}; the items have {list(self.columns)}")
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,4 +1,4 @@
-"""Ids that come in two types from two sources: 5, "5", 5.0 and Decimal("5") are one id, "005" is another."""
+"""Matching of ids whose types differ between sources: 5, "5", 5.0 and Decimal("5") are one id, "005" another."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ _DIGITS = re.compile(r"\d+", re.ASCII)
 
 @dataclass(frozen=True)
 class MatchedIds:
-    """Ids written as another source writes them.
+    """Ids converted to the types of known ids.
 
     Attributes:
-        ids: (n,) the ids in the order given; those that stand for a known id are replaced by it.
-        notes: what was converted, and ids that differ from known ones by leading zeros only.
-        mixed: a sentence that names ids of another type than all known ones, or None. Such ids cannot be converted
-            exactly, so they are left as they came.
+        ids: (n,) the ids in the given order; those that mean a known id are replaced by it.
+        notes: messages on what was converted, and on ids that differ from known ones only by leading zeros.
+        mixed: a message on ids that cannot be converted exactly to the type of the known ids and so were kept; or None.
     """
 
     ids: pd.Index
@@ -40,10 +39,10 @@ class MatchedIds:
 
 
 def match_ids(ids: Iterable[Any] | pd.Index, known: IdMap) -> MatchedIds:
-    """`ids` in the types of `known`: each converted exactly ("5" or 5.0 to 5, never "005" to 5), or left as it is.
+    """`ids` in the types of `known`: each is converted exactly ("5" or 5.0 to 5, never "005" to 5) or left unchanged.
 
-    Ids that `known` lacks are converted too where all known ids are of one type, so that a new user who comes once as
-    6 and once as "6" stays one user.
+    If all known ids have one type, unknown ids are converted to it too, so that a new user 6 who also appears as "6" is
+    one user.
 
     >>> match_ids(["5", "6", 7.0], IdMap([5, 7])).ids.tolist()
     [5, 6, 7]
@@ -100,12 +99,12 @@ def match_ids(ids: Iterable[Any] | pd.Index, known: IdMap) -> MatchedIds:
 
 @checked
 def ids_like(ids: IdMap, known: IdMap, role: str, *, foreign: bool = False) -> IdMap:
-    """The ids in the types of `known`, in the same order; `ids` itself where nothing is to be converted.
+    """The ids converted to the types of `known`, in the same order; `ids` itself if there is nothing to convert.
 
-    With `foreign`, ids of another type that cannot be converted are kept: they are not meant to be known.
+    With `foreign`, ids that cannot be converted are kept, because they need not be known.
 
     Raises:
-        InputError: ids of another type than all known ones that cannot be converted exactly, or two ids that are one.
+        InputError: ids cannot be converted exactly to the type of the known ids, or two become the same id.
     """
     if ids.dtype == known.dtype and ids.dtype != object:
         return ids
@@ -119,13 +118,13 @@ def ids_like(ids: IdMap, known: IdMap, role: str, *, foreign: bool = False) -> I
 
 @checked
 def positions_like(ids: ArrayLike | pd.Index, known: IdMap) -> NDArray[np.int64]:
-    """(len(ids),) positions of known ids, written in the types of `known` or not; `UnknownIdError` names the others."""
+    """(len(ids),) positions of `ids`, converted to the types of `known`; raises `UnknownIdError` for unknown ids."""
     at = known.positions(ids, missing="negative")
     return at if (at >= 0).all() else known.positions(match_ids(id_index(ids), known).ids)
 
 
 def mixed_types(ids: pd.Index) -> tuple[str, ...]:
-    """Sentences on distinct ids of one column that may be one id written in two ways: 5 and "5", "5" and "005"."""
+    """Messages on distinct ids of a column that may be one id written in two ways: 5 and "5", or "5" and "005"."""
     notes: list[str] = []
     kinds: dict[type, Any] = {}
     if ids.dtype == object:
@@ -151,7 +150,7 @@ def mixed_types(ids: pd.Index) -> tuple[str, ...]:
 
 
 def spelt_twice(ids: pd.Index) -> tuple[Any, Any] | None:
-    """Two of the distinct ids that are one id in two types, as 5 and "5" are; None where there are none."""
+    """Two of the distinct ids that are one id in two types, such as 5 and "5"; None if there are none."""
     if ids.dtype != object:
         return None
 
@@ -166,7 +165,7 @@ def spelt_twice(ids: pd.Index) -> tuple[Any, Any] | None:
 
 
 def types_of(ids: pd.Index) -> set[type]:
-    """The Python types of the ids, numpy's among Python's own."""
+    """The Python types of the ids; numpy scalars count as Python's."""
     if isinstance(ids.dtype, pd.StringDtype):
         return {str}
     if ids.dtype.kind in "iu":
@@ -178,7 +177,7 @@ def types_of(ids: pd.Index) -> set[type]:
 
 
 def plain_form(value: Any) -> str | None:
-    """The text that ids of different types share when they are the same id; None where there is no such text."""
+    """The text that equal ids of different types share; None for values that have no such text."""
     if isinstance(value, str):
         whole = _WHOLE_FLOAT.fullmatch(value)
         return whole[1] if whole else value.lower() if _UUID.fullmatch(value) else value
@@ -204,7 +203,7 @@ def plain_form(value: Any) -> str | None:
 
 
 def _family(value: Any) -> type:
-    """The type, all numbers as one: 5 and 5.0 are equal, so they never count as two ids."""
+    """The type of an id, with all numbers as float, because 5 and 5.0 are equal and count as one id."""
     numeric = isinstance(value, (int, float, Decimal, np.number)) and not isinstance(value, (bool, np.bool_))
     return float if numeric else str if isinstance(value, str) else type(value)
 
@@ -214,7 +213,7 @@ def _type_name(kind: type | None) -> str:
 
 
 def _by_plain_form(known: IdMap) -> dict[str, Any]:
-    """Known ids by their plain form; without those that share one, as 5 and "5" would."""
+    """Plain form -> known id, without forms that several ids share, such as 5 and "5"."""
     spelt: dict[str, Any] = {}
     shared = set()
 
@@ -230,7 +229,7 @@ def _by_plain_form(known: IdMap) -> dict[str, Any]:
 
 
 def _exact(value: Any, plain: str | None, wanted: type) -> Any:
-    """The id as `wanted` if that loses nothing, else None."""
+    """The id converted to the type `wanted` if that is exact, else None."""
     if plain is None:
         return None
     if wanted is str:
@@ -244,7 +243,7 @@ def _exact(value: Any, plain: str | None, wanted: type) -> Any:
 
 
 def _zeros(lost: pd.Index, known: IdMap) -> tuple[str, ...]:
-    """A note where lost ids would be known but for their leading zeros."""
+    """A message if unknown ids would be known without their leading zeros."""
     digits = [v for v in lost if (plain := plain_form(v)) is not None and _DIGITS.fullmatch(plain)]
     if not digits:
         return ()

@@ -1,4 +1,4 @@
-"""Dates, datetimes and durations of any type as seconds, for the years 1 to 9999."""
+"""Conversion of dates, datetimes and durations of any type to seconds, for the years 1 to 9999."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-FIRST_SECOND, LAST_SECOND = -62135596800.0, 253402300799.999999  # the years 1 to 9999, which Python's dates can hold
+FIRST_SECOND, LAST_SECOND = -62135596800.0, 253402300799.999999  # the years 1 to 9999, the range of Python's dates
 _MICROSECONDS, _LAST_MICROSECOND = 1e6, 253402300799_999999
 
 
 def as_seconds(values: pd.Series) -> NDArray[np.float64] | None:
-    """Seconds since 1970 of a column of dates or datetimes, seconds of one of durations; None of any other column.
+    """(n,) float64: dates and datetimes as seconds since 1970, durations as seconds; None for any other column.
 
-    (n,) float64, NaN where a cell is empty. Datetimes without a zone are UTC; periods count from their start.
+    Empty cells are NaN. Datetimes without a zone are taken as UTC, periods by their start.
 
     >>> as_seconds(pd.Series([dt.date(1970, 1, 2), None])).tolist()
     [86400.0, nan]
@@ -33,7 +33,7 @@ def as_seconds(values: pd.Series) -> NDArray[np.float64] | None:
 
     kind = values.dtype.kind
     if isinstance(values.dtype, pd.ArrowDtype) and kind in "mM":
-        wanted = pa.timestamp("us") if kind == "M" else pa.duration("us")  # with a zone or without, the instant is UTC
+        wanted = pa.timestamp("us") if kind == "M" else pa.duration("us")  # Arrow stores UTC whatever the zone
         return _from_array(pa.array(values).cast(wanted, safe=False).to_numpy(zero_copy_only=False))
     if kind in "mM":
         return _from_array(values.to_numpy())
@@ -50,7 +50,7 @@ def as_seconds(values: pd.Series) -> NDArray[np.float64] | None:
 
 
 def are_durations(values: pd.Series) -> bool:
-    """Whether a column that `as_seconds` reads holds durations rather than dates."""
+    """Whether a column that `as_seconds` can convert holds durations rather than dates."""
     if values.dtype.kind in "mM":
         return values.dtype.kind == "m"
 
@@ -61,12 +61,12 @@ _MOMENTS = (dt.date, dt.timedelta, np.datetime64, np.timedelta64, pd.Period)
 
 
 def in_calendar(seconds: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(n,) bool: whether each time lies in the years 1 to 9999."""
+    """(n,) bool: whether each time is in the years 1 to 9999."""
     return (seconds >= FIRST_SECOND) & (seconds <= LAST_SECOND)
 
 
 def as_datetimes(seconds: NDArray[np.float64]) -> pd.Series:
-    """Seconds since 1970 as datetimes in UTC to the microsecond; NaT where NaN or outside the years 1 to 9999."""
+    """Seconds since 1970 as UTC datetimes, to the microsecond; NaT for NaN and outside the years 1 to 9999."""
     whole = np.where(in_calendar(seconds), seconds, np.nan)
     micro = np.full(len(whole), np.iinfo(np.int64).min, np.int64)
     filled = ~np.isnan(whole)
@@ -104,4 +104,4 @@ def _seconds_of(value: object) -> float:
     if isinstance(value, dt.date):
         return float((value - dt.date(1970, 1, 1)).days * 86400)
 
-    raise TypeError(f"{value!r} is no date")
+    raise TypeError(f"{value!r} is not a date, datetime or duration")

@@ -1,4 +1,4 @@
-"""Ranked lists, best first, with reasons: `Recommendations` and `Reason`."""
+"""Ranked lists and the reasons for them: `Recommendations` and `Reason`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Reason:
     """Why an item was recommended.
 
     Attributes:
-        because: (item id, share) of the items in the user's history that contributed most to the score.
-        parts: share of the score by source, for example {"behaviour": 0.7, "text": 0.3}.
+        because: (item id, share of the score) of the history items that contributed most.
+        parts: share of the score by model component, for example {"behaviour": 0.7, "text": 0.3}.
     """
 
     because: tuple[tuple[Any, float], ...]
@@ -40,11 +40,11 @@ class Recommendations:
     """Ranked lists, best first.
 
     Attributes:
-        users: (n,) ids of the users (for `similar_items`, of the query items).
-        catalogue: the items that `positions` point into.
-        positions: (n, k) int64; -1 where a list has fewer than k items.
-        scores: (n, k) float32, greater is better; -inf where `positions` is -1.
-        reason: (n, k) of `Reason`, or None if no reasons were requested.
+        users: (n,) ids of the users; in `similar_items` and `label`, of the query items.
+        catalogue: the items (in `label`, users) that `positions` index.
+        positions: (n, k) int64, padded with -1 after the end of a list.
+        scores: (n, k) float32, higher is better; -inf where `positions` is -1.
+        reason: (n, k) `Reason` objects; None if no reasons were requested.
     """
 
     users: NDArray[Any]
@@ -69,14 +69,14 @@ class Recommendations:
 
     @property
     def items(self) -> NDArray[Any]:
-        """(n, k) item ids, None past the end of a list."""
+        """(n, k) item ids, padded with None after the end of a list."""
         return self.catalogue.take(self.positions)
 
     def __len__(self) -> int:
         return len(self.users)
 
     def to_frame(self, user_name: str = "user", item_name: str = "item") -> pd.DataFrame:
-        """One row per recommendation: user, item, rank (from 1), score, and reason as text when there is one."""
+        """One row per recommendation: user, item, rank (from 1), score, and the reason as text if there is one."""
         row, column = np.nonzero(self.positions >= 0)
         frame = pd.DataFrame(
             {

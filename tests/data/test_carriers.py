@@ -260,7 +260,7 @@ def test_items_check_their_columns():
     assert (last.ids.ids.tolist(), last.columns["price"].tolist()) == ([2], [2.0])
     with pytest.raises(InputError, match="1 ids but 2 rows"):
         Items(IdMap([1]), columns)
-    with pytest.raises(InputError, match=r"kinds names columns that the items lack: \['name'\]"):
+    with pytest.raises(InputError, match=r"kinds names unknown columns \['name'\]"):
         Items(IdMap([1, 2]), columns, {"name": "text"})
     with pytest.raises(InputError, match="these occur twice: 'title'"):
         Items(IdMap([1, 2]), columns.set_axis(["title", "title"], axis=1))

@@ -345,7 +345,7 @@ def test_any_column_can_be_filtered_by_its_text_lists_and_dates(expression, rows
         ("has(tags)", r'has\(tags\) is not understood; write contains\(title, "tea"\)'),
         ("has(tags, 'a', case=False)", "is not understood"),
         ("contains(title, 'a', case='no')", "is not understood"),
-        ("contains('tea', title)", "contains needs a column first, 'tea' is none"),
+        ("contains('tea', title)", "contains needs a column first, 'tea' is not one"),
         ("contains(title, title)", "contains looks for one value, title is not one"),
         ("contains(title, 5)", "only text contains text"),
         ("open(title)", r"open\(...\) is not allowed; the functions are"),
