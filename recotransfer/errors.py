@@ -1,4 +1,4 @@
-"""The package's errors: each message says what is wrong, which value, and what to do. Nothing else lives here."""
+"""The package's errors. Each message says what is wrong, with which value, and how to fix it."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from types import ModuleType
 
 
 class RecoTransferError(Exception):
-    """Any error the package raises on purpose; catch this one to catch them all."""
+    """Base class of all errors that the package raises."""
 
 
 class InputError(RecoTransferError, ValueError):
-    """A value, file, row or column that the caller can mend; the message names it and the remedy."""
+    """A wrong value, file, row or column; the message names it and the remedy."""
 
 
 class UnknownIdError(InputError, LookupError):
-    """An id that the model or table does not hold."""
+    """An id that the model or table does not contain."""
 
 
 class NotFittedError(RecoTransferError, RuntimeError):
-    """A model was asked for results before `fit` or `load`."""
+    """A model was used before `fit` or `load`."""
 
 
 class ArtifactError(RecoTransferError):
-    """A saved folder is damaged, edited, of another class or of a format this version cannot read."""
+    """A saved folder is damaged, was edited, or has another class or a format that this version cannot read."""
 
 
 class MissingExtraError(RecoTransferError, ImportError):
-    """An optional package is not installed; the message holds the pip line that installs it."""
+    """An optional package is not installed; the message gives the pip command that installs it."""
 
 
 # Extra of pyproject.toml -> packages that come with it; `gpu` brings all that `cpu` does.
@@ -46,10 +46,10 @@ def require(module: str, extra: str | None = None) -> ModuleType:
 
     Args:
         module: full name, such as "torch.nn.functional".
-        extra: the extra that brings it, where `EXTRAS` does not say.
+        extra: the extra that installs it, for packages that are not in `EXTRAS`.
 
     Raises:
-        MissingExtraError: it is not installed; the message holds the pip line.
+        MissingExtraError: the package is not installed.
     """
     try:
         return importlib.import_module(module)

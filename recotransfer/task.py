@@ -1,4 +1,4 @@
-"""The one place where raw content, encoders and a recommender meet: `TransferTask`."""
+"""`TransferTask`: raw item content, pretrained encoders and a recommender in one model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _BEFORE_TUNING = "this task's tuners have not run yet; call task.tuned(items, ev
 
 @checked_class
 class TransferTask:
-    """A recommender fed with what pretrained encoders know of the items.
+    """A recommender that uses pretrained encoders of the items' content.
 
     Args:
         recommender: the model that ranks; `HybridItems()` by default.
@@ -63,10 +63,10 @@ class TransferTask:
         recommender: the one given, and after `fit` the task's own, fitted.
         transfers: those given, and after `fit` the task's own, fitted.
         encoders_: the encoders in use, tuned where the task has tuners.
-        reports_: what each encoder read, and what it could not read, in the last call that encoded.
+        reports_: per encoder, what it could and could not read in the last call that encoded items.
         tuning_reports_: modality -> report of its tuner.
-        fusion_: what puts the encoders' vectors together; None without content.
-        kinds_: column -> kind, for the columns that filters can read.
+        fusion_: fusion of the encoders' vectors; None without content.
+        kinds_: column -> kind, for the columns that filters can use.
     """
 
     encoders_: list[Encoder]

@@ -1,4 +1,4 @@
-"""Choice of settings and modality weights on held-out events; the test set is never seen here."""
+"""Hyperparameter search on held-out events: settings of the recommender and modality weights."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from recotransfer.registry import transfers
 from recotransfer.task import TransferTask
 
 _LEAST_WEIGHT, _MOST_WEIGHT = 0.05, 20.0
-_WEIGHT = "weight."  # what the name of a modality's weight begins with among the settings tried
+_WEIGHT = "weight."  # prefix of modality weights among the searched settings
 
 
 @checked_class
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning chose.
+    """The result of tuning.
 
     Attributes:
         params: constructor arguments of the recommender.
-        weights: modality -> weight; None where there is one modality or none.
-        trials: one row per trial: settings, ndcg, recall, in the order tried; the first is the starting point.
-        embeddings: vectors of all items, for `TransferTask.fit` to take instead of encoding them again. Where the task
-            had tuners, they come from encoders tuned on what was not held out.
+        weights: modality -> weight; None with fewer than two modalities.
+        trials: one row per trial, in order, with settings, ndcg and recall; the first is the starting point.
+        embeddings: vectors of all items, which `TransferTask.fit` takes to save encoding them again. If the task had
+            tuners, the encoders were tuned without the held-out events.
     """
 
     params: Mapping[str, Any]
@@ -69,20 +69,20 @@ def tune(
     """The settings with the best NDCG@k on held-out events, found by a seeded search (TPE; Bergstra et al., 2011).
 
     Args:
-        task: its recommender's current settings and weights are the first trial. The task is not fitted: tuners, and in
-            each trial copies of its transfers, learn from what is not held out.
+        task: the task to tune; its current settings and weights are the first trial. It is left unchanged: its tuners
+            run once, and copies of its transfers are fitted in each trial, on the events that are not held out.
         items: the catalogue.
         interactions: the log to learn from.
-        valid: events to predict from `interactions`; by default each user's last event is held out of the log. Users
-            of whom nothing is known are left out.
-        histories: what is known of each user when `valid` is asked; by default the log.
-        allow: rank only these items (the cold items of a cold-start protocol, say).
-        trials: models to fit.
+        valid: events to predict; by default each user's last event is held out of the log. Users without a history are
+            left out.
+        histories: users' histories when `valid` is predicted; by default the log.
+        allow: rank only these items (such as the cold items of a cold-start protocol).
+        trials: number of models to fit.
         k: length of the lists.
         seed: random seed.
-        embeddings: what `task.encode` gave for these items, to save encoding them twice; not for a task with tuners.
-        journal: file that keeps finished trials; with it an interrupted search goes on and ends in the same choice, and
-            one that is done goes on where `trials` is greater.
+        embeddings: result of `task.encode` for these items, to save encoding them again; not for a task with tuners.
+        journal: file of finished trials. With it, an interrupted search resumes and ends in the same choice, and a
+            finished one continues if `trials` is greater.
     """
     space = task.recommender.search_space
     if not space:
@@ -162,10 +162,10 @@ def lists_for(
     histories: Interactions | None = None,
     allow: ArrayLike | None = None,
 ) -> Recommendations:
-    """The model's lists for the users of `truth`, from what `histories` know of them.
+    """The model's lists for the users of `truth`, given their histories.
 
-    A model that ranks only for the users of its fit gives them what it gave then, less what they had since; a user it
-    does not know gets no list.
+    A model that cannot use new histories ranks as fitted, without the items of the histories; users that it does not
+    know get no list.
     """
     users = pd.unique(truth.users.take(truth.user))
     filter = None if allow is None else Filter(allow=np.asarray(allow))
@@ -189,7 +189,7 @@ def lists_for(
 
 
 class _Journal:
-    """Finished trials in a file, so that a search can go on where it was stopped; without a file, in memory."""
+    """Finished trials in a file, so that an interrupted search can be resumed; without a file, in memory."""
 
     rows: list[dict[str, Any]]
 
