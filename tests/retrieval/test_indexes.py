@@ -212,9 +212,9 @@ def test_choose_index_measures_before_it_trades_recall_for_speed(world, monkeypa
 
     quick_enough = choose_index(items, sample_queries=queries, max_seconds=2.0)
     assert isinstance(quick_enough.index, ExactIndex)
-    assert "within the 2000.00 ms" in quick_enough.reason
+    assert "within the limit of 2000.00 ms" in quick_enough.reason
     monkeypatch.setattr(module, "_seconds", lambda *_: 1.0)
-    assert "nothing quicker" in choose_index(items, sample_queries=queries).reason
+    assert "nothing faster" in choose_index(items, sample_queries=queries).reason
 
 
 @pytest.mark.gpu
