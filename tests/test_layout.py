@@ -164,7 +164,7 @@ PRODUCTS = {"dot", "matmul", "einsum", "inner", "tensordot", "vdot"}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("adapters.")])
-def test_adapters_only_turn_records_into_cases_and_answers_back(name):
+def test_adapters_only_turn_records_into_problems_and_predictions_back(name):
     """No learning, no encoding, no scoring of their own: that is the core's, for every domain alike."""
     for node in ast.walk(TREES[name]):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
