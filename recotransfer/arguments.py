@@ -157,7 +157,7 @@ def _plan(
     return by_place, by_name, names
 
 
-def _resolved(annotation: Any, scope: Mapping[str, Any]) -> Any:
+def _resolved(annotation: object, scope: Mapping[str, Any]) -> Any:
     """The type that an annotation names; `Any` where it is missing, or only known to type checkers."""
     if annotation is inspect.Parameter.empty:
         return Any
@@ -174,7 +174,7 @@ def _resolved(annotation: Any, scope: Mapping[str, Any]) -> Any:
 # -- annotations -------------------------------------------------------------------------------------------------------
 
 
-def _check(hint: Any) -> _Check | None:
+def _check(hint: object) -> _Check | None:
     """The check that a type stands for; None lets every value pass."""
     if hint in (Any, object) or isinstance(hint, (TypeVar, str)) or hint is typing.Self:
         return None
@@ -215,7 +215,7 @@ def _any_of(inside: tuple[Any, ...]) -> _Check | None:
     return _Check(lambda value: any(test(value) for test in tests), _or(words), inner)
 
 
-def _bounded(hint: Any, facts: tuple[Any, ...]) -> _Check | None:
+def _bounded(hint: object, facts: tuple[Any, ...]) -> _Check | None:
     if any(isinstance(fact, Unchecked) for fact in facts):
         return None
     if any(isinstance(fact, Numeric) for fact in facts):
@@ -244,7 +244,7 @@ def _array(inside: tuple[Any, ...]) -> _Check:
 def _row(checks: list[_Check | None]) -> _Check:
     """A tuple of fixed length."""
 
-    def accepts(value: Any) -> bool:
+    def accepts(value: object) -> bool:
         return (
             isinstance(value, (tuple, list))
             and len(value) == len(checks)
@@ -255,7 +255,7 @@ def _row(checks: list[_Check | None]) -> _Check:
     return _Check(accepts, f"a tuple of {', '.join(words)}")
 
 
-def _collection(hint: Any, origin: Any, inside: tuple[Any, ...]) -> _Check | None:
+def _collection(hint: object, origin: object, inside: tuple[Any, ...]) -> _Check | None:
     """Lists, mappings and functions by what is in them; classes by what they are."""
     if origin is collections.abc.Callable:
         return _Check(callable, "a function")
@@ -276,10 +276,10 @@ def _collection(hint: Any, origin: Any, inside: tuple[Any, ...]) -> _Check | Non
     return _Check(lambda value: isinstance(value, origin), _a(origin.__name__))
 
 
-def _mapping(key: Any, value: Any) -> _Check:
+def _mapping(key: object, value: object) -> _Check:
     keys, values = _check(key), _check(value)
 
-    def accepts(given: Any) -> bool:
+    def accepts(given: object) -> bool:
         return (
             isinstance(given, Mapping)
             and (keys is None or all(map(keys.accepts, given)))
@@ -310,7 +310,7 @@ def _protocol(kind: type) -> _Check:
         {name for base in homes for name in (*vars(base), *vars(base).get("__annotations__", ())) if name[0] != "_"}
     )
 
-    def accepts(value: Any) -> bool:
+    def accepts(value: object) -> bool:
         if isinstance(value, type):
             return False
 
@@ -323,22 +323,22 @@ def _protocol(kind: type) -> _Check:
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: object) -> bool:
     return type(value) is int or (isinstance(value, numbers.Integral) and not isinstance(value, bool))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return type(value) is float or (isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_)))
 
 
-def _is_listlike(value: Any) -> bool:
+def _is_listlike(value: object) -> bool:
     if isinstance(value, np.ndarray):
         return value.ndim > 0
 
     return isinstance(value, (Sequence, pd.Series, pd.Index, ExtensionArray)) and not isinstance(value, _TEXT)
 
 
-def _is_array(value: Any, kinds: str) -> bool:
+def _is_array(value: object, kinds: str) -> bool:
     """True for lists and arrays, whose values are of one of these kinds of dtype; for all where there are none."""
     if not isinstance(value, np.ndarray):
         if isinstance(value, (np.generic, pd.DataFrame)) or not (_is_listlike(value) or hasattr(value, "__array__")):
@@ -377,7 +377,7 @@ def _refusal(owner: str, name: str, value: Any, check: _Check) -> InputError:
     return InputError(f"{owner}: {name} must be {check.wanted}, got {shown(value)}{_remedy(value, check.wanted)}")
 
 
-def _remedy(value: Any, wanted: str) -> str:
+def _remedy(value: object, wanted: str) -> str:
     if type(value) is not bool and isinstance(value, (str, numbers.Number)) and "a list" in wanted:
         return f"; put a single one in brackets: [{_cut(repr(value))}]"
 
@@ -388,7 +388,7 @@ def _remedy(value: Any, wanted: str) -> str:
     return ""
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value in a few words, for a message."""
     if isinstance(value, np.ndarray) and value.ndim:
         return f"an array of {value.dtype} of shape {value.shape}"

@@ -85,7 +85,7 @@ def settings_of(kind: type) -> dict[str, Any]:
     return found
 
 
-def _resolved(name: str, annotation: Any, space: dict[str, Any]) -> Any:
+def _resolved(name: str, annotation: object, space: dict[str, Any]) -> Any:
     """The annotation as a type. Text, as `from __future__ import annotations` leaves it, is looked up in `space`."""
     if annotation is inspect.Parameter.empty:
         return Any
@@ -119,7 +119,7 @@ def check_names(kind: type, names: Iterable[str], source: str) -> None:
         raise InputError(f"{source}: {kind.__name__} has no setting {unknown[0]!r}; it has {listed}")
 
 
-def fits(value: object, hint: Any) -> bool:
+def fits(value: object, hint: object) -> bool:
     """True where `value` is of the type `hint` and within its bounds; numbers must be finite."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -180,7 +180,7 @@ _WORDS: dict[Any, tuple[str, str]] = {  # in Python, and in JSON
 }
 
 
-def in_words(hint: Any, *, json: bool = False) -> str:
+def in_words(hint: object, *, json: bool = False) -> str:
     """What `fits` allows, for messages.
 
     Args:

@@ -123,7 +123,7 @@ class World:
     def example(self, call, name, annotation):
         """A valid argument."""
         w = self
-        if str(annotation) in ("Any", "T") or "None" in str(annotation):
+        if str(annotation) in ("Any", "object", "T") or "None" in str(annotation):
             return None
 
         here = {

@@ -31,7 +31,7 @@ def image_diagnosis(
     images: Sequence[Any],
     labels: Sequence[Any],
     *,
-    positive: Any,
+    positive: object,
     encoders: Sequence[Encoder],
     column: str = "image",
     part: ArrayLike | None = None,
@@ -64,7 +64,7 @@ def disease_from_table(
     frame: pd.DataFrame,
     label: str,
     *,
-    positive: Any,
+    positive: object,
     kinds: Mapping[str, Any] | None = None,
     part: ArrayLike | None = None,
     patients: Sequence[Any] | None = None,
@@ -184,7 +184,7 @@ def _splits(
     return list(experiments.fold_items(relations, folds=folds, groups=groups))
 
 
-def _metrics(positive: Any) -> dict[str, Metric]:
+def _metrics(positive: object) -> dict[str, Metric]:
     """The metrics of all problems here; the first chooses settings."""
     return {
         "AUC": experiments.area_under_curve,
@@ -204,7 +204,7 @@ def log_score(a: Predictions) -> float:
     return float(np.log(np.maximum(probability, 1e-7)).mean())
 
 
-def sensitivity_at(specificity: float, positive: Any) -> Metric:
+def sensitivity_at(specificity: float, positive: object) -> Metric:
     """A metric: the sensitivity to `positive` at the lowest threshold that reaches this specificity.
 
     It is NaN if all queries are positive, or none is.
@@ -224,7 +224,7 @@ def sensitivity_at(specificity: float, positive: Any) -> Metric:
     return sensitivity
 
 
-def accuracy_at(threshold: float, positive: Any) -> Metric:
+def accuracy_at(threshold: float, positive: object) -> Metric:
     """A metric: the accuracy of predicting `positive` exactly where its score is above the threshold."""
 
     def accuracy(a: Predictions) -> float:
@@ -234,7 +234,7 @@ def accuracy_at(threshold: float, positive: Any) -> Metric:
     return accuracy
 
 
-def threshold(predictions: Predictions, positive: Any) -> float:
+def threshold(predictions: Predictions, positive: object) -> float:
     """The threshold on the probability of `positive` with the largest sum of sensitivity and specificity.
 
     This is Youden's index (1950), which does not depend on the prevalence in these predictions; of several equally good
@@ -264,7 +264,7 @@ def threshold(predictions: Predictions, positive: Any) -> float:
     return float((values[at] + values[at + 1]) / 2)
 
 
-def findings(outcome: Outcome, positive: Any, *, above: float = 0.5) -> pd.DataFrame:
+def findings(outcome: Outcome, positive: object, *, above: float = 0.5) -> pd.DataFrame:
     """A table of the test predictions: columns unit (query id), probability of `positive`, found (above?) and truth.
 
     `attrs["notice"]` says that this is not for clinical use.

@@ -110,7 +110,7 @@ class Segmentation:
 
         return replace(self, before=tuple(before))
 
-    def _features(self, picture: Any, id: Any = None) -> DensePicture:
+    def _features(self, picture: object, id: object = None) -> DensePicture:
         """The features of a picture, with the predictions of the tasks in `before` that were not trained on this id."""
         dense = self.features.read(picture)
         maps = [self._label_maps(task, dense) for task, trained_on in self.before if id is None or id not in trained_on]
@@ -123,7 +123,7 @@ class Segmentation:
         out = [scores_of_places(task, dense.at(where), self.features.name) for where in batches(places(dense.shape))]
         return np.concatenate(out).T.reshape(-1, *dense.shape)
 
-    def shares(self, task: TransferTask, picture: Any) -> NDArray[np.float32]:
+    def shares(self, task: TransferTask, picture: object) -> NDArray[np.float32]:
         """(labels, height, width) score of each label, in the order of the task's users, at each pixel of a picture."""
         return self._label_maps(task, self._features(picture))
 

@@ -258,7 +258,7 @@ def _folder_of(table: str | Path) -> Path | None:
     return table.absolute().parent if isinstance(table, Path) and not table.is_dir() else None
 
 
-def _relative_to(folder: Path, cell: Any) -> Any:
+def _relative_to(folder: Path, cell: object) -> Any:
     """The picture cell with its relative path, if it has one, resolved against this folder."""
     from recotransfer.encoders.base import is_missing
 

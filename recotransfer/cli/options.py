@@ -113,7 +113,7 @@ def _flags(command: click.Command) -> dict[str, click.Parameter]:
     return {name: parameter for name, parameter in flags.items() if name != "config"}
 
 
-def _as_words(path: Path, key: str, value: Any, flag: click.Parameter) -> Any:
+def _as_words(path: Path, key: str, value: object, flag: click.Parameter) -> Any:
     """The TOML value as it would be written on the command line, so that click checks both in the same way."""
     if isinstance(flag, click.Option) and flag.is_flag:
         if not isinstance(value, bool):
@@ -133,14 +133,14 @@ def _as_words(path: Path, key: str, value: Any, flag: click.Parameter) -> Any:
     return _text(value)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 PATH = click.Path(path_type=Path)
 
 
-def say(*words: Any) -> None:
+def say(*words: object) -> None:
     """Print to stderr; stdout is for results only."""
     click.echo(" ".join(str(w) for w in words), err=True)
 

@@ -151,7 +151,7 @@ class _Evaluator(ast.NodeVisitor):
         assert isinstance(value, pd.Series)
         return np.asarray(value.fillna(False).astype(bool))
 
-    def _flags(self, flags: Any) -> pd.Series:
+    def _flags(self, flags: object) -> pd.Series:
         return pd.Series(np.asarray(flags, bool), index=self.columns.index)
 
     def generic_visit(self, node: ast.AST) -> NoReturn:
@@ -359,7 +359,7 @@ class _Evaluator(ast.NodeVisitor):
         return moment if zone is not None else moment.tz_convert("UTC").tz_localize(None)
 
 
-def _values_in(cell: Any) -> list[Any]:
+def _values_in(cell: object) -> list[Any]:
     """The values in a cell: those of a list, or of text such as "a|b|c"."""
     if isinstance(cell, str):
         return [value.strip() for value in cell.split("|")]

@@ -120,7 +120,7 @@ class IdMap:
         return IdMap(id_index([*self._index, *new]) if self._index.dtype != new.dtype else self._index.append(new))
 
 
-def id_index(ids: Any) -> pd.Index:
+def id_index(ids: object) -> pd.Index:
     """An index of the ids that changes none of them: unless all are text, or all numbers, they stay objects."""
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
         raise InputError(f"ids must come as a list, got {ids!r}; put a single id in brackets")

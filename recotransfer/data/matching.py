@@ -176,7 +176,7 @@ def types_of(ids: pd.Index) -> set[type]:
     return {type(v.item()) if isinstance(v, np.generic) else type(v) for v in ids}
 
 
-def plain_form(value: Any) -> str | None:
+def plain_form(value: object) -> str | None:
     """The text that equal ids of different types share; None for values that have no such text."""
     if isinstance(value, str):
         whole = _WHOLE_FLOAT.fullmatch(value)
@@ -202,7 +202,7 @@ def plain_form(value: Any) -> str | None:
     return None
 
 
-def _family(value: Any) -> type:
+def _family(value: object) -> type:
     """The type of an id, with all numbers as float, because 5 and 5.0 are equal and count as one id."""
     numeric = isinstance(value, (int, float, Decimal, np.number)) and not isinstance(value, (bool, np.bool_))
     return float if numeric else str if isinstance(value, str) else type(value)
@@ -228,7 +228,7 @@ def _by_plain_form(known: IdMap) -> dict[str, Any]:
     return {plain: value for plain, value in spelt.items() if plain not in shared}
 
 
-def _exact(value: Any, plain: str | None, wanted: type) -> Any:
+def _exact(value: object, plain: str | None, wanted: type) -> Any:
     """The id converted to the type `wanted` if that is exact, else None."""
     if plain is None:
         return None

@@ -93,7 +93,7 @@ class LogMelAudio:
 
         return np.concatenate([*bands, _course(loud), _course(log_pitch), rest])
 
-    def explain_failure(self, value: Any) -> str:
+    def explain_failure(self, value: object) -> str:
         """A sentence on what is wrong with a clip."""
         return _why(value, self.rate)
 
@@ -177,7 +177,7 @@ class PretrainedAudio:
 
         return out
 
-    def explain_failure(self, value: Any) -> str:
+    def explain_failure(self, value: object) -> str:
         """A sentence on what is wrong with a clip."""
         return _why(value, self.rate)
 
@@ -191,7 +191,7 @@ def clips(items: Items, column: str) -> list[Any]:
     return [_clip(cell) for cell in columns_of(items, [column])[column].tolist()]
 
 
-def _clip(cell: Any) -> Any:
+def _clip(cell: object) -> Any:
     if isinstance(cell, np.ndarray):
         raise InputError('a clip given as a bare array has no rate; give {"array": samples, "rate": hertz}')
 
@@ -219,7 +219,7 @@ def _marked(samples: NDArray[Any], rate: int) -> Float:
     return np.concatenate([np.array([rate], np.float32), _one_channel(samples)])
 
 
-def waveform(value: Any, rate: int) -> Float:
+def waveform(value: object, rate: int) -> Float:
     """(samples,) float32 within -1..1 at `rate`; raises `Unreadable` with the reason."""
     if isinstance(value, np.ndarray):
         wave, own = np.asarray(value[1:], np.float32), int(value[0]) if value.size else 0
@@ -241,7 +241,7 @@ def waveform(value: Any, rate: int) -> Float:
     return wave
 
 
-def _read(value: Any) -> tuple[Float, int]:
+def _read(value: object) -> tuple[Float, int]:
     from scipy.io import wavfile
 
     if isinstance(value, (bytes, bytearray, memoryview)):
@@ -275,7 +275,7 @@ def _one_channel(samples: NDArray[Any]) -> Float:
     return np.asarray(wave.mean(axis=1) if wave.ndim == 2 else wave, np.float32)
 
 
-def _why(value: Any, rate: int) -> str:
+def _why(value: object, rate: int) -> str:
     try:
         waveform(value, rate)
     except Unreadable as reason:

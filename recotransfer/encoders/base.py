@@ -55,7 +55,7 @@ class Encoder(Protocol):
     def encode(self, values: Sequence[Any]) -> NDArray[np.float32]:
         """(len(values), dim) float32 in the order of `values`; rows need not be normalised."""
 
-    def explain_failure(self, value: Any) -> str:
+    def explain_failure(self, value: object) -> str:
         """Why a value could not be read, in a sentence."""
 
 
@@ -111,7 +111,7 @@ def encoder_spec(encoder: Encoder) -> dict[str, Any]:
     return {"class": encoders.name_to_save(kind), **plain}
 
 
-def _as_json(value: Any, what: str) -> Any:
+def _as_json(value: object, what: str) -> Any:
     """The value as plain JSON; paths become text, tuples lists."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value

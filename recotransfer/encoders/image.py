@@ -135,13 +135,13 @@ class PretrainedImage:
             while ahead:
                 yield [job.result() for job in ahead.popleft()]
 
-    def _features(self, value: Any) -> Any:
+    def _features(self, value: object) -> Any:
         try:
             return self._network.features(decode(value, self._network.size))
         except Unreadable:
             return None
 
-    def explain_failure(self, value: Any) -> str:
+    def explain_failure(self, value: object) -> str:
         """A sentence on what is wrong with a picture."""
         try:
             decode(value)
@@ -183,7 +183,7 @@ class Unreadable(InputError):
     """A picture that cannot be decoded; the message says why."""
 
 
-def _picture(value: Any, root: Path | None) -> Any:
+def _picture(value: object, root: Path | None) -> Any:
     if isinstance(value, Mapping):  # Hugging Face data sets hold {"bytes": ..., "path": ...}
         value = value.get("bytes") or value.get("path")
 
@@ -195,7 +195,7 @@ def _picture(value: Any, root: Path | None) -> Any:
     return value
 
 
-def decode(value: Any, size: int | None = None) -> Any:
+def decode(value: object, size: int | None = None) -> Any:
     """The picture as an upright RGB `PIL.Image`.
 
     Args:

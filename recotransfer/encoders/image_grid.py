@@ -89,7 +89,7 @@ class ImageGrid:
 
         return np.full((len(values), self.dim), np.nan, np.float32) if out is None else out
 
-    def _pixels(self, value: Any) -> NDArray[np.float32] | None:
+    def _pixels(self, value: object) -> NDArray[np.float32] | None:
         """(3, size, size) as the network takes it; None where the picture cannot be read."""
         try:
             image = decode(value)
@@ -120,6 +120,6 @@ class ImageGrid:
             parts = torch.nn.functional.adaptive_avg_pool2d(seen, self.cells)
             return np.asarray(parts.permute(0, 2, 3, 1).flatten(1).cpu().numpy(), np.float32)
 
-    def explain_failure(self, value: Any) -> str:
+    def explain_failure(self, value: object) -> str:
         """A sentence on what is wrong with a picture."""
         return self._reader.explain_failure(value)

@@ -62,7 +62,7 @@ class DenseImage:
         strides = "all" if self.strides is None else "+".join(map(str, self.strides))
         return f"DenseImage/{model}/{strides}/x{self.scale:g}/{'+'.join(f'{s:g}' for s in self.sigmas) or 'none'}"
 
-    def read(self, picture: Any) -> DensePicture:
+    def read(self, picture: object) -> DensePicture:
         """What is seen in one picture, given as `PretrainedImage` takes it; a damaged one raises `InputError`."""
         if self.model is None and not len(self.sigmas):
             raise InputError("DenseImage has neither a model nor filters; give a model, or sigmas")
@@ -172,7 +172,7 @@ class _Layers:
         takes = inspect.signature(self.model.forward).parameters
         self.interpolates = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
 
-    def layers(self, image: Any, scale: float, strides: Sequence[int] | None) -> list[Layer]:
+    def layers(self, image: object, scale: float, strides: Sequence[int] | None) -> list[Layer]:
         torch = require("torch")
 
         pixels = self._pixels(image, scale)

@@ -108,15 +108,16 @@ class KmerSequence:
 
         return total.astype(np.float32)
 
-    def explain_failure(self, value: str) -> str:
+    def explain_failure(self, value: object) -> str:
         """A sentence on a sequence without a word."""
-        shown = value if len(value) <= 40 else f"{value[:40]}..."
+        text = str(value)
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
         return f"{shown!r} has no word of the letters {self.alphabet}"
 
 
 def _laid_out(values: Sequence[str], alphabet: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Of all letters in a row: number in the alphabet (-1 for others), which sequence, place in it."""
-    texts = [value.upper().encode("latin-1", "replace") for value in values]
+    texts = [text.upper().encode("latin-1", "replace") for text in values]
     table = np.full(256, -1, np.int64)
     table[np.frombuffer(alphabet.upper().encode(), np.uint8)] = np.arange(len(alphabet))
 

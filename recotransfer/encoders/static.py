@@ -153,7 +153,7 @@ class StaticText:
 
         return out
 
-    def explain_failure(self, value: Any) -> str:
+    def explain_failure(self, value: object) -> str:
         """A sentence on a text of which nothing is known."""
         return f"the text {str(value)[:40]!r} has no word or part of a word that the model knows"
 

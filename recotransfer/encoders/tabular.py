@@ -95,7 +95,7 @@ class TabularAttributes:
             for label in labels:
                 yield f"{column}={label}", share / math.sqrt(len(labels))
 
-    def explain_failure(self, value: Any) -> str:
+    def explain_failure(self, value: object) -> str:
         """A sentence on cells whose vector is not finite."""
         return f"the cells {value!r} gave a vector that is not finite"
 
@@ -196,7 +196,7 @@ class StandardTable:
 
         return np.hstack(columns).astype(np.float32)
 
-    def explain_failure(self, value: Any) -> str:
+    def explain_failure(self, value: object) -> str:
         """A sentence on cells whose vector is not finite."""
         return f"the cells {value!r} gave a vector that is not finite"
 

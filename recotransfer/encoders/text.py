@@ -184,7 +184,7 @@ class SentenceText:
 
         return unit_rows(out)
 
-    def explain_failure(self, value: Any) -> str:
+    def explain_failure(self, value: object) -> str:
         """Why a text could not be encoded, in a sentence."""
         return f"the text {str(value)[:40]!r} gave a vector that is not finite"
 
@@ -291,7 +291,7 @@ class HashingText:
 
         return unit
 
-    def explain_failure(self, value: Any) -> str:
+    def explain_failure(self, value: object) -> str:
         """Why a text could not be encoded, in a sentence."""
         return f"the text {str(value)[:40]!r} holds nothing to hash"
 
@@ -437,7 +437,7 @@ class _PackedBert:
 
         return found
 
-    def _states(self, ids: Any, places: Any, groups: list[tuple[int, int]]) -> Any:
+    def _states(self, ids: object, places: object, groups: list[tuple[int, int]]) -> Any:
         """(tokens, hidden) float32, the last layer's states."""
         torch = require("torch")
 

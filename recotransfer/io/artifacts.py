@@ -105,7 +105,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write `value` as JSON, atomically; equal values give equal bytes."""
     with atomic_file(path) as file:
         file.write((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
@@ -130,7 +130,7 @@ def digest_of_events(events: Interactions) -> str:
     return digest(*(a for a in arrays if a is not None))
 
 
-def digest(*arrays: Any) -> str:
+def digest(*arrays: object) -> str:
     """SHA-256 fingerprint of arrays of any type; 1 and "1" differ."""
     out = hashlib.sha256()
     for array in map(np.asarray, arrays):
@@ -180,7 +180,7 @@ class ArtifactWriter:
         self.array(f"{name}.indptr", values.indptr)
         self.array(f"{name}.shape", np.asarray(values.shape, np.int64))
 
-    def json(self, name: str, value: Any) -> None:
+    def json(self, name: str, value: object) -> None:
         """Write plain JSON data."""
         self._path(f"{name}.json").write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
 

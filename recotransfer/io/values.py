@@ -161,7 +161,7 @@ def check_ids(*ids: NDArray[Any]) -> None:
             raise _not_saved(some[0] if len(some) else some.dtype, str(some.dtype))
 
 
-def _not_saved(value: Any, of: str) -> InputError:
+def _not_saved(value: object, of: str) -> InputError:
     return InputError(
         f"id {value!r} of type {of} cannot be saved; use str, int, float, bytes, UUID, dates, Decimal or tuples of them"
     )

@@ -194,7 +194,7 @@ def digest_of_content(items: Items, *encoders: Encoder) -> str:
     return digest(items.ids.ids, *([_content(value) for value in encoder.values(items)] for encoder in encoders))
 
 
-def _content(value: Any) -> str:
+def _content(value: object) -> str:
     try:
         return "" if value is None else hashlib.blake2b(content_bytes(value), digest_size=16).hexdigest()
     except OSError:

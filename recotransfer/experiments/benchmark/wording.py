@@ -21,12 +21,12 @@ FEW = 30  # buckets with fewer pairs are marked as too small
 LEVEL = 0.05  # significance level, after Holm's correction
 
 
-def is_known(value: Any) -> bool:
+def is_known(value: object) -> bool:
     """True for a finite number."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def four(value: Any) -> str:
+def four(value: object) -> str:
     """A metric with four decimals; a dash if unknown."""
     if not is_known(value):
         return "–"
@@ -39,7 +39,7 @@ def signed(value: Any) -> str:
     return ("+" if is_known(value) and value > 0 else "") + four(value)
 
 
-def count(value: Any) -> str:
+def count(value: object) -> str:
     """A count with thousands separators."""
     return f"{value:,.0f}" if is_known(value) else "–"
 
@@ -54,7 +54,7 @@ def seconds(value: Any) -> str:
     return "–" if not is_known(value) else f"{value:.2f}" if value < 10 else f"{value:,.{int(value < 100)}f}"
 
 
-def short_value(value: Any) -> str:
+def short_value(value: object) -> str:
     """A setting or fact as short text."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
