@@ -560,6 +560,6 @@ def test_recommendations_go_into_a_database(place, run):
     wanted = pd.read_parquet("r")
     pd.testing.assert_frame_equal(table, wanted, check_dtype=False)
     refused(run(*words, "--out", "sqlite:///shop.db"), "name a table to write to after '#'")
-    refused(run(*words, "--out", "sqlite:///shop.db#recs", "--resume"), "a table is written whole")
+    refused(run(*words, "--out", "sqlite:///shop.db#recs", "--resume"), "a database table is written at once")
     refused(run(*words, "--out", "sqlite:///new.db#recs", "--where", "price < 0"), "no item passes the filter")
     assert not Path("new.db").exists()
