@@ -73,7 +73,7 @@ def classic(problem: Problem, name: str = "TF-IDF", draws: int = 1000) -> Outcom
     predictions = predicted(known, split.test, models[best])
     seconds = time.perf_counter() - begin
     found = Outcome(name, TransferTask(Probe()), predictions, {}, {"model": best}, valid, seconds)
-    return replace(experiments.joined([found], problem.metrics, draws=draws), name=name)
+    return replace(experiments.combine_outcomes([found], problem.metrics, draws=draws), name=name)
 
 
 def sst2(data: Path, work: Path) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def blended(outcomes: tuple[Outcome, Outcome], problem: Problem, name: str) -> O
     predictions = mixed(share, tuple(outcome.predictions for outcome in outcomes))
     seconds = sum(outcome.seconds for outcome in outcomes)
     out = Outcome(name, outcomes[0].task, predictions, {}, {"share": float(share)}, tried[share], seconds)
-    return replace(experiments.joined([out], problem.metrics), name=name)
+    return replace(experiments.combine_outcomes([out], problem.metrics), name=name)
 
 
 def wikiqa(data: Path, work: Path) -> dict[str, Any]:
@@ -320,7 +320,7 @@ def agnews(data: Path, work: Path) -> dict[str, Any]:
             self_trained(about, content, weak, (50, 100, 200, 400, 800, 1200), "8 per class: self-trained"),
         ):
             variants.setdefault(outcome.name, []).append(outcome)
-    whole = {name: experiments.joined(found, problem.metrics) for name, found in variants.items()}
+    whole = {name: experiments.combine_outcomes(found, problem.metrics) for name, found in variants.items()}
     reached = {name: variant.metrics["accuracy"].value for name, variant in whole.items()}
     of_folds = {
         name: [round(experiments.accuracy(one.predictions), 4) for one in found]

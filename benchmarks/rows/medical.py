@@ -38,7 +38,7 @@ def folds_of(
     }
     metrics = {**folds[0].metrics, "AUC": mean_of_folds(experiments.area_under_curve, fold_of)}
     return [
-        experiments.joined([run(fold) for fold in range(len(folds))], metrics) for run in variants.values()
+        experiments.combine_outcomes([run(fold) for fold in range(len(folds))], metrics) for run in variants.values()
     ], metrics
 
 
@@ -85,7 +85,7 @@ def pneumonia(data: Path, work: Path) -> dict[str, Any]:
         outcome = experiments.run(problem(encoders, embeddings), task, name=name, calibrate=True, refit=False)
         assert outcome.validation is not None  # the file has a validation part
         above = medical.accuracy_at(medical.threshold(outcome.validation, "pneumonia"), "pneumonia")
-        outcomes.append(experiments.joined([outcome], {**metrics, ACCURACY: above}))
+        outcomes.append(experiments.combine_outcomes([outcome], {**metrics, ACCURACY: above}))
     best = max(outcomes, key=lambda o: o.valid)
     reached = best.metrics["AUC"].value >= 0.97 and best.metrics[ACCURACY].value >= 0.9
     return result_row(

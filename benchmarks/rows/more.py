@@ -80,7 +80,7 @@ def manners(data: Path, work: Path) -> dict[str, Any]:
         runs = [
             experiments.run(replace(problem, **changes), task, name=name, calibrate=True, draws=10) for problem in found
         ]
-        outcomes.append(experiments.joined(runs, found[0].metrics))
+        outcomes.append(experiments.combine_outcomes(runs, found[0].metrics))
     return result_row(
         outcomes, found[0].metrics, "length and loudness", protocol="5 folds of voices; intervals draw voices",
         goal=None, reached=None, clips=len(clips), voices=len(VOICES),

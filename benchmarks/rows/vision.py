@@ -172,7 +172,7 @@ def membranes(data: Path, work: Path) -> dict[str, Any]:
             outcome = experiments.run(problem.problem, task, name=name, settings=[{}], refit=False, draws=1)
             judged = problem.judged(outcome, "membrane")  # at the threshold chosen on validation
             folds.append(replace(judged, seconds=time.perf_counter() - start))
-        outcomes.append(experiments.joined(folds, segmentation.MASK_METRICS))
+        outcomes.append(experiments.combine_outcomes(folds, segmentation.MASK_METRICS))
     return result_row(
         outcomes,
         segmentation.MASK_METRICS,

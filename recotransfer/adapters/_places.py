@@ -110,7 +110,7 @@ def outcome_by_picture(
     """The outcome with one query per picture, and these metrics of it."""
     queries = IdMap(pictures).ids
     predictions = Predictions(queries, candidates, np.asarray(truth, bool), np.asarray(scores, np.float32), queries)
-    return experiments.joined([replace(outcome, predictions=predictions)], metrics)
+    return experiments.combine_outcomes([replace(outcome, predictions=predictions)], metrics)
 
 
 def batches(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:

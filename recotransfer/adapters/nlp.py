@@ -69,7 +69,7 @@ def folds(
 ) -> Iterator[Problem]:
     """Problems for cross-validated text classification, one per fold; groups stay together.
 
-    Each labelled text is in the test part of exactly one of them. `experiments.joined` merges their outcomes.
+    Each labelled text is in the test part of exactly one of them. `experiments.combine_outcomes` merges their outcomes.
 
     Args:
         texts: as in `classification`.
@@ -203,7 +203,7 @@ def compared(parts: Sequence[Embeddings]) -> list[Embeddings]:
 
 def by_question(outcome: Outcome) -> Outcome:
     """The outcome of an `answer_pairs` problem with questions as queries, comparable with `answer_selection`'s."""
-    return experiments.joined([replace(outcome, predictions=_grouped(outcome.predictions))], _RANKING_METRICS)
+    return experiments.combine_outcomes([replace(outcome, predictions=_grouped(outcome.predictions))], _RANKING_METRICS)
 
 
 def _pair_precision(a: Predictions) -> float:

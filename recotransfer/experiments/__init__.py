@@ -17,7 +17,7 @@ from recotransfer.experiments.problem import (
     mean_average_precision,
     mean_reciprocal_rank,
 )
-from recotransfer.experiments.run import Outcome, gain, joined, run, table
+from recotransfer.experiments.run import Outcome, combine_outcomes, gain, run, table
 from recotransfer.experiments.tuning import Tuned, lists_for, tune
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "accuracy",
     "area_under_curve",
     "column",
+    "combine_outcomes",
     "dealt",
     "described",
     "expected_calibration_error",
@@ -38,7 +39,6 @@ __all__ = [
     "fold_items",
     "gain",
     "grouped",
-    "joined",
     "lists_for",
     "macro_f1",
     "mean_average_precision",

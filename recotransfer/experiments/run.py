@@ -152,7 +152,7 @@ def run(
 
 
 @checked
-def joined(outcomes: Sequence[Outcome], metrics: Mapping[str, Metric], *, draws: int = 1000) -> Outcome:
+def combine_outcomes(outcomes: Sequence[Outcome], metrics: Mapping[str, Metric], *, draws: int = 1000) -> Outcome:
     """The outcomes of several folds combined into one, with the metrics computed on all their predictions at once.
 
     Its task is the last fold's. A setting on which the folds differ is reported as a list with one value per fold.

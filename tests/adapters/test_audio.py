@@ -163,7 +163,7 @@ def test_labels_of_unheard_speakers_are_told():
     outcomes = [
         experiments.run(problem, TransferTask(Probe(), progress=False), settings=[{}], draws=20) for problem in found
     ]
-    whole = experiments.joined(outcomes, found[0].metrics, draws=50)
+    whole = experiments.combine_outcomes(outcomes, found[0].metrics, draws=50)
     assert len(whole.predictions.queries) == len(clips)
     assert len(np.unique(whole.predictions.groups)) == 6
     assert whole.metrics["accuracy"].value > 0.9

@@ -118,7 +118,9 @@ def test_pictures_of_a_patient_stay_on_one_side_and_are_told_with_their_patients
         train, valid, test = patients_of(problem.split, patients)
         assert not train & valid
         assert not (train | valid) & test
-    whole = experiments.joined([quick(problem, [{"reg": 10.0}]) for problem in found], found[0].metrics, draws=20)
+    whole = experiments.combine_outcomes(
+        [quick(problem, [{"reg": 10.0}]) for problem in found], found[0].metrics, draws=20
+    )
     assert whole.metrics["AUC"].value > 0.9
     table = medical.findings(whole, "ill")
     assert "not for clinical use" in table.attrs["notice"]

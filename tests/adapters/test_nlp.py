@@ -60,7 +60,7 @@ def test_each_text_is_in_the_test_of_one_fold():
     made = list(nlp.folds(table, topics, folds=3, encoders=[HashingText(column=["title", "more"])]))
     tested = np.concatenate([problem.split.test.item for problem in made])
     assert sorted(tested) == list(range(60))
-    whole = experiments.joined([run(problem, Probe()) for problem in made], made[0].metrics)
+    whole = experiments.combine_outcomes([run(problem, Probe()) for problem in made], made[0].metrics)
     assert whole.metrics["accuracy"].value == 1
 
 

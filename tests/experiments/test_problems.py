@@ -15,11 +15,11 @@ from recotransfer.experiments import (
     Problem,
     accuracy,
     area_under_curve,
+    combine_outcomes,
     described,
     few_shot,
     fold_items,
     gain,
-    joined,
     mean_average_precision,
     mean_reciprocal_rank,
     split_items,
@@ -122,7 +122,7 @@ def test_folds_are_judged_together():
         run(Problem("notes", items, split, metrics, encoders=encoders), TransferTask(RidgeProfiles()))
         for split in fold_items(relations, folds=3)
     ]
-    whole = joined(outcomes, metrics)
+    whole = combine_outcomes(outcomes, metrics)
     assert len(whole.predictions.queries) == len(items)
     each = [len(o.predictions.queries) * o.metrics["accuracy"].value for o in outcomes]
     assert whole.metrics["accuracy"].value == pytest.approx(sum(each) / len(items))
