@@ -87,10 +87,10 @@ def models(tiny: bool) -> dict[str, Callable[[], Recommender]]:
     }
 
 
-def joined(parts: Iterable[Interactions]) -> Interactions:
+def concat_logs(parts: Iterable[Interactions]) -> Interactions:
     first, *others = parts
     for part in others:
-        first = first.joined(part)
+        first = first.concat(part)
     return first
 
 
@@ -121,7 +121,7 @@ def stream(name: str, make: Callable[[], Recommender], periods: list[Interaction
     found: dict[str, list[np.ndarray]] = {"stale": [], "partial_fit": [], "refit": []}
     seconds: dict[str, list[float]] = {"partial_fit": [], "refit": []}
     for at in range(1, PERIODS - 1):
-        known = joined(periods[: at + 1])
+        known = concat_logs(periods[: at + 1])
         updated, spent = timed(lambda new=periods[at], model=updated: model.partial_fit(new))
         seconds["partial_fit"].append(spent)
         refit, spent = timed(lambda log=known: make().fit(log))
@@ -147,9 +147,9 @@ def forgotten(name: str, periods: list[Interactions], make: Callable[[], Recomme
 
     The truth is the last item of each user with three or more, in the earlier periods (old) and in the last one (new).
     """
-    old, old_truth = without_last(joined(periods[:-1]))
+    old, old_truth = without_last(concat_logs(periods[:-1]))
     new, new_truth = without_last(periods[-1])
-    before, histories = make().fit(old), old.joined(new)
+    before, histories = make().fit(old), old.concat(new)
     variants = {"new alone": new}
     for share in (0.05, 0.2):
         variants[f"new and replay of {share:.0%}"] = Replay(int(share * len(old)))(old, new)
@@ -184,7 +184,7 @@ def main() -> None:
     readers = {"movielens_small": movielens, "amazon_beauty": beauty}
     for name in ["generated"] if arguments.tiny else arguments.sets:
         periods = generated() if arguments.tiny else readers[name](arguments.data)
-        drifted = drift(periods[-2], periods[-1], model=Popularity().fit(joined(periods[:-2])))
+        drifted = drift(periods[-2], periods[-1], model=Popularity().fit(concat_logs(periods[:-2])))
         print(f"{name}: {drifted.words}", flush=True)
         row: dict[str, Any] = {"set": name, "drift": drifted.to_dict(), "stream": []}
         for kind, make in models(arguments.tiny).items():

@@ -148,7 +148,7 @@ def together(kind: type[Transfer]) -> Variant:
 
     def variant(source: Shop, target: Shop, **settings: Any) -> Embeddings:
         here, there = own(source.items), own(target.items)
-        both = here.joined(there)
+        both = here.concat(there)
         return kind(**settings).fit(both, source.events.with_items(both.ids)).transform(there)
 
     return variant
@@ -156,7 +156,7 @@ def together(kind: type[Transfer]) -> Variant:
 
 def recoloured(source: Shop, target: Shop, **settings: Any) -> Embeddings:
     """The target aligned with the source's mean and covariance (CORAL), then the metric learned in the source."""
-    both = source.items.joined(target.items)
+    both = source.items.concat(target.items)
     moved = Coral().fit(both, source.events.with_items(both.ids)).transform(target.items)
     return LearnedMetric(**settings).fit(source.items, source.events).transform(moved)
 

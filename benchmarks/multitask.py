@@ -150,7 +150,7 @@ def main() -> None:
     if a.data is None:
         parser.error("give --data, or --tiny")
     items, split, _ = beauty(a.data)
-    log = split.known_before_test().joined(split.test)
+    log = split.known_before_test().concat(split.test)
     vectors = encode_items(items, SentenceText(), cache=a.out / "cache").embeddings
     rows = measured(items, log, attributes(a.data, items), vectors, 4)
     print("\n".join(json.dumps(row) for row in rows), flush=True)

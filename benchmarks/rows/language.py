@@ -270,8 +270,8 @@ def self_trained(problem: Problem, first: TransferTask, then: TransferTask, most
         sure = pseudo_labels(labels, threshold=0.0, adapt=False, most=number)
         train = problem.split.train
         fresh = ~np.isin(train.items.positions(sure.items.ids)[sure.item], train.item)
-        more = train.joined(sure.select(fresh))
-        known = problem.split.test_history.joined(sure.select(fresh))
+        more = train.concat(sure.select(fresh))
+        known = problem.split.test_history.concat(sure.select(fresh))
         split = replace(problem.split, train=more, valid_history=known, test_history=known)
         now = experiments.run(replace(problem, split=split), then, name=name, settings=[{}], draws=10)
         seconds += now.seconds

@@ -123,7 +123,7 @@ def _with_memberships(events: Interactions, member: NDArray[Any], group: NDArray
     time = None if events.time is None else np.full(len(member), events.time.min(initial=1.0) - 1)
     kind = None if events.kind is None else np.zeros(len(member), np.int16)
     ones = np.ones(len(member), np.float32)
-    return Interactions(events.users, events.items, member, group, ones, time, kind, events.kinds).joined(events)
+    return Interactions(events.users, events.items, member, group, ones, time, kind, events.kinds).concat(events)
 
 
 def _complete_catalogue(catalogue: Items, ids: IdMap) -> Items:

@@ -280,7 +280,7 @@ def _candidates(table: pd.DataFrame, question_texts: pd.Series, item_texts: pd.S
     # A question's own text is training data only if the question is; the others bring theirs as their history.
     in_train = np.zeros(len(questions.users), bool)
     in_train[answers["train"].user] = True
-    train = questions.select(in_train[questions.user]).joined(answers["train"])
+    train = questions.select(in_train[questions.user]).concat(answers["train"])
     valid, test = (IdMap(items.ids.take(np.unique(pairs.item[part == key]))) for key in ("valid", "test"))
     split = Split(train, answers["valid"], answers["test"], questions, questions, valid, test, name)
 

@@ -87,7 +87,7 @@ class Embeddings:
         vectors[~present] = 0
         return Embeddings(ids, vectors, self.source, present, self.blocks)
 
-    def joined(self, other: Embeddings) -> Embeddings:
+    def concat(self, other: Embeddings) -> Embeddings:
         """These rows followed by those of `other`, whose ids must be new; source and blocks are kept from here."""
         if other.dim != self.dim:
             raise InputError(

@@ -188,7 +188,7 @@ class Interactions:
         own_items, item = _like(self.items, items, "item")
         return replace(self, users=own_users, items=own_items, user=user[self.user], item=item[self.item])
 
-    def joined(self, other: Interactions) -> Interactions:
+    def concat(self, other: Interactions) -> Interactions:
         """These events followed by those of `other`; ids of this log keep their positions, and new ids follow.
 
         Raises:

@@ -145,7 +145,7 @@ class _Periods(NamedTuple):
     @classmethod
     def of(cls, before: Interactions, after: Interactions, rng: np.random.Generator) -> _Periods:
         # Distinct (user, period, item) triples of the sampled users, in random order within each user and period.
-        log = replace(before, time=None, kind=None, kinds=()).joined(replace(after, time=None, kind=None, kinds=()))
+        log = replace(before, time=None, kind=None, kinds=()).concat(replace(after, time=None, kind=None, kinds=()))
         later = np.repeat([False, True], [len(before), len(after)])
         width = len(log.items)
         pairs = np.unique((2 * log.user + later) * width + log.item)

@@ -113,7 +113,7 @@ class Split:
         if not is_among(pair_keys(self.valid_history), pair_keys(self.train)).all():
             parts.insert(1, self.valid_history)
 
-        return functools.reduce(joined_logs, parts)
+        return functools.reduce(concat_logs, parts)
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON: name, events, users and items of each part, number of ranked items (None for all), and facts."""
@@ -152,7 +152,7 @@ def over_ids(events: Interactions, users: IdMap, items: IdMap) -> Interactions:
     return Interactions(users, items, user, events.item, events.weight, events.time, events.kind, events.kinds)
 
 
-def joined_logs(first: Interactions, then: Interactions) -> Interactions:
+def concat_logs(first: Interactions, then: Interactions) -> Interactions:
     """The events of both, which have the same users and items."""
     for name in ("time", "kind"):
         if (getattr(first, name) is None) != (getattr(then, name) is None):

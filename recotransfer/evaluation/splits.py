@@ -21,9 +21,9 @@ from recotransfer.errors import InputError
 from recotransfer.evaluation.split import (
     HeldOut,
     Split,
+    concat_logs,
     earlier_than_history,
     is_among,
-    joined_logs,
     over_ids,
     pair_keys,
     users_without_history,
@@ -299,7 +299,7 @@ def given(
         items = items if ids is None else items.union(ids)
 
     train, valid, test = (over_ids(part, users, items) for part in (train, valid, test))
-    known = [train, joined_logs(train, valid)] if history is None else [over_ids(history, users, items)] * 2
+    known = [train, concat_logs(train, valid)] if history is None else [over_ids(history, users, items)] * 2
     facts = {
         "events": len(train) + len(valid) + len(test),
         "users_without_history": {

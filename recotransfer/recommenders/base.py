@@ -118,7 +118,7 @@ class Recommender(FittedState):
             before: the old events only, over the users and items of `events`.
         """
         content = self._content()
-        self._fit(events, content if content is None or fresh is None else content.joined(fresh))
+        self._fit(events, content if content is None or fresh is None else content.concat(fresh))
         return "fitted again on all events"
 
     # -- fit -----------------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ class Recommender(FittedState):
             raise InputError(f"{type(self).__name__} was fitted {was}, the new items have {items.dim}; fit it again")
 
         before = replace(model.events_, items=known if items is None else known.union(items.ids), kind=None, kinds=())
-        events = before.joined(replace(interactions, kind=None, kinds=()))  # models keep no kinds
+        events = before.concat(replace(interactions, kind=None, kinds=()))  # models keep no kinds
         given = Embeddings(IdMap([]), np.zeros((0, width or 0), np.float32)) if items is None else items
         fresh = None if width is None else given.align(IdMap(events.items.ids[len(known) :]))
         check_ids(interactions.users.ids, interactions.items.ids)

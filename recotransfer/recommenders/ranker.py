@@ -328,7 +328,7 @@ class HybridRanker(Recommender):
         return self.base_.items_
 
     def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
-        items = None if self.base_.items_ is None or fresh is None else self.base_.items_.joined(fresh)
+        items = None if self.base_.items_ is None or fresh is None else self.base_.items_.concat(fresh)
         self._set_base(self._first_stage().fit(events, items), events)
         return "first stage fitted again on all events, network kept"
 

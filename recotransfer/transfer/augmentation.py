@@ -229,6 +229,6 @@ def _copied(relations: Interactions, old: IdMap, new: IdMap, copies: int) -> Int
 
     for number in range(1, copies + 1):
         at = place[rows] + number * len(old)
-        out = out.joined(Interactions(r.users, new, r.user, at, r.weight, r.time, r.kind, r.kinds))
+        out = out.concat(Interactions(r.users, new, r.user, at, r.weight, r.time, r.kind, r.kinds))
 
     return out

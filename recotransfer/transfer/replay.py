@@ -60,9 +60,9 @@ class Replay:
             if items is None:
                 raise InputError("herding compares vectors; give items, or choose how='reservoir'")
 
-            return old.select(self._herded(old, unit_rows(items.align(old.items).vectors))).joined(new)
+            return old.select(self._herded(old, unit_rows(items.align(old.items).vectors))).concat(new)
 
-        return old.select(self._sampled(old)).joined(new)
+        return old.select(self._sampled(old)).concat(new)
 
     def _sampled(self, old: Interactions) -> Int:
         """Random runs of consecutive events, up to `size` events in all."""

@@ -40,12 +40,12 @@ def shop(users=1200, seed=0):
 TRAIN, VALID, COLD_VALID = shop()
 
 
-def joined(first, second):
+def concat_logs(first, second):
     both = [np.concatenate([getattr(e, name) for e in (first, second)]) for name in ("user", "item", "weight", "time")]
     return Interactions(first.users, first.items, *both)
 
 
-BOTH = joined(VALID, COLD_VALID)
+BOTH = concat_logs(VALID, COLD_VALID)
 
 
 def vectors(kind, seed=1):
@@ -271,7 +271,7 @@ def test_other_recommenders_go_whole_or_not_at_all():
 
 
 def test_the_choice_is_carried_over_to_refitted_variants(ablation):
-    everything = joined(TRAIN, VALID)
+    everything = concat_logs(TRAIN, VALID)
     again, bare = HybridItems(reg=20.0).fit(everything, vectors("popular scrambled")), HybridItems().fit(everything)
     part = guard(hybrid("popular scrambled"), ablation, BOTH)
     assert part.refitted(again, bare).trust == part.verdict.trust

@@ -102,10 +102,10 @@ def test_the_changed_inverse_is_the_solved_one(seed, slices, reg):
     rng = np.random.default_rng(seed)
     rows = [(int(rng.integers(40)), int(rng.integers(30)), 1.0, at) for at in range(60 * (slices + 1))]
     first = log(rows[:60], True)
-    known = first.joined(log([], True)) if seed % 2 else first
+    known = first.concat(log([], True)) if seed % 2 else first
     weights = ease(histories(known).T @ histories(known).toarray(), reg)
     for at in range(1, slices + 1):
-        new = known.joined(log(rows[60 * at : 60 * (at + 1)], True))
+        new = known.concat(log(rows[60 * at : 60 * (at + 1)], True))
         before = Interactions(new.users, new.items, known.user, known.item, known.weight, known.time)
         weights = ease_updated(weights, histories(before), histories(new), reg)
         known = new
@@ -131,7 +131,7 @@ def test_few_changed_users_change_the_inverse_instead_of_solving_anew():
     other = EASE(neighbours=20).fit(old)
     assert model.partial_fit(new).update_["how"] == "inverse updated for 3 users"
     assert other.partial_fit(new).update_["how"] == "fitted again on all events"
-    fresh = EASE().fit(old.joined(new))
+    fresh = EASE().fit(old.concat(new))
     np.testing.assert_allclose(scores(model), scores(fresh), atol=1e-4)
 
 
@@ -204,14 +204,14 @@ def test_joined_logs_keep_ids_kinds_and_order():
         IdMap(["c", "b"]), IdMap(["y", "x"]), np.array([0, 1]), np.array([0, 1]), np.ones(2, np.float32),
         np.array([2.0, 3.0]), np.array([0, 1], np.int16), ("buy", "cart"),
     )  # fmt: skip
-    both = first.joined(then)
+    both = first.concat(then)
     assert both.users.take(both.user).tolist() == ["b", "a", "c", "b"]
     assert both.items.take(both.item).tolist() == ["x", "x", "y", "x"]
     assert [both.kinds[k] for k in both.kind] == ["view", "buy", "buy", "cart"]
     assert both.time.tolist() == [5.0, 1.0, 2.0, 3.0]
     nothing = Interactions(first.users, first.items, *[np.zeros(0, np.int64)] * 2, np.zeros(0, np.float32))
-    assert nothing.joined(then).time.tolist() == [2.0, 3.0]
-    assert len(then.joined(nothing).time) == 2
+    assert nothing.concat(then).time.tolist() == [2.0, 3.0]
+    assert len(then.concat(nothing).time) == 2
 
 
 # -- drift -------------------------------------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ def test_replay_makes_less_of_the_old_taste_forgotten():
     """Old users go by remainders of 5, new ones by remainders of 7."""
     old, new = shop(300, 60, 0, length=5), shop(300, 60, 1, first_user=300, length=5, tastes=7)
     old_truth, new_truth = shop(300, 60, 2, length=3), shop(300, 60, 3, first_user=300, length=3, tastes=7)
-    before, known = EASE(reg=5.0).fit(old), old.joined(new)
+    before, known = EASE(reg=5.0).fit(old), old.concat(new)
     lost = [
         forgetting(before, EASE(reg=5.0).fit(learned), old_truth, new_truth, histories=known)
         for learned in (new, Replay(400)(old, new))
