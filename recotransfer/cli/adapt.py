@@ -282,7 +282,7 @@ def _labels(frame: pd.DataFrame, o: Mapping[str, Any]) -> list[Any]:
 
 def _parts(frame: pd.DataFrame, o: Mapping[str, Any]) -> Any:
     """(rows,) "train", "valid" or "test", from --part or drawn at random."""
-    from recotransfer.experiments import dealt
+    from recotransfer.experiments import stratified_parts
 
     for flag in ("part", "group"):
         if o[flag] is not None and o[flag] not in frame.columns:
@@ -291,7 +291,7 @@ def _parts(frame: pd.DataFrame, o: Mapping[str, Any]) -> Any:
     if o["part"] is not None:
         return frame[o["part"]].to_numpy(object)
 
-    return dealt(_labels(frame, o), groups=_groups(frame, o), seed=o["seed"])
+    return stratified_parts(_labels(frame, o), groups=_groups(frame, o), seed=o["seed"])
 
 
 def _groups(frame: pd.DataFrame, o: Mapping[str, Any]) -> list[Any] | None:

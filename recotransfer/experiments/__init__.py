@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from recotransfer.experiments.item_splits import SIDES, dealt, few_shot, fold_items, grouped, named_parts, split_items
+from recotransfer.experiments.item_splits import (
+    SIDES,
+    few_shot,
+    fold_items,
+    grouped,
+    named_parts,
+    split_items,
+    stratified_parts,
+)
 from recotransfer.experiments.problem import (
     LABEL_METRICS,
     Metric,
@@ -32,7 +40,6 @@ __all__ = [
     "area_under_curve",
     "column",
     "combine_outcomes",
-    "dealt",
     "described",
     "expected_calibration_error",
     "few_shot",
@@ -46,6 +53,7 @@ __all__ = [
     "named_parts",
     "run",
     "split_items",
+    "stratified_parts",
     "table",
     "tune",
 ]

@@ -131,7 +131,7 @@ def grouped(groups: Sequence[Any] | None, count: int, what: str = "groups") -> N
 
 
 @checked
-def dealt(
+def stratified_parts(
     labels: Sequence[Any], *, test: float = 0.2, groups: Sequence[Any] | None = None, seed: int = 0
 ) -> NDArray[Any]:
     """(n,) random part of each record, "train", "valid" or "test", stratified by label; "" for unlabelled records.
