@@ -23,7 +23,7 @@ part = {name: ("train", "train", "valid", "test")[name % 4] for name in pictures
 outcomes = []
 for name, sigmas in {"one pixel": (0.3,), "around it": (1.0, 2.0, 4.0)}.items():
     problem = segmentation.Segmentation(pictures, masks, part, DenseImage(sigmas=sigmas), samples=500)
-    outcomes.append(problem.judged(experiments.run(problem.problem, TransferTask(Probe()), name=name), "disc"))
+    outcomes.append(problem.evaluate(experiments.run(problem.problem, TransferTask(Probe()), name=name), "disc"))
 print(experiments.table(outcomes, segmentation.MASK_METRICS, ablation="one pixel").round(3).to_string(index=False))
 
 # The same discs as bounding boxes: detection.
@@ -33,5 +33,5 @@ for name, mask in masks.items():
     edges.append((name, "disc", columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
 boxes = pd.DataFrame(edges, columns=["picture", "label", "xmin", "ymin", "xmax", "ymax"])
 problem = detection.Detection(pictures, boxes, part, DenseImage(sigmas=(1.0, 2.0, 4.0)), step=2, shapes=(1, 1))
-outcome = problem.judged(experiments.run(problem.problem, TransferTask(Probe()), name="boxes"))
+outcome = problem.evaluate(experiments.run(problem.problem, TransferTask(Probe()), name="boxes"))
 print(experiments.table([outcome], detection.BOX_METRICS).round(3).to_string(index=False))

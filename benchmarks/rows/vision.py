@@ -114,7 +114,7 @@ def bccd(data: Path, work: Path) -> dict[str, Any]:
     for name, dense in seen.items():
         problem = detection.Detection(pictures, boxes, part, dense)
         outcome = experiments.run(problem.problem, TransferTask(Probe(reg=300.0)), name=name, settings=[{}], draws=10)
-        outcomes.append(timed(problem.judged, outcome))
+        outcomes.append(timed(problem.evaluate, outcome))
     return result_row(
         outcomes,
         detection.BOX_METRICS,
@@ -170,7 +170,7 @@ def membranes(data: Path, work: Path) -> dict[str, Any]:
                 problem = problem.in_context(TransferTask(recommender))
             task = TransferTask(recommender)
             outcome = experiments.run(problem.problem, task, name=name, settings=[{}], refit=False, draws=1)
-            judged = problem.judged(outcome, "membrane")  # at the threshold chosen on validation
+            judged = problem.evaluate(outcome, "membrane")  # at the threshold chosen on validation
             folds.append(replace(judged, seconds=time.perf_counter() - start))
         outcomes.append(experiments.combine_outcomes(folds, segmentation.MASK_METRICS))
     return result_row(

@@ -36,7 +36,7 @@ _NEAR_WEIGHT = 3.0  # ... and is drawn this many times as often
 
 
 def precision_of_boxes(a: Predictions) -> float:
-    """Mean average precision over labels, for the predictions of `Detection.judged`; NaN without a true box."""
+    """Mean average precision over labels, for the predictions of `Detection.evaluate`; NaN without a true box."""
     label_of_slot = np.array([label for label, _ in a.candidates.ids.tolist()], dtype=object)
     precisions = []
 
@@ -175,7 +175,7 @@ class Detection:
 
         return out.sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
 
-    def judged(self, outcome: Outcome) -> Outcome:
+    def evaluate(self, outcome: Outcome) -> Outcome:
         """The outcome with one query per test picture, judged by mAP at an intersection over union of one half.
 
         Candidates are slots (label, number): each holds a detected box, true if it hits, or a true box that was missed.

@@ -31,12 +31,12 @@ _CUTS = np.arange(0.2, 0.65, 0.05)  # thresholds tried on validation pictures
 
 
 def dice_of_masks(a: Predictions) -> float:
-    """Mean Dice coefficient over pictures, for the predictions of `Segmentation.judged`."""
+    """Mean Dice coefficient over pictures, for the predictions of `Segmentation.evaluate`."""
     return float(np.nanmean(a.scores[:, 0]))
 
 
 def overlap_of_masks(a: Predictions) -> float:
-    """Mean intersection over union over pictures, for the predictions of `Segmentation.judged`."""
+    """Mean intersection over union over pictures, for the predictions of `Segmentation.evaluate`."""
     return float(np.nanmean(a.scores[:, 1]))
 
 
@@ -127,7 +127,7 @@ class Segmentation:
         """(labels, height, width) score of each label, in the order of the task's users, at each pixel of a picture."""
         return self._label_maps(task, self._features(picture))
 
-    def judged(self, outcome: Outcome, label: Any) -> Outcome:
+    def evaluate(self, outcome: Outcome, label: Any) -> Outcome:
         """The outcome with one query per test picture, judged by Dice and intersection over union of the label's mask.
 
         A pixel is in the predicted mask if its score reaches a threshold: the one with the best mean Dice on validation

@@ -299,7 +299,7 @@ def test_masks_are_learned_from_some_pixels_and_judged_whole():
     for name, sigmas in {"colours": (0.3,), "smooth": (1.0, 2.0, 4.0)}.items():
         problem = segmentation.Segmentation(pictures, masks, part, DenseImage(sigmas=sigmas), samples=300)
         outcome = experiments.run(problem.problem, TransferTask(Probe()), name=name, settings=[{"reg": 1.0}], draws=50)
-        done.append(problem.judged(outcome, "disc"))
+        done.append(problem.evaluate(outcome, "disc"))
     rough, smooth = done
     assert smooth.metrics["Dice"].value > 0.9
     assert smooth.metrics["IoU"].value < smooth.metrics["Dice"].value
@@ -320,7 +320,7 @@ def test_answers_around_a_pixel_are_context():
     assert [known for _, known in around.before] == [{"p0", "p4", "p8"}, {"p1", "p5", "p9"}]
     assert around.problem.embeddings[0].dim == alone.problem.embeddings[0].dim + 1 + 6 * 4
     first, second = (
-        p.judged(experiments.run(p.problem, task, settings=[{}], draws=10), "disc") for p in (alone, around)
+        p.evaluate(experiments.run(p.problem, task, settings=[{}], draws=10), "disc") for p in (alone, around)
     )
     assert experiments.gain(second, first, segmentation.dice_of_masks).low > 0
 
@@ -367,7 +367,7 @@ def test_boxes_are_found_where_they_were_planted():
     part = dict(zip(pictures, np.resize(["train", "train", "train", "test"], 24), strict=True))
     problem = detection.Detection(pictures, truth, part, DenseImage(sigmas=(1.0, 3.0, 6.0)), step=2, shapes=(1, 1))
     outcome = experiments.run(problem.problem, TransferTask(Probe(hidden=32, reg=0.01)), settings=[{}], draws=50)
-    told = problem.judged(outcome)
+    told = problem.evaluate(outcome)
     assert told.metrics["mAP@.5"].value > 0.8
     assert len(told.predictions.queries) == 6
     found = problem.found(outcome.task, pictures[3])
@@ -385,7 +385,7 @@ def test_a_box_that_no_found_one_hits_counts_against_the_outcome():
         pictures, truth, part, DenseImage(), shapes=(1, 1), least=1.1
     )  # nothing is worth telling
     outcome = experiments.run(problem.problem, TransferTask(Probe()), settings=[{}], draws=10)
-    told = problem.judged(outcome)
+    told = problem.evaluate(outcome)
     assert told.metrics["mAP@.5"].value == 0
     assert told.predictions.truth.sum() == truth["picture"].isin([3, 7]).sum()
 
