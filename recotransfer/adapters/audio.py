@@ -38,7 +38,7 @@ def classification(
     """
     items = Items(IdMap(np.arange(len(clips))), experiments.column(clips, "audio"))
     relations = Interactions.from_labels(labels, items.ids)
-    groups = experiments.grouped(speakers, len(items), "speakers")
+    groups = experiments.group_codes(speakers, len(items), "speakers")
 
     if part is not None:
         splits = [experiments.split_items(relations, part, groups=speakers)]

@@ -54,7 +54,7 @@ def image_diagnosis(
         folds: number of folds if `part` is None.
     """
     items = Items(IdMap(np.arange(len(images))), experiments.column(images, column))
-    groups = experiments.grouped(patients, len(items), "patients")
+    groups = experiments.group_codes(patients, len(items), "patients")
     splits = _splits(items, labels, part, patients, folds, positive)
 
     return [Problem("image diagnosis", items, s, _metrics(positive), encoders=encoders, groups=groups) for s in splits]
@@ -93,7 +93,7 @@ def disease_from_table(
 
     items = Items(IdMap(np.arange(len(rest))), rest, kinds)
     labels = [None if pd.isna(value) else value for value in frame[label]]
-    groups = experiments.grouped(patients, len(items), "patients")
+    groups = experiments.group_codes(patients, len(items), "patients")
     out = []
 
     for split in _splits(items, labels, part, patients, folds, positive):
@@ -131,7 +131,7 @@ def dna(
     """
     items = Items(IdMap(np.arange(len(sequences))), experiments.column(sequences, column))
     encoders = encoders or [KmerSequence(column=column)]
-    groups = experiments.grouped(families, len(items), "families")
+    groups = experiments.group_codes(families, len(items), "families")
     splits = _splits(items, labels, part, families, folds, positive)
 
     return [Problem("sequences", items, s, _metrics(positive), encoders=encoders, groups=groups) for s in splits]

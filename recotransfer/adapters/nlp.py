@@ -49,7 +49,7 @@ def classification(
         InputError: a group has texts in two parts.
     """
     items, relations = _labelled(texts, labels)
-    group_numbers = experiments.grouped(groups, len(items))
+    group_numbers = experiments.group_codes(groups, len(items))
     split = experiments.split_items(relations, part, groups=groups)
 
     return Problem(
@@ -81,7 +81,7 @@ def folds(
         seed: random seed of the folds.
     """
     items, relations = _labelled(texts, labels)
-    group_numbers = experiments.grouped(groups, len(items))
+    group_numbers = experiments.group_codes(groups, len(items))
     for split in experiments.fold_items(relations, folds=folds, groups=groups, seed=seed):
         yield Problem(
             name, items, split, experiments.LABEL_METRICS, encoders=_encoders(encoders, items), groups=group_numbers

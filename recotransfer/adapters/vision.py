@@ -52,7 +52,7 @@ def classification(
     """
     table = pictures if isinstance(pictures, pd.DataFrame) else experiments.column(pictures, "image")
     items = Items(IdMap(np.arange(len(table))), table.reset_index(drop=True))
-    group_numbers = experiments.grouped(groups, len(items))
+    group_numbers = experiments.group_codes(groups, len(items))
     split = experiments.split_items(Interactions.from_labels(labels, items.ids), part, groups=groups)
 
     return Problem(name, items, split, experiments.LABEL_METRICS, encoders=encoders, groups=group_numbers)

@@ -41,7 +41,7 @@ def split_items(
         raise InputError(f"{len(item_part)} parts for {len(relations.items)} items; give one per item")
 
     # A group on both sides would leak the test into training.
-    if (number := grouped(groups, len(item_part))) is not None and groups is not None:
+    if (number := group_codes(groups, len(item_part))) is not None and groups is not None:
         table = pd.DataFrame({"number": number, "part": item_part})
         parts_of_group = table[np.isin(item_part, SIDES)].groupby("number")["part"].nunique()
         if (torn := parts_of_group.index[parts_of_group > 1]).size:
@@ -84,7 +84,7 @@ def fold_items(
 
     item, first = np.unique(relations.item, return_index=True)
     label = relations.user[first]
-    number = grouped(groups, len(relations.items))
+    number = group_codes(groups, len(relations.items))
     group = item if number is None else number[item]
     if not 0 < valid < 1:
         raise InputError(f"valid must be a share between 0 and 1, got {valid}")
@@ -110,7 +110,7 @@ def fold_items(
 
 
 @checked
-def grouped(groups: Sequence[Any] | None, count: int, what: str = "groups") -> NDArray[np.int64] | None:
+def group_codes(groups: Sequence[Any] | None, count: int, what: str = "groups") -> NDArray[np.int64] | None:
     """(count,) integer codes of the groups; each record without a group gets a code of its own.
 
     Args:

@@ -203,10 +203,10 @@ def test_names_of_parts_that_data_sets_use_are_known():
 
 
 def test_records_of_nobody_are_groups_of_their_own():
-    assert experiments.grouped(None, 3) is None
-    assert experiments.grouped(["b", None, "a", "b", float("nan")], 5).tolist() == [0, 2, 1, 0, 3]
+    assert experiments.group_codes(None, 3) is None
+    assert experiments.group_codes(["b", None, "a", "b", float("nan")], 5).tolist() == [0, 2, 1, 0, 3]
     with pytest.raises(InputError, match="2 patients for 3 records"):
-        experiments.grouped(["a", "b"], 3, "patients")
+        experiments.group_codes(["a", "b"], 3, "patients")
     _, relations = notes()
     patient = [None if i % 3 else f"p{i // 12}" for i in range(180)]
     parts = [set(split.test.item.tolist()) for split in fold_items(relations, folds=3, groups=patient)]
