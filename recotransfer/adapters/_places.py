@@ -92,7 +92,9 @@ def parts_of_pictures(part: Mapping[Any, str]) -> dict[Any, str]:
 def check_every_picture_in(part: Mapping[Any, str], **tables: Mapping[Any, Any]) -> None:
     """Raise `InputError` if a picture of training, validation or test is missing from one of these tables."""
     for name, table in tables.items():
-        missing = [picture for picture, side in part.items() if side in experiments.SIDES and picture not in table]
+        missing = [
+            picture for picture, side in part.items() if side in experiments.SPLIT_PARTS and picture not in table
+        ]
         if missing:
             raise InputError(
                 f"picture {missing[0]!r} has a part but is not in {name}; add it there, or leave it out of part"

@@ -106,7 +106,7 @@ class Detection:
             part=boxes["picture"].map(parts_of_pictures(self.part)),
         )
         visible = (boxes["height"] >= 1) & (boxes["width"] >= 1)
-        boxes = boxes[visible & boxes["part"].isin(experiments.SIDES)].copy()
+        boxes = boxes[visible & boxes["part"].isin(experiments.SPLIT_PARTS)].copy()
 
         train = boxes[boxes["part"] == "train"]
         area = _bins(train["height"] * train["width"], [train["label"]], self.shapes[0])
@@ -138,7 +138,7 @@ class Detection:
         sampled = []
 
         for picture, part in parts_of_pictures(self.part).items():
-            if part not in experiments.SIDES:
+            if part not in experiments.SPLIT_PARTS:
                 continue
 
             dense = self.features.read(self.pictures[picture])

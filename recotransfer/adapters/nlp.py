@@ -269,7 +269,7 @@ def _candidates(table: pd.DataFrame, question_texts: pd.Series, item_texts: pd.S
     pairs = Interactions.from_frame(table, user="question", item="item", users=questions.users, items=items.ids)
     part = experiments.named_parts(table["part"])
     right = table["label"].to_numpy(float) > 0
-    answers = {key: pairs.select(np.flatnonzero(right & (part == key))) for key in experiments.SIDES}
+    answers = {key: pairs.select(np.flatnonzero(right & (part == key))) for key in experiments.SPLIT_PARTS}
 
     for key in ("valid", "test"):
         if len(both := np.intersect1d(pairs.user[part == "train"], pairs.user[part == key])):

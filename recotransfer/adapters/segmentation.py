@@ -76,7 +76,7 @@ class Segmentation:
         sampled = []
 
         for picture, part in parts_of_pictures(self.part).items():
-            if part not in experiments.SIDES:
+            if part not in experiments.SPLIT_PARTS:
                 continue
 
             dense = self._features(self.pictures[picture], picture)

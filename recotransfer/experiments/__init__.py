@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from recotransfer.experiments.item_splits import (
-    SIDES,
+    SPLIT_PARTS,
     few_shot,
     fold_items,
     group_codes,
@@ -30,7 +30,7 @@ from recotransfer.experiments.tuning import Tuned, lists_for, tune
 
 __all__ = [
     "LABEL_METRICS",
-    "SIDES",
+    "SPLIT_PARTS",
     "Metric",
     "Outcome",
     "Predictions",

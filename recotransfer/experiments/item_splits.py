@@ -15,7 +15,7 @@ from recotransfer.data import IdMap, Interactions
 from recotransfer.errors import InputError, require
 from recotransfer.evaluation.split import Split
 
-SIDES = ("train", "valid", "test")  # the parts of a split
+SPLIT_PARTS = ("train", "valid", "test")  # the parts of a split
 _SYNONYMS = {"val": "valid", "validation": "valid", "dev": "valid"}  # names of parts in common data sets
 
 
@@ -43,13 +43,13 @@ def split_items(
     # A group on both sides would leak the test into training.
     if (number := group_codes(groups, len(item_part))) is not None and groups is not None:
         table = pd.DataFrame({"number": number, "part": item_part})
-        parts_of_group = table[np.isin(item_part, SIDES)].groupby("number")["part"].nunique()
+        parts_of_group = table[np.isin(item_part, SPLIT_PARTS)].groupby("number")["part"].nunique()
         if (torn := parts_of_group.index[parts_of_group > 1]).size:
             group = groups[int(np.flatnonzero(number == torn[0])[0])]
             raise InputError(f"group {group!r} has items in two parts; keep groups whole, as fold_items does")
 
     event_part = item_part[relations.item]
-    events = {key: relations.select(np.flatnonzero(event_part == key)) for key in SIDES}
+    events = {key: relations.select(np.flatnonzero(event_part == key)) for key in SPLIT_PARTS}
     ranked = {key: IdMap(relations.items.take(np.flatnonzero(item_part == key))) for key in ("valid", "test")}
     train = events["train"]
     if not len(train) or not len(events["test"]):
