@@ -15,7 +15,7 @@ events = read_interactions(folder / "events.csv", items=items.ids).data
 split = splits.cold_items(events)  # validation and test items have no events in training
 metrics = {"MAP": experiments.mean_average_precision, "MRR": experiments.mean_reciprocal_rank}
 text = SentenceText(column=items.of_kind("text"))
-problem = experiments.Problem("new items", items, split, metrics, encoders=[text], asks="items")
+problem = experiments.Problem("new items", items, split, metrics, encoders=[text], target="items")
 variants = {"raw embeddings": [], "whitened": [Whitening(dim=64)], "ridge map": [RidgeMap(dim=64)],
         "learned metric": [LearnedMetric(dim=64)]}  # fmt: skip
 outcomes = [

@@ -56,7 +56,7 @@ def courses(
         numbers = clusters(profiles, groups, seed=seed)
         items, split = _with_groups(items, split, dict(zip(profiles.index, numbers.tolist(), strict=True)))
 
-    return Problem(f"courses, {ask}", items, split, _METRICS, encoders=encoders, asks="items")
+    return Problem(f"courses, {ask}", items, split, _METRICS, encoders=encoders, target="items")
 
 
 def _split(enrolments: Interactions, ask: str, seed: int) -> Split:

@@ -284,7 +284,7 @@ def _candidates(table: pd.DataFrame, question_texts: pd.Series, item_texts: pd.S
     valid, test = (IdMap(items.ids.take(np.unique(pairs.item[part == key]))) for key in ("valid", "test"))
     split = Split(train, answers["valid"], answers["test"], questions, questions, valid, test, name)
 
-    return Problem(name, items, split, _RANKING_METRICS, asks="items", candidates=pairs)
+    return Problem(name, items, split, _RANKING_METRICS, target="items", candidates=pairs)
 
 
 def windows(passage: str, *, longest: int = 8) -> list[tuple[int, int]]:

@@ -125,7 +125,7 @@ class Problem:
         metrics: name -> function of predictions, greater is better; settings are chosen by the first.
         encoders: encoders of the items; None leaves the choice to the task.
         embeddings: vectors of `items`, for content that is not encoded item by item (patches of pictures).
-        asks: "labels" predicts the labels (users) of each test item, "items" the items of each test user.
+        target: "labels" predicts the labels (users) of each test item, "items" the items of each test user.
         groups: (items or users,) group of each query, in the order of the split's ids; None resamples single queries.
         candidates: for "items", the user-item pairs to rank; None ranks every item that the split ranks.
         unlabelled: items whose content may be used in training without a label; items with a training relation always
@@ -138,14 +138,14 @@ class Problem:
     metrics: Mapping[str, Metric]
     encoders: Sequence[Encoder] | None = None
     embeddings: Sequence[Embeddings] | None = None
-    asks: Literal["labels", "items"] = "labels"
+    target: Literal["labels", "items"] = "labels"
     groups: NDArray[Any] | None = None
     candidates: Interactions | None = None
     unlabelled: IdMap | None = None
 
     def __post_init__(self) -> None:
-        if self.asks not in ("labels", "items"):
-            raise InputError(f'asks must be "labels" or "items", got {self.asks!r}')
+        if self.target not in ("labels", "items"):
+            raise InputError(f'target must be "labels" or "items", got {self.target!r}')
         if not self.metrics:
             raise InputError(f"the problem {self.name!r} has no metrics; give at least one (settings are chosen by it)")
 

@@ -313,7 +313,7 @@ def _fit(
     """A copy of the task with these settings, fitted on the events."""
     out = copy.copy(task)
     out.recommender = task.recommender.with_settings(values)
-    items = _visible_items(problem, events) if problem.asks == "labels" else problem.items
+    items = _visible_items(problem, events) if problem.target == "labels" else problem.items
     # Items of other parts stay out of the catalogue, but every label stays a user.
     relations = Interactions(
         events.users, items.ids, events.user, items.ids.positions(events.items.ids, missing="negative")[events.item],
@@ -330,7 +330,7 @@ def _predict(
     split = problem.split
     relations: Interactions = getattr(split, part)
     ranked: IdMap | None = getattr(split, f"{part}_items")
-    if problem.asks == "labels":
+    if problem.target == "labels":
         at = np.unique(relations.item)
         ids = IdMap(relations.items.take(at))
         items = problem.items.take(problem.items.ids.positions(ids.ids))
@@ -351,7 +351,7 @@ def _predict(
     row, rank = np.nonzero(lists.positions >= 0)
     column = candidates.positions(lists.catalogue.take(lists.positions[row, rank]), missing="negative")
     scores[row[column >= 0], column[column >= 0]] = lists.scores[row, rank][column >= 0]
-    if problem.asks == "labels":
+    if problem.target == "labels":
         # Every label needs a finite score: the lowest of its query, or equal shares where the query has none.
         lowest = np.where(np.isfinite(scores), scores, np.inf).min(axis=1, keepdims=True)
         lowest[~np.isfinite(lowest)] = 1 / len(candidates)

@@ -273,7 +273,7 @@ def test_retrieval_ranks_the_candidates_of_each_subject():
     )  # fmt: skip
     metrics = {"MAP": mean_average_precision, "MRR": mean_reciprocal_rank}
     encoders = [HashingText(column="text", dim=256)]
-    real = Problem("find", both, split, metrics, encoders=encoders, asks="items", candidates=up)
+    real = Problem("find", both, split, metrics, encoders=encoders, target="items", candidates=up)
     outcome = run(real, TransferTask(ContentProfiles()))
     assert np.isfinite(outcome.predictions.scores).sum() == 2 * len(some)
     assert outcome.metrics["MRR"].value == 1
@@ -303,8 +303,8 @@ def test_the_bootstrap_draws_whole_groups():
 
 
 def test_wrong_cases_are_refused():
-    with pytest.raises(InputError, match="asks"):
-        problem(asks="nothing")
+    with pytest.raises(InputError, match="target"):
+        problem(target="nothing")
     with pytest.raises(InputError, match="one per item"):
         split_items(notes()[1], ["train"])
     with pytest.raises(InputError, match="no relation is left"):
