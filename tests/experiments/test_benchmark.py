@@ -19,7 +19,7 @@ from recotransfer.errors import ArtifactError, InputError
 from recotransfer.evaluation import metrics
 from recotransfer.evaluation.uncertainty import holm
 from recotransfer.experiments.benchmark import Benchmark, Variant, variants_of
-from recotransfer.experiments.benchmark.measure import measure, plain, questions
+from recotransfer.experiments.benchmark.measure import measure, plain, rankings_of
 from recotransfer.experiments.benchmark.variants import ABLATION, GUARDED
 from recotransfer.recommenders import EASE, HybridItems, ItemKNN, Popularity, Recommender
 from recotransfer.task import TransferTask
@@ -338,7 +338,7 @@ def test_buckets_cut_the_truth_and_not_the_lists(shop):
     items, events = shop
     split = splits.leave_last(events).with_items(items.ids)
     model = HybridItems().fit(split.train)
-    lists = {name: model.recommend(k=10, histories=split.test_history, filter=None) for name in questions(split)}
+    lists = {name: model.recommend(k=10, histories=split.test_history, filter=None) for name in rankings_of(split)}
     tables = measure({"all": lists["all"]}, split, (10,)).tables
     rank = metrics.ranks(lists["all"], split.test)
     counts = metrics.popularity_counts(split.train)[rank.item]

@@ -24,7 +24,7 @@ _AGES = ((-np.inf, 7, "under a week"), (7, 30, "1-4 weeks"), (30, 180, "1-6 mont
 _HISTORIES = ((0, 0, "none"), (1, 2, "1-2"), (3, 5, "3-5"), (6, 10, "6-10"), (11, 20, "11-20"), (21, np.inf, "over 20"))
 
 
-class Question(NamedTuple):
+class Ranking(NamedTuple):
     """One ranking task of the test.
 
     Attributes:
@@ -36,17 +36,17 @@ class Question(NamedTuple):
     allow: IdMap | None
 
 
-def questions(split: Split) -> dict[str, Question]:
-    """Ranking -> events to predict and items to rank.
+def rankings_of(split: Split) -> dict[str, Ranking]:
+    """Name of each ranking -> events to predict and items to rank.
 
     "all" is the protocol's own ranking. "warm" and "cold" rank only items with, or without, training events, and
     predict only test events of such items; they exist if the test has events of both. "mixed" ranks all items if the
     protocol itself ranks only some of them.
     """
-    out = {"all": Question(split.test, split.test_items)}
+    out = {"all": Ranking(split.test, split.test_items)}
     if split.test_items is not None:
         if len(split.test_items) < len(split.test.items):
-            out["mixed"] = Question(split.test, None)
+            out["mixed"] = Ranking(split.test, None)
 
         return out
 
@@ -57,7 +57,7 @@ def questions(split: Split) -> dict[str, Question]:
 
     for name, ranked, rows in (("warm", warm, warm_events), ("cold", ~warm, ~warm_events)):
         ids = IdMap(split.test.items.take(np.flatnonzero(ranked)))
-        out[name] = Question(split.test.select(rows), ids)
+        out[name] = Ranking(split.test.select(rows), ids)
 
     return out
 
@@ -84,7 +84,7 @@ def measure(
     items: Items | None = None,
     vectors: Embeddings | None = None,
 ) -> Measured:
-    """Results of the lists made for `questions(split)`.
+    """Results of the lists made for `rankings_of(split)`.
 
     Args:
         lists: ranking -> lists of at least max(ks) items.
@@ -93,17 +93,17 @@ def measure(
         items: the catalogue; its first category column, if any, is used for calibration.
         vectors: vectors of the items, for the diversity of lists.
     """
-    rankings_of_test, k = questions(split), ks[0]
+    wanted, k = rankings_of(split), ks[0]
     rankings, per_user = {}, []
 
     for name, recommended in lists.items():
-        truth = rankings_of_test[name].truth
+        truth = wanted[name].truth
         each = metrics.rank_metrics(metrics.hits(recommended, truth), ks)
         users = truth.users.take(np.unique(truth.user))
         rankings[name] = {"users": len(users), "metrics": {metric: _estimate(v) for metric, v in each.items()}}
         per_user.append(pd.DataFrame({"ranking": name, "user": users, **each}))
 
-    main, truth = lists["all"], rankings_of_test["all"].truth
+    main, truth = lists["all"], wanted["all"].truth
     tables = {
         "rankings": rankings,
         "popularity": _by_popularity(main, truth, split, k),

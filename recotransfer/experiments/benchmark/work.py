@@ -16,7 +16,7 @@ from recotransfer.diagnostics import guard
 from recotransfer.encoders import encoder_from_spec
 from recotransfer.evaluation import metrics
 from recotransfer.evaluation.split import Split
-from recotransfer.experiments.benchmark.measure import measure, plain, questions
+from recotransfer.experiments.benchmark.measure import measure, plain, rankings_of
 from recotransfer.experiments.benchmark.variants import Variant, guarded
 from recotransfer.experiments.tuning import lists_for, tune
 from recotransfer.io.artifacts import atomic_file, read_json, write_json
@@ -204,10 +204,10 @@ def _test(work: Work, task: TransferTask, folder: Path) -> dict[str, Any]:
     split, model = work.split, task.recommender
     lists, seconds = {}, {}
 
-    for name, question in questions(split).items():
-        allow = None if question.allow is None else question.allow.ids
+    for name, ranking in rankings_of(split).items():
+        allow = None if ranking.allow is None else ranking.allow.ids
         start = time.perf_counter()
-        lists[name] = lists_for(model, question.truth, max(work.ks), histories=split.test_history, allow=allow)
+        lists[name] = lists_for(model, ranking.truth, max(work.ks), histories=split.test_history, allow=allow)
         seconds[name] = time.perf_counter() - start
 
     vectors = work.embeddings[0] if work.embeddings else None
