@@ -1,7 +1,7 @@
-"""Replace a folder while others read it: whoever opens it finds the old one or the new one, whole.
+"""Replace a folder atomically: readers get either the old folder or the new one, complete.
 
-On Linux two folders exchange their names in one step. Where the file system cannot do that, the old folder waits under
-a hidden name between two renames; `OpenFolder` looks there too, so that a crash between them loses nothing.
+On Linux the two folders swap names in one step. Where the file system cannot do that, the old folder is set aside under
+a hidden name between two renames; `OpenFolder` looks there too, so a crash between the renames loses nothing.
 """
 
 from __future__ import annotations
@@ -15,32 +15,33 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
-_HERE = -100  # AT_FDCWD: paths are relative to the working folder
-_CANNOT = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV, errno.EPERM}
-_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a pipe must not block
-_BY_DESCRIPTOR = os.open in os.supports_dir_fd
+_RENAME_EXCHANGE = 2  # flag of renameat2(2): swap the two names
+_AT_FDCWD = -100  # paths are relative to the working folder
+_UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV, errno.EPERM}
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # opening a pipe must not block
+_HAS_DIR_FD = os.open in os.supports_dir_fd  # False on Windows
 
 
 class OpenFolder:
-    """A folder opened for reading, which stays the same folder when another one takes its name.
+    """A folder open for reading; it remains readable after another folder has taken its name.
 
     Attributes:
-        path: where it was found: under its name, or waiting under the hidden one.
+        path: where the folder was found: at the path asked for, or set aside under the hidden name.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._asked = path
-        self._descriptor = -1
-        if _BY_DESCRIPTOR:
+        self._requested = path
+        self._descriptor = -1  # stays -1 where folders cannot be opened, and files are opened by path
+
+        if _HAS_DIR_FD:
             try:
                 self._descriptor = os.open(path, _READ | os.O_DIRECTORY)
-            except FileNotFoundError:
-                self.path = _waiting(path)
+            except FileNotFoundError:  # a writer is between its two renames, or crashed there
+                self.path = _aside(path)
                 self._descriptor = os.open(self.path, _READ | os.O_DIRECTORY)
         elif not path.exists():
-            self.path = _waiting(path)
+            self.path = _aside(path)
 
     def __enter__(self) -> OpenFolder:
         return self
@@ -50,14 +51,14 @@ class OpenFolder:
             os.close(self._descriptor)
 
     def names(self) -> list[str]:
-        """Names of the files and folders directly within."""
+        """Names of the files and folders directly inside."""
         return os.listdir(self._descriptor if self._descriptor >= 0 else self.path)
 
     def open(self, name: str) -> int:
-        """File descriptor of the regular file `name`, a path with slashes.
+        """Open the regular file `name` (a relative path with slashes); the caller closes the returned descriptor.
 
         Raises:
-            FileNotFoundError: there is no such file; see `replaced` for whether there was one a moment ago.
+            FileNotFoundError: there is no such file; a concurrent writer may be deleting the folder, see `replaced`.
         """
         if self._descriptor >= 0:
             file = os.open(name, _READ, dir_fd=self._descriptor)
@@ -71,11 +72,11 @@ class OpenFolder:
         return file
 
     def replaced(self) -> bool:
-        """True once another folder has taken this one's name."""
+        """Whether another folder has taken this one's name; always False where folders cannot be opened."""
         if self._descriptor < 0:
             return False
 
-        for path in (self._asked, self.path):  # a waiting folder is being removed once another has the name
+        for path in (self._requested, self.path):  # a folder set aside is deleted once another has the name
             with contextlib.suppress(FileNotFoundError):
                 return not os.path.samestat(os.stat(path), os.fstat(self._descriptor))
 
@@ -83,15 +84,17 @@ class OpenFolder:
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Give the folder `new` the name `path`, in the same parent folder, and remove the folder that had it."""
+    """Rename the folder `new` to `path`, in the same parent folder, and delete the folder that was there."""
     while True:
-        if not path.exists() and not _waiting(path).exists():
+        if not path.exists() and not _aside(path).exists():
             try:
                 os.rename(new, path)
                 break
             except OSError as cause:
                 if cause.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise  # else another process was quicker, and its folder is to be replaced
+                    raise
+
+                # Another process was faster: go round again to replace its folder.
         elif path.exists() and exchange(new, path):
             shutil.rmtree(new, ignore_errors=True)
             break
@@ -103,47 +106,47 @@ def replace_folder(new: Path, path: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap the names of two folders in one step; False where this system or file system cannot."""
+    """Swap the names of two folders in one step; False where the system or the file system does not support it."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
         return False
 
-    if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
         return True
 
     code = ctypes.get_errno()
-    if code in _CANNOT or code == errno.ENOENT:  # the other is gone: another process is at work on it
+    if code in _UNSUPPORTED or code == errno.ENOENT:  # ENOENT: another process has just moved the other folder
         return False
 
     raise OSError(code, os.strerror(code), str(other))
 
 
 def _rename_twice(new: Path, path: Path) -> None:
-    """`replace_folder` where names cannot be exchanged."""
-    waiting = _waiting(path)
-    with _alone_in(path.parent):
+    """`replace_folder` for file systems that cannot swap names."""
+    aside = _aside(path)
+    with _locked(path.parent):
         if path.exists():
-            shutil.rmtree(waiting, ignore_errors=True)  # left by a crash after the second rename
-            os.rename(path, waiting)
+            shutil.rmtree(aside, ignore_errors=True)  # left by a crash after the second rename
+            os.rename(path, aside)
 
         try:
             os.rename(new, path)
         except BaseException:
-            os.rename(waiting, path)
+            os.rename(aside, path)
             raise
 
-        shutil.rmtree(waiting, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
-def _waiting(path: Path) -> Path:
-    """Where the old folder waits while the new one takes its name."""
+def _aside(path: Path) -> Path:
+    """Hidden name under which the old folder is set aside until the new one has its name."""
     return path.with_name(f".{path.name}.replaced")
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """One writer at a time, where the file system has locks."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Let only one writer at a time work in the folder, where the system and the file system have locks."""
     descriptor = -1
     with contextlib.suppress(ImportError, OSError):
         import fcntl
@@ -159,7 +162,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's list of names to disk, where the system allows it."""
+    """Flush the folder's entries to disk, where the system allows it, so that renames survive a power cut."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

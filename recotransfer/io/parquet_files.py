@@ -1,4 +1,7 @@
-"""Parquet files and folders of them as tables, with the columns that the names of folders hold (`day=2024-01-05`)."""
+"""Read Parquet files, and folders of Parquet shards, as one table.
+
+Folders may be partitioned in the style of Hive: a folder called `day=2024-01-05` adds a column `day`.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,25 @@ from pyarrow import parquet
 
 from recotransfer.errors import InputError
 
-_EMPTY_KEY = "__HIVE_DEFAULT_PARTITION__"
+_MISSING = "__HIVE_DEFAULT_PARTITION__"  # stands for a missing value in folder names
 _DATE_KEYS = ("year", "month", "day")
 
 
 def read_parquet(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The file, or all shards below the folder in order of their names, as one frame, and notes on it."""
+    """Read a Parquet file, or all shards below a folder in the order of their paths.
+
+    Returns:
+        One frame, and notes for the read report on columns that were made from folder names.
+
+    Raises:
+        InputError: no shard, a damaged one, or shards with different columns, types or partition columns.
+    """
     if not path.is_dir():
         return _to_frame(_read(path)), ()
 
     shards = sorted(p for p in path.rglob("*.parquet") if not _is_hidden(p.relative_to(path)))
     if not shards:
-        raise InputError(f"{path}: the folder holds no .parquet file; give a file, or a folder of Parquet shards")
+        raise InputError(f"{path}: the folder holds no .parquet file; give a Parquet file, or a folder of shards")
 
     tables: list[pa.Table] = []
     for shard in shards:
@@ -34,35 +44,40 @@ def read_parquet(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
                 f"{', '.join(tables[0].column_names)}; give shards of one table"
             )
 
-    keys = _keys(path, shards)
+    partitions = _partition_values(path, shards)
     try:
         whole = pa.concat_tables([t.select(tables[0].column_names) for t in tables], promote_options="permissive")
     except pa.ArrowException as cause:
-        raise InputError(f"{path}: the shards have columns of different types ({cause}); write them alike") from None
+        raise InputError(
+            f"{path}: the shards have columns of different types ({cause}); write all with one schema"
+        ) from None
 
     frame = _to_frame(whole)
     sizes = [table.num_rows for table in tables]
-    added = {name: _typed(values, sizes) for name, values in keys.items() if name not in frame.columns}
+
+    # A column in the files wins over a partition column of the same name.
+    added = {name: _to_column(values, sizes) for name, values in partitions.items() if name not in frame.columns}
     for name, column in added.items():
         frame[name] = column.set_axis(frame.index)
 
-    notes = [f"columns from the names of folders: {', '.join(added)}"] if added else []
+    notes = [f"columns from folder names: {', '.join(added)}"] if added else []
     if added.keys() >= set(_DATE_KEYS) and "date" not in frame.columns:
-        parts = list(zip(*(added[name] for name in _DATE_KEYS), strict=True))
-        if all(str(part).isdigit() for part in {part for date in parts for part in date}):
-            frame["date"] = ["-".join(f"{int(part):02d}" for part in date) for date in parts]
-            notes.append("column 'date' was made from the folders' year, month and day")
+        dates = list(zip(*(added[name] for name in _DATE_KEYS), strict=True))
+        if all(str(number).isdigit() for number in {number for date in dates for number in date}):
+            frame["date"] = ["-".join(f"{int(number):02d}" for number in date) for date in dates]
+            notes.append("column 'date' made from the folder names' year, month and day")
 
     return frame, tuple(notes)
 
 
 def _to_frame(table: pa.Table) -> pd.DataFrame:
+    # Integers with gaps become Python objects: as floats, large ids would lose digits.
     frame: pd.DataFrame = table.to_pandas(integer_object_nulls=True)
     return frame
 
 
 def _is_hidden(path: Path) -> bool:
-    """Whether the file, or a folder on the way, is one that writers keep for themselves, as `_delta_log` is."""
+    """Whether the file or a folder above it belongs to the writer's bookkeeping, as `_delta_log` does."""
     return any(part.startswith((".", "_")) and "=" not in part for part in path.parts)
 
 
@@ -70,28 +85,31 @@ def _read(shard: Path) -> pa.Table:
     try:
         return parquet.ParquetFile(shard).read()
     except (pa.ArrowException, OSError) as cause:
-        raise InputError(f"{shard}: is no whole Parquet file ({cause}); write or fetch it again") from None
+        raise InputError(f"{shard}: not a complete Parquet file ({cause}); write it or download it again") from None
 
 
-def _keys(path: Path, shards: list[Path]) -> dict[str, list[str | None]]:
-    """The columns that folders on the way to the shards are named after, with each shard's value."""
-    found: list[dict[str, str | None]] = []
+def _partition_values(path: Path, shards: list[Path]) -> dict[str, list[str | None]]:
+    """Partition column -> its value for each shard, from the names of the folders that the shard lies in."""
+    by_shard: list[dict[str, str | None]] = []
     for shard in shards:
         pairs = [part.split("=", 1) for part in shard.relative_to(path).parts[:-1] if "=" in part]
-        found.append({unquote(k): None if v == _EMPTY_KEY else unquote(v) for k, v in pairs})
-        if found[-1].keys() != found[0].keys():
+        by_shard.append({unquote(k): None if v == _MISSING else unquote(v) for k, v in pairs})
+        if by_shard[-1].keys() != by_shard[0].keys():
             raise InputError(
-                f"{shard}: its folders name the columns {', '.join(found[-1]) or '(none)'} where those of {shards[0]} "
-                f"name {', '.join(found[0]) or '(none)'}; give shards of one table"
+                f"{shard}: its folders name the columns {', '.join(by_shard[-1]) or '(none)'} where those of "
+                f"{shards[0]} name {', '.join(by_shard[0]) or '(none)'}; give shards of one table"
             )
 
-    return {name: [values[name] for values in found] for name in found[0]}
+    return {name: [values[name] for values in by_shard] for name in by_shard[0]}
 
 
-def _typed(values: list[str | None], sizes: list[int]) -> pd.Series:
-    """One value per row: whole numbers where all are written as such, text such as "2024-01-05" or "007" otherwise."""
+def _to_column(values: list[str | None], sizes: list[int]) -> pd.Series:
+    """Repeat each shard's value for its rows: as integers if all are written as such, else as text.
+
+    "007" and "2024-01-05" stay text.
+    """
     filled = [v for v in values if v is not None]
-    whole = bool(filled) and all(re.fullmatch(r"0|-?[1-9]\d{0,17}", v, re.ASCII) for v in filled)
+    whole = bool(filled) and all(re.fullmatch(r"0|-?[1-9]\d{0,17}", v, re.ASCII) for v in filled)  # fits into int64
     cells: list[int | str | None] = []
     for value, size in zip(values, sizes, strict=True):
         cells += [int(value) if whole and value is not None else value] * size

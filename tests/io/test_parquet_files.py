@@ -22,7 +22,7 @@ def test_kinds_and_times_come_from_the_names_of_folders(tmp_path):
     }
     day = 1704067200.0
     assert found == {"u": (1, "view", day), "v": (5, "purchase", day + 86400), "w": (1, "view", day + 86400)}
-    assert "columns from the names of folders: event_type, event_date" in read.report.notes
+    assert "columns from folder names: event_type, event_date" in read.report.notes
 
 
 def test_folder_names_get_sensible_types(tmp_path):

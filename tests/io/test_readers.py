@@ -475,7 +475,7 @@ def test_any_text_survives_csv_and_row_numbers_are_true(tmp_path, rows):
         ("page.csv", b"<!doctype html><html>", ["page.csv", "web page", "download"]),
         ("mac.csv", b"user,item\ra,b\r", ["mac.csv", "carriage returns", "line ends"]),
         ("zero.csv", b"user,item\na,\0\n", ["zero.csv", "zero bytes"]),
-        ("t.parquet", b"PAR1 cut", ["t.parquet", "no whole Parquet file", "again"]),
+        ("t.parquet", b"PAR1 cut", ["t.parquet", "not a complete Parquet file", "again"]),
         ("t.xlsx", b"PK", ["t.xlsx", "not read", "save a spreadsheet as CSV"]),
     ],
 )  # fmt: skip
