@@ -1,6 +1,6 @@
-"""CSV, Parquet, DataFrames and SQL into `Items` and `Interactions`, with a report of what was dropped and why.
+"""Read `Items` and `Interactions` from CSV, Parquet, DataFrames and SQL, with a report of what was dropped and why.
 
-Sources are opened in `tables`; cells are read in `parsing`; what a column means is settled in `schema`.
+`tables` loads the source, `schema` decides what each column means, and `parsing` converts the cells.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ T = TypeVar("T", Items, Interactions)
 @checked_class
 @dataclass(frozen=True)
 class Read(Generic[T]):
-    """A carrier and the report of how it was read."""
+    """The data that was read, and the report of what was kept and dropped."""
 
     data: T
     report: ReadReport
@@ -60,99 +60,143 @@ def read_items(
     events: Source | None = None,
     event_columns: Mapping[str, str] | None = None,
 ) -> Read[Items]:
-    """The catalogue: one row per item, every column read as what it holds.
+    """The catalogue: one row per item, with the type and kind of each column inferred from its name and values.
 
-    Numbers become float64 (signs of currency and thousands understood), texts and categories `object` with None for a
-    gap, flags bool, dates datetimes in UTC; flags, dates and other ids are carried along without a kind. Image paths
-    become absolute; a cell whose file is missing is emptied. Of several rows with one id the first is kept.
+    Numbers become float64 (currency signs and thousands separators are understood), text and categories become `object`
+    with None for missing values, flags become bool, and dates become datetimes in UTC. Flags, dates and secondary ids
+    are kept without a kind: encoders ignore them. Image paths become absolute; cells whose image file is missing are
+    emptied. Of several rows with the same id, the first is kept.
 
     Args:
         source: as in `read_table`.
-        columns: {"item": name of the id column} where it is not a usual one.
-        kinds: kinds of columns whose guess is wrong: "text", "image", "category" or "number".
-        image_root: folder of relative image paths; None is the folder of the file read.
-        events: the log that belongs to the catalogue. Where several columns may hold the ids, the one whose values the
-            log uses is taken.
+        columns: {"item": name of the id column}, if it does not have one of the usual names.
+        kinds: overrides for columns whose kind is guessed wrong: "text", "image", "category" or "number".
+        image_root: base folder of relative image paths; defaults to the folder of the source file.
+        events: the interaction log of this catalogue. If several columns could hold the item ids, the one whose values
+            occur in the log is used.
         event_columns: names of the log's columns, as in `read_interactions`.
 
     Raises:
-        InputError: an unreadable source, no id column, or two that may be it.
+        InputError: the source cannot be read, or it has no id column or several possible ones.
     """
     table = load_table(source)
-    shares = None if events is None else {"item": _share_used_by(events, event_columns or {})}
-    roles = find_columns(table.frame, "items", columns, table.name, share_known=shares)
-    key = roles.names["item"]
-    kinds = dict(kinds or {})
-    if lost := [c for c in kinds if c not in table.frame.columns or c == key]:
-        raise InputError(f"kinds names {lost}; the columns of {table.name} are {', '.join(table.frame.columns)}")
-    if wrong := [k for k in kinds.values() if k not in get_args(ColumnKind)]:
-        raise InputError(f"kinds must be {', '.join(get_args(ColumnKind))}; got {wrong}")
+    share_used = None if events is None else {"item": _share_used_by(events, event_columns or {})}
+    roles = find_columns(table.frame, "items", columns, table.name, share_known=share_used)
+    id_column = roles.names["item"]
+    given_kinds = dict(kinds or {})
+    if unknown := [name for name in given_kinds if name not in table.frame.columns.drop(id_column)]:
+        raise InputError(
+            f"kinds names {unknown}, but the columns of {table.name} that can have a kind are "
+            f"{', '.join(table.frame.columns.drop(id_column)) or '(none)'}"
+        )
 
-    ids = take_ids(table, key, "item")
-    table.drop(ids.duplicated().to_numpy(), "an earlier row has the same item id", key, "give one row per item")
+    ids = take_ids(table, id_column, "item")
+    table.drop(ids.duplicated().to_numpy(), "duplicate item id", id_column, "give one row per item")
     table.check_some_left("item")
-    table.notes += [f"item = {key!r}", *roles.notes]
-    rows = np.flatnonzero(table.keep)
-    numbering = [name for name in table.frame.columns.drop(key) if name not in kinds]
-    numbering = [name for name in numbering if is_row_number(name, table.frame[name])]
-    if numbering:
-        table.notes.append(f"left out, as it only numbers the rows: {', '.join(map(repr, numbering))}")
+    table.notes += [f"item = {id_column!r}", *roles.notes]
 
-    out: dict[str, pd.Series] = {}
-    found: dict[str, str | None] = {}
+    names = _content_columns(table, id_column, given_kinds)
+    frame, found = _read_columns(table, names, given_kinds, image_root)
+    found |= _substitute_text(table, frame, found, given_kinds)
+    used = _used_kinds(table, found)
 
-    for name in table.frame.columns.drop([key, *numbering]):
-        values = flat(table.frame[name].iloc[rows].reset_index(drop=True), name)
-        found[name] = kinds.get(name) or guess_kind(name, values, len(rows))
-        if found[name] == "image" and all(isinstance(v, str) and v.startswith("http") for v in values.dropna()):
-            found[name] = None
-            table.notes.append(f"column {name!r} holds web addresses; save the pictures and give their paths")
-
-        out[name] = _column(table, rows, name, values, found[name], image_root)
-
-    if "text" not in found.values():
-        free = [c for c, k in found.items() if k == "category" and c not in kinds]
-        if (best := wordiest(pd.DataFrame(out, index=range(len(rows))), free)) is not None:
-            found[best] = "text"
-            table.notes.append(f"no column holds titles, so {best!r} is taken as text; set kinds to change that")
-
-    used = {c: cast("ColumnKind", k) for c, k in found.items() if k in get_args(ColumnKind)}
-    table.notes.append("kinds: " + (", ".join(f"{c} {k}" for c, k in used.items()) or "none"))
-    if carried := [c for c in found if c not in used]:
-        table.notes.append(f"carried along only: {', '.join(carried)}")
-
-    frame = pd.DataFrame(out, index=pd.RangeIndex(len(rows)))
     index = pd.Index(settled_ids(ids[table.keep]))
-    table.notes += [f"column {key!r}: {note}" for note in mixed_types(index)]
+    table.notes += [f"column {id_column!r}: {note}" for note in mixed_types(index)]
 
-    return Read(Items(IdMap(index), frame, used), table.report(len(rows)))
+    return Read(Items(IdMap(index), frame, used), table.report(len(index)))
 
 
 def _share_used_by(events: Source, columns: Mapping[str, str]) -> Callable[[pd.Series], float]:
-    """A function that gives the greatest share of a log's item ids that a column of the catalogue holds.
+    """A function from a catalogue column to the share of the log's item ids that occur in it.
 
-    The log is read when it is first called, which only a catalogue with several possible id columns does.
+    The log is read at the first call. Only catalogues with several possible id columns make that call, so that the
+    others do not read a large log for nothing.
     """
-    log: list[IdMap] = []
+    log_ids: list[IdMap] = []  # one per column of the log that may hold item ids
 
     def share(values: pd.Series) -> float:
-        if not log:
+        if not log_ids:
             frame = load_table(events).frame
             names = (
                 [columns["item"]] if columns.get("item") in frame.columns else id_columns(frame, "item", "interactions")
             )
-            log.extend(IdMap(distinct_ids(frame[name])) for name in names)
+            log_ids.extend(IdMap(distinct_ids(frame[name])) for name in names)
 
         candidates = IdMap(distinct_ids(values))
-        return max((share_known(used.ids, candidates) for used in log), default=0.0)
+        return max((share_known(ids.ids, candidates) for ids in log_ids), default=0.0)
 
     return share
 
 
+def _content_columns(table: Table, id_column: str, given_kinds: Mapping[str, ColumnKind]) -> list[str]:
+    """The columns to read: all but the id and row numbers. A row number that was given a kind is read too."""
+    names = list(table.frame.columns.drop(id_column))
+    row_numbers = [name for name in names if name not in given_kinds and is_row_number(name, table.frame[name])]
+    if row_numbers:
+        table.notes.append(f"ignored as row numbers: {', '.join(map(repr, row_numbers))}")
+
+    return [name for name in names if name not in row_numbers]
+
+
+def _read_columns(
+    table: Table, names: Sequence[str], given_kinds: Mapping[str, ColumnKind], image_root: Path | None
+) -> tuple[pd.DataFrame, dict[str, str | None]]:
+    """The kept rows of these columns, converted to their types, and the kind of each column as in `guess_kind`."""
+    rows = np.flatnonzero(table.keep)
+    columns: dict[str, pd.Series] = {}
+    found: dict[str, str | None] = {}
+
+    for name in names:
+        values = flat(table.frame[name].iloc[rows].reset_index(drop=True), name)
+        kind = given_kinds.get(name) or guess_kind(name, values, len(rows))
+        if kind == "image" and all(isinstance(v, str) and v.startswith("http") for v in values.dropna()):
+            kind = None
+            table.notes.append(
+                f"column {name!r} contains URLs, which are not downloaded; save the images and give their file paths"
+            )
+
+        found[name] = kind
+        columns[name] = _column(table, rows, name, values, kind, image_root)
+
+    return pd.DataFrame(columns, index=pd.RangeIndex(len(rows))), found
+
+
+def _substitute_text(
+    table: Table, frame: pd.DataFrame, found: Mapping[str, str | None], given_kinds: Mapping[str, ColumnKind]
+) -> dict[str, str | None]:
+    """{column: "text"} for the category to treat as text in a catalogue without a text column; else {}."""
+    if "text" in found.values():
+        return {}
+
+    categories = [name for name, kind in found.items() if kind == "category" and name not in given_kinds]
+    best = wordiest(frame, categories)
+    if best is None:
+        return {}
+
+    table.notes.append(
+        f"no text column was found, so {best!r} is read as text; to change that, pass kinds={{{best!r}: 'category'}}"
+    )
+
+    return {best: "text"}
+
+
+def _used_kinds(table: Table, found: Mapping[str, str | None]) -> dict[str, ColumnKind]:
+    """The kinds that encoders know, without flags, dates and secondary ids; both groups are noted in the report."""
+    used = {name: cast("ColumnKind", kind) for name, kind in found.items() if kind in get_args(ColumnKind)}
+    table.notes.append("kinds: " + (", ".join(f"{name} {kind}" for name, kind in used.items()) or "none"))
+    if unused := [name for name in found if name not in used]:
+        table.notes.append(f"kept, but not used as content: {', '.join(unused)}")
+
+    return used
+
+
 def _column(
-    table: Table, rows: NDArray[np.int64], name: str, values: pd.Series, kind: str | None, root: Path | None
+    table: Table, rows: NDArray[np.int64], name: str, values: pd.Series, kind: str | None, image_root: Path | None
 ) -> pd.Series:
-    """The cells of one column of items in their type; unreadable ones are emptied and recorded."""
+    """One column of the catalogue, converted to its kind; cells that cannot be read are emptied and reported.
+
+    `values` are the cells of the table's `rows`, the rows kept so far.
+    """
 
     def empty(bad: NDArray[np.bool_], reason: str, remedy: str) -> None:
         mask = np.zeros(len(table.frame), bool)
@@ -160,37 +204,36 @@ def _column(
         table.drop(mask, reason, name, remedy, cells=True)
 
     if kind == "image":
-        cells, lost = _images(values, table.folder if root is None else Path(root))
-        empty(lost, "there is no such picture file", "put the file there, or give image_root=...")
+        cells, missing = _images(values, table.folder if image_root is None else Path(image_root))
+        empty(missing, "image file not found", "put the file there, or pass image_root=...")
         return cells
 
     notes: list[str] = []
     cells, bad = typed(values, kind, notes, decimal_comma=table.decimal_comma)
     table.notes += [f"column {name!r}: {note}" for note in notes]
-    empty(bad, f"not a {kind}", f"write a {kind}, or set kinds={{{name!r}: ...}}")
+    empty(bad, f"not a {kind}", f"write a {kind}, or pass kinds={{{name!r}: ...}}")
+
+    # Exports write values such as -1 for an unknown price.
     if kind == "number" and is_price(name):
         negative = cells.to_numpy(np.float64) < 0
-        empty(negative, "a price below 0", "write the price, or leave the cell empty")
+        empty(negative, "negative price", "correct the price, or leave the cell empty")
         cells = cells.mask(negative)
 
     return cells
 
 
 def _images(values: pd.Series, root: Path | None) -> tuple[pd.Series, NDArray[np.bool_]]:
-    """Paths made absolute under `root` and None where there is no file; bytes and arrays as they are."""
-    cells: list[Any] = [None if isinstance(c, float) or c is pd.NA or c == "" else c for c in values.astype(object)]
-    lost = np.zeros(len(cells), bool)
+    """Absolute image paths, None where the file is missing, and (n,) bool marking these; bytes and arrays are kept."""
+    cells: list[object] = [None if isinstance(c, float) or c is pd.NA or c == "" else c for c in values.astype(object)]
+    missing = np.zeros(len(cells), bool)
 
     for i, cell in enumerate(cells):
         if isinstance(cell, (str, Path)):
             path = Path(root or ".", str(cell).strip()).absolute()
-            lost[i] = not path.is_file()
-            cells[i] = None if lost[i] else str(path)
+            missing[i] = not path.is_file()
+            cells[i] = None if missing[i] else str(path)
 
-    out = pd.Series([None] * len(cells), dtype=object)
-    out[:] = cells
-
-    return out, lost
+    return pd.Series(cells, dtype=object), missing
 
 
 @checked
@@ -204,46 +247,58 @@ def read_interactions(
     unknown_items: Literal["drop", "keep"] = "drop",
     time_format: str | None = None,
 ) -> Read[Interactions]:
-    """The events (or ratings) in the order of the source.
+    """The events or ratings, in the order of the source.
 
-    Of rows equal in user, item, event, time, rating and weight, one is kept; without a time column equal rows may be
-    true repeats and stay. Rows without user, item, event kind or time, where there is such a column, are dropped.
+    Rows without a user or an item are dropped, as are rows without an event kind or a time if there is such a column.
+    Duplicate rows (equal user, item, event, time and weight) are dropped if there are times; without times they may be
+    real repeats, and are kept.
 
     Args:
         source: as in `read_table`.
-        columns: names of the columns for the roles user, item, event, time, rating, weight, where they are not usual.
-        events: weights of event kinds, use of ratings, treatment of repeats; None is `EventWeights()`.
-        items: the catalogue's ids; ids of another type are converted to its type where that loses nothing.
-        users: ids that come first in the user map; new users follow them.
-        unknown_items: what to do with events on items outside `items`: "drop" and report, or "keep" and add the items.
-        time_format: strptime format, or "s", "ms", "us", "ns", "order", where times are not understood by themselves.
+        columns: {role: column} for columns that do not have one of the usual names; the roles are user, item, event,
+            time, rating and weight.
+        events: weights of event kinds, use of ratings, and treatment of repeats; defaults to `EventWeights()`.
+        items: the catalogue's ids. Ids of another type are converted if the conversion is exact ("5" to 5).
+        users: known users, which come first in the user map; new users follow.
+        unknown_items: "drop" reports and drops events on items that are not in `items`; "keep" adds these items.
+        time_format: a strptime format such as "%d/%m/%Y", or the unit of numeric times: "s", "ms", "us", "ns", or
+            "order" for numbers that are not dates; guessed by default.
 
     Raises:
-        InputError: an unreadable source, columns not found or ambiguous, unknown event kinds, ids that match no item
-            of the catalogue, or no event left. The message names the rows and the remedy.
+        InputError: the source cannot be read, a column is missing or ambiguous, an event kind is unknown, none of the
+            ids is in the catalogue, or no event is left. The message names the rows and a remedy.
     """
-    if unknown_items not in ("drop", "keep"):
-        raise InputError(f"unknown_items must be 'drop' or 'keep', got {unknown_items!r}")
-
+    weighting = events or EventWeights()
     table = load_table(source)
+
     known = {role: ids for role, ids in (("item", items), ("user", users)) if ids is not None}
-    shares = {role: partial(share_in, ids) for role, ids in known.items()}
-    found = find_columns(table.frame, "interactions", columns, table.name, share_known=shares)
-    names = found.names
-    table.notes += [", ".join(f"{role} = {name!r}" for role, name in names.items()), *found.notes]
+    share_known_by_role = {role: partial(share_in, ids) for role, ids in known.items()}
+    roles = find_columns(table.frame, "interactions", columns, table.name, share_known=share_known_by_role)
+    names = roles.names
+    table.notes += [", ".join(f"{role} = {name!r}" for role, name in names.items()), *roles.notes]
     note_unread(table, names)
+
+    # Each of these steps drops rows from the table; what it returns still has one entry per row of the source.
     ids = {role: take_ids(table, names[role], role, known.get(role)) for role in ("user", "item")}
-    weight, kind, kinds = weights_and_kinds(table, names, events or EventWeights())
+    weight, kind, kinds = weights_and_kinds(table, names, weighting)
     time = times_of(table, names["time"], time_format) if "time" in names else None
     table.check_some_left("event")
+
+    # Users come after the unknown items were dropped, so that a user who only has such events gets no position.
     item_map, item = _positions(table, ids["item"], names["item"], items, "item", grow=unknown_items == "keep")
-    table.drop(item < 0, "unknown item", names["item"], "add the item to the catalogue, or unknown_items='keep'")
+    remedy = "add the item to the catalogue, or pass unknown_items='keep'"
+    table.drop(item < 0, "unknown item", names["item"], remedy)
     table.check_some_left("event")
     user_map, user = _positions(table, ids["user"], names["user"], users, "user", grow=True)
+
     log = pd.DataFrame({"user": user, "item": item, "weight": weight})
-    log = log.assign(**({} if time is None else {"time": time}), **({} if kind is None else {"kind": kind}))
+    if time is not None:
+        log["time"] = time
+    if kind is not None:
+        log["kind"] = kind
+
     drop_duplicates(table, log)
-    log = merge_repeats(table, log, (events or EventWeights()).repeats)
+    log = merge_repeats(table, log, weighting.repeats)
     data = Interactions(
         user_map,
         item_map,
@@ -261,60 +316,72 @@ def read_interactions(
 def _positions(
     table: Table, ids: pd.Series, column: str, known: IdMap | None, role: Literal["user", "item"], *, grow: bool
 ) -> tuple[IdMap, NDArray[np.int64]]:
-    """The id map and (n,) each row's position in it; -1 for rows that were dropped and, unless `grow`, unknown ids."""
+    """The id map, and (n,) the position in it of each row's id; -1 for dropped rows and for unknown ids.
+
+    With `grow`, unknown ids are appended to the known ones instead.
+    """
     codes, distinct = pd.factorize(settled_ids(ids[table.keep]))
-    index, out = pd.Index(distinct), np.full(len(ids), -1, np.int64)
+    index = pd.Index(distinct)
+    notes: tuple[str, ...]
     if known is None or not len(known):
         notes = mixed_types(index)
         known = IdMap(index) if known is None or grow else known
     else:
         matched = match_ids(index, known)
-        before, index = index, matched.ids
-        notes = (*matched.notes, *([matched.mixed] if matched.mixed and grow else ()))
-        notes = notes if matched.mixed else (*mixed_types(index.unique()), *notes)
+        given, index = index, matched.ids
+        if matched.mixed is None:
+            notes = (*mixed_types(index.unique()), *matched.notes)
+        else:
+            notes = (*matched.notes, matched.mixed) if grow else matched.notes
+
         if not (known.positions(index, missing="negative") >= 0).any():
-            alike = matched.mixed is None and (role == "user" or before.equals(index))
-            if not (grow and alike):
-                raise _none_known(table, before, column, known, role, notes)
+            # A batch of new users or items only is fine, but not one whose ids are written in another form: that is
+            # most likely the wrong column, and would add each known one a second time.
+            all_new = matched.mixed is None and (role == "user" or given.equals(index))
+            if not (grow and all_new):
+                raise _none_known(table, given, column, known, role, notes)
 
     table.notes += [f"column {column!r}: {note}" for note in notes]
     known = known.union(IdMap(index.unique())) if grow else known
-    out[table.keep] = known.positions(index, missing="negative")[codes]
+    positions = np.full(len(ids), -1, np.int64)
+    positions[table.keep] = known.positions(index, missing="negative")[codes]
 
-    return known, out
+    return known, positions
 
 
-def _none_known(
-    table: Table, index: pd.Index, column: str, known: IdMap, role: str, notes: Sequence[str]
-) -> InputError:
-    here, there = (", ".join(map(repr, ids[:3].tolist())) for ids in (index, known.ids))
-    also = f" ({notes[-1]})" if notes else ""
-    remedy = "use the ids of the catalogue" if role == "item" else "write the ids as before"
+def _none_known(table: Table, ids: pd.Index, column: str, known: IdMap, role: str, notes: Sequence[str]) -> InputError:
+    """The error for a column in which no id is known, with examples of both."""
+    examples, known_examples = (", ".join(map(repr, some[:3].tolist())) for some in (ids, known.ids))
+    note = f" ({notes[-1]})" if notes else ""
+    remedy = "use the ids of the catalogue" if role == "item" else "write the ids in the form of the known ones"
 
     return InputError(
-        f"{table.name}, column {column!r}: none of its {len(index)} ids is known; they look like {here} "
-        f"and the known ids like {there}{also}; {remedy}, or name the right column with columns={{...}}"
+        f"{table.name}, column {column!r}: none of its {len(ids)} ids is known; they look like {examples} and known "
+        f"ids like {known_examples}{note}; {remedy}, or name the right column with columns={{...}}"
     )
 
 
 @checked
 def read_ids(source: Source, *, role: Literal["user", "item"], known: IdMap) -> NDArray[Any]:
-    """The distinct ids of a source's user or item column, or of its only column, in the type of `known`.
+    """The distinct ids in a source's user or item column, or in its only column, in the type of the known ids.
 
-    A text file of one column may have a header or not: its first line is an id where it is known, or looks like one.
+    In a text file with one column, the header is optional: the first line counts as an id if it is a known id, or looks
+    like the other ids.
 
     Raises:
-        InputError: an unreadable source, no such column, or a missing id.
-        UnknownIdError: an id that `known` lacks.
+        InputError: the source cannot be read, or it has no such column or no ids.
+        UnknownIdError: an id is not in `known`.
     """
     table = _ids_without_header(source, role, known) or load_table(source)
     names = list(table.frame.columns)
     if len(names) == 1:
         column = names[0]
     else:
-        shares: dict[str, Callable[[pd.Series], float]] = {role: partial(share_in, known)}
-        found = find_columns(table.frame, "interactions", None, table.name, roles=(role,), share_known=shares)
-        column = found.names[role]
+        share_known_by_role: dict[str, Callable[[pd.Series], float]] = {role: partial(share_in, known)}
+        roles = find_columns(
+            table.frame, "interactions", None, table.name, roles=(role,), share_known=share_known_by_role
+        )
+        column = roles.names[role]
 
     ids = take_ids(table, column, role, known)
     table.check_some_left(f"{role} id")
@@ -323,21 +390,22 @@ def read_ids(source: Source, *, role: Literal["user", "item"], known: IdMap) -> 
 
 
 def _ids_without_header(source: Source, role: Literal["user", "item"], known: IdMap) -> Table | None:
-    """A text file of one column whose first line is no header, as a table; None for every other source."""
+    """The table of a text file with one column and no header line; None for every other source."""
     if not isinstance(source, (str, Path)) or not is_csv(Path(source)) or not Path(source).is_file():
         return None
 
-    first = first_line(Path(source))
-    if len(first) != 1:
+    cells = first_line(Path(source))
+    if len(cells) != 1:
         return None
 
-    if share_known(np.array(first, dtype=object), known) == 0:
-        if is_role_name(first[0], role):
+    if share_known(np.array(cells, dtype=object), known) == 0:
+        if is_role_name(cells[0], role):
             return None
 
+        # Neither a known id nor a usual header: it is an id if it has the shape of one, and is reported as unknown.
         table = read_csv(Path(source), header=False)
         others = pd.concat([table.frame["id"].iloc[1:1000], pd.Series(known.ids[:1000]).astype(str)])
-        if shape(first[0]) not in {shape(cell) for cell in others.dropna()}:
+        if shape(cells[0]) not in {shape(cell) for cell in others.dropna()}:
             return None
 
     return read_csv(Path(source), header=False)
@@ -345,12 +413,12 @@ def _ids_without_header(source: Source, role: Literal["user", "item"], known: Id
 
 @checked
 def as_known(ids: Sequence[Any], known: IdMap) -> NDArray[Any]:
-    """The distinct ids in the types of `known`: "17" becomes 17 if known ids are integers.
+    """The distinct ids, converted to the type of the known ids: "17" becomes 17 if these are integers.
 
     Raises:
-        UnknownIdError: an id that `known` lacks.
+        UnknownIdError: an id is not in `known`.
     """
     index = match_ids(ids, known).ids
-    known.positions(index)
+    known.positions(index)  # raises for unknown ids
 
     return np.asarray(index.unique())

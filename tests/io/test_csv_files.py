@@ -110,7 +110,7 @@ def test_a_column_that_numbers_the_rows_is_no_content(tmp_path, name):
     for source in (frame, tmp_path / "t.csv"):
         read = read_items(source)
         assert list(read.data.columns) == ["title"]
-        assert f"left out, as it only numbers the rows: {name!r}" in read.report.notes
+        assert f"ignored as row numbers: {name!r}" in read.report.notes
 
 
 def test_an_index_that_was_written_without_a_name_is_left_out(tmp_path):

@@ -274,10 +274,10 @@ def test_items_with_every_kind_of_column(tmp_path):
     ]
     assert items.columns["photo"].tolist() == [str(tmp_path / "a.png"), None, None]
     assert [(d.reason, d.rows, d.column, d.cells) for d in read.report.dropped] == [
-        ("an earlier row has the same item id", (4,), "sku", False),
+        ("duplicate item id", (4,), "sku", False),
         ("not a number", (3,), "price", True),
-        ("a price below 0", (5,), "price", True),
-        ("there is no such picture file", (3,), "photo", True),
+        ("negative price", (5,), "price", True),
+        ("image file not found", (3,), "photo", True),
     ]
     assert (read.report.rows_read, read.report.rows_kept) == (4, 3)
     assert "'cheap'" in str(read.report)
@@ -324,8 +324,8 @@ def test_lists_bytes_and_web_addresses():
     assert read.data.kinds == {"genres": "category", "image": "image"}
     assert read.data.columns["genres"].tolist() == ["Drama|Comedy", None]
     assert read.data.columns["image"].tolist() == [b"\xff\xd8\xff0", None]
-    assert "web addresses" in str(read.report)
-    assert "carried along only: photo, imdb_id, vector" in read.report.notes
+    assert "URLs" in str(read.report)
+    assert "kept, but not used as content: photo, imdb_id, vector" in read.report.notes
 
 
 @pytest.mark.parametrize(
