@@ -30,7 +30,7 @@ def test_the_roles_own_name_comes_first_then_synonyms(columns, key):
     assert read.data.ids.ids.tolist() == list(columns[key])
     assert f"item = {key!r}" in read.report.notes
     (other,) = set(columns) - {key}
-    assert any(f"was taken from {key!r}" in note and repr(other) in note for note in read.report.notes)
+    assert any(f"was read from {key!r}" in note and repr(other) in note for note in read.report.notes)
 
 
 CATALOGUE = pd.DataFrame(
@@ -83,11 +83,11 @@ def test_of_several_columns_of_a_log_the_one_that_the_catalogue_knows_is_taken()
     log = pd.DataFrame({"user_id": ["u", "v"], "isbn": ["978-1", "978-2"], "item_id": ["x", "y"]})
     read = read_interactions(log, items=IdMap(["978-1", "978-2"]))
     assert read.data.item.tolist() == [0, 1]
-    assert any("taken from 'isbn', whose ids the other table uses" in note for note in read.report.notes)
+    assert any("read from 'isbn', whose ids occur in the other table" in note for note in read.report.notes)
     assert read_interactions(log, items=IdMap(["x", "y"])).data.item.tolist() == [0, 1]
     both = log.drop(columns="item_id").assign(sku=["x", "y"])
     assert read_interactions(both, items=IdMap(["x", "y"])).data.item.tolist() == [0, 1]
-    with pytest.raises(InputError, match="the item may be in 'isbn' or 'sku'"):
+    with pytest.raises(InputError, match="the item column could be 'isbn' or 'sku'"):
         read_interactions(both)
 
 
