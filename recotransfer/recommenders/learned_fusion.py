@@ -1,10 +1,10 @@
-"""Fusions whose weights are learned from held-out events."""
+"""Fusions that learn how to combine their members from held-out events."""
 
 from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,17 +12,26 @@ from scipy.special import expit, logit, softmax
 
 from recotransfer.data import Embeddings, Interactions
 from recotransfer.errors import InputError, require
-from recotransfer.evaluation.metrics import Hits, ndcg
 from recotransfer.evaluation.splits import hold_out_last
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.numerics.choice_models import conditional_logit, mixture_weights, softmax_scale
 from recotransfer.numerics.histories import seen_items, subset
-from recotransfer.numerics.topk import rank_candidates
-from recotransfer.recommenders._label_lessons import FOLDS, LabelLesson, accuracy, hold_out_items, labelled, log_share
+from recotransfer.recommenders._fusion_examples import (
+    FOLDS,
+    Examples,
+    LabelExamples,
+    accuracy,
+    choice_coefficients,
+    hold_out_items,
+    labelled,
+    log_share,
+    mean_ndcg,
+    take_candidates,
+    user_weights,
+)
 from recotransfer.recommenders.base import BLOCK
 from recotransfer.recommenders.fusion import (
     DEFAULT_MEMBERS,
-    TOP,
     Candidates,
     Doubles,
     FusedRecommender,
@@ -31,37 +40,26 @@ from recotransfer.recommenders.fusion import (
 )
 from recotransfer.settings import NonNegative, PositiveInt
 
-_MOST_USERS = 10_000  # users to learn from: a few weights need no more
-_LEAST_PROBABILITY = 1e-6  # a member that is certain and wrong must not outweigh all others
-
-
-class Lesson(NamedTuple):
-    """Candidates of users whose held-out item is among them.
-
-    Attributes:
-        candidates: their lists; users are numbered as in `relevant`.
-        hit: (n,) bool, the held-out items.
-        relevant: (users,) number of held-out items of every user asked for, found or not.
-    """
-
-    candidates: Candidates
-    hit: NDArray[np.bool_]
-    relevant: NDArray[np.int64]
+_MOST_USERS = 10_000  # users to learn from; enough for a handful of coefficients
+_LEAST_PROBABILITY = 1e-6  # lower bound: one confident error must not outweigh everything else
 
 
 class _Learned(FusedRecommender):
-    """Fusions with coefficients, learned on events that their members have not seen.
+    """Fusions whose coefficients are learned from events that the members were not fitted on.
 
-    Where the users are labels, a fifth of the items is held out whole and the members' views of each are weighed over
-    all labels; else each user's last event is held out and ranked among the items that members list for the user.
+    `fit` holds out each user's last event, to be ranked among the items that the members list for that user. If users
+    are labels, it holds out a fifth of the items instead, to be scored for all labels. Afterwards the members are
+    fitted again on all events.
 
     Attributes:
-        coefficients_: (kinds of `_by_member`, members), then those of `_alone`, flat.
-        validation_: by member, and "fused" with coefficients learned from others: accuracy on the held-out items where
-            users are labels, else NDCG@10 on the held-out events; users whose item nobody lists count as misses.
-        age_: (items,) time of the first event, from 1 for the oldest to 0 for the newest, or 0 where nothing is timed.
-        label_coefficients_: of `_label_features`, flat; None where users are no labels or too few items bear one.
-        label_scales_: (members,) what scores are multiplied by before the softmax; 1 where they are probabilities.
+        coefficients_: flat: (kinds, members) of the member features, then one per shared feature.
+        validation_: member -> its quality on what was held out, and "fused" with cross-fitted coefficients. NDCG@10,
+            where users whose item no member lists count as misses; accuracy if users are labels.
+        age_: (items,) time of an item's first event, from 1 (oldest) to 0 (newest); 0 without events or times.
+        label_coefficients_: coefficients of the label features; None if users are not labels, or too few items have
+            one.
+        label_scales_: (members,) factor on a member's scores before the softmax; 1 if they are probabilities.
+        exclusive_: whether every held-out item has exactly one label.
     """
 
     coefficients_: Doubles
@@ -72,20 +70,20 @@ class _Learned(FusedRecommender):
     exclusive_: bool = True
 
     @abstractmethod
-    def _by_member(self, candidates: Candidates) -> Doubles:
-        """(n, kinds, members) features that belong to a member."""
+    def _member_features(self, candidates: Candidates) -> Doubles:
+        """(n, kinds, members) features of each candidate that depend on the member."""
 
-    def _alone(self, candidates: Candidates) -> Doubles:
-        """(n, kinds) features that belong to no member."""
+    def _shared_features(self, candidates: Candidates) -> Doubles:
+        """(n, kinds) features of each candidate that do not depend on a member."""
         return np.zeros((len(candidates.user), 0))
 
     @abstractmethod
-    def _estimate(self, features: Doubles, lesson: Lesson) -> Doubles:
-        """Coefficients of the (n, p) features that put `lesson.hit` first."""
+    def _estimate(self, features: Doubles, examples: Examples) -> Doubles:
+        """(p,) coefficients of the (n, p) features, chosen to rank held-out items first."""
 
     @abstractmethod
-    def _equal_trust(self, members: int) -> Doubles:
-        """Coefficients that trust every member alike, for when there is nothing to learn from."""
+    def _equal_weights(self, members: int) -> Doubles:
+        """Coefficients that weigh all members alike, used if there is nothing to learn from."""
 
     # -- fit -----------------------------------------------------------------------------------------------------------
 
@@ -95,9 +93,10 @@ class _Learned(FusedRecommender):
         train, valid = hold_out_items(events) if labels else hold_out_last(events)
         if not len(valid) and not labels:
             raise InputError(
-                f"{type(self).__name__} learns from last events, but no user has three items; take RankFusion"
+                f"{type(self).__name__} learns from each user's last event, but no user has three items; use RankFusion"
             )
 
+        # The coefficients come from members that have not seen the held-out events, the final members from all events.
         draft = copy.copy(self)
         draft.members_ = self._fitted(train, items)
         draft.learn(valid, items=items)
@@ -110,17 +109,18 @@ class _Learned(FusedRecommender):
     def learn(
         self, valid: Interactions, *, histories: Interactions | None = None, items: Embeddings | None = None
     ) -> Self:
-        """Learn the coefficients alone, on events to predict; the members stay as they are. Returns self.
+        """Learn only the coefficients, from events to predict, and return self. The members are unchanged.
 
-        Where this model was not fitted, its `members` must be recommenders that were, all on the same log.
+        If this model has not been fitted, its `members` must be fitted recommenders, all on the same log.
 
         Args:
-            valid: events that the members have not seen.
-            histories: what is known of each user when they are asked; by default what the members were fitted on.
-            items: vectors of the items of `valid`; with them and users that are labels, also learn how to label.
+            valid: events that the members were not fitted on.
+            histories: each user's events before those of `valid`; by default the events the members were fitted on.
+            items: vectors of the items in `valid`. If users are labels, `label` is then learned as well.
 
         Raises:
-            InputError: fewer than three users have a held-out item among the candidates, and users are no labels.
+            InputError: the members were fitted on different users or items, or fewer than three users have a held-out
+                item among the candidates and users are not labels.
         """
         self.check_settings()
         if not hasattr(self, "members_"):
@@ -130,32 +130,35 @@ class _Learned(FusedRecommender):
         for member in self.members_:
             member._check_fitted()
             if member.catalogue_ != first.catalogue_ or member.events_.users != first.events_.users:
-                raise InputError("the members know different users or items; fit all on the same log and items")
+                raise InputError(
+                    "the members were fitted on different users or items; fit them all on the same log and items"
+                )
 
         self.catalogue_, self.events_, self.popularity_ = first.catalogue_, first.events_, first.popularity_
         self.age_ = _ages(self.events_)
         labels = items is not None and self.compares_users
-        lesson = self._lesson(valid, self.events_ if histories is None else self._own_histories(histories))
-        if (found := len(np.unique(lesson.candidates.user))) < FOLDS and not labels:
+        examples = self._examples(valid, self.events_ if histories is None else self._own_histories(histories))
+        if (found := len(np.unique(examples.candidates.user))) < FOLDS and not labels:
             raise InputError(
-                f"too few held-out items stand among the members' first {self.depth}; raise depth, give more users, "
-                "or take RankFusion"
+                f"too few held-out items are among the members' first {self.depth}: those of {found} users, "
+                f"{FOLDS} are needed; raise depth, give more users, or use RankFusion"
             )
 
         if found:
-            features = self._features(lesson.candidates)
-            self.coefficients_ = self._estimate(features, lesson)
+            features = self._features(examples.candidates)
+            self.coefficients_ = self._estimate(features, examples)
         else:
-            self.coefficients_ = self._equal_trust(len(self.members_))
+            self.coefficients_ = self._equal_weights(len(self.members_))
 
         if labels and items is not None:
             self._learn_labels(valid, items)
         else:
-            self.validation_ = self._validated(features, lesson)
+            self.validation_ = self._cross_validated(features, examples)
 
         return self
 
-    def _lesson(self, valid: Interactions, known: Interactions) -> Lesson:
+    def _examples(self, valid: Interactions, known: Interactions) -> Examples:
+        """The candidates of a sample of the users with events in `valid`, given the histories `known`."""
         valid = valid.with_items(self.catalogue_)
         events = np.flatnonzero(known.users.positions(valid.users.ids, missing="negative")[valid.user] >= 0)
         at = known.users.positions(valid.users.take(valid.user[events]))
@@ -164,77 +167,75 @@ class _Learned(FusedRecommender):
         kept = np.isin(at, users)
         width = len(self.catalogue_)
         truth = np.unique(np.searchsorted(users, at[kept]) * width + valid.item[events[kept]])
-        parts: list[Candidates] = []
+        blocks: list[Candidates] = []
 
         for start in range(0, max(len(users), 1), BLOCK):
             block = subset(known, users[start : start + BLOCK])
             c = self._candidates(block, seen_items(block), None)
             c = c._replace(user=c.user + start)
             found = np.unique(c.user[np.isin(c.user * width + c.item, truth)])
-            parts.append(_rows(c, np.isin(c.user, found)))
+            blocks.append(take_candidates(c, np.isin(c.user, found)))  # lists without a held-out item teach nothing
 
-        c = Candidates(*map(np.concatenate, zip(*parts, strict=True)))
+        c = Candidates(*map(np.concatenate, zip(*blocks, strict=True)))
         relevant = np.bincount(truth // width, minlength=len(users)).astype(np.int64)
 
-        return Lesson(c, np.isin(c.user * width + c.item, truth), relevant)
+        return Examples(c, np.isin(c.user * width + c.item, truth), relevant)
 
-    def _validated(self, features: Doubles, lesson: Lesson) -> dict[str, float]:
-        """NDCG of each member, and of the fusion cross-fitted over folds of users."""
-        c = lesson.candidates
+    def _cross_validated(self, features: Doubles, examples: Examples) -> dict[str, float]:
+        """NDCG@10 of each member, and of the fusion with coefficients learned on the other folds of users."""
+        c = examples.candidates
         fold = np.unique(c.user, return_inverse=True)[1] % FOLDS
         score = np.zeros(len(c.user))
 
-        for held in range(FOLDS):
-            rest = fold != held
-            part = Lesson(_rows(c, rest), lesson.hit[rest], lesson.relevant)
-            score[~rest] = features[~rest] @ self._estimate(features[rest], part)
+        for test in range(FOLDS):
+            train = fold != test
+            score[~train] = features[~train] @ self._estimate(features[train], examples.take(train))
 
         out = {}
         for at, name in enumerate(self._names()):
-            own = c.rank[:, at] > 0
-            listed = Lesson(_rows(c, own), lesson.hit[own], lesson.relevant)
-            out[name] = _ndcg(listed, -c.rank[own, at])
+            listed = c.rank[:, at] > 0
+            out[name] = mean_ndcg(examples.take(listed), -c.rank[listed, at])
 
-        return {**out, "fused": _ndcg(lesson, score)}
+        return {**out, "fused": mean_ndcg(examples, score)}
 
     # -- labels --------------------------------------------------------------------------------------------------------
 
     def _learn_labels(self, valid: Interactions, items: Embeddings) -> None:
-        """Scales, coefficients and validation of `label`, from held-out items whose labels are known."""
-        lesson_items, true = labelled(valid, self.events_.users, items)
+        """Learn the scales and coefficients of `label`, and validate it, on held-out items with known labels."""
+        labelled_items, true = labelled(valid, self.events_.users, items)
         users = np.arange(len(self.events_.users))
-        scores = member_scores(self.members_, lesson_items, users).astype(np.float64)
+        scores = member_scores(self.members_, labelled_items, users).astype(np.float64)
         self.exclusive_ = bool((true.sum(axis=1) == 1).all())
-        self.label_scales_ = np.array(
-            [
-                1.0 if member.gives_probabilities else softmax_scale(own[known], true[known])
-                for member, own in zip(self.members_, scores, strict=True)
-                for known in [~np.isnan(own).any(axis=1)]
-            ]
-        )
-        lesson = LabelLesson(self._probabilities(scores), true, self._label_sizes(users))
+        scales = []
+        for member, of_member in zip(self.members_, scores, strict=True):
+            known = ~np.isnan(of_member).any(axis=1)
+            scales.append(1.0 if member.gives_probabilities else softmax_scale(of_member[known], true[known]))
+
+        self.label_scales_ = np.array(scales)
+        examples = LabelExamples(self._probabilities(scores), true, self._label_sizes(users))
         names = self._names()
-        self.validation_ = {name: accuracy(lesson.probability[:, :, m], true) for m, name in enumerate(names)}
+        self.validation_ = {name: accuracy(examples.probability[:, :, m], true) for m, name in enumerate(names)}
         self.label_coefficients_ = None
 
         if len(true) >= FOLDS:
             fused = np.empty(true.shape)
             for fold in range(FOLDS):
-                rest = np.arange(len(true)) % FOLDS != fold
-                fused[~rest] = self._fuse_labels(lesson.take(~rest), self._estimate_labels(lesson.take(rest)))
+                train = np.arange(len(true)) % FOLDS != fold
+                coefficients = self._estimate_labels(examples.take(train))
+                fused[~train] = self._fuse_labels(examples.take(~train), coefficients)
 
-            self.label_coefficients_ = self._estimate_labels(lesson)
+            self.label_coefficients_ = self._estimate_labels(examples)
             self.validation_["fused"] = accuracy(fused, true)
 
     def _probabilities(self, scores: Doubles) -> Doubles:
-        """(items, labels, members) from scores (members, items, labels); alike for all labels of an unknown item."""
+        """(items, labels, members) probabilities from (members, items, labels) scores; uniform for unknown items."""
         assert self.label_scales_ is not None  # learned together with the coefficients
         out = np.empty((*scores.shape[1:], len(scores)))
 
-        for at, (member, own, scale) in enumerate(zip(self.members_, scores, self.label_scales_, strict=True)):
-            known = ~np.isnan(own).any(axis=1)
-            out[known, :, at] = own[known] if member.gives_probabilities else softmax(scale * own[known], axis=1)
-            out[~known, :, at] = 1 / max(own.shape[1], 1)
+        for at, (member, each, scale) in enumerate(zip(self.members_, scores, self.label_scales_, strict=True)):
+            known = ~np.isnan(each).any(axis=1)
+            out[known, :, at] = each[known] if member.gives_probabilities else softmax(scale * each[known], axis=1)
+            out[~known, :, at] = 1 / max(each.shape[1], 1)
 
         return out
 
@@ -242,36 +243,38 @@ class _Learned(FusedRecommender):
         if self.label_coefficients_ is None:
             return super()._combined(scores, users)
 
-        nothing = np.zeros(scores.shape[1:], bool)
-        lesson = LabelLesson(self._probabilities(scores), nothing, self._label_sizes(users))
-        return self._fuse_labels(lesson, self.label_coefficients_)
+        unknown = np.zeros(scores.shape[1:], bool)  # the true labels, which fusing does not read
+        examples = LabelExamples(self._probabilities(scores), unknown, self._label_sizes(users))
+        return self._fuse_labels(examples, self.label_coefficients_)
 
     def _label_sizes(self, users: NDArray[np.int64]) -> Doubles:
+        """(users,) number of events of each label."""
         return np.bincount(self.events_.user, minlength=len(self.events_.users))[users].astype(np.float64)
 
-    def _label_features(self, lesson: LabelLesson) -> Doubles:
-        """(items, labels, kinds): each member's log probability (log odds where an item may bear several labels)."""
-        known = np.clip(lesson.probability, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
-        return np.log(known) if self.exclusive_ else np.asarray(logit(known))
+    def _label_features(self, examples: LabelExamples) -> Doubles:
+        """(items, labels, kinds): each member's log probability; its log odds if an item may have several labels."""
+        clipped = np.clip(examples.probability, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+        return np.log(clipped) if self.exclusive_ else np.asarray(logit(clipped))
 
-    def _estimate_labels(self, lesson: LabelLesson) -> Doubles:
-        """Coefficients of `_label_features` that make the true labels likeliest."""
-        features = self._label_features(lesson)
+    def _estimate_labels(self, examples: LabelExamples) -> Doubles:
+        """Maximum-likelihood coefficients of the label features."""
+        features = self._label_features(examples)
         n, labels, kinds = features.shape
         reg = getattr(self, "reg", 1.0)
         if self.exclusive_:
             start = np.arange(n) * labels
-            return conditional_logit(features.reshape(-1, kinds), start, lesson.true.ravel(), np.ones(n), reg=reg)
+            return conditional_logit(features.reshape(-1, kinds), start, examples.true.ravel(), np.ones(n), reg=reg)
 
-        # Each pair by itself: it bears the label or not, which is a choice against an alternative of utility 0.
+        # With several labels per item, each item-label pair is a binary choice, the alternative having utility 0. So
+        # this is a logistic regression, with the intercept as its last coefficient.
         pairs = np.concatenate([features.reshape(-1, kinds), np.ones((n * labels, 1))], axis=1)
         both = np.stack([pairs, np.zeros_like(pairs)], axis=1).reshape(-1, kinds + 1)
-        bears = np.stack([lesson.true.ravel(), ~lesson.true.ravel()], axis=1).ravel()
-        return conditional_logit(both, np.arange(n * labels) * 2, bears, np.ones(n * labels), reg=reg)
+        true = np.stack([examples.true.ravel(), ~examples.true.ravel()], axis=1).ravel()
+        return conditional_logit(both, np.arange(n * labels) * 2, true, np.ones(n * labels), reg=reg)
 
-    def _fuse_labels(self, lesson: LabelLesson, coefficients: Doubles) -> Doubles:
-        """(items, labels) probabilities."""
-        features = self._label_features(lesson)
+    def _fuse_labels(self, examples: LabelExamples, coefficients: Doubles) -> Doubles:
+        """(items, labels) probabilities, under coefficients from `_estimate_labels`."""
+        features = self._label_features(examples)
         if self.exclusive_:
             return np.asarray(softmax(features @ coefficients, axis=1))
 
@@ -280,20 +283,22 @@ class _Learned(FusedRecommender):
     # -- scores --------------------------------------------------------------------------------------------------------
 
     def _features(self, candidates: Candidates) -> Doubles:
-        own = self._by_member(candidates)
-        return np.concatenate([own.reshape(len(own), -1), self._alone(candidates)], axis=1)
+        """(n, p) all features, in the order of `coefficients_`."""
+        by_member = self._member_features(candidates)
+        return np.concatenate([by_member.reshape(len(by_member), -1), self._shared_features(candidates)], axis=1)
 
     def _votes(self, candidates: Candidates) -> Doubles:
-        own = self._by_member(candidates)
-        weights = self.coefficients_[: own[0].size].reshape(own.shape[1:]) if len(own) else np.zeros(own.shape[1:])
-        return np.asarray(np.einsum("nbm,bm->nm", own, weights))
+        features = self._member_features(candidates)
+        kinds, members = features.shape[1:]
+        weights = self.coefficients_[: kinds * members].reshape(kinds, members)
+        return np.asarray(np.einsum("nkm,km->nm", features, weights))
 
     def _shared_score(self, candidates: Candidates) -> Doubles:
-        alone = self._alone(candidates)
-        return np.asarray(alone @ self.coefficients_[len(self.coefficients_) - alone.shape[1] :])
+        features = self._shared_features(candidates)
+        return np.asarray(features @ self.coefficients_[len(self.coefficients_) - features.shape[1] :])
 
     def _popularity(self, candidates: Candidates) -> Doubles:
-        """(n,) log of each item's users, 1 for the most popular."""
+        """(n,) log number of users of each item, scaled so that the most popular item has 1."""
         most = np.log1p(max(float(self.popularity_.max()), 1.0))
         return np.asarray(np.log1p(self.popularity_[candidates.item].astype(np.float64)) / most)
 
@@ -322,25 +327,25 @@ class _Learned(FusedRecommender):
         self.coefficients_ = artifact.array("coefficients")
         self.age_ = artifact.array("age")
         self.validation_ = artifact.json("validation")
-        if "labels.json" in artifact:  # earlier versions had none
+        if "labels.json" in artifact:  # absent if no labels were learned, and in folders of earlier versions
             self.label_coefficients_ = artifact.array("labels.coefficients")
             self.label_scales_ = artifact.array("labels.scales")
             self.exclusive_ = artifact.json("labels")["exclusive"]
 
 
 class WeightedFusion(_Learned):
-    """One weight for each member, at least 0 and together 1, times its share of the score.
+    """The weighted mean of the members' scores, each scaled to its list. Weights are at least 0 and sum to 1.
 
     The weights maximise the likelihood that the held-out item is chosen among the user's candidates (McFadden's
-    conditional logit), each user counting by the reciprocal of the best rank that a member gives the item: what decides
-    the top of the lists decides the weights. The problem is convex.
+    conditional logit), a convex problem. Each user is weighted by the reciprocal of the best rank that any member gives
+    the held-out item, because the top of the lists matters most.
 
-    Labels are scored by the weighted mean of the members' probabilities (the linear opinion pool), under the weights
-    that make the labels of held-out items likeliest.
+    `label` returns the weighted mean of the members' probabilities (the linear opinion pool), with the weights that
+    maximise the likelihood of the true labels of held-out items.
 
     Args:
-        members: recommenders, or {"class": name, "settings": {...}}; fresh ones are fitted.
-        depth: items that each member lists in `recommend`.
+        members: recommenders, or {"class": name, "settings": {...}}; unfitted copies of them are fitted.
+        depth: number of items each member lists in `recommend`.
     """
 
     def __init__(self, *, members: Members = DEFAULT_MEMBERS, depth: PositiveInt = 200) -> None:
@@ -349,120 +354,121 @@ class WeightedFusion(_Learned):
 
     @property
     def weights_(self) -> dict[str, float]:
-        """Member -> weight; where users are labels, that of its probabilities in `label`."""
+        """Member -> weight; if users are labels, the weight of its probabilities in `label`."""
         weights = self.coefficients_ if self.label_coefficients_ is None else self.label_coefficients_
         return dict(zip(self._names(), weights.tolist(), strict=True))
 
-    def _by_member(self, candidates: Candidates) -> Doubles:
+    def _member_features(self, candidates: Candidates) -> Doubles:
         return candidates.share[:, None, :]
 
-    def _estimate(self, features: Doubles, lesson: Lesson) -> Doubles:
-        weights = _chosen(features, lesson, reg=1.0, least=0.0)
+    def _estimate(self, features: Doubles, examples: Examples) -> Doubles:
+        # A common factor does not change the ranking, so the weights can be normalised afterwards.
+        weights = choice_coefficients(features, examples, reg=1.0, least=0.0)
         total = weights.sum()
-        return weights / total if total > 0 else self._equal_trust(len(weights))
+        return weights / total if total > 0 else self._equal_weights(len(weights))
 
-    def _equal_trust(self, members: int) -> Doubles:
+    def _equal_weights(self, members: int) -> Doubles:
         return np.full(members, 1 / members)
 
-    def _estimate_labels(self, lesson: LabelLesson) -> Doubles:
-        item, label = np.nonzero(lesson.true)
-        return mixture_weights(lesson.probability[item, label], 1 / lesson.true.sum(axis=1)[item])
+    def _estimate_labels(self, examples: LabelExamples) -> Doubles:
+        item, label = np.nonzero(examples.true)
+        return mixture_weights(examples.probability[item, label], 1 / examples.true.sum(axis=1)[item])
 
-    def _fuse_labels(self, lesson: LabelLesson, coefficients: Doubles) -> Doubles:
-        return np.asarray(lesson.probability @ coefficients)
+    def _fuse_labels(self, examples: LabelExamples, coefficients: Doubles) -> Doubles:
+        return np.asarray(examples.probability @ coefficients)
 
 
-class StackedFusion(_Learned):
-    """A logistic regression of "this is the held-out item" on what each member says (stacking; Wolpert, 1992).
-
-    Of each member: share of the score, reciprocal rank, listed or not. Of the pair: log popularity of the item, log
-    length of the history. Users count as in `WeightedFusion`.
-
-    Labels are scored by a logistic regression on the members' log probabilities and the log number of items that bear
-    the label: multinomial where every item bears one label, else one for each label.
-
-    Args:
-        members: recommenders, or {"class": name, "settings": {...}}; fresh ones are fitted.
-        depth: items that each member lists in `recommend`.
-        reg: ridge on the coefficients.
-    """
+class _RidgeFusion(_Learned):
+    """Fusions with a ridge penalty on their coefficients."""
 
     def __init__(self, *, members: Members = DEFAULT_MEMBERS, depth: PositiveInt = 200, reg: NonNegative = 1.0) -> None:
         self.members = members
         self.depth = depth
         self.reg = reg
 
-    def _by_member(self, candidates: Candidates) -> Doubles:
+
+class StackedFusion(_RidgeFusion):
+    """Logistic regression of "this is the held-out item" on the members' outputs (stacking; Wolpert, 1992).
+
+    Features of each member: its scaled score, its reciprocal rank, and whether it lists the item. Features of the pair:
+    log popularity of the item, log length of the history. Users are weighted as in `WeightedFusion`.
+
+    `label` uses a logistic regression on the members' log probabilities and the label's log number of items:
+    multinomial if every item has one label, otherwise binary for each label.
+
+    Args:
+        members: recommenders, or {"class": name, "settings": {...}}; unfitted copies of them are fitted.
+        depth: number of items each member lists in `recommend`.
+        reg: ridge penalty on the coefficients.
+    """
+
+    def _member_features(self, candidates: Candidates) -> Doubles:
         listed = candidates.rank > 0
         return np.stack([candidates.share, listed / np.maximum(candidates.rank, 1), listed], axis=1)
 
-    def _alone(self, candidates: Candidates) -> Doubles:
+    def _shared_features(self, candidates: Candidates) -> Doubles:
         return np.stack([self._popularity(candidates), np.log1p(candidates.history)], axis=1)
 
-    def _estimate(self, features: Doubles, lesson: Lesson) -> Doubles:
+    def _estimate(self, features: Doubles, examples: Examples) -> Doubles:
         LogisticRegression = require("sklearn.linear_model").LogisticRegression
 
         model = LogisticRegression(C=1 / max(self.reg, 1e-9), max_iter=1000)
-        model.fit(features, lesson.hit, sample_weight=_importance(lesson))
+        model.fit(features, examples.hit, sample_weight=user_weights(examples))
         return np.asarray(model.coef_[0], np.float64)
 
-    def _equal_trust(self, members: int) -> Doubles:
-        return np.repeat([1.0, 0.0], [members, 2 * members + 2])  # the shares alone
+    def _equal_weights(self, members: int) -> Doubles:
+        return np.repeat([1.0, 0.0], [members, 2 * members + 2])  # the sum of the scaled scores
 
-    def _label_features(self, lesson: LabelLesson) -> Doubles:
-        said = super()._label_features(lesson)
-        size = np.broadcast_to(log_share(lesson.size)[:, None], (*said.shape[:2], 1))
-        return np.concatenate([said, size], axis=2)
+    def _label_features(self, examples: LabelExamples) -> Doubles:
+        by_member = super()._label_features(examples)
+        size = np.broadcast_to(log_share(examples.size)[:, None], (*by_member.shape[:2], 1))
+        return np.concatenate([by_member, size], axis=2)
 
 
-class AdaptiveFusion(_Learned):
+class AdaptiveFusion(_RidgeFusion):
     """`WeightedFusion` whose weights depend on the user, the item and the member's confidence.
 
-    A member's weight is linear in the log length of the user's history, the item's log popularity and age, and the
-    margin by which the member's first item leads its second. The likelihood is that of `WeightedFusion`, still convex;
-    weights may fall below 0.
+    A member's weight is a linear function of the log length of the user's history, the item's log popularity and age,
+    and the member's margin: the difference between its first and second scores. The likelihood is that of
+    `WeightedFusion`, and still convex; weights may be negative.
 
-    Labels are scored by the members' log probabilities, under weights linear in the margin by which a member's first
-    label leads its second and in the log number of items that bear the label.
+    `label` uses the members' log probabilities, with weights linear in the member's margin between its first and second
+    label and in the label's log number of items.
 
     Args:
-        members: recommenders, or {"class": name, "settings": {...}}; fresh ones are fitted.
-        depth: items that each member lists in `recommend`.
-        reg: ridge on the coefficients.
+        members: recommenders, or {"class": name, "settings": {...}}; unfitted copies of them are fitted.
+        depth: number of items each member lists in `recommend`.
+        reg: ridge penalty on the coefficients.
     """
 
-    def __init__(self, *, members: Members = DEFAULT_MEMBERS, depth: PositiveInt = 200, reg: NonNegative = 1.0) -> None:
-        self.members = members
-        self.depth = depth
-        self.reg = reg
-
-    def _by_member(self, candidates: Candidates) -> Doubles:
+    def _member_features(self, candidates: Candidates) -> Doubles:
         c = candidates
         shared = [np.ones(len(c.user)), np.log1p(c.history), self._popularity(c), self.age_[c.item]]
         context = [np.broadcast_to(values[:, None], c.share.shape) for values in shared]
+
+        # Scores are scaled so that the first is 1, so the margin is 1 minus the second.
         second = np.zeros((int(c.user.max(initial=-1)) + 1, c.share.shape[1]))
         row, member = np.nonzero(c.rank == 2)
         second[c.user[row], member] = c.share[row, member]
+
         return np.stack([*context, 1 - second[c.user]], axis=1) * c.share[:, None, :]
 
-    def _estimate(self, features: Doubles, lesson: Lesson) -> Doubles:
-        return _chosen(features, lesson, reg=self.reg)
+    def _estimate(self, features: Doubles, examples: Examples) -> Doubles:
+        return choice_coefficients(features, examples, reg=self.reg)
 
-    def _equal_trust(self, members: int) -> Doubles:
+    def _equal_weights(self, members: int) -> Doubles:
         return np.repeat([1.0, 0.0], [members, 4 * members])
 
-    def _label_features(self, lesson: LabelLesson) -> Doubles:
-        said = super()._label_features(lesson)
-        ordered = np.sort(lesson.probability, axis=1)
+    def _label_features(self, examples: LabelExamples) -> Doubles:
+        by_member = super()._label_features(examples)
+        ordered = np.sort(examples.probability, axis=1)
         margin = ordered[:, -1:] - ordered[:, -2:-1] if ordered.shape[1] > 1 else np.zeros_like(ordered)
-        return np.concatenate([said, said * margin, said * log_share(lesson.size)[:, None]], axis=2)
-
-
-def _rows(c: Candidates, keep: NDArray[np.bool_]) -> Candidates:
-    return Candidates(c.user[keep], c.item[keep], c.share[keep], c.rank[keep], c.history[keep])
+        size = log_share(examples.size)[:, None]
+        return np.concatenate([by_member, by_member * margin, by_member * size], axis=2)
 
 
 def _ages(events: Interactions) -> Doubles:
+    """(items,) time of each item's first event, from 1 (oldest) to 0 (newest); 0 without events or times."""
     age = np.zeros(len(events.items))
     if events.time is not None and len(events):
         first = np.full(len(age), np.inf)
@@ -472,27 +478,3 @@ def _ages(events: Interactions) -> Doubles:
         age[warm] = (newest - first[warm]) / max(newest - oldest, 1e-9)
 
     return age
-
-
-def _importance(lesson: Lesson) -> Doubles:
-    """(n,) for each candidate's user: reciprocal of the best rank that any member gives a held-out item."""
-    c = lesson.candidates
-    best = np.where(c.rank > 0, 1 / np.maximum(c.rank, 1), 0).max(axis=1) * lesson.hit
-    out = np.zeros(len(lesson.relevant))
-    np.maximum.at(out, c.user, best)
-    return out[c.user]
-
-
-def _chosen(features: Doubles, lesson: Lesson, *, reg: float, least: float | None = None) -> Doubles:
-    """(p,) coefficients, at least `least`, under which held-out items are most likely chosen among the candidates."""
-    start = np.flatnonzero(np.diff(lesson.candidates.user, prepend=-1))
-    return conditional_logit(features, start, lesson.hit, _importance(lesson)[start], reg=reg, least=least)
-
-
-def _ndcg(lesson: Lesson, score: Doubles) -> float:
-    c = lesson.candidates
-    shape = (len(lesson.relevant), int(c.item.max(initial=0)) + 1)
-    top = rank_candidates(c.user, c.item, score.astype(np.float32), shape[0], TOP)
-    truth = (c.user * shape[1] + c.item)[lesson.hit]
-    found = np.isin(np.arange(shape[0])[:, None] * shape[1] + top.positions, truth) & (top.positions >= 0)
-    return float(ndcg(Hits(found, lesson.relevant), TOP).mean())

@@ -242,7 +242,7 @@ def test_learning_refuses_members_that_do_not_fit_together():
     fewer = Interactions.from_frame(pd.DataFrame({"user": list("aabb"), "item": list("xyxy")}))
     with pytest.raises(InputError, match="different users or items"):
         WeightedFusion(members=[EASE().fit(log), EASE().fit(fewer)]).learn(log)
-    with pytest.raises(InputError, match="no user has three items; take RankFusion"):
+    with pytest.raises(InputError, match="no user has three items; use RankFusion"):
         WeightedFusion(members=PAIR).fit(fewer)
     nobody = Interactions.from_frame(pd.DataFrame({"user": ["x"], "item": ["i1"]}), items=log.items)
     with pytest.raises(InputError, match="too few held-out items"):
