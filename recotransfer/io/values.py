@@ -1,7 +1,7 @@
-"""Ids and cells of any common type, encoded as text and decoded to the same type without executing anything.
+"""Encode ids and table cells of any common type as text, and decode them to the same type without executing code.
 
-A value is encoded as a kind, such as "int" or "date", and a text. Values of other types cannot be saved; `check_ids`
-finds them before a model is fitted, so that no work is lost.
+A value is encoded as the name of its kind, such as "int" or "date", and a text. Values of other types cannot be saved;
+`check_ids` finds them before a model is fitted, so that no work is lost.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 
 from recotransfer.errors import ArtifactError, InputError
 
-_CODED = b"recotransfer.coded"  # Parquet metadata key: names of the columns whose cells are encoded
+_ENCODED = b"recotransfer.coded"  # Parquet metadata key: names of the columns whose cells are encoded
 
 
 class _Kind(NamedTuple):
+    """A type that can be saved: its name in files, its encoder and its decoder."""
+
     name: str
     to_text: Callable[[Any], str]
     from_text: Callable[[str], Any]
@@ -37,6 +39,7 @@ def _zone_name(zone: tzinfo | None) -> str | None:
 
 
 def _datetime_to_text(value: datetime) -> str:
+    # ISO 8601 holds neither the fold (which of the two hours when clocks go back) nor the name of the zone.
     return json.dumps([value.isoformat(), value.fold, _zone_name(value.tzinfo)])
 
 
@@ -49,6 +52,8 @@ def _datetime_from_text(text: str) -> datetime:
 def _timestamp_to_text(value: pd.Timestamp) -> str:
     offset = value.utcoffset()
     seconds = None if offset is None else offset.total_seconds()
+
+    # The integer with its unit ("ns", "s") is exact; ISO 8601 text would lose nanoseconds.
     return json.dumps([int(value.to_datetime64().astype(np.int64)), value.unit, seconds, _zone_name(value.tzinfo)])
 
 
@@ -62,7 +67,7 @@ def _timestamp_from_text(text: str) -> pd.Timestamp:
     return value.tz_localize("UTC").tz_convert(zone or offset)
 
 
-def _moment_to_text(value: np.datetime64 | np.timedelta64) -> str:
+def _numpy_time_to_text(value: np.datetime64 | np.timedelta64) -> str:
     return json.dumps([int(value.astype(np.int64)), np.datetime_data(value.dtype)[0]])
 
 
@@ -82,10 +87,11 @@ def _dict_from_text(text: str) -> dict[Any, Any]:
     return {unpack(*entry[:2]): unpack(*entry[2:]) for entry in json.loads(text)}
 
 
+# Types of ids, all of them hashable.
 _IDS: dict[type, _Kind] = {
     bool: _Kind("bool", str, "True".__eq__),
     int: _Kind("int", str, int),
-    float: _Kind("float", float.hex, float.fromhex),
+    float: _Kind("float", float.hex, float.fromhex),  # hexadecimal text is exact
     str: _Kind("str", str, str),
     bytes: _Kind("bytes", bytes.hex, bytes.fromhex),
     UUID: _Kind("uuid", str, UUID),
@@ -101,13 +107,14 @@ _IDS: dict[type, _Kind] = {
     pd.Timestamp: _Kind("timestamp", _timestamp_to_text, _timestamp_from_text),
     pd.Timedelta: _Kind(
         "pandas timedelta",
-        lambda v: _moment_to_text(v.to_timedelta64()),
+        lambda v: _numpy_time_to_text(v.to_timedelta64()),
         lambda text: pd.Timedelta(np.timedelta64(*json.loads(text))),
     ),
-    np.datetime64: _Kind("datetime64", _moment_to_text, lambda text: np.datetime64(*json.loads(text))),
-    np.timedelta64: _Kind("timedelta64", _moment_to_text, lambda text: np.timedelta64(*json.loads(text))),
+    np.datetime64: _Kind("datetime64", _numpy_time_to_text, lambda text: np.datetime64(*json.loads(text))),
+    np.timedelta64: _Kind("timedelta64", _numpy_time_to_text, lambda text: np.timedelta64(*json.loads(text))),
     tuple: _Kind("tuple", _list_to_text, lambda text: tuple(_list_from_text(text))),
 }
+# Types of cells: ids, missing values and containers.
 _CELLS: dict[type, _Kind] = _IDS | {
     type(None): _Kind("none", lambda _: "", lambda _: None),
     list: _Kind("list", _list_to_text, _list_from_text),
@@ -115,15 +122,15 @@ _CELLS: dict[type, _Kind] = _IDS | {
     frozenset: _Kind("frozenset", _list_to_text, lambda text: frozenset(_list_from_text(text))),
     dict: _Kind("dict", _dict_to_text, _dict_from_text),
 }
-_ESCAPED = _Kind("escaped", json.dumps, json.loads)  # text that is not valid Unicode
+_ESCAPED = _Kind("escaped", json.dumps, json.loads)  # text with lone surrogates, which UTF-8 cannot encode
 _BY_NAME = {kind.name: kind for kind in [*_CELLS.values(), _ESCAPED]}
 
 
 def pack(value: Any, kinds: dict[type, _Kind] = _CELLS) -> tuple[str, str]:
-    """(kind, text) of a value; numpy scalars are encoded as Python's.
+    """Encode a value as (kind, text); numpy scalars and arrays are encoded as Python scalars and lists.
 
     Raises:
-        KeyError: the value's type has no kind.
+        KeyError: the value, or one inside it, is of a type that cannot be saved.
     """
     if isinstance(value, np.ndarray):
         value = value.tolist()
@@ -140,7 +147,7 @@ def pack(value: Any, kinds: dict[type, _Kind] = _CELLS) -> tuple[str, str]:
 
 
 def unpack(kind: str, text: str) -> Any:
-    """The value that `pack` encoded."""
+    """Decode a value that `pack` encoded; raises `ArtifactError` for a kind that this version does not know."""
     if kind not in _BY_NAME:
         raise ArtifactError(f"a value of kind {kind!r} cannot be read; install the version that wrote it")
 
@@ -151,35 +158,38 @@ def unpack(kind: str, text: str) -> Any:
 
 
 def check_ids(*ids: NDArray[Any]) -> None:
-    """Raise `InputError` for an id that cannot be saved."""
-    for some in ids:
-        if some.dtype == object:
-            plain = {str, int, bool, float, bytes, UUID}
-            if odd := [value for value in some if type(value) not in plain]:
-                ids_to_frame(np.fromiter(odd, dtype=object, count=len(odd)))
-        elif some.dtype.kind not in "iufbUMm":
-            raise _not_saved(some[0] if len(some) else some.dtype, str(some.dtype))
+    """Raise `InputError` for the first id that cannot be saved."""
+    for array in ids:
+        if array.dtype == object:
+            # Encoding is slow, and only values of rarer types can fail, such as a tuple with a set inside.
+            common = {str, int, bool, float, bytes, UUID}
+            if rare := [value for value in array if type(value) not in common]:
+                ids_to_frame(np.fromiter(rare, dtype=object, count=len(rare)))
+        elif array.dtype.kind not in "iufbUMm":
+            raise _unsupported_id(array[0] if len(array) else array.dtype, str(array.dtype))
 
 
-def _not_saved(value: object, of: str) -> InputError:
+def _unsupported_id(value: object, type_name: str) -> InputError:
     return InputError(
-        f"id {value!r} of type {of} cannot be saved; use str, int, float, bytes, UUID, dates, Decimal or tuples of them"
+        f"id {value!r} of type {type_name} cannot be saved; use str, int, float, bytes, UUID, dates, Decimal or tuples "
+        "of them"
     )
 
 
 def ids_to_frame(ids: NDArray[Any]) -> pd.DataFrame:
-    """A frame with one row per id, which `frame_to_ids` turns back into the same ids."""
+    """Encode ids as a frame with one row per id, from which `frame_to_ids` restores them with their types."""
     if ids.dtype != object:
         return pd.DataFrame({"id": ids})
 
-    coded = []
+    encoded = []
     for value in ids:
         try:
-            coded.append(pack(value, _IDS))
+            encoded.append(pack(value, _IDS))
         except (KeyError, ValueError):
-            raise _not_saved(value, type(value).__name__) from None
+            raise _unsupported_id(value, type(value).__name__) from None
 
-    kinds, texts = [kind for kind, _ in coded], [text for _, text in coded]
+    kinds = [kind for kind, _ in encoded]
+    texts = [text for _, text in encoded]
     if set(kinds) <= {"str"}:
         return pd.DataFrame({"id": pd.Series(texts, dtype="str")})
 
@@ -187,7 +197,7 @@ def ids_to_frame(ids: NDArray[Any]) -> pd.DataFrame:
 
 
 def frame_to_ids(frame: pd.DataFrame) -> NDArray[Any]:
-    """The ids that `ids_to_frame` encoded, each in its original type."""
+    """Decode the ids of a frame that `ids_to_frame` made, each in its original type."""
     if "id" in frame:
         return np.asarray(frame["id"])
 
@@ -199,21 +209,21 @@ def frame_to_ids(frame: pd.DataFrame) -> NDArray[Any]:
 
 
 def to_table(frame: pd.DataFrame) -> pa.Table:
-    """The frame as an Arrow table; columns that Parquet would change are encoded."""
-    coded = [str(name) for name in frame if not _is_native(frame[name])]
-    cells = {str(name): _coded(frame[name]) if str(name) in coded else frame[name] for name in frame}
-    table = pa.Table.from_pandas(pd.DataFrame(cells, index=frame.index), preserve_index=False)
-    if not coded:
+    """Convert a frame to an Arrow table; columns whose values Parquet would change are encoded as text."""
+    encoded = [str(name) for name in frame if not _is_native(frame[name])]
+    columns = {str(name): _encode(frame[name]) if str(name) in encoded else frame[name] for name in frame}
+    table = pa.Table.from_pandas(pd.DataFrame(columns, index=frame.index), preserve_index=False)
+    if not encoded:
         return table
 
-    return table.replace_schema_metadata({**(table.schema.metadata or {}), _CODED: json.dumps(coded).encode()})
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), _ENCODED: json.dumps(encoded).encode()})
 
 
 def from_table(table: pa.Table) -> pd.DataFrame:
-    """The frame that `to_table` encoded."""
-    coded = json.loads((table.schema.metadata or {}).get(_CODED, b"[]"))
+    """Convert a table that `to_table` made back to a frame, every cell in its original type."""
+    encoded = json.loads((table.schema.metadata or {}).get(_ENCODED, b"[]"))
     frame: pd.DataFrame = table.to_pandas()
-    for name in coded:
+    for name in encoded:
         cells = [None if pd.isna(cell) else unpack(*json.loads(cell)) for cell in frame[name]]
         frame[name] = pd.Series(np.fromiter(cells, dtype=object, count=len(cells)), index=frame.index)
 
@@ -221,7 +231,7 @@ def from_table(table: pa.Table) -> pd.DataFrame:
 
 
 def _is_native(column: pd.Series) -> bool:
-    """Whether Parquet preserves the types and values of all cells of the column."""
+    """Whether Parquet preserves the type and value of every cell of the column."""
     if column.dtype != object:
         try:
             pa.Array.from_pandas(column)
@@ -230,14 +240,15 @@ def _is_native(column: pd.Series) -> bool:
 
         return not isinstance(column.dtype, pd.SparseDtype)
 
+    # Columns of one of these types are preserved; mixed types would be converted to a common one, or refused.
     types = set(map(type, column.dropna())) if not column.map(pd.api.types.is_list_like).any() else {list}
     return types <= {str} or types <= {bool} or types == {bytes} or (len(types) == 1 and types <= {date})
 
 
-def _coded(column: pd.Series) -> pd.Series:
+def _encode(column: pd.Series) -> pd.Series:
     cells = column.astype(object)
-    return cells.map(lambda cell: None if _missing(cell) else json.dumps(pack(cell)))
+    return cells.map(lambda cell: None if _is_missing(cell) else json.dumps(pack(cell)))
 
 
-def _missing(cell: Any) -> bool:
+def _is_missing(cell: Any) -> bool:
     return not pd.api.types.is_list_like(cell) and bool(pd.isna(cell))
