@@ -1,4 +1,4 @@
-"""Artefacts: folders of checksummed files that are replaced in one step and loaded without executing anything.
+"""Artefacts: folders of checksummed files, replaced in one step and loaded without executing code.
 
 `manifest.json` holds {"format": 1, "class": ..., "package": ..., "parts": {file: {"sha256": ..., "bytes": ...}}}. The
 parts are `NAME.npy` (memory-mapped on load), `NAME.json`, `NAME.parquet` and folders `NAME/` of encoder models. Nothing
@@ -33,30 +33,26 @@ from recotransfer.io.values import frame_to_ids, from_table, ids_to_frame, to_ta
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
-_MODEL_FILES = {
-    ".json",
-    ".safetensors",
-    ".txt",
-    ".model",
-    ".jinja",
-    ".md",
-}  # text and tensors, which cannot execute code
+# Suffixes of text and tensor files, which cannot execute code when a model is loaded.
+_MODEL_FILES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".md"}
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A binary file for writing that appears at `path` complete and flushed to disk, or not at all."""
+    """Open a binary file for writing, which appears at `path` complete and flushed to disk, or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+
+    # In the same folder, because a rename is atomic only within a file system.
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
 
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
 
-        os.chmod(name, 0o666 & ~_umask())
+        os.chmod(name, 0o666 & ~_umask())  # as `open` would; mkstemp lets only the owner read
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -64,6 +60,7 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 def _umask() -> int:
+    """The permissions that new files must not have; it can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -71,11 +68,12 @@ def _umask() -> int:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """An empty folder to write into, which replaces `path` once it is complete and flushed to disk.
+    """Make an empty folder to write into, which replaces `path` once it is complete and flushed to disk.
 
-    On error it is removed. An existing folder at `path` is lost: check first that nothing in it must be kept.
+    On error the new folder is deleted and `path` is unchanged. On success an existing folder at `path` is deleted, so
+    first check that it holds nothing worth keeping (`check_replaceable`).
     """
-    path = Path(os.path.realpath(path))  # keeps a symbolic link, and replaces the folder it points to
+    path = Path(os.path.realpath(path))  # a symbolic link stays, and the folder it points to is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
 
@@ -100,38 +98,38 @@ def _files(folder: Path) -> list[Path]:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """SHA-256 of a file's bytes, as hexadecimal text."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as JSON, atomically; equal values give equal bytes."""
+    """Write `value` as JSON, atomically; equal values give identical bytes."""
     with atomic_file(path) as file:
         file.write((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that `write_json` wrote; raises `InputError` if the file is damaged."""
+    """Read an object that `write_json` wrote; raises `InputError` if the file is damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
         value = None
 
     if not isinstance(value, dict):
-        raise InputError(f"{path} is damaged; give another folder, or remove this one and begin again")
+        raise InputError(f"{path} is damaged; give another folder, or delete this one and start again")
 
     return value
 
 
 def digest_of_events(events: Interactions) -> str:
-    """SHA-256 fingerprint of a log: its ids and events."""
+    """SHA-256 fingerprint of a log's ids and events, as hexadecimal text."""
     arrays = (events.users.ids, events.items.ids, events.user, events.item, events.weight, events.time)
     return digest(*(a for a in arrays if a is not None))
 
 
 def digest(*arrays: object) -> str:
-    """SHA-256 fingerprint of arrays of any type; 1 and "1" differ."""
+    """SHA-256 fingerprint of arrays of any type, as hexadecimal text; 1 and "1" differ."""
     out = hashlib.sha256()
     for array in map(np.asarray, arrays):
         out.update(f"{len(array)}{array.dtype.kind}\0".encode())
@@ -145,14 +143,14 @@ def digest(*arrays: object) -> str:
 
 
 class ArtifactWriter:
-    """Writes the parts of one artefact; obtained from `write_artifact`."""
+    """Writes the parts of one artefact; `write_artifact` passes it to the function that fills the folder."""
 
     def __init__(self, folder: Path, prefix: str = "") -> None:
         self.folder = folder
         self.prefix = prefix
 
     def within(self, name: str) -> ArtifactWriter:
-        """A writer to the same folder that prefixes part names with `name.`."""
+        """A writer to the same folder that puts `name.` before the names of its parts, for a model within a model."""
         return ArtifactWriter(self.folder, f"{self.prefix}{name}.")
 
     def _path(self, file: str) -> Path:
@@ -163,14 +161,14 @@ class ArtifactWriter:
         return path
 
     def array(self, name: str, values: NDArray[Any]) -> None:
-        """Write a numeric or boolean array."""
+        """Write a numeric or boolean array of any shape."""
         if values.dtype == object:
             raise TypeError(f"array {name} has dtype object; store ids with .ids and tables with .table")
 
         np.save(self._path(f"{name}.npy"), np.ascontiguousarray(values), allow_pickle=False)
 
     def matrix(self, name: str, values: sparse.csr_array | NDArray[Any]) -> None:
-        """Write a sparse matrix as three arrays and its shape, or a dense one as an array."""
+        """Write a sparse matrix as its three CSR arrays and its shape, or a dense one as one array."""
         if isinstance(values, np.ndarray):
             self.array(name, values)
             return
@@ -181,26 +179,32 @@ class ArtifactWriter:
         self.array(f"{name}.shape", np.asarray(values.shape, np.int64))
 
     def json(self, name: str, value: object) -> None:
-        """Write plain JSON data."""
+        """Write a value of dicts, lists, text, numbers, bools and None as JSON."""
         self._path(f"{name}.json").write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
 
     def table(self, name: str, frame: pd.DataFrame) -> None:
-        """Write a frame as Parquet, so that every cell keeps its type."""
+        """Write a frame as Parquet; every cell keeps its type, the index is lost."""
         parquet.write_table(to_table(frame), self._path(f"{name}.parquet"))
 
     def ids(self, name: str, ids: NDArray[Any]) -> None:
-        """Write ids, so that each keeps its type."""
+        """Write ids of any supported type; each keeps its type."""
         self.table(name, ids_to_frame(ids))
 
     def folder_of_model(self, name: str, path: str | Path, files: Sequence[Path] | None = None) -> None:
-        """Copy an encoder model's folder, under its own name; only text and safetensors files are allowed.
+        """Copy an encoder model's folder, which keeps its own name inside the part.
 
-        `files` lists the files to copy; by default all in the folder.
+        Args:
+            name: name of the part.
+            path: the folder.
+            files: the files to copy; None copies all.
+
+        Raises:
+            InputError: a file is neither text nor safetensors; other formats can execute code when they are loaded.
         """
         source = Path(path)
         files = _files(source) if files is None else files
         if bad := next((f for f in files if f.suffix not in _MODEL_FILES), None):
-            raise InputError(f"{bad} is neither text nor safetensors, so it is not stored with a model; remove it")
+            raise InputError(f"{bad} is neither text nor safetensors, so it cannot be saved with a model; remove it")
 
         for file in files:
             target = self._path(f"{name}/{source.absolute().name}/{file.relative_to(source).as_posix()}")
@@ -209,7 +213,10 @@ class ArtifactWriter:
 
 
 class _OpenFiles:
-    """The open files of an artefact, which stay readable and unchanged when another save replaces the folder."""
+    """The open files of an artefact, which stay readable and unchanged if another save replaces the folder.
+
+    They are closed when the object is garbage-collected.
+    """
 
     def __init__(self) -> None:
         self._descriptors: dict[str, int] = {}
@@ -238,9 +245,9 @@ def _close_all(descriptors: dict[str, int]) -> None:
 
 
 class Artifact:
-    """An opened artefact, whose files all come from one save; parts are decoded when they are read.
+    """An open artefact: all files come from the same save, and each part is decoded when it is read.
 
-    Reads share file positions, so use an `Artifact` from one thread only.
+    Reads move shared file positions, so use an `Artifact` from one thread only.
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], files: _OpenFiles, prefix: str = "") -> None:
@@ -250,7 +257,7 @@ class Artifact:
         self._files = files
 
     def within(self, name: str) -> Artifact:
-        """The parts whose names begin with `name.`, as `ArtifactWriter.within` wrote them."""
+        """The parts whose names begin with `name.`, which `ArtifactWriter.within` wrote."""
         return Artifact(self.folder, self.manifest, self._files, f"{self.prefix}{name}.")
 
     @property
@@ -268,12 +275,12 @@ class Artifact:
         return self.prefix + file in self.manifest["parts"]
 
     def array(self, name: str) -> NDArray[Any]:
-        """The array, memory-mapped and read-only."""
+        """Read an array, memory-mapped and read-only."""
         with self._files.open(self._name_of(f"{name}.npy")) as file:
             return _mapped(file)
 
     def matrix(self, name: str) -> sparse.csr_array | NDArray[Any]:
-        """The matrix, sparse or dense as written, on memory-mapped arrays."""
+        """Read a matrix, sparse or dense as it was written, without copying its memory-mapped arrays."""
         if f"{name}.npy" in self:
             return self.array(name)
 
@@ -282,15 +289,15 @@ class Artifact:
         return sparse.csr_array(arrays, shape=(rows, columns), copy=False)
 
     def json(self, name: str) -> Any:
-        """The JSON value."""
+        """Read a JSON value."""
         return json.loads(self._files.read(self._name_of(f"{name}.json")))
 
     def table(self, name: str) -> pd.DataFrame:
-        """The frame."""
+        """Read a frame, every cell in its original type."""
         return from_table(parquet.read_table(BytesIO(self._files.read(self._name_of(f"{name}.parquet")))))
 
     def ids(self, name: str) -> NDArray[Any]:
-        """The ids, each in its original type."""
+        """Read ids, each in its original type."""
         return frame_to_ids(self.table(name))
 
     def has_folder(self, name: str) -> bool:
@@ -304,28 +311,34 @@ class Artifact:
                   if part.startswith(start)}  # fmt: skip
         folders = {path.partition("/")[0] for path in stored}
         if len(folders) != 1:
-            raise ArtifactError(f"{self.folder}: {start} is not as it was saved; restore it or save the model again")
+            raise ArtifactError(
+                f"{self.folder}: {start} changed after it was saved; restore it or save the model again"
+            )
         if bad := next((path for path in stored if Path(path).suffix not in _MODEL_FILES), None):
             raise ArtifactError(f"{self.folder / start / bad} is neither text nor safetensors; save the model again")
 
         return {path.partition("/")[2]: digest for path, digest in stored.items()}
 
     def folder_of_model(self, name: str) -> Path:
-        """Path of the folder that `ArtifactWriter.folder_of_model` wrote; another save may have replaced it since."""
+        """Path of a folder that `ArtifactWriter.folder_of_model` wrote, though another save may have replaced it since.
+
+        Raises:
+            ArtifactError: the folder holds files that are missing from the manifest, or of types that are not allowed.
+        """
         start = f"{self.prefix}{name}/"
         self.digests_of_model(name)  # raises if the manifest lists files of other types
         first = next(part for part in self.manifest["parts"] if part.startswith(start))
         folder = Path(self.folder, start, first.removeprefix(start).partition("/")[0])
         listed = {self.folder / part for part in self.manifest["parts"]}
-        more = [file for file in _files(folder) if file not in listed]
-        if more and _manifest_of(self.folder) == self.manifest:
-            raise ArtifactError(f"{more[0]} was not saved with the model; remove it or save the model again")
+        extra = [file for file in _files(folder) if file not in listed]
+        if extra and _manifest_of(self.folder) == self.manifest:  # else another save has just replaced the folder
+            raise ArtifactError(f"{extra[0]} was not saved with the model; remove it or save the model again")
 
         return folder
 
     @contextlib.contextmanager
     def copy_of_model(self, name: str) -> Iterator[Path]:
-        """A temporary copy of the same folder, made from the open files, so that a concurrent save cannot change it."""
+        """Make a temporary copy of a model's folder from the open files, which a concurrent save cannot change."""
         with tempfile.TemporaryDirectory() as copy:
             folder = self.folder_of_model(name)
             for path in self.digests_of_model(name):
@@ -340,40 +353,41 @@ class Artifact:
 def _manifest_of(folder: Path) -> dict[str, Any] | None:
     """The folder's current manifest; None if it cannot be read."""
     try:
-        found: dict[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
-    return found
+    return manifest
 
 
 def _mapped(file: BufferedReader) -> NDArray[Any]:
-    """The array of an open `.npy` file, memory-mapped; numpy can only map files by path."""
+    """Memory-map the array of an open `.npy` file; numpy's own `load` maps files by path, which may be replaced."""
     read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
     shape, fortran, dtype = read_header(file)
     if dtype.hasobject:
-        raise ValueError("arrays of Python objects are not read, because unpickling them could run code")
+        raise ValueError("arrays of Python objects are not loaded, because unpickling them could execute code")
 
     return np.memmap(file, dtype, "r", file.tell(), shape, "F" if fortran else "C")
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise `InputError` if writing an artefact to `path` would fail, or delete files that are not part of one."""
+    """Raise `InputError` if writing an artefact to `path` would fail, or delete files that belong to no artefact."""
     if not path.exists():
         parent = next(p for p in path.absolute().parents if p.exists())
         if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-            raise InputError(f"{path} cannot be made, for {parent} is no folder that can be written to; choose another")
+            raise InputError(f"cannot create {path}: {parent} is not a writable folder; give another path")
     elif Path.cwd().is_relative_to(path.resolve()):
-        raise InputError(f"{path} is the working folder or holds it; give a folder of its own")
+        raise InputError(f"{path} is the working folder or contains it; give a new folder")
     elif not path.is_dir():
         raise InputError(f"{path} is a file; give a new folder, or that of an earlier model")
     else:
         with OpenFolder(path) as folder:
-            if present := set(folder.names()):
-                _check_ours(folder, present)
+            if names := set(folder.names()):
+                _check_is_artifact(folder, names)
 
 
-def _check_ours(folder: OpenFolder, present: set[str]) -> None:
+def _check_is_artifact(folder: OpenFolder, names: set[str]) -> None:
+    """Raise `InputError` unless `names`, the folder's content, are a manifest and the parts that it lists."""
     try:
         with open(folder.open(_MANIFEST), "rb") as file:
             parts = set(json.load(file)["parts"])
@@ -383,15 +397,22 @@ def _check_ours(folder: OpenFolder, present: set[str]) -> None:
 
         raise InputError(f"{folder.path} holds other files; give a new folder, or that of an earlier model") from None
 
-    if more := sorted(present - {_MANIFEST} - {part.split("/")[0] for part in parts}):
-        raise InputError(f"{folder.path} holds {more[0]!r} beside a model, which would be lost; move it away")
+    if extra := sorted(names - {_MANIFEST} - {part.split("/")[0] for part in parts}):
+        raise InputError(f"{folder.path} holds {extra[0]!r} beside a model, which would be lost; move it elsewhere")
 
 
 def write_artifact(path: str | Path, class_name: str, fill: Callable[[ArtifactWriter], None]) -> None:
-    """Write an artefact with `fill`, then move it to `path` in one step.
+    """Write an artefact and move it to `path` in one step.
 
-    An existing artefact at `path` is replaced, and remains readable to those who have it open. Anything else at `path`
-    raises an error, see `check_replaceable`.
+    An existing artefact at `path` is replaced, and stays readable for those who have it open.
+
+    Args:
+        path: the folder.
+        class_name: the class that is saved; loading checks it.
+        fill: writes the parts.
+
+    Raises:
+        InputError: `path` cannot be written to, or holds anything but an artefact (`check_replaceable`).
     """
     from recotransfer._version import __version__
 
@@ -408,15 +429,15 @@ def write_artifact(path: str | Path, class_name: str, fill: Callable[[ArtifactWr
 
 
 def open_artifact(path: str | Path, *, verify: bool = True) -> Artifact:
-    """The artefact at `path`, complete as one save wrote it, even while others save to the same path.
+    """Open the artefact at `path`; all files are of one save, even while other processes save to the same path.
 
     Args:
         path: the folder.
-        verify: compare every file's checksum with the manifest, which reads all bytes. With False only file sizes are
-            compared, for folders that were verified before.
+        verify: check every file's checksum, which reads all bytes. False checks only the file sizes, for folders that
+            were verified before.
 
     Raises:
-        ArtifactError: `path` is not an artefact, has another format, or holds a damaged file, which is named.
+        ArtifactError: `path` is not an artefact, has another format, or contains a damaged file, which is named.
     """
     path = Path(path)
     while True:
@@ -428,7 +449,7 @@ def open_artifact(path: str | Path, *, verify: bool = True) -> Artifact:
                     if not folder.replaced():
                         raise
         except (FileNotFoundError, NotADirectoryError):
-            if not path.is_dir():  # otherwise a concurrent save was replacing it: try again
+            if not path.is_dir():  # else a concurrent save is replacing it: try again
                 raise ArtifactError(f"{path} holds no {_MANIFEST}; give the folder that `save` wrote") from None
 
 
@@ -444,7 +465,7 @@ def _open(folder: OpenFolder, verify: bool) -> Artifact:
             )
 
         parts = [(name, part["bytes"], part["sha256"]) for name, part in manifest["parts"].items()]
-        _ = manifest["class"]
+        _ = manifest["class"]  # a manifest without it is damaged
     except FileNotFoundError:
         raise ArtifactError(f"{where} holds no {_MANIFEST}; give the folder that `save` wrote") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
@@ -453,6 +474,7 @@ def _open(folder: OpenFolder, verify: bool) -> Artifact:
     files = _OpenFiles()
     for name, size, digest in parts:
         try:
+            # An edited manifest must not make us read files outside the folder.
             if not {"", ".", ".."}.isdisjoint(name.split("/")) or "\\" in name:
                 raise FileNotFoundError(name)
 

@@ -331,7 +331,7 @@ def test_a_benchmark_tells_what_was_asked_and_what_came_out(place, run):
         ([*FIT, "m", "--recommender", "RidgeProfiles", "--no-content"], ["RidgeProfiles ranks by content alone"]),
         ([*FIT, "m", "--trials", "2", "--recommender", "Popularity"], ["Popularity has nothing to tune"]),
         ([*FIT, "items.csv"], ["items.csv is a file"]),
-        ([*FIT, "items.csv/m"], ["items.csv is no folder that can be written to"]),
+        ([*FIT, "items.csv/m"], ["items.csv is not a writable folder"]),
         ([*FIT, "."], ["working folder"]),
         ([*FIT, "m", "--cache", "m/cache"], ["keep the cache outside"]),
         ([*BENCH, "m", "--model", "EAZE"], ["no recommender is called 'EAZE'", "known are ALS"]),
