@@ -1,4 +1,8 @@
-"""CSV files as frames of text, in the forms that spreadsheets, databases, Spark and people write them."""
+"""Read CSV files as tables of text, in the dialects of spreadsheets, databases, Spark and people.
+
+Arrow parses the file. What it does not report is worked out from the bytes: the delimiter, backslash escapes, the line
+on which each row starts, and a message for files that cannot be read.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,8 @@ import io
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +26,7 @@ from recotransfer.io.parsing import shape
 from recotransfer.io.report import Table, check_names, shortened
 
 EMPTY_CELLS = ["", "NULL", "null", "NaN", "nan", "\\N", "<NA>"]
+# First bytes of other file formats, and what to do with such a file.
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive or an Excel workbook; save the sheet as CSV UTF-8",
     b"\x1f\x8b": "gzip-compressed; rename it to end in .gz",
@@ -35,27 +39,44 @@ _FOREIGN = {
     b"\xff\xfe": "UTF-16 text; save it as CSV UTF-8",
     b"\xfe\xff": "UTF-16 text; save it as CSV UTF-8",
 }
-_SEPARATOR_LINE = re.compile(rb'"?sep=(.)"?[ \t]*\r?\n', re.IGNORECASE)  # Excel's own first line
+_SEP_LINE = re.compile(rb'"?sep=(.)"?[ \t]*\r?\n', re.IGNORECASE)  # a first line that tells Excel the delimiter
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
+_BACKSLASH_NOTE = "quotes inside cells are escaped with a backslash"
 
 
 @dataclass(frozen=True)
 class _Text:
-    """The bytes of a CSV file and how they are written: after a `sep=` line, with this mark between cells."""
+    """A CSV file in memory.
+
+    Attributes:
+        path: the file.
+        data: its bytes, decompressed, without byte order mark and `sep=` line.
+        delimiter: what separates cells.
+        lines_before: number of lines of the file before `data`: 1 if there is a `sep=` line, else 0.
+        notes: for the report.
+    """
 
     path: Path
     data: bytes
-    mark: str
+    delimiter: str
     lines_before: int
     notes: tuple[str, ...]
 
 
 def read_csv(path: Path, *, header: bool = True) -> Table:
-    """The file as a table of text, empty cells missing; without `header` its only column is called "id"."""
+    """The file as a table of text, with empty cells missing.
+
+    Args:
+        path: a CSV file, possibly compressed by gzip.
+        header: whether the first line holds the column names; if not, the file has one column, which is called "id".
+
+    Raises:
+        InputError: the file is not CSV in UTF-8, or has no rows. The message names the line where possible.
+    """
     text = _opened(path)
-    names = [n.strip() for n in _first_row(text)] if header else ["id"]
+    names = [name.strip() for name in _first_row(text)] if header else ["id"]
     check_names(names, str(path))
-    if header and all(_NUMBER.fullmatch(n) for n in names):
+    if header and all(_NUMBER.fullmatch(name) for name in names):
         raise InputError(
             f"{path}, line {1 + text.lines_before}: {shortened(names)} looks like data, not column names; add a "
             "header line"
@@ -67,13 +88,13 @@ def read_csv(path: Path, *, header: bool = True) -> Table:
 
     lines = _line_numbers(table, text, header)
     out = Table(table.rename_columns(names).to_pandas(), str(path), path.parent, lines, list(text.notes))
-    out.decimal_comma = text.mark == ";"
-    _open_formulas(out)
-    _leave_out_headers(out, names)
-    _note_swallowed_rows(out, text.mark)
+    out.decimal_comma = text.delimiter == ";"  # spreadsheets use semicolons where the comma is the decimal separator
+    _unwrap_formulas(out)
+    _drop_repeated_headers(out, names)
+    _note_swallowed_rows(out, text.delimiter)
     if "" in names:
-        out.notes.append(f"column {names.index('') + 1} has no name and was left out")
-        out.frame = out.frame.loc[:, [n != "" for n in names]]
+        out.notes.append(f"column {names.index('') + 1} has no name and was ignored")
+        out.frame = out.frame.loc[:, [name != "" for name in names]]
 
     return out
 
@@ -89,37 +110,43 @@ def is_csv(path: Path) -> bool:
 
 
 def _opened(path: Path) -> _Text:
-    data, tabbed = _csv_bytes(path), ".tsv" in path.name.lower()
+    """The file's text and its delimiter, with quotes escaped by doubling, as Arrow expects them."""
+    data = _csv_bytes(path)
+    is_tsv = ".tsv" in path.name.lower()
     notes: list[str] = []
-    said = _SEPARATOR_LINE.match(data)
-    if said is not None:
-        data = data[said.end() :]
+    sep_line = _SEP_LINE.match(data)
+    if sep_line is not None:
+        data = data[sep_line.end() :]
         if not data.strip():
             raise InputError(f"{path}: holds a sep= line and nothing else; give a file with a header line and rows")
 
+    # The most frequent candidate in the first line, without what is quoted; on a tie the usual one.
     first = re.sub(rb'"[^"]*"', b"", data.lstrip(b"\r\n").split(b"\n", 1)[0])
-    marks = (b"\t", b",", b";", b"|") if tabbed else (b",", b"\t", b";", b"|")
-    mark = (said[1] if said is not None else max(marks, key=first.count)).decode("latin-1")
-    if mark != "," and not tabbed:
-        notes.append(f"cells are separated by {mark!r}")
+    candidates = (b"\t", b",", b";", b"|") if is_tsv else (b",", b"\t", b";", b"|")
+    delimiter = (sep_line[1] if sep_line is not None else max(candidates, key=first.count)).decode("latin-1")
+    if delimiter != "," and not is_tsv:
+        notes.append(f"cells are separated by {delimiter!r}")
 
-    # A backslash before a quote that ends no cell can only be an escape, as Spark, MySQL and others write it.
-    if re.search(rb'(?<!\\)\\"(?!["\r\n' + re.escape(mark.encode()) + rb"]|$)", data):
+    # A backslash before a quote that does not end a cell can only be an escape, as Spark, MySQL and others write it.
+    if re.search(rb'(?<!\\)\\"(?!["\r\n' + re.escape(delimiter.encode()) + rb"]|$)", data):
         data = _with_doubled_quotes(data)
-        notes.append("quotes inside cells are written with a backslash")
+        notes.append(_BACKSLASH_NOTE)
 
-    return _Text(path, data, mark, int(said is not None), tuple(notes))
+    return _Text(path, data, delimiter, int(sep_line is not None), tuple(notes))
 
 
 def _with_doubled_quotes(data: bytes) -> bytes:
-    def doubled(found: re.Match[bytes]) -> bytes:
-        slashes = len(found[1])
+    r"""The text with \" as "" and, before quotes, \\ as \."""
+
+    def doubled(match: re.Match[bytes]) -> bytes:
+        slashes = len(match[1])
         return b"\\" * (slashes // 2) + (b'""' if slashes % 2 else b'"')
 
     return re.sub(rb'(\\+)"', doubled, data)
 
 
 def _csv_bytes(path: Path) -> bytes:
+    """The decompressed bytes of the file without byte order mark; raises `InputError` if they cannot be CSV."""
     data = path.read_bytes()
     if path.name.lower().endswith(".gz"):
         if not data.startswith(b"\x1f\x8b"):
@@ -128,18 +155,18 @@ def _csv_bytes(path: Path) -> bytes:
         try:
             data = gzip.decompress(data)
         except (EOFError, zlib.error, gzip.BadGzipFile) as cause:
-            raise InputError(f"{path}: the gzip data is cut short or damaged ({cause}); fetch the file again") from None
+            raise InputError(f"{path}: the gzip data is truncated or damaged ({cause}); fetch the file again") from None
 
     for start, what in _FOREIGN.items():
         if data[:16].lower().startswith(start.lower()):
             raise InputError(f"{path}: is not CSV but {what}")
 
     if b"\0" in data[:65536]:
-        raise InputError(f"{path}: holds zero bytes, so it is not UTF-8 text; save it as CSV UTF-8")
+        raise InputError(f"{path}: contains zero bytes, so it is not UTF-8 text; save it as CSV UTF-8")
 
     data = data.removeprefix(b"\xef\xbb\xbf")
     if b"\r" in data and b"\n" not in data:
-        raise InputError(f"{path}: its lines end in carriage returns alone; save it with ordinary line ends")
+        raise InputError(f"{path}: its lines end in carriage returns only; save it with ordinary line ends")
     if not data.strip():
         raise InputError(f"{path}: is empty; give a file with a header line and rows")
 
@@ -148,17 +175,21 @@ def _csv_bytes(path: Path) -> bytes:
 
 def _first_row(text: _Text) -> list[str]:
     start = io.StringIO(text.data[: 1 << 20].decode("utf-8", "replace"))
-    return next(row for row in csv.reader(start, delimiter=text.mark) if row)
+    return next(row for row in csv.reader(start, delimiter=text.delimiter) if row)
 
 
-def _parsed(text: _Text, width: int, header: bool) -> tuple[Any, _Text]:
-    """The table, and the text as it was read: a second time, with escaped quotes, where the first try fails."""
+def _parsed(text: _Text, width: int, header: bool) -> tuple[pa.Table, _Text]:
+    """The table, and the text it was parsed from.
+
+    If parsing fails and there are backslashes before quotes, these were escapes after all: the second attempt has them
+    replaced, and the returned text differs from the given one.
+    """
     columns = _first_row(text) if header else ["id"]
     try:
         table = arrow_csv.read_csv(
             pa.BufferReader(text.data),
             read_options=arrow_csv.ReadOptions(column_names=None if header else columns),
-            parse_options=arrow_csv.ParseOptions(delimiter=text.mark, newlines_in_values=True),
+            parse_options=arrow_csv.ParseOptions(delimiter=text.delimiter, newlines_in_values=True),
             convert_options=arrow_csv.ConvertOptions(
                 column_types={n: pa.string() for n in columns}, null_values=EMPTY_CELLS, strings_can_be_null=True
             ),
@@ -169,9 +200,8 @@ def _parsed(text: _Text, width: int, header: bool) -> tuple[Any, _Text]:
         unclosed, failure = False, cause
 
     if (unclosed or failure) and b'\\"' in text.data:
-        escaped = _with_doubled_quotes(text.data)
-        note = "quotes inside cells are written with a backslash"
-        return _parsed(_Text(text.path, escaped, text.mark, text.lines_before, (*text.notes, note)), width, header)
+        escaped = replace(text, data=_with_doubled_quotes(text.data), notes=(*text.notes, _BACKSLASH_NOTE))
+        return _parsed(escaped, width, header)
 
     if failure is not None:
         raise _csv_error(text, width, failure) from None
@@ -180,38 +210,41 @@ def _parsed(text: _Text, width: int, header: bool) -> tuple[Any, _Text]:
         lines = _line_numbers(table, text, header)
         where = f"line {lines[-1]}" if lines is not None else f"row {table.num_rows}"
         raise InputError(
-            f"{text.path}, {where}: a quote is opened and never closed; close it, or double the quotes in cells"
+            f"{text.path}, {where}: a quote is opened and never closed; close it, or double the quotes inside the cell"
         )
 
     return table, text
 
 
-def _is_unclosed(table: Any, data: bytes) -> bool:
-    """Whether the last cell runs over the end of the file because a quote is missing."""
+def _is_unclosed(table: pa.Table, data: bytes) -> bool:
+    """Whether the last row extends to the end of the file because a closing quote is missing, which Arrow accepts."""
     last = table.slice(table.num_rows - 1).to_pylist()[0]
     return data.count(b'"') % 2 == 1 and any("\n" in str(cell) for cell in last.values())
 
 
-def _line_numbers(table: Any, text: _Text, header: bool) -> NDArray[np.int64] | None:
-    """The line each row starts on; None where empty lines inside the file make that uncertain."""
-    rows, total = table.num_rows, text.data.rstrip(b"\r\n").count(b"\n") + 1
+def _line_numbers(table: pa.Table, text: _Text, header: bool) -> NDArray[np.int64] | None:
+    """(n,) the line on which each row starts; None if empty lines inside the file make that uncertain."""
+    rows = table.num_rows
+    total = text.data.rstrip(b"\r\n").count(b"\n") + 1
     first = int(header) + 1
-    plain = np.arange(first, rows + first, dtype=np.int64)
+    one_line_each = np.arange(first, rows + first, dtype=np.int64)
     if total == rows + first - 1:
-        return plain + text.lines_before
+        return one_line_each + text.lines_before
 
-    inside = sum(
+    # Line breaks inside the cells of a row move all later rows down.
+    breaks = sum(
         np.asarray(pc.fill_null(pc.count_substring(table.column(i), "\n"), 0), np.int64)
         for i in range(table.num_columns)
     )
-    inside = np.asarray(inside, np.int64)
-    lines = plain + np.cumsum(inside) - inside
+    breaks = np.asarray(breaks, np.int64)
+    lines = one_line_each + np.cumsum(breaks) - breaks
 
-    return lines + text.lines_before if lines[-1] + inside[-1] >= total else None
+    # If these do not account for all lines, the others are empty lines, which Arrow skips without saying where.
+    return lines + text.lines_before if lines[-1] + breaks[-1] >= total else None
 
 
-def _open_formulas(table: Table) -> None:
-    """Take the text out of cells such as ="007", by which spreadsheets are made to keep zeros."""
+def _unwrap_formulas(table: Table) -> None:
+    """Replace cells such as ="007", which make a spreadsheet keep leading zeros, by their text."""
     for i, name in enumerate(table.frame.columns):
         cells = table.frame.iloc[:, i]
         formulas = cells.str.fullmatch(r'="[^"]*"').to_numpy(bool, na_value=False)
@@ -220,74 +253,77 @@ def _open_formulas(table: Table) -> None:
             table.notes.append(f"column {name!r}: formulas such as {cells[formulas].iloc[0]} were read as their text")
 
 
-def _leave_out_headers(table: Table, names: Sequence[str]) -> None:
-    """Take out rows that repeat the header, as files that were put together from several have them."""
-    again = np.ones(len(table.frame), bool)
+def _drop_repeated_headers(table: Table, names: Sequence[str]) -> None:
+    """Remove rows that repeat the header, as in a file that was concatenated from several."""
+    repeated = np.ones(len(table.frame), bool)
     for i, name in enumerate(names):
-        if name and again.any():
-            again &= (table.frame.iloc[:, i].str.strip() == name).to_numpy(bool, na_value=False)
+        if name and repeated.any():
+            repeated &= (table.frame.iloc[:, i].str.strip() == name).to_numpy(bool, na_value=False)
 
-    if not again.any() or not any(names):
+    if not repeated.any() or not any(names):
         return
 
-    rows = np.flatnonzero(again)
+    rows = np.flatnonzero(repeated)
     where = ", ".join(map(str, table.at(rows)))
-    table.notes.append(f"{len(rows):,} rows repeat the header and were left out ({table.numbering} {where})")
-    table.frame = table.frame[~again].reset_index(drop=True)
-    table.lines = None if table.lines is None else table.lines[~again]
+    table.notes.append(f"repeated headers were ignored: {len(rows):,} ({table.numbering} {where})")
+    table.frame = table.frame[~repeated].reset_index(drop=True)
+    table.lines = None if table.lines is None else table.lines[~repeated]
     table.keep = np.ones(len(table.frame), bool)
     if not len(table.frame):
         raise InputError(f"{table.name}: has headers but no rows; give a file with rows")
 
 
-def _note_swallowed_rows(table: Table, mark: str) -> None:
-    """Note cells that run over lines which look like rows: a quote was opened by mistake and closed much later."""
+def _note_swallowed_rows(table: Table, delimiter: str) -> None:
+    """Note cells with line breaks whose lines look like rows: a stray quote was opened and closed much later."""
     width = table.frame.shape[1]
     if width < 2:
         return
 
-    shapes: set[str] | None = None
+    shapes: set[str] | None = None  # of the cells of the first column; found at the first cell with a line break
     for i, name in enumerate(table.frame.columns):
         cells = table.frame.iloc[:, i]
         for row in np.flatnonzero(cells.str.contains("\n", regex=False).to_numpy(bool, na_value=False)):
             inner = str(cells.iloc[row]).split("\n")[1:]
             if shapes is None:
-                shapes = {shape(c) for c in table.frame.iloc[:, 0].dropna().head(1000)}
+                shapes = {shape(cell) for cell in table.frame.iloc[:, 0].dropna().head(1000)}
 
-            alike = [line for line in inner if mark in line and shape(line.split(mark)[0]) in shapes]
-            whole = [line for line in alike[:-1] if line.count(mark) == width - 1]
-            if len(alike) < len(inner) or len(whole) < len(inner) - 1:
+            # Each line must start like a row, and all but the last, which the closing quote cuts off, be complete.
+            alike = [line for line in inner if delimiter in line and shape(line.split(delimiter)[0]) in shapes]
+            complete = [line for line in alike[:-1] if line.count(delimiter) == width - 1]
+            if len(alike) < len(inner) or len(complete) < len(inner) - 1:
                 continue
 
             (where,) = table.at(np.array([row]))
             table.notes.append(
-                f"{table.numbering} {where}, column {name!r}: one cell holds {len(inner):,} further lines that look "
-                f"like rows of the table, e.g. {shortened(inner[0])}; mend the quotes there"
+                f"{table.numbering} {where}, column {name!r}: one cell contains {len(inner):,} further lines that look "
+                f"like rows of the table, e.g. {shortened(inner[0])}; correct the quotes there"
             )
 
 
 def _csv_error(text: _Text, width: int, cause: Exception) -> InputError:
+    """The error for a file that Arrow cannot parse, with the line, found by decoding and parsing the file in Python."""
     path, before = text.path, text.lines_before
     try:
         decoded = text.data.decode("utf-8")
-    except UnicodeDecodeError as bad:
-        line = text.data.count(b"\n", 0, bad.start) + 1 + before
+    except UnicodeDecodeError as error:
+        line = text.data.count(b"\n", 0, error.start) + 1 + before
         return InputError(
-            f"{path}, line {line}: byte {bad.start} (0x{text.data[bad.start]:02x}) is not UTF-8; "
+            f"{path}, line {line}: byte {error.start} (0x{text.data[error.start]:02x}) is not UTF-8; "
             "save the file as UTF-8 (in a spreadsheet: CSV UTF-8)"
         )
 
-    reader, start = csv.reader(io.StringIO(decoded, newline=""), delimiter=text.mark, strict=True), 1 + before
+    reader = csv.reader(io.StringIO(decoded, newline=""), delimiter=text.delimiter, strict=True)
+    line = 1 + before
     try:
         for row in reader:
             if row and len(row) != width:
                 return InputError(
-                    f"{path}, line {start}: has {len(row)} cells where the header has {width}; "
-                    f"mend the line, or quote the cells that hold {text.mark!r}"
+                    f"{path}, line {line}: has {len(row)} cells where the header has {width}; "
+                    f"correct the line, or quote the cells that contain {text.delimiter!r}"
                 )
 
-            start = reader.line_num + 1 + before
+            line = reader.line_num + 1 + before
     except csv.Error as error:
-        return InputError(f"{path}, line {start}: {error}; close the quotes, and double those inside a cell")
+        return InputError(f"{path}, line {line}: {error}; close the quotes, and double those inside a cell")
 
-    return InputError(f"{path}: cannot be read as CSV ({cause}); write it again with one header line and quoted cells")
+    return InputError(f"{path}: cannot be read as CSV ({cause}); save it again with one header line and quoted cells")

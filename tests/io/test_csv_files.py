@@ -64,7 +64,7 @@ def test_a_file_of_a_separator_line_alone_is_refused(tmp_path):
 def test_repeated_headers_are_left_out_and_noted(tmp_path):
     read = read_interactions(write(tmp_path, "t.csv", "user,item\nu,a\nuser,item\nv,b\n,c\n"))
     assert read.data.users.ids.tolist() == ["u", "v"]
-    assert "1 rows repeat the header and were left out (line 3)" in read.report.notes
+    assert "repeated headers were ignored: 1 (line 3)" in read.report.notes
     assert read.report.dropped[0].rows == (5,)
 
 
@@ -78,7 +78,7 @@ def test_repeated_headers_are_left_out_and_noted(tmp_path):
 )
 def test_rows_that_a_stray_quote_swallowed_are_noticed(tmp_path, text):
     report = read_items(write(tmp_path, "t.csv", text)).report
-    assert any("one cell holds" in note and "look like rows" in note and "line 2" in note for note in report.notes)
+    assert any("one cell contains" in note and "look like rows" in note and "line 2" in note for note in report.notes)
 
 
 def test_texts_of_several_lines_are_no_swallowed_rows(tmp_path):

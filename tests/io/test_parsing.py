@@ -52,9 +52,9 @@ def test_the_decimal_sign_is_settled_by_the_whole_column(cells, numbers):
 
 def test_the_choice_of_the_decimal_sign_is_noted_where_there_was_one():
     for cells, words in (
-        (["1.299", "899"], ["',' was read as the decimal sign", "'1.299' is 1299", "no cell settles it"]),
-        (["1.299", "2.499"], ["'.' was read as the decimal sign", "'1.299' is 1.299", "no cell settles it"]),
-        (["1,5"], ["',' was read as the decimal sign", "'1,5' is 1.5"]),
+        (["1.299", "899"], ["',' was read as the decimal separator", "'1.299' is 1299", "this is a guess"]),
+        (["1.299", "2.499"], ["'.' was read as the decimal separator", "'1.299' is 1.299", "this is a guess"]),
+        (["1,5"], ["',' was read as the decimal separator", "'1,5' is 1.5"]),
     ):
         notes = []
         parse_numbers(pd.Series(cells), notes)
@@ -70,7 +70,7 @@ def test_separators_are_read_alike_in_weights_ratings_prices_and_attributes(tmp_
     log = pd.DataFrame({"user_id": list("uvw"), "item_id": list("abc"), "weight": cells})
     read = read_interactions(log)
     assert read.data.weight.tolist() == [0.125, 1299.5, 2000]
-    assert any(note.startswith("column 'weight': ',' was read as the decimal sign") for note in read.report.notes)
+    assert any(note.startswith("column 'weight': ',' was read as the decimal separator") for note in read.report.notes)
     items = pd.DataFrame({"item_id": list("abc"), "price": cells, "height": cells})
     items.to_csv(tmp_path / "items.csv", sep=";", index=False)
     for source in (items, tmp_path / "items.csv"):

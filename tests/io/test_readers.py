@@ -470,7 +470,7 @@ def test_any_text_survives_csv_and_row_numbers_are_true(tmp_path, rows):
         ("book.csv", b"PK\x03\x04abc", ["book.csv", "Excel", "CSV UTF-8"]),
         ("zipped.csv", gzip.compress(b"user,item\na,b\n", mtime=0), ["zipped.csv", "gzip", ".gz"]),
         ("plain.csv.gz", b"user,item\na,b\n", ["plain.csv.gz", "not gzip"]),
-        ("cut.csv.gz", gzip.compress(b"user,item\na,b\n" * 99, mtime=0)[:-9], ["cut.csv.gz", "cut short"]),
+        ("cut.csv.gz", gzip.compress(b"user,item\na,b\n" * 99, mtime=0)[:-9], ["cut.csv.gz", "truncated"]),
         ("utf16.csv", "user,item\na,b\n".encode("utf-16"), ["utf16.csv", "UTF-16"]),
         ("page.csv", b"<!doctype html><html>", ["page.csv", "web page", "download"]),
         ("mac.csv", b"user,item\ra,b\r", ["mac.csv", "carriage returns", "line ends"]),
