@@ -156,7 +156,7 @@ def test_a_user_with_too_few_items_stays_in_train():
     split = leave_last(log(rows), least=1)
     assert ids_of(split.test, "user") == {"u"}
     assert [pair for pair in told(split.train) if pair[0] == "v"] == [("v", "a"), ("v", "b"), ("v", "b")]
-    with pytest.raises(InputError, match="no user has 5 distinct items; leave_last has nothing to hold out"):
+    with pytest.raises(InputError, match="no user has 5 distinct items, so leave_last has nothing to hold out"):
         leave_last(log(rows), n=2)
     with pytest.raises(InputError, match="got n=0, least=3"):
         leave_last(log(rows), n=0)
