@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -22,13 +22,12 @@ from recotransfer.data import (
     Items,
     Recommendations,
     ids_like,
-    positions_like,
 )
 from recotransfer.encoders import (
     Encoder,
     EncodeReport,
     Fusion,
-    TrainableEncoder,
+    block_names,
     default_encoders,
     encode_items,
     store_encoders,
@@ -37,35 +36,34 @@ from recotransfer.encoders import (
 from recotransfer.errors import ArtifactError, InputError, NotFittedError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter, open_artifact, write_artifact
 from recotransfer.io.values import check_ids
-from recotransfer.recommenders import HybridItems, Recommender
-from recotransfer.transfer import Transfer, Tuner
+from recotransfer.recommenders import HybridItems, Recommender, audience
+from recotransfer.transfer import Transfer, Tuner, fit_transfers, tune_encoders
 
-_AUDIENCE_BLOCK = 4096  # users ranked at a time
-_BEFORE_TUNING = "this task's tuners have not run yet; call task.tuned(items, events) and go on with what it returns"
+_BEFORE_TUNING = "this task's tuners have not run yet; call task.tuned(items, events) and use the task that it returns"
 
 
 @checked_class
 class TransferTask:
-    """A recommender that uses pretrained encoders of the items' content.
+    """A recommender that knows items by pretrained encodings of their content, new items included.
 
     Args:
         recommender: the model that ranks; `HybridItems()` by default.
-        encoders: encoders of the items' content; by default chosen from the kinds of the columns. An empty sequence is
+        encoders: encoders of the items' content; by default chosen by the kinds of the columns. An empty sequence gives
             the ablation: behaviour only.
-        weights: modality ("text", "image", "attributes") -> weight; modalities not named weigh 1.
-        transfers: maps of the fused vectors, in order; each is fitted on the output of the one before.
-        tuners: modality -> tuner that changes the weights of its encoder before the items are encoded.
-        cache: folder that keeps vectors between runs, so that encoding resumes and only changed items are encoded.
+        weights: modality ("text", "image", "attributes") -> its weight in the fused vectors, 1 if not named.
+        transfers: maps applied to the fused vectors in order; each is fitted on the output of the one before.
+        tuners: modality -> tuner that trains its encoder before the items are encoded.
+        cache: folder for vectors; encoding resumes from it after an interruption and skips unchanged items.
         progress: show a progress bar while encoding.
         notice: a sentence to show beside the results; it is saved with the task.
 
     Attributes:
-        recommender: the one given, and after `fit` the task's own, fitted.
-        transfers: those given, and after `fit` the task's own, fitted.
-        encoders_: the encoders in use, tuned where the task has tuners.
+        recommender: the model passed in; after `fit`, the task's own fitted one.
+        transfers: the maps passed in; after `fit`, the task's own fitted ones.
+        encoders_: the encoders in use, trained where the task has tuners.
         reports_: per encoder, what it could and could not read in the last call that encoded items.
         tuning_reports_: modality -> report of its tuner.
-        fusion_: fusion of the encoders' vectors; None without content.
+        fusion_: the fusion of the encoders' vectors; None without content.
         kinds_: column -> kind, for the columns that filters can use.
     """
 
@@ -99,61 +97,70 @@ class TransferTask:
     # -- fit -----------------------------------------------------------------------------------------------------------
 
     def fit(self, items: Items, interactions: Interactions, *, embeddings: Sequence[Embeddings] | None = None) -> Self:
-        """Tune encoders, encode the items, fuse their modalities, map the vectors, fit the recommender. Returns self.
+        """Tune the encoders, encode the items, fuse and map the vectors, and fit the recommender. Returns self.
 
-        The recommender, the transfers and the tuners that the task was given stay as they are; `recommender` and
-        `transfers` are fitted ones of its own from here on. An earlier fit is replaced in one step at the end, so that
-        nothing of it is left, and an error leaves the task unchanged.
+        The recommender, transfers and tuners passed to the constructor are not changed: the task fits its own.
+        A refit replaces everything that the earlier fit learned. On error the task is unchanged.
 
         Args:
             items: the catalogue.
             interactions: the log, or any other relation of subjects to these items: labels are users too.
-            embeddings: vectors of these items, one `Embeddings` per encoder, as `encode` returned them, so that nothing
-                is encoded twice. Without encoders (an empty sequence) they are the content, and new items need theirs.
+            embeddings: vectors of these items as `encode` returned them, one `Embeddings` per encoder, to save encoding
+                them again. For a task without encoders (an empty sequence) they are the only content, and new items
+                must come with theirs.
 
         Raises:
             InputError: `embeddings` for a task whose tuners have not run yet; see `tuned`.
         """
         out = copy.copy(self)
         out._fit(items, interactions, embeddings)
-        self.__dict__ = out.__dict__
+        self.__dict__ = out.__dict__  # in one step: requests in other threads never see half a fit
         return self
 
     def _fit(self, items: Items, interactions: Interactions, embeddings: Sequence[Embeddings] | None) -> None:
         self.recommender.check_settings()
         check_ids(items.ids.ids, interactions.users.ids, interactions.items.ids)
         if embeddings is None:
-            if self.tuners:
-                self.encoders_, self.tuning_reports_ = self._tuned(items, interactions)
-            else:
-                self.encoders_ = self._encoders_for(items)
-
-            embeddings = self._encode(items)
-        elif self.tuners:
-            raise InputError(f"embeddings were given, but {_BEFORE_TUNING}")
+            embeddings = self._encode_to_fit(items, interactions)
         else:
-            if self.encoders is not None or not hasattr(self, "encoders_"):  # else `encode` has chosen them
-                self.encoders_ = self._encoders_for(items, given=True)
+            self._take_embeddings(items)
 
-            self.reports_ = []
-
-        self.fusion_ = Fusion(weights=self.modality_weights()).fit(embeddings) if embeddings else None
-        if self.transfers and not embeddings:
+        self.fusion_, vectors = None, None
+        if embeddings:
+            self.fusion_ = Fusion(weights=self.modality_weights()).fit(embeddings)
+            fused = self.fusion_.transform(embeddings)
+            self.transfers, vectors = fit_transfers(self.transfers, fused, interactions)
+        elif self.transfers:
             raise InputError("transfers map vectors, and there are none without content; give encoders")
 
-        fused = self.fusion_.transform(embeddings) if self.fusion_ is not None else None
-        self.transfers = [transfer.unfitted() for transfer in self.transfers]
-        for transfer in self.transfers:
-            assert fused is not None
-            fused = transfer.fit(fused, interactions).transform(fused)
-
-        catalogue = items.ids.union(interactions.items)  # with or without content, so that variants rank the same items
-        self.recommender = self.recommender.unfitted().fit(interactions.with_items(catalogue), fused, columns=items)
+        # The catalogue is the same with and without content, so that a variant and its ablation rank the same items.
+        catalogue = items.ids.union(interactions.items)
+        self.recommender = self.recommender.unfitted().fit(interactions.with_items(catalogue), vectors, columns=items)
         columns = self.recommender.item_columns_
         self.kinds_ = {name: kind for name, kind in items.kinds.items() if columns is not None and name in columns}
 
+    def _encode_to_fit(self, items: Items, interactions: Interactions) -> list[Embeddings]:
+        """The items' vectors by the task's encoders, which are trained first if the task has tuners."""
+        self.encoders_ = self._encoders_for(items)
+        if self.tuners:
+            self.encoders_, self.tuning_reports_ = tune_encoders(self.encoders_, self.tuners, items, interactions)
+
+        return self._encode(items)
+
+    def _take_embeddings(self, items: Items) -> None:
+        """Choose the encoders of new items, where the vectors of the known ones are given."""
+        if self.tuners:
+            raise InputError(f"embeddings were given, but {_BEFORE_TUNING}")
+        if self.encoders is not None or not hasattr(self, "encoders_"):  # otherwise `encode` has chosen them
+            self.encoders_ = self._encoders_for(items, vectors_given=True)
+
+        self.reports_ = []
+
     def encode(self, items: Items) -> list[Embeddings]:
-        """One `Embeddings` per encoder; after a fit, by its encoders. `reports_` lists what could not be read."""
+        """Vectors of the items, one `Embeddings` per encoder; `reports_` lists what could not be read.
+
+        A fitted task uses the encoders that it was fitted with.
+        """
         if not hasattr(self, "fusion_") or (self.encoders is not None and not self.tuners):
             if self.tuners:
                 raise InputError(f"the items cannot be encoded: {_BEFORE_TUNING}")
@@ -168,44 +175,24 @@ class TransferTask:
         return embeddings
 
     def tuned(self, items: Items, interactions: Interactions) -> Self:
-        """A task that is not fitted, with its encoders tuned and no tuners left: the first step of `fit`."""
+        """An unfitted task whose encoders have been tuned, and without tuners: the first step of `fit`."""
         out = copy.copy(self)
-        out.encoders, out.tuning_reports_ = self._tuned(items, interactions)
+        encoders = self._encoders_for(items)
+        out.encoders, out.tuning_reports_ = tune_encoders(encoders, self.tuners, items, interactions)
         out.tuners = {}
         vars(out).pop("fusion_", None)
         return out
 
-    def _tuned(self, items: Items, interactions: Interactions) -> tuple[list[Encoder], dict[str, dict[str, Any]]]:
-        """The encoders, tuned where their modality has a tuner, and the tuners' reports by modality."""
-        before = self._encoders_for(items)
-        if unknown := set(self.tuners) - {encoder.modality for encoder in before}:
-            read = ", ".join(sorted({encoder.modality for encoder in before})) or "none"
-            raise InputError(f"tuners name {sorted(unknown)[0]!r}; the modalities read are {read}")
-
-        out: list[Encoder] = []
-        reports = {}
-        for encoder in before:
-            tuner = self.tuners.get(encoder.modality)
-            if tuner is None:
-                out.append(encoder)
-            elif not hasattr(encoder, "module"):
-                raise InputError(f"{type(encoder).__name__} has no weights to tune; leave its tuner out")
-            else:
-                own = copy.copy(tuner)  # `tune` writes its report into the tuner, which another task may use too
-                out.append(own.tune(cast(TrainableEncoder, encoder), items, interactions))
-                reports[encoder.modality] = getattr(own, "report_", {})
-
-        return out, reports
-
     def _encoded(self, items: Items, progress: bool) -> tuple[list[Embeddings], list[EncodeReport]]:
-        done = [encode_items(items, e, cache=self.cache, progress=progress) for e in self.encoders_]
-        return [d.embeddings for d in done], [d.report for d in done]
+        done = [encode_items(items, encoder, cache=self.cache, progress=progress) for encoder in self.encoders_]
+        return [one.embeddings for one in done], [one.report for one in done]
 
-    def _encoders_for(self, items: Items, *, given: bool = False) -> list[Encoder]:
+    def _encoders_for(self, items: Items, *, vectors_given: bool = False) -> list[Encoder]:
+        """The encoders for these items; none if the recommender does not use content."""
         model = self.recommender
         if not (model.needs_items or model.scores_new_items):
             return []
-        if self.encoders is not None and not len(self.encoders) and model.needs_items and not given:
+        if self.encoders is not None and not len(self.encoders) and model.needs_items and not vectors_given:
             raise InputError(f"{type(model).__name__} ranks by content alone; give encoders, or take HybridItems")
 
         return default_encoders(items) if self.encoders is None else list(self.encoders)
@@ -215,19 +202,14 @@ class TransferTask:
         if self.weights is None:
             return None
 
-        names: list[str] = []
-        for encoder in self.encoders_:
-            # Numbered as `Fusion` numbers them: "text", "text 2".
-            before = sum(name == encoder.modality or name.startswith(f"{encoder.modality} ") for name in names)
-            names.append(f"{encoder.modality} {before + 1}" if before else encoder.modality)
-
+        names = block_names([encoder.modality for encoder in self.encoders_])
         if unknown := [name for name in self.weights if name not in names]:
             raise InputError(f"weights name {unknown[0]!r}; the modalities read are {', '.join(names) or 'none'}")
 
         return {name: float(self.weights.get(name, 1.0)) for name in names}
 
     def embed(self, items: Items) -> Embeddings:
-        """Fused vectors of any items, new ones too, as the recommender sees them."""
+        """The fused and mapped vectors of any items, known or new, as the recommender sees them."""
         return self._embedded(items)[0]
 
     def _embedded(
@@ -260,72 +242,70 @@ class TransferTask:
 
         Args:
             items: the items to find users for.
-            k: list length.
-            users: ids to choose from; everyone known by default.
+            k: length of the lists.
+            users: ids to choose from; all known users by default.
             embeddings: vectors of these items, as in `fit`.
         """
         task = copy.copy(self)
         return task.recommender.label(task._embedded(items, embeddings)[0], k, users=users)
 
     def extend(self, items: Items) -> Self:
-        """A task that also recommends `items`, without a refit. This one stays as it is.
+        """A task that also recommends `items`, without a refit; this one is unchanged.
 
-        Ids it knows already are left as they are. The new task's `reports_` name what could not be read of new items.
+        Items that the task knows already keep their content. The new task's `reports_` list what could not be read.
         """
         out = copy.copy(self)
         out._check_fitted()
-        fresh = out._unknown(items)
+        new = out._new_items(items)
         out.reports_ = []
-        if len(fresh):
-            vectors, out.reports_ = out._embedded(fresh)
-            out.recommender = out.recommender.extend(vectors, columns=fresh)
+        if len(new):
+            vectors, out.reports_ = out._embedded(new)
+            out.recommender = out.recommender.extend(vectors, columns=new)
 
         return out
 
     def updated(
         self, items: Items, interactions: Interactions, *, embeddings: Sequence[Embeddings] | None = None
     ) -> Self:
-        """A task that has also learned from further events, of new users and items too. This one stays as it is.
+        """A task that has also learned from further events, with their new users and items; this one is unchanged.
 
         Encoders, fusion and transfers are kept. The recommender's `update_` says how it learned.
 
         Args:
-            items: the new items, at least; known ones among them are left as they are.
+            items: the new items; known ones among them keep their content.
             interactions: the new events.
             embeddings: vectors of `items`, as in `fit`.
         """
         out = copy.copy(self)
         out._check_fitted()
-        fresh = out._unknown(items)
+        new = out._new_items(items)
         vectors, out.reports_ = None, []
-        if len(fresh) and out.fusion_ is not None:
-            given = None
+        if len(new) and out.fusion_ is not None:
             if embeddings is not None:
                 known = out.recommender.catalogue_
-                alike = [replace(each, ids=ids_like(each.ids, known, "item")) for each in embeddings]
-                given = [each.align(fresh.ids) for each in alike]
+                embeddings = [replace(e, ids=ids_like(e.ids, known, "item")).align(new.ids) for e in embeddings]
 
-            vectors, out.reports_ = out._embedded(fresh, given)
+            vectors, out.reports_ = out._embedded(new, embeddings)
 
         model = out.recommender
         events = interactions.with_ids_like(model.known_events().users, model.catalogue_)
-        events = events.with_items(fresh.ids.union(events.items))
-        out.recommender = model.updated(events, vectors, columns=fresh)
+        events = events.with_items(new.ids.union(events.items))
+        out.recommender = model.updated(events, vectors, columns=new)
 
         return out
 
     def partial_fit(
         self, items: Items, interactions: Interactions, *, embeddings: Sequence[Embeddings] | None = None
     ) -> Self:
-        """Become what `updated` returns, in one step: requests that are running go on with the task as it was.
+        """Learn from further events in place, as `updated` does. Returns self.
 
-        Returns self. On error the task is unchanged.
+        The change is made in one step: running requests finish with the earlier state. On error the task is unchanged.
         """
         self.__dict__ = self.updated(items, interactions, embeddings=embeddings).__dict__
         return self
 
-    def _unknown(self, items: Items) -> Items:
-        """Those of `items` that the recommender does not know, their ids in the types of those it knows."""
+    def _new_items(self, items: Items) -> Items:
+        """The items that the recommender does not know, with ids converted to the type of the known ids."""
         known = self.recommender.catalogue_
         ids = ids_like(items.ids, known, "item")
         items = items if ids is items.ids else replace(items, ids=ids)
@@ -350,7 +330,7 @@ class TransferTask:
     ) -> Recommendations:
         """The k best items for each user; arguments as in `Recommender.recommend`.
 
-        `items` are new items to rank as well, for this request alone: what `extend(items).recommend` gives.
+        `items` are new items to rank too, in this request only: the lists are those of `extend(items).recommend`.
         """
         self._check_fitted()
         model = self.recommender if items is None else self.extend(items).recommender
@@ -359,59 +339,30 @@ class TransferTask:
     def similar_items(
         self, items: ArrayLike, k: int = 10, *, filter: Filter | None = None, reason: bool = False
     ) -> Recommendations:
-        """The k items that go best with each of `items`."""
+        """The k items most similar to each of `items`; arguments as in `Recommender.similar_items`."""
         self._check_fitted()
         return self.recommender.similar_items(items, k, filter=filter, reason=reason)
 
     def audience(self, items: ArrayLike, k: int = 10) -> pd.DataFrame:
-        """The k known users who should see each item most, best first: columns item, user, rank, score.
+        """The k known users that each item suits best, in order: columns item, user, rank, score.
 
-        Items come in the order given; users who have had the item are left out.
+        Items come in the order given; users who already have the item are left out.
         """
         self._check_fitted()
-        if k < 1:
-            raise InputError(f"k must be at least 1, got {k}")
-
-        model = self.recommender
-        users = model.known_events().users
-        wanted = pd.unique(positions_like(items, model.catalogue_))
-        place = np.full(len(model.catalogue_), -1)
-        place[wanted] = np.arange(len(wanted))
-
-        # Users are ranked block by block, and only the k best of each item so far are kept.
-        best = pd.DataFrame({"place": [], "user": [], "score": []}).astype({"place": int, "user": int})
-        only = Filter(allow=model.catalogue_.take(wanted))
-
-        for first in range(0, len(users) if len(wanted) else 0, _AUDIENCE_BLOCK):
-            found = model.recommend(users.ids[first : first + _AUDIENCE_BLOCK], len(wanted), filter=only)
-            row, column = np.nonzero(found.positions >= 0)
-            at = place[found.positions[row, column]]
-            block = pd.DataFrame({"place": at, "user": first + row, "score": found.scores[row, column]})
-            best = pd.concat([best, block]) if len(best) else block
-            best = best.sort_values(["place", "score", "user"], ascending=[True, False, True])
-            best = best[best.groupby("place").cumcount() < k]
-
-        return pd.DataFrame(
-            {
-                "item": model.catalogue_.take(wanted[best["place"].to_numpy()]),
-                "user": users.take(best["user"].to_numpy()),
-                "rank": best.groupby("place").cumcount().to_numpy() + 1,
-                "score": best["score"].to_numpy(np.float32),
-            }
-        )
+        return audience(self.recommender, items, k)
 
     # -- persistence ---------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, *, events: bool = True) -> None:
-        """Write everything needed to recommend, and to take in new items, to the folder `path`, atomically.
+        """Save everything needed to recommend and to add new items to the folder `path`, atomically.
 
-        Encoders travel with it: the model of one in a local folder is copied (as large as it is, 90 MB for a MiniLM),
-        one of the hub is named with its revision. A folder with code or pickled weights is not copied but named by its
-        absolute path and revision.
+        Encoders are saved too: a model from a local folder is copied (about 90 MB for MiniLM), and one from the hub is
+        recorded by name and revision. A model folder with code or pickled weights is recorded by its absolute path and
+        revision instead of being copied.
 
         Args:
-            path: the folder; an earlier task there is replaced.
-            events: also store the events of the fit. A task without them recommends for `histories` only.
+            path: the folder; a task saved there earlier is replaced.
+            events: also save the events of the fit. Without them the loaded task recommends for `histories` only.
         """
         task = copy.copy(self)
         task._check_fitted()
@@ -440,9 +391,12 @@ class TransferTask:
 
     @classmethod
     def load(cls, path: str | Path, *, cache: str | Path | None = None, verify: bool = True) -> Self:
-        """The task saved at `path`, its arrays memory-mapped. Encoders load when they first encode.
+        """The task saved at `path`, with its arrays memory-mapped; encoders are loaded on first use.
 
-        verify=False skips the checksums, where they were checked before.
+        Args:
+            path: the folder.
+            cache: folder for vectors, as in the constructor.
+            verify: compare the checksums of all files; False is for folders that were verified before.
         """
         artifact = open_artifact(path, verify=verify)
         if artifact.class_name != cls.__name__:
@@ -457,7 +411,7 @@ class TransferTask:
         facts = artifact.json("task")
         encoders = stored_encoders(facts["encoders"], artifact)
         recommender = registry.recommenders.find_saved(facts["recommender"]).read(artifact.within("model"))
-        names, notice = facts.get("transfers", []), facts.get("notice")  # 0.1 had none
+        names, notice = facts.get("transfers", []), facts.get("notice")  # older folders lack both
         transfers = [
             registry.transfers.find_saved(name).read(artifact.within(f"transfer {at}")) for at, name in enumerate(names)
         ]

@@ -198,6 +198,7 @@ class World:
             "Sequence[Mapping[str, Any]]": [{"price": 1.0}],
             "Mapping[str, Estimate]": w.outcome.metrics, "ReadReport": w.read.report, "Numbers": [0.2, 0.4],
             "pa.Schema": pa.schema([]), "Mapping[str, Augmenter]": {"title": TextNoise()},
+            "Mapping[str, Tuner]": {}, "Sequence[Transfer]": [Whitening()],
             "TrainableEncoder": SentenceText(model=w.folder / "missing"), "Interactions | IdMap": w.vectors.ids,
             "SentenceText": SentenceText(model=w.folder / "missing"), "Pairs": Pairs(["a"], ["b"]), "NonNegativeInt": 1,
             "sparse.sparray | sparse.spmatrix | Numbers": np.eye(30), "int | Sequence[int] | NDArray[np.integer]": 30,

@@ -161,7 +161,7 @@ def test_audiences_in_blocks_equal_one_ranking(tables, fitted, monkeypatch):
     items, _ = tables
     wanted = items.ids.ids[[3, 500, 40]]
     whole = fitted.audience(wanted, 7)
-    monkeypatch.setattr(task_module, "_AUDIENCE_BLOCK", 100)
+    monkeypatch.setattr("recotransfer.recommenders.audiences._BLOCK", 100)
     pd.testing.assert_frame_equal(fitted.audience(wanted, 7), whole)
     seen = fitted.recommender.events_
     owners = set(seen.users.take(seen.user[seen.item == 3]).tolist())

@@ -9,7 +9,7 @@ from recotransfer.encoders.audio import LogMelAudio, PretrainedAudio
 from recotransfer.encoders.base import Encoder, Features, TrainableEncoder, encoder_spec
 from recotransfer.encoders.catalogue import Encoded, EncodeReport, encode_items
 from recotransfer.encoders.defaults import default_encoders, encoder_from_spec, store_encoders, stored_encoders
-from recotransfer.encoders.fusion import Fusion, fuse
+from recotransfer.encoders.fusion import Fusion, block_names, fuse
 from recotransfer.encoders.image import PretrainedImage
 from recotransfer.encoders.image_grid import ImageGrid
 from recotransfer.encoders.sequence import KmerSequence
@@ -34,6 +34,7 @@ __all__ = [
     "StaticText",
     "TabularAttributes",
     "TrainableEncoder",
+    "block_names",
     "default_encoders",
     "encode_items",
     "encoder_from_spec",

@@ -146,6 +146,17 @@ def fuse(embeddings: Sequence[Embeddings], weights: Mapping[str, float] | None =
     return Fusion(weights=weights).fit(embeddings).transform(embeddings)
 
 
+@checked
+def block_names(modalities: Sequence[str]) -> tuple[str, ...]:
+    """The names of the blocks of a `Fusion`: their modalities, numbered where one repeats ("text", "text 2")."""
+    names: list[str] = []
+    for modality in modalities:
+        before = sum(name == modality or name.startswith(f"{modality} ") for name in names)
+        names.append(f"{modality} {before + 1}" if before else modality)
+
+    return tuple(names)
+
+
 @dataclass
 class _State:
     names: tuple[str, ...]
@@ -165,13 +176,7 @@ def _block_names(embeddings: Sequence[Embeddings]) -> tuple[str, ...]:
     if not embeddings:
         raise InputError("no embeddings to fuse; give at least one")
 
-    names: list[str] = []
-    for part in embeddings:
-        base = part.modalities
-        again = sum(1 for name in names if name == base or name.startswith(f"{base} "))
-        names.append(f"{base} {again + 1}" if again else base)
-
-    return tuple(names)
+    return block_names([part.modalities for part in embeddings])
 
 
 def _shares(names: Sequence[str], weights: Mapping[str, float] | None) -> NDArray[np.float64]:

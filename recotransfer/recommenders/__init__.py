@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from recotransfer.recommenders.audiences import audience
 from recotransfer.recommenders.base import Recommender
 from recotransfer.recommenders.content import ContentProfiles, RidgeProfiles
 from recotransfer.recommenders.ease import EASE
@@ -32,4 +33,5 @@ __all__ = [
     "SASRec",
     "StackedFusion",
     "WeightedFusion",
+    "audience",
 ]

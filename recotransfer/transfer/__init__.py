@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from recotransfer.transfer._decoder import Pairs
 from recotransfer.transfer.augmentation import Augmented, ImageNoise, TextNoise, augmented
-from recotransfer.transfer.base import Transfer, Tuner
+from recotransfer.transfer.base import Transfer, Tuner, fit_transfers, tune_encoders
 from recotransfer.transfer.contrastive import ContrastiveHead
 from recotransfer.transfer.distillation import Distil
 from recotransfer.transfer.domain_adaptation import Adversarial, Coral, MMDMap
@@ -40,7 +40,9 @@ __all__ = [
     "Tuner",
     "Whitening",
     "augmented",
+    "fit_transfers",
     "forgetting",
     "map_labels",
     "pseudo_labels",
+    "tune_encoders",
 ]

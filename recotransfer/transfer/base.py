@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recotransfer.arguments import Checked
+from recotransfer.arguments import Checked, checked
 from recotransfer.data import Embeddings, IdMap, Interactions, Items
-from recotransfer.encoders import TrainableEncoder
+from recotransfer.encoders import Encoder, TrainableEncoder
 from recotransfer.errors import InputError, NotFittedError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.settings import check_settings, saved_settings, settings_of
@@ -123,6 +125,49 @@ class Tuner(Checked, ABC):
             items: the items to learn from.
             relations: users and their items.
         """
+
+
+@checked
+def fit_transfers(
+    transfers: Sequence[Transfer], vectors: Embeddings, relations: Interactions
+) -> tuple[list[Transfer], Embeddings]:
+    """Fitted copies of the transfers, each fitted on the output of the one before, and the output of the last."""
+    fitted = [transfer.unfitted() for transfer in transfers]
+    for transfer in fitted:
+        vectors = transfer.fit(vectors, relations).transform(vectors)
+
+    return fitted, vectors
+
+
+@checked
+def tune_encoders(
+    encoders: Sequence[Encoder], tuners: Mapping[str, Tuner], items: Items, relations: Interactions
+) -> tuple[list[Encoder], dict[str, dict[str, Any]]]:
+    """The encoders, trained where their modality has a tuner, and the tuners' reports by modality.
+
+    The encoders and tuners passed in are unchanged.
+
+    Raises:
+        InputError: a tuner for a modality that no encoder reads, or for an encoder without weights.
+    """
+    if unknown := set(tuners) - {encoder.modality for encoder in encoders}:
+        read = ", ".join(sorted({encoder.modality for encoder in encoders})) or "none"
+        raise InputError(f"tuners name {sorted(unknown)[0]!r}; the modalities read are {read}")
+
+    out: list[Encoder] = []
+    reports = {}
+    for encoder in encoders:
+        tuner = tuners.get(encoder.modality)
+        if tuner is None:
+            out.append(encoder)
+        elif not hasattr(encoder, "module"):
+            raise InputError(f"{type(encoder).__name__} has no weights to tune; leave its tuner out")
+        else:
+            own = copy.copy(tuner)  # `tune` writes its report into the tuner, which another task may use too
+            out.append(own.tune(cast(TrainableEncoder, encoder), items, relations))
+            reports[encoder.modality] = getattr(own, "report_", {})
+
+    return out, reports
 
 
 def _among(relations: Interactions, items: Embeddings, known: NDArray[np.int64]) -> Interactions:
