@@ -1,11 +1,10 @@
-"""Hyperparameter search on held-out events: settings of the recommender and modality weights."""
+"""Hyperparameter search on held-out events, over settings of the recommender and weights of the modalities."""
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,9 +24,11 @@ from recotransfer.progress import counted
 from recotransfer.recommenders import Recommender
 from recotransfer.registry import transfers
 from recotransfer.task import TransferTask
+from recotransfer.transfer import fit_transfers
 
-_LEAST_WEIGHT, _MOST_WEIGHT = 0.05, 20.0
 _WEIGHT = "weight."  # prefix of modality weights among the searched settings
+_WEIGHT_BOUNDS = (0.05, 20.0)
+_METRICS = {"ndcg": ndcg, "recall": recall}
 
 
 @checked_class
@@ -36,11 +37,11 @@ class Tuned:
     """The result of tuning.
 
     Attributes:
-        params: constructor arguments of the recommender.
-        weights: modality -> weight; None with fewer than two modalities.
+        params: the best constructor arguments of the recommender.
+        weights: modality -> its best weight; None with fewer than two modalities.
         trials: one row per trial, in order, with settings, ndcg and recall; the first is the starting point.
-        embeddings: vectors of all items, which `TransferTask.fit` takes to save encoding them again. If the task had
-            tuners, the encoders were tuned without the held-out events.
+        embeddings: vectors of all items, to pass to `TransferTask.fit` so that they are not encoded again. If the task
+            had tuners, the encoders were tuned without the held-out events.
     """
 
     params: Mapping[str, Any]
@@ -69,86 +70,48 @@ def tune(
     """The settings with the best NDCG@k on held-out events, found by a seeded search (TPE; Bergstra et al., 2011).
 
     Args:
-        task: the task to tune; its current settings and weights are the first trial. It is left unchanged: its tuners
-            run once, and copies of its transfers are fitted in each trial, on the events that are not held out.
+        task: the task to tune; its current settings and weights are the first trial. It is left unchanged. Its tuners
+            run once, and each trial fits copies of its transfers, on the events that are not held out.
         items: the catalogue.
         interactions: the log to learn from.
         valid: events to predict; by default each user's last event is held out of the log. Users without a history are
             left out.
         histories: users' histories when `valid` is predicted; by default the log.
-        allow: rank only these items (such as the cold items of a cold-start protocol).
+        allow: rank only these items, such as the cold items of a cold-start protocol.
         trials: number of models to fit.
         k: length of the lists.
         seed: random seed.
         embeddings: result of `task.encode` for these items, to save encoding them again; not for a task with tuners.
         journal: file of finished trials. With it, an interrupted search resumes and ends in the same choice, and a
             finished one continues if `trials` is greater.
+
+    Raises:
+        InputError: there is nothing to tune, or nothing to choose settings on; the arguments contradict each other; or
+            the journal is that of another search.
     """
-    space = task.recommender.search_space
-    if not space:
+    if not task.recommender.search_space:
         raise InputError(f"{type(task.recommender).__name__} has nothing to tune; fit it without trials")
     if trials < 1 or k < 1:
         raise InputError(f"trials and k must be at least 1, got trials={trials}, k={k}")
 
+    # Before any work, so that an unknown id in `allow` is reported at once.
     catalogue = items.ids.union(interactions.items)
-    # An unknown id is named before any work.
     allowed = None if allow is None else Filter(allow=np.asarray(allow)).mask(catalogue, None)
     train, valid = _held_out(interactions.with_items(catalogue), valid, histories)
-    if task.tuners:
-        if embeddings is not None:
-            raise InputError(
-                "vectors are given, but the task has tuners; leave embeddings out, or give task.tuned(...)"
-            )
+    task, embeddings = _encoded(task, items, train, embeddings)
 
-        task = task.tuned(items, train)
-
-    embeddings = task.encode(items) if embeddings is None else embeddings
-    if not embeddings and (task.transfers or task.weights):
-        raise InputError("transfers and weights are for vectors, and there are none without content; give encoders")
-
-    fusion = Fusion(weights=task.weights).fit(embeddings) if embeddings else None
-    names = (
-        [name for name, _ in fusion.transform(embeddings).blocks] if fusion is not None and len(embeddings) > 1 else []
-    )
-
-    @functools.lru_cache(maxsize=1)  # with one modality, all trials have these vectors
-    def content(weights: tuple[tuple[str, float], ...]) -> Embeddings | None:
-        if fusion is None:
-            return None
-
-        fusion.weights = dict(weights) or None
-        vectors = fusion.transform(embeddings)
-        for transfer in task.transfers:
-            vectors = transfer.unfitted().fit(vectors, train).transform(vectors)
-
-        return vectors
-
-    def score(values: Mapping[str, Any]) -> dict[str, float]:
-        params, weights = _split(values)
-        model = task.recommender.with_settings(params)
-        model.fit(train, content(tuple((weights or {}).items())))
-        found = hits(lists_for(model, valid, k, histories=histories, allow=allow), valid)
-        # Rounded, so that which of two equal trials is better does not depend on the order of a sum.
-        return {"ndcg": round(float(ndcg(found, k).mean()), 9), "recall": round(float(recall(found, k).mean()), 9)}
-
-    given = {name: float((task.weights or {}).get(name, 1.0)) for name in names}
-    start = {name: task.recommender.setting(name) for name in space} | {f"{_WEIGHT}{n}": given[n] for n in names}
-    bounds = {**space, **{f"{_WEIGHT}{name}": (_LEAST_WEIGHT, _MOST_WEIGHT) for name in names}}
+    objective = _Objective(task, embeddings, train, valid, histories, allow, k)
     job = {
-        "recommender": type(task.recommender).__name__,
-        "start": {**task.recommender.params(), **start},
-        "bounds": {name: list(bound) for name, bound in bounds.items()},
-        "transfers": [[transfers.name_of(type(transfer)), transfer.params()] for transfer in task.transfers],
-        "data": digest(*(p.vectors.ravel() for p in embeddings), [digest_of_events(train), digest_of_events(valid)]),
+        **objective.description(),
         "histories": "the log" if histories is None else digest_of_events(histories),
         "allow": "all items" if allowed is None else digest(allowed),
         "k": k,
         "seed": seed,
         "package": __version__,
     }
-    rows = _search(score, start, bounds, trials, seed, task.progress, _Journal(journal, job))
+    rows = _search(objective, trials, seed, _Journal(journal, job))
     best = max(rows, key=lambda row: row[Tuned.metric])
-    params, weights = _split({name: best[name] for name in bounds})
+    params, weights = _split({name: best[name] for name in objective.bounds})
 
     return Tuned(task.recommender.with_settings(params).params(), weights, pd.DataFrame(rows), embeddings)
 
@@ -164,8 +127,15 @@ def lists_for(
 ) -> Recommendations:
     """The model's lists for the users of `truth`, given their histories.
 
-    A model that cannot use new histories ranks as fitted, without the items of the histories; users that it does not
-    know get no list.
+    A model that cannot use new histories ranks as fitted, and the items of the histories are then removed from its
+    lists; users it was not fitted on get no list.
+
+    Args:
+        model: a fitted recommender.
+        truth: the events to predict.
+        k: length of the lists.
+        histories: what is known of each user; by default the events that the model was fitted on.
+        allow: rank only these items.
     """
     users = pd.unique(truth.users.take(truth.user))
     filter = None if allow is None else Filter(allow=np.asarray(allow))
@@ -173,19 +143,87 @@ def lists_for(
         return model.recommend(users, k, filter=filter, histories=histories)
 
     users = users[model.events_.users.positions(users, missing="negative") >= 0]
-    seen = histories.with_items(model.catalogue_)
-    row = IdMap(users).positions(seen.users.ids, missing="negative")[seen.user]
+    histories = histories.with_items(model.catalogue_)
+    row = IdMap(users).positions(histories.users.ids, missing="negative")[histories.user]
     width = len(model.catalogue_)
-    pairs = np.unique((row * width + seen.item)[row >= 0])
-    most = int(np.bincount(pairs // width, minlength=1).max()) if len(pairs) else 0
-    found = model.recommend(users, min(k + most, width), filter=filter)
-    own = np.isin(np.arange(len(users))[:, None] * width + found.positions, pairs)
-    kept = np.argsort(own | (found.positions < 0), axis=1, kind="stable")[:, :k]
-    positions, scores = found.positions.copy(), found.scores.copy()
-    positions[own], scores[own] = -1, -np.inf
+    seen = np.unique((row * width + histories.item)[row >= 0])  # (user, item) pairs as single numbers
+
+    # The lists are longer by the longest history, so that k items are left without the seen ones.
+    longest = int(np.bincount(seen // width, minlength=1).max()) if len(seen) else 0
+    lists = model.recommend(users, min(k + longest, width), filter=filter)
+    is_seen = np.isin(np.arange(len(users))[:, None] * width + lists.positions, seen)
+    first = np.argsort(is_seen | (lists.positions < 0), axis=1, kind="stable")[:, :k]
+    positions = np.where(is_seen, -1, lists.positions)
+    scores = np.where(is_seen, np.float32(-np.inf), lists.scores)
     at = np.arange(len(users))[:, None]
 
-    return Recommendations(found.users, found.catalogue, positions[at, kept], scores[at, kept])
+    return Recommendations(lists.users, lists.catalogue, positions[at, first], scores[at, first])
+
+
+@dataclass
+class _Objective:
+    """What is maximised: the accuracy of the task on held-out events, as a function of its settings.
+
+    The settings are those in the recommender's search space and, with several modalities, a weight for each, such as
+    "weight.text".
+    """
+
+    task: TransferTask
+    embeddings: Sequence[Embeddings]
+    train: Interactions
+    valid: Interactions
+    histories: Interactions | None
+    allow: ArrayLike | None
+    k: int
+    start: dict[str, Any] = field(init=False)  # the task's current settings
+    bounds: dict[str, tuple[float, float]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._fusion = Fusion(weights=self.task.weights).fit(self.embeddings) if self.embeddings else None
+        self._content: tuple[Mapping[str, float], Embeddings] | None = None  # of the last trial, with its weights
+        names = []
+        if self._fusion is not None and len(self.embeddings) > 1:
+            names = [name for name, _ in self._fusion.transform(self.embeddings).blocks]
+
+        model, weights = self.task.recommender, self.task.weights or {}
+        self.start = {name: model.setting(name) for name in model.search_space}
+        self.start |= {f"{_WEIGHT}{name}": float(weights.get(name, 1.0)) for name in names}
+        self.bounds = {**model.search_space, **{f"{_WEIGHT}{name}": _WEIGHT_BOUNDS for name in names}}
+
+    def __call__(self, settings: Mapping[str, Any]) -> dict[str, float]:
+        """NDCG and recall of the task fitted with these settings."""
+        params, weights = _split(settings)
+        model = self.task.recommender.with_settings(params)
+        model.fit(self.train, self._vectors(weights or {}))
+        lists = lists_for(model, self.valid, self.k, histories=self.histories, allow=self.allow)
+        found = hits(lists, self.valid)
+        # Rounded, so that which of two equal trials is better does not depend on the order of a sum.
+        return {name: round(float(metric(found, self.k).mean()), 9) for name, metric in _METRICS.items()}
+
+    def _vectors(self, weights: Mapping[str, float]) -> Embeddings | None:
+        """The fused and mapped vectors under these weights; None without content."""
+        if self._fusion is None:
+            return None
+
+        # With one modality there are no weights, and all trials share the vectors of the first.
+        if self._content is None or self._content[0] != weights:
+            self._fusion.weights = weights or None
+            fused = self._fusion.transform(self.embeddings)
+            self._content = weights, fit_transfers(self.task.transfers, fused, self.train)[1]
+
+        return self._content[1]
+
+    def description(self) -> dict[str, Any]:
+        """What is searched, on which data, as plain JSON; a journal is continued only if it is the same."""
+        model = self.task.recommender
+        vectors = (each.vectors.ravel() for each in self.embeddings)
+        return {
+            "recommender": type(model).__name__,
+            "start": {**model.params(), **self.start},
+            "bounds": {name: list(bound) for name, bound in self.bounds.items()},
+            "transfers": [[transfers.name_of(type(each)), each.params()] for each in self.task.transfers],
+            "data": digest(*vectors, [digest_of_events(self.train), digest_of_events(self.valid)]),
+        }
 
 
 class _Journal:
@@ -203,7 +241,7 @@ class _Journal:
         earlier = read_json(path)
         before, rows = earlier.get("job"), earlier.get("trials")
         if not isinstance(before, dict) or not isinstance(rows, list):
-            raise InputError(f"{path} holds no trials; give another folder, or remove this one and begin again")
+            raise InputError(f"{path} holds no trials; give another folder, or remove this one and start again")
         if changed := sorted(name for name in self.job if before.get(name) != self.job[name]):
             raise InputError(f"{path} holds the trials of another search: {', '.join(changed)} changed; "
                              "give another folder, or the same settings")  # fmt: skip
@@ -216,40 +254,36 @@ class _Journal:
             write_json(self.path, {"job": self.job, "trials": self.rows})
 
 
-def _search(
-    score: Callable[[Mapping[str, Any]], dict[str, float]],
-    start: dict[str, Any],
-    bounds: Mapping[str, tuple[float, float]],
-    trials: int,
-    seed: int,
-    progress: bool,
-    journal: _Journal,
-) -> list[dict[str, Any]]:
-    """One row of settings and scores per trial: `start`, then points within `bounds`.
+def _search(objective: _Objective, trials: int, seed: int, journal: _Journal) -> list[dict[str, Any]]:
+    """One row of settings and metrics per trial: the starting point, then points within the bounds.
 
-    Every point depends on the seed, its number, `trials` and the points before it only, so that a search which is
-    stopped and taken up again tries the same points. Finished trials count at the points that they were measured at:
-    a search may be taken up with more trials, which then are not those of a longer search from the start.
+    Each point depends only on the seed, its number, `trials` and the points before it, so an interrupted search resumes
+    with the same points. Trials in the journal keep the points they were measured at. A search that is continued with
+    more trials may therefore differ from one that was that long from the start.
     """
     optuna = require("optuna")
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
+    start, bounds = objective.start, objective.bounds
     ranges = {name: _distribution(low, high) for name, (low, high) in bounds.items()}
     inside = all(start[name] is not None and low <= start[name] <= high for name, (low, high) in bounds.items())
 
-    for number in counted(range(trials), desc="choosing settings", shown=progress):
+    for number in counted(range(trials), desc="choosing settings", shown=objective.task.progress):
         trial = None
         if number == len(journal.rows):
             if number:
-                # Trials are few: a quarter of them at random, the others near what did well.
-                few = trials // 4
-                study.sampler = optuna.samplers.TPESampler(seed=seed + number, n_startup_trials=few, multivariate=True)
+                # Trials are few: a quarter of them are random, the others near the best so far.
+                random = trials // 4
+                study.sampler = optuna.samplers.TPESampler(
+                    seed=seed + number, n_startup_trials=random, multivariate=True
+                )
                 trial = study.ask(ranges)
 
-            values = start if trial is None else trial.params
-            journal.add({**values, **score(values)})
+            settings = start if trial is None else trial.params
+            journal.add({**settings, **objective(settings)})
 
+        # The sampler learns from every trial within the bounds, whether it was run now or read from the journal.
         row = journal.rows[number]
         if trial is not None:
             study.tell(trial, row[Tuned.metric])
@@ -261,10 +295,29 @@ def _search(
     return journal.rows[:trials]
 
 
+def _encoded(
+    task: TransferTask, items: Items, train: Interactions, embeddings: Sequence[Embeddings] | None
+) -> tuple[TransferTask, Sequence[Embeddings]]:
+    """The task, its encoders tuned on the training events if it has tuners, and the items' vectors."""
+    if task.tuners:
+        if embeddings is not None:
+            raise InputError(
+                "vectors are given, but the task has tuners; leave embeddings out, or give task.tuned(...)"
+            )
+
+        task = task.tuned(items, train)
+
+    embeddings = task.encode(items) if embeddings is None else embeddings
+    if not embeddings and (task.transfers or task.weights):
+        raise InputError("transfers and weights are for vectors, and there are none without content; give encoders")
+
+    return task, embeddings
+
+
 def _held_out(
     interactions: Interactions, valid: Interactions | None, histories: Interactions | None
 ) -> tuple[Interactions, Interactions]:
-    """The log to learn from, and the events to predict."""
+    """The events to learn from, and those to predict."""
     if valid is None:
         interactions, valid = hold_out_last(interactions)
     else:
@@ -280,13 +333,14 @@ def _held_out(
     return interactions, valid
 
 
-def _split(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float] | None]:
-    """Settings of the recommender, and weights of the modalities or None."""
-    weights = {name.removeprefix(_WEIGHT): float(v) for name, v in values.items() if name.startswith(_WEIGHT)}
-    return {name: value for name, value in values.items() if not name.startswith(_WEIGHT)}, weights or None
+def _split(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float] | None]:
+    """The settings of the recommender, and the weights of the modalities, None if there are none."""
+    weights = {name.removeprefix(_WEIGHT): float(v) for name, v in settings.items() if name.startswith(_WEIGHT)}
+    return {name: value for name, value in settings.items() if not name.startswith(_WEIGHT)}, weights or None
 
 
 def _distribution(low: float, high: float) -> Any:
+    """The range of a setting, whole numbers if its bounds are; sampled evenly on a log scale."""
     FloatDistribution = require("optuna.distributions").FloatDistribution
     IntDistribution = require("optuna.distributions").IntDistribution
 
