@@ -1,4 +1,4 @@
-"""Fit a task on a problem, choose settings on validation, evaluate once on the test, with intervals."""
+"""Experiments: settings chosen on validation, one evaluation on the test, and intervals for every metric."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit, softmax
 
 from recotransfer.arguments import checked, checked_class
-from recotransfer.data import Embeddings, Filter, IdMap, Interactions, Items
+from recotransfer.data import Embeddings, Filter, IdMap, Interactions, Items, Recommendations
 from recotransfer.errors import InputError
 from recotransfer.evaluation.uncertainty import Difference, Estimate, resampled
 from recotransfer.experiments.item_splits import fold_items, training_and_validation
@@ -39,10 +39,10 @@ class Outcome:
         predictions: predictions on the test.
         metrics: name -> test value with its 95% bootstrap interval over groups.
         settings: settings of the recommender, chosen on validation.
-        valid: the first metric on validation.
-        seconds: wall time of encoding, tuning, the choice of settings and prediction.
+        valid: the first metric on validation; NaN if nothing was validated.
+        seconds: wall time of encoding, tuning, choosing settings and predicting.
         reports: modality -> report of its tuner.
-        validation: the predictions that settings were chosen on, before any refit; None if nothing was validated.
+        validation: the predictions that settings were chosen by, before any refit; None if nothing was validated.
     """
 
     name: str
@@ -72,14 +72,15 @@ def run(
 
     Args:
         problem: the problem.
-        task: recommender, transfers and tuners, not fitted. Without encoders of its own it takes the problem's.
+        task: an unfitted task with its recommender, transfers and tuners; it is left unchanged. Without encoders of its
+            own it takes the problem's.
         name: name of the variant.
         settings: settings of the recommender to choose from. By default a grid over its `search_space` if that has one
             setting, otherwise the recommender as it is.
-        folds: choose settings by cross-validation over everything outside the test, with this many folds, for problems
+        folds: choose settings by cross-validation with this many folds over everything outside the test, for problems
             whose validation part is too small.
-        calibrate: fit the recommender's `temperature` (`Probe`) to the predictions that settings were chosen on, whose
-            groups the model has not seen.
+        calibrate: fit the recommender's `temperature` (`Probe`) to the predictions that settings were chosen by, made
+            for groups that the model was not fitted on.
         refit: fit again with the validation part after settings are chosen; tuned encoders are kept.
         draws: number of bootstrap resamples.
 
@@ -87,75 +88,59 @@ def run(
         InputError: the arguments contradict each other or the problem, as when there is nothing to choose settings on.
     """
     start = time.perf_counter()
-    task = copy.copy(task)  # the caller's task is left as it is
-    if task.encoders is None:
-        task.encoders = [] if problem.embeddings is not None else problem.encoders
+    grid = _grid(problem, task, settings, folds)
+    task, embeddings, reports = _encoded(problem, task)
 
-    train, train_and_valid = problem.split.train, training_and_validation(problem.split)
-    tuners = task.tuners
-    if tuners and problem.embeddings is not None:
-        raise InputError(
-            f"the problem {problem.name!r} comes with vectors, which no tuner can change; leave the tuners out"
-        )
+    # Settings are chosen by predictions for records that the model was not fitted on.
+    values, validation, valid = grid[0], None, float("nan")
+    if folds is not None or len(problem.split.valid):
+        tried = [_validate(problem, task, each, embeddings, folds) for each in grid]
+        metric = next(iter(problem.metrics.values()))
+        scores = [metric(each) for each in tried]
+        chosen = first_best(scores)
+        values, validation, valid = grid[chosen], tried[chosen], scores[chosen]
 
-    if tuners:
-        task = task.tuned(_visible_items(problem, train), train)
-
-    embeddings = list(problem.embeddings) if problem.embeddings is not None else task.encode(problem.items)
-    grid = [dict(s) for s in settings] if settings is not None else _default_grid(task.recommender)
-    if not grid:
-        raise InputError("settings is empty; give the settings to choose from, or [{}] to keep the task's own")
-
-    # The settings are chosen on predictions for records that the model was not fitted on.
-    valid_scores, valid_predictions = [float("nan")], []
-    metric = next(iter(problem.metrics.values()))
-    if folds is not None:
-        if tuners:
-            raise InputError("tuned encoders have seen the records of all folds; leave out either folds or the tuners")
-
-        valid_predictions = [_cross_validate(problem, task, s, embeddings, folds) for s in grid]
-    elif len(problem.split.valid):
-        valid_predictions = [
-            _predict(problem, _fit(problem, task, s, train, embeddings), embeddings, "valid") for s in grid
-        ]
-    elif settings is None:
-        grid = [{}]
-    elif len(grid) > 1:
-        raise InputError(
-            f"the problem {problem.name!r} has nothing to choose settings on; give one setting, or a valid part"
-        )
-
-    if valid_predictions:
-        valid_scores = [metric(each) for each in valid_predictions]
-
-    chosen = first_best(valid_scores)
-    values = grid[chosen]
     if calibrate:
-        if not valid_predictions or "temperature" not in task.recommender.params():
+        if validation is None or "temperature" not in task.recommender.params():
             raise InputError("calibrate needs a valid part or folds, and a recommender with a temperature (Probe)")
 
         # The predictions were made at the recommender's present temperature, so the fitted one multiplies it.
-        factor = _fit_temperature(valid_predictions[chosen])
+        factor = _fit_temperature(validation)
         values = {**values, "temperature": factor * task.recommender.with_settings(values).setting("temperature")}
-        valid_predictions[chosen] = _with_temperature(valid_predictions[chosen], factor)
+        validation = _with_temperature(validation, factor)
 
-    fitted = _fit(problem, task, values, train_and_valid if refit else train, embeddings)
+    events = training_and_validation(problem.split) if refit else problem.split.train
+    fitted = _fit(problem, task, values, events, embeddings)
     predictions = _predict(problem, fitted, embeddings, "test")
-    estimates = {label: _estimate(each, predictions, draws) for label, each in problem.metrics.items()}
-    reports = task.tuning_reports_ if tuners else {}
+    metrics = {label: _estimate(each, predictions, draws) for label, each in problem.metrics.items()}
     seconds = time.perf_counter() - start
-    outcome = Outcome(
-        name or problem.name, fitted, predictions, estimates, values, valid_scores[chosen], seconds, reports
-    )
 
-    return replace(outcome, validation=valid_predictions[chosen]) if valid_predictions else outcome
+    return Outcome(
+        name or problem.name,
+        fitted,
+        predictions,
+        metrics,
+        values,
+        valid,
+        seconds,
+        reports=reports,
+        validation=validation,
+    )
 
 
 @checked
 def combine_outcomes(outcomes: Sequence[Outcome], metrics: Mapping[str, Metric], *, draws: int = 1000) -> Outcome:
-    """The outcomes of several folds combined into one, with the metrics computed on all their predictions at once.
+    """The outcomes of several folds as one, with the metrics computed on all their predictions together.
 
-    Its task is the last fold's. A setting on which the folds differ is reported as a list with one value per fold.
+    Its task is that of the last fold. A setting on which the folds differ is a list with one value per fold.
+
+    Args:
+        outcomes: the outcome of each fold.
+        metrics: name -> function of predictions, as in `Problem`.
+        draws: number of bootstrap resamples.
+
+    Raises:
+        InputError: no outcomes, or folds with different candidates.
     """
     if not outcomes:
         raise InputError("outcomes is empty; give the outcome of each fold")
@@ -184,15 +169,23 @@ def gain(outcome: Outcome, ablation: Outcome, metric: Metric, *, draws: int = 10
 
     p is twice the share of resamples on the other side of 0, and at least 1 / draws. All values are NaN if the metric
     is.
+
+    Args:
+        outcome: the variant.
+        ablation: the variant to compare it with, on the same queries.
+        metric: the metric, greater is better.
+        draws: number of bootstrap resamples.
+        seed: random seed of the resamples.
     """
     mine, theirs = outcome.predictions, ablation.predictions
     if len(mine.queries) != len(theirs.queries) or not (mine.queries == theirs.queries).all():
         raise InputError(f"{outcome.name} and {ablation.name} answered different queries; run them on the same problem")
 
-    def figure(rows: NDArray[np.int64]) -> float:
+    def difference(rows: NDArray[np.int64]) -> float:
         return metric(mine.take(rows)) - metric(theirs.take(rows))
 
-    value, values = metric(mine) - metric(theirs), resampled(figure, mine.groups, draws=draws, seed=seed)
+    value = metric(mine) - metric(theirs)
+    values = resampled(difference, mine.groups, draws=draws, seed=seed)
     values = values[~np.isnan(values)]
     # Differences within rounding error are ties.
     values[np.abs(values) <= DOUBLE * max(abs(metric(mine)), abs(metric(theirs)))] = 0
@@ -209,7 +202,13 @@ def gain(outcome: Outcome, ablation: Outcome, metric: Metric, *, draws: int = 10
 def table(
     outcomes: Sequence[Outcome], problem_metrics: Mapping[str, Metric], *, ablation: str | None = None
 ) -> pd.DataFrame:
-    """One row per variant: every metric with its interval, and the first metric's gain over the variant `ablation`."""
+    """One row per variant: every metric with its interval, and the first metric's gain over the variant `ablation`.
+
+    Args:
+        outcomes: the outcome of each variant.
+        problem_metrics: the problem's metrics.
+        ablation: name of the variant to compare the others with; None leaves the gains out.
+    """
     by_name = {outcome.name: outcome for outcome in outcomes}
     if ablation is not None and ablation not in by_name:
         raise InputError(f"no variant is called {ablation!r}; choose the ablation from {', '.join(by_name)}")
@@ -246,37 +245,86 @@ def _concatenated(predictions: Sequence[Predictions]) -> Predictions:
     )
 
 
-def _cross_validate(
-    problem: Problem, task: TransferTask, values: Mapping[str, Any], embeddings: Sequence[Embeddings], folds: int
+def _grid(
+    problem: Problem, task: TransferTask, settings: Sequence[Mapping[str, Any]] | None, folds: int | None
+) -> list[dict[str, Any]]:
+    """The settings to choose from; one set of them if there is nothing to choose on."""
+    if task.tuners and problem.embeddings is not None:
+        raise InputError(
+            f"the problem {problem.name!r} comes with vectors, which no tuner can change; leave the tuners out"
+        )
+    if task.tuners and folds is not None:
+        raise InputError("tuned encoders have seen the records of all folds; leave out either folds or the tuners")
+
+    grid = _default_grid(task.recommender) if settings is None else [dict(each) for each in settings]
+    if not grid:
+        raise InputError("settings is empty; give the settings to choose from, or [{}] to keep the task's own")
+    if folds is not None or len(problem.split.valid) or len(grid) == 1:
+        return grid
+    if settings is None:
+        return [{}]
+
+    raise InputError(
+        f"the problem {problem.name!r} has nothing to choose settings on; give one setting, or a valid part"
+    )
+
+
+def _encoded(problem: Problem, task: TransferTask) -> tuple[TransferTask, list[Embeddings], Mapping[str, Any]]:
+    """A copy of the task with its encoders, tuned on the training part; the items' vectors; reports of the tuners."""
+    task = copy.copy(task)
+    if task.encoders is None:
+        task.encoders = [] if problem.embeddings is not None else problem.encoders
+
+    reports: Mapping[str, Any] = {}
+    if task.tuners:
+        train = problem.split.train
+        task = task.tuned(_visible_items(problem, train), train)
+        reports = task.tuning_reports_
+
+    embeddings = task.encode(problem.items) if problem.embeddings is None else list(problem.embeddings)
+
+    return task, embeddings, reports
+
+
+def _validate(
+    problem: Problem,
+    task: TransferTask,
+    settings: Mapping[str, Any],
+    embeddings: Sequence[Embeddings],
+    folds: int | None,
 ) -> Predictions:
-    """Predictions for every record outside the test, each by the model of the fold that held the record out."""
+    """Predictions with these settings, for the validation part or by cross-validation over all outside the test."""
+    if folds is None:
+        fitted = _fit(problem, task, settings, problem.split.train, embeddings)
+        return _predict(problem, fitted, embeddings, "valid")
+
     groups = None if problem.groups is None else problem.groups.tolist()
     predictions = []
-
     for split in fold_items(training_and_validation(problem.split), folds=folds, groups=groups):
         fold = replace(problem, split=split)
-        fitted = _fit(fold, task, values, training_and_validation(split), embeddings)
+        fitted = _fit(fold, task, settings, training_and_validation(split), embeddings)
         predictions.append(_predict(fold, fitted, embeddings, "test"))
 
     return _concatenated(predictions)
 
 
-def _with_temperature(a: Predictions, temperature: float) -> Predictions:
+def _with_temperature(predictions: Predictions, temperature: float) -> Predictions:
     """The predictions with the logits of their probabilities divided by the temperature."""
-    p = np.clip(a.scores.astype(np.float64), 1e-12, 1 - 1e-12)
-    if np.allclose(a.scores.sum(axis=1), 1, atol=1e-3):  # probabilities of exclusive labels
-        return replace(a, scores=softmax(np.log(p) / temperature, axis=1).astype(np.float32))
+    p = np.clip(predictions.scores.astype(np.float64), 1e-12, 1 - 1e-12)
+    if np.allclose(predictions.scores.sum(axis=1), 1, atol=1e-3):  # probabilities of exclusive labels
+        return replace(predictions, scores=softmax(np.log(p) / temperature, axis=1).astype(np.float32))
 
-    return replace(a, scores=expit(logit(p) / temperature).astype(np.float32))
+    return replace(predictions, scores=expit(logit(p) / temperature).astype(np.float32))
 
 
-def _fit_temperature(a: Predictions) -> float:
-    """The temperature with the greatest likelihood of the truth."""
-    multilabel = bool((a.truth.sum(axis=1) != 1).any())
+def _fit_temperature(predictions: Predictions) -> float:
+    """The temperature that makes the truth most likely (temperature scaling; Guo et al., 2017)."""
+    truth = predictions.truth
+    multilabel = bool((truth.sum(axis=1) != 1).any())
 
     def loss(log_temperature: float) -> float:
-        p = _with_temperature(a, float(np.exp(log_temperature))).scores.astype(np.float64)
-        likelihood = np.where(a.truth, p, 1 - p) if multilabel else p[a.truth]
+        p = _with_temperature(predictions, float(np.exp(log_temperature))).scores.astype(np.float64)
+        likelihood = np.where(truth, p, 1 - p) if multilabel else p[truth]
         return float(-np.log(np.maximum(likelihood, 1e-12)).sum())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
@@ -306,15 +354,16 @@ def _visible_items(problem: Problem, events: Interactions) -> Items:
 def _fit(
     problem: Problem,
     task: TransferTask,
-    values: Mapping[str, Any],
+    settings: Mapping[str, Any],
     events: Interactions,
     embeddings: Sequence[Embeddings],
 ) -> TransferTask:
     """A copy of the task with these settings, fitted on the events."""
     out = copy.copy(task)
-    out.recommender = task.recommender.with_settings(values)
+    out.recommender = task.recommender.with_settings(settings)
+
+    # Where labels are predicted, items of the other parts are hidden, but every label stays a user.
     items = _visible_items(problem, events) if problem.target == "labels" else problem.items
-    # Items of other parts stay out of the catalogue, but every label stays a user.
     relations = Interactions(
         events.users, items.ids, events.user, items.ids.positions(events.items.ids, missing="negative")[events.item],
         events.weight, events.time, events.kind, events.kinds,
@@ -327,44 +376,69 @@ def _predict(
     problem: Problem, task: TransferTask, embeddings: Sequence[Embeddings], part: Literal["valid", "test"]
 ) -> Predictions:
     """The fitted task's predictions for one part of the split."""
+    if problem.target == "labels":
+        return _predict_labels(problem, task, embeddings, part)
+
+    return _predict_items(problem, task, part)
+
+
+def _predict_labels(
+    problem: Problem, task: TransferTask, embeddings: Sequence[Embeddings], part: Literal["valid", "test"]
+) -> Predictions:
+    """Scores of every label for each labelled item of the part."""
+    relations: Interactions = getattr(problem.split, part)
+    labels = relations.users
+    at = np.unique(relations.item)
+    ids = IdMap(relations.items.take(at))
+    items = problem.items.take(problem.items.ids.positions(ids.ids))
+    lists = task.label(items, len(labels), embeddings=[each.align(ids) for each in embeddings])
+    truth = np.asarray(relations.matrix().T.tocsr()[at].toarray() > 0)
+
+    # Every label needs a finite score: the lowest of its query, or equal shares where the query has none.
+    scores = _score_table(lists, labels)
+    lowest = np.where(np.isfinite(scores), scores, np.inf).min(axis=1, keepdims=True)
+    lowest[~np.isfinite(lowest)] = 1 / len(labels)
+    scores = np.where(np.isfinite(scores), scores, lowest)
+
+    return Predictions(ids.ids, labels, truth, scores, _groups_of(problem, ids.ids, at))
+
+
+def _predict_items(problem: Problem, task: TransferTask, part: Literal["valid", "test"]) -> Predictions:
+    """Scores of the candidate items for each user of the part; -inf for items that a user's list leaves out."""
     split = problem.split
     relations: Interactions = getattr(split, part)
     ranked: IdMap | None = getattr(split, f"{part}_items")
-    if problem.target == "labels":
-        at = np.unique(relations.item)
-        ids = IdMap(relations.items.take(at))
-        items = problem.items.take(problem.items.ids.positions(ids.ids))
-        lists = task.label(items, len(relations.users), embeddings=[each.align(ids) for each in embeddings])
-        truth = np.asarray(relations.matrix().T.tocsr()[at].toarray() > 0)
-        candidates, queries = relations.users, ids.ids
-    else:
-        at = np.unique(relations.user)
-        candidates = relations.items if ranked is None else ranked
-        queries = relations.users.take(at)
-        lists = task.recommend(
-            queries, len(candidates), histories=getattr(split, f"{part}_history"), filter=Filter(allow=candidates.ids)
-        )
-        truth = (relations.matrix()[at] > 0).toarray()[:, relations.items.positions(candidates.ids)]
+    candidates = relations.items if ranked is None else ranked
+    columns = relations.items.positions(candidates.ids)
+    at = np.unique(relations.user)
+    users = relations.users.take(at)
+    history = getattr(split, f"{part}_history")
+    lists = task.recommend(users, len(candidates), histories=history, filter=Filter(allow=candidates.ids))
+    truth = (relations.matrix()[at] > 0).toarray()[:, columns]
 
-    # The lists are ranked; their scores go back into one column per candidate.
-    scores = np.full(truth.shape, -np.inf, np.float32)
-    row, rank = np.nonzero(lists.positions >= 0)
-    column = candidates.positions(lists.catalogue.take(lists.positions[row, rank]), missing="negative")
-    scores[row[column >= 0], column[column >= 0]] = lists.scores[row, rank][column >= 0]
-    if problem.target == "labels":
-        # Every label needs a finite score: the lowest of its query, or equal shares where the query has none.
-        lowest = np.where(np.isfinite(scores), scores, np.inf).min(axis=1, keepdims=True)
-        lowest[~np.isfinite(lowest)] = 1 / len(candidates)
-        scores = np.where(np.isfinite(scores), scores, lowest)
-    elif problem.candidates is not None:
-        eligible = seen_items(problem.candidates.with_items(relations.items))[
-            problem.candidates.users.positions(queries)
-        ].toarray()[:, relations.items.positions(candidates.ids)]
+    scores = _score_table(lists, candidates)
+    if problem.candidates is not None:
+        pairs = seen_items(problem.candidates.with_items(relations.items))
+        eligible = pairs[problem.candidates.users.positions(users)].toarray()[:, columns]
         scores[eligible == 0] = -np.inf
 
-    groups = queries if problem.groups is None else np.asarray(problem.groups)[at]
+    return Predictions(users, candidates, truth, scores, _groups_of(problem, users, at))
 
-    return Predictions(queries, candidates, truth, scores, groups)
+
+def _score_table(lists: Recommendations, candidates: IdMap) -> NDArray[np.float32]:
+    """(lists, candidates) the scores of ranked lists, one column per candidate; -inf for candidates not in a list."""
+    scores = np.full((len(lists.positions), len(candidates)), -np.inf, np.float32)
+    row, rank = np.nonzero(lists.positions >= 0)
+    column = candidates.positions(lists.catalogue.take(lists.positions[row, rank]), missing="negative")
+    known = column >= 0
+    scores[row[known], column[known]] = lists.scores[row[known], rank[known]]
+
+    return scores
+
+
+def _groups_of(problem: Problem, queries: NDArray[Any], at: NDArray[np.int64]) -> NDArray[Any]:
+    """The group of each query, given its place in the split; a query without one is a group of its own."""
+    return queries if problem.groups is None else np.asarray(problem.groups)[at]
 
 
 def _estimate(metric: Metric, predictions: Predictions, draws: int) -> Estimate:
