@@ -26,7 +26,7 @@ Float = NDArray[np.float64]
 _NONE: Trust = (0.0,) * len(POPULARITY_BUCKET_NAMES)
 _FOLDS = 5
 _MOST_USERS = 50_000  # held-out users that are scored; a gain that these cannot show is too small to matter
-_LEAST_PAIRS = 20  # a bucket with fewer held-out pairs is too small to be judged on its own
+_LEAST_PAIRS = 20  # a bucket with fewer held-out pairs is too small to be decided on its own
 
 
 class Bucket(NamedTuple):
@@ -124,7 +124,7 @@ def guard(
       on is chosen: once content has shown a gain, a bucket is switched off only if that is clearly better.
     - A bucket whose own held-out items gain significantly stays on as long as all users together gain: gains on cold
       items are not given up for a little more on popular ones.
-    - A bucket with fewer than 20 held-out pairs is not judged on its own. It is on if any bucket is, because rare
+    - A bucket with fewer than 20 held-out pairs is not decided on its own. It is on if any bucket is, because rare
       items have little but content.
     - The gain is cross-fitted: chosen on four fifths of the users, measured on the rest, five times. It is measured
       against the better of the ablation and the transfer variant with its content off, so that better settings are
@@ -148,28 +148,21 @@ def guard(
     """
     known = transfer.known_events() if histories is None else histories
     truth = _with_history(valid, known, seed)
-    ask = _Question(truth, _buckets_of(transfer, truth), histories, allow, k)
-
-    # Both variants as they are: over all users, and by popularity of the held-out item.
-    lists = [ask.lists(variant) for variant in (ablation, transfer)]
-    (without, without_by), (whole, whole_by) = ((ask.gains(found), ask.gains_by_bucket(found)) for found in lists)
-    overall = paired(whole, without, draws=draws, seed=seed)
-    pairs = np.bincount(ask.bucket, minlength=len(_NONE))
+    held_out = _HeldOut(truth, _buckets_of(transfer, truth), histories, allow, k)
+    without, whole = held_out.evaluate(ablation), held_out.evaluate(transfer)
+    overall = paired(whole.by_user, without.by_user, draws=draws, seed=seed)
     buckets = tuple(
-        Bucket(name, int(n), *_means(before, after), paired(after, before, draws=draws, seed=seed))
-        for name, n, before, after in zip(POPULARITY_BUCKET_NAMES, pairs, without_by, whole_by, strict=True)
-        if n
+        Bucket(name, int(pairs), *_means(before, after), paired(after, before, draws=draws, seed=seed))
+        for name, pairs, before, after in zip(
+            POPULARITY_BUCKET_NAMES, held_out.pairs, without.by_bucket, whole.by_bucket, strict=True
+        )
+        if pairs
     )
 
-    # HybridItems can use content for some buckets only: choose which, against the stronger of the two baselines.
+    # HybridItems can use content for some buckets only.
     trust, gained = None, overall
     if isinstance(transfer, HybridItems) and transfer.items_ is not None:
-        off = ask.gains(ask.lists(transfer.with_trust(_NONE)))
-        baseline = off if exceeds(off.mean(), without.mean()) else without
-        tried = _choices((pairs >= _LEAST_PAIRS).tolist())
-        scores = np.stack([ask.gains(ask.lists(transfer.with_trust(choice))) for choice in tried])
-        trust, chosen = _choose(tried, scores, baseline, whole_by - without_by, seed)
-        gained = paired(chosen, baseline, draws=draws, seed=seed)
+        trust, gained = _choose_trust(held_out, transfer, without, whole, draws, seed)
 
     kept = gained.low > 0 and trust != _NONE
     helped: Literal["helps", "no difference", "hurts"]
@@ -177,13 +170,14 @@ def guard(
     if trust is not None and not kept:
         trust = _NONE
 
-    words = _words(helped, _means(without, whole), overall, gained, trust, buckets, k)
+    words = _words(helped, _means(without.by_user, whole.by_user), overall, gained, trust, buckets, k)
     verdict = Verdict(overall, buckets, trust, gained, helped, words)
 
     return Guarded(_selected(transfer, ablation, trust, kept), verdict)
 
 
 def _selected(transfer: Recommender, ablation: Recommender, trust: Trust | None, kept: bool) -> Recommender:
+    """The ablation, or the transfer variant with the content that was kept."""
     if not kept:
         return ablation
 
@@ -191,11 +185,30 @@ def _selected(transfer: Recommender, ablation: Recommender, trust: Trust | None,
 
 
 def _means(ablation: Float, transfer: Float) -> tuple[float, float]:
+    """The mean over users of each variant's scores, without the users that have none."""
     return float(np.nanmean(ablation)), float(np.nanmean(transfer))
 
 
-class _Question(NamedTuple):
-    """What both variants predict: `k` items for each user of `truth`; `bucket` (events,) is each item's popularity."""
+class _Scores(NamedTuple):
+    """NDCG@k of one model.
+
+    Attributes:
+        by_user: (users,) over all held-out events of each user.
+        by_bucket: (buckets, users) over those in one bucket alone; NaN for users without any.
+    """
+
+    by_user: Float
+    by_bucket: Float
+
+
+class _HeldOut(NamedTuple):
+    """The held-out events on which models are compared, by ranking `k` items for each user of `truth`.
+
+    Attributes:
+        truth: the events to predict.
+        bucket: (events,) popularity bucket of each event's item.
+        histories, allow, k: as in `guard`.
+    """
 
     truth: Interactions
     bucket: NDArray[np.int64]
@@ -203,7 +216,20 @@ class _Question(NamedTuple):
     allow: IdMap | None
     k: int
 
-    def lists(self, model: Recommender) -> Recommendations:
+    @property
+    def pairs(self) -> NDArray[np.int64]:
+        """(buckets,) number of held-out (user, item) pairs."""
+        return np.bincount(self.bucket, minlength=len(_NONE))
+
+    def evaluate(self, model: Recommender) -> _Scores:
+        lists = self._lists(model)
+        return _Scores(ndcg(hits(lists, self.truth), self.k), self._by_bucket(lists))
+
+    def by_user(self, model: Recommender) -> Float:
+        """(users,) NDCG@k, where that by bucket is not needed."""
+        return ndcg(hits(self._lists(model), self.truth), self.k)
+
+    def _lists(self, model: Recommender) -> Recommendations:
         users = self.truth.users.take(np.unique(self.truth.user))
         filter = None
         if self.allow is not None:
@@ -212,23 +238,18 @@ class _Question(NamedTuple):
 
         return model.recommend(users, self.k, histories=self.histories, filter=filter)
 
-    def gains(self, found: Recommendations) -> Float:
-        """(users,) NDCG@k."""
-        return ndcg(hits(found, self.truth), self.k)
-
-    def gains_by_bucket(self, found: Recommendations) -> Float:
-        """(buckets, users) NDCG@k on the held-out pairs of each bucket alone; NaN for users without such a pair."""
+    def _by_bucket(self, lists: Recommendations) -> Float:
         users = np.unique(self.truth.user)
         out = np.full((len(_NONE), len(users)), np.nan)
         for at in np.unique(self.bucket):
             truth = self.truth.select(self.bucket == at)
-            out[at, np.isin(users, truth.user)] = ndcg(hits(found, truth), self.k)
+            out[at, np.isin(users, truth.user)] = ndcg(hits(lists, truth), self.k)
 
         return out
 
 
 def _with_history(valid: Interactions, known: Interactions, seed: int) -> Interactions:
-    """Held-out events of users who have a history, from a sample of at most `_MOST_USERS` users."""
+    """The held-out events of users who have a history, at most `_MOST_USERS` of them, chosen at random."""
     has = np.bincount(known.user, minlength=len(known.users)) > 0
     at = known.users.positions(valid.users.ids, missing="negative")
     users = np.intersect1d(np.flatnonzero((at >= 0) & has[at]), valid.user)
@@ -238,10 +259,10 @@ def _with_history(valid: Interactions, known: Interactions, seed: int) -> Intera
             "events of users in the log, or their histories"
         )
 
-    asked = np.zeros(len(valid.users), bool)
-    asked[np.random.default_rng(seed).permutation(users)[:_MOST_USERS]] = True
+    chosen = np.zeros(len(valid.users), bool)
+    chosen[np.random.default_rng(seed).permutation(users)[:_MOST_USERS]] = True
 
-    return valid.select(asked[valid.user])
+    return valid.select(chosen[valid.user])
 
 
 def _buckets_of(model: Recommender, truth: Interactions) -> NDArray[np.int64]:
@@ -250,19 +271,33 @@ def _buckets_of(model: Recommender, truth: Interactions) -> NDArray[np.int64]:
     return popularity_bucket(np.where(at >= 0, model.popularity_[at], 0))
 
 
-def _choices(judged: Sequence[bool]) -> list[Trust]:
-    """Every combination of content on or off in the judged buckets, except all off; the other buckets are on."""
-    switched = itertools.product((1.0, 0.0), repeat=sum(judged))
+def _choose_trust(
+    held_out: _HeldOut, transfer: HybridItems, without: _Scores, whole: _Scores, draws: int, seed: int
+) -> tuple[Trust, Difference]:
+    """The buckets whose content is kept, and the cross-fitted gain over the stronger baseline; see `guard`."""
+    off = held_out.by_user(transfer.with_trust(_NONE))
+    baseline = off if exceeds(off.mean(), without.by_user.mean()) else without.by_user
+    choices = _choices((held_out.pairs >= _LEAST_PAIRS).tolist())
+    scores = np.stack([held_out.by_user(transfer.with_trust(choice)) for choice in choices])
+    trust, cross_fitted = _cross_fit(choices, scores, baseline, whole.by_bucket - without.by_bucket, seed)
+
+    return trust, paired(cross_fitted, baseline, draws=draws, seed=seed)
+
+
+def _choices(decided: Sequence[bool]) -> list[Trust]:
+    """Every combination of content on or off in the decided buckets, except all off; the other buckets are on."""
     out = []
-    for switches in switched:
+    for switches in itertools.product((1.0, 0.0), repeat=sum(decided)):
         if any(switches) or not switches:
             following = iter(switches)
-            out.append(tuple(next(following) if on else 1.0 for on in judged))
+            out.append(tuple(next(following) if is_decided else 1.0 for is_decided in decided))
 
     return out
 
 
-def _choose(tried: Sequence[Trust], scores: Float, baseline: Float, changes: Float, seed: int) -> tuple[Trust, Float]:
+def _cross_fit(
+    choices: Sequence[Trust], scores: Float, baseline: Float, changes: Float, seed: int
+) -> tuple[Trust, Float]:
     """The choice made on all users, and each user's score under the choice made on the users of the other folds.
 
     `scores` (choices, users); `baseline` (users,) is used where no choice beats it; `changes` as in `_best`.
@@ -273,26 +308,26 @@ def _choose(tried: Sequence[Trust], scores: Float, baseline: Float, changes: Flo
 
     for fold in range(_FOLDS):
         rest = folds != fold
-        if (best := _best(tried, scores[:, rest], baseline[rest], changes[:, rest])) is not None:
+        if (best := _best(choices, scores[:, rest], baseline[rest], changes[:, rest])) is not None:
             out[~rest] = scores[best, ~rest]
 
-    best = _best(tried, scores, baseline, changes)
+    best = _best(choices, scores, baseline, changes)
 
-    return (_NONE if best is None else tried[best]), out
+    return (_NONE if best is None else choices[best]), out
 
 
-def _best(tried: Sequence[Trust], scores: Float, baseline: Float, changes: Float) -> int | None:
-    """The position of the choice to take, None if the baseline is better; see `guard` for the rule.
+def _best(choices: Sequence[Trust], scores: Float, baseline: Float, changes: Float) -> int | None:
+    """The position of the best choice, None if the baseline is better; see `guard` for the rule.
 
     `changes` (buckets, users) is what all content changes for the held-out items of each bucket, NaN without any.
     """
-    on = np.array(tried) > 0
+    on = np.array(choices) > 0
     means = scores.mean(axis=1)
     gaining = [_is_gain(change[~np.isnan(change)]) for change in changes]
     keeping = on[:, gaining].all(axis=1)
 
     # Choices that keep the gaining buckets come first; all others only if none of those beats the baseline.
-    for pool in (keeping, np.ones(len(tried), bool)):
+    for pool in (keeping, np.ones(len(choices), bool)):
         top = first_best(np.where(pool, means, -np.inf))
         if _is_gain(scores[top] - baseline):
             break
@@ -301,7 +336,7 @@ def _best(tried: Sequence[Trust], scores: Float, baseline: Float, changes: Float
     if not better[top]:
         return None
 
-    # Of those as good as the best, the ones with most buckets on.
+    # Among those not significantly worse than the best, take the ones with most buckets on.
     level = [at for at in np.flatnonzero(pool & better) if not _is_gain(scores[top] - scores[at])]
     most = max(on[at].sum() for at in level)
     widest = [at for at in level if on[at].sum() == most]
@@ -329,20 +364,19 @@ def _words(
     if helped != "helps" and overall.low > 0:
         return (
             f"The transfer variant is better, but not by its content: {whole}, of which content adds "
-            f"{_figure(gained)}; "
-            f"so the model without content is taken. {_by_bucket(buckets)}"
+            f"{_figure(gained)}; so the model without content is used. {_by_bucket(buckets)}"
         )
 
     if helped != "helps":
         what = "Content hurts" if helped == "hurts" else "Content makes no significant difference"
-        return f"{what}: {whole}; so the model without content is taken. {_by_bucket(buckets)}"
+        return f"{what}: {whole}; so the model without content is used. {_by_bucket(buckets)}"
 
     if not off:
         return f"Content helps: {whole}. {_by_bucket(buckets)}"
 
     return (
-        f"Content helps in part: switched off for items of {_and(off)} users it gains {_figure(gained)} of NDCG@{k}. "
-        f"Everywhere: {whole}. {_by_bucket(buckets)}"
+        f"Content helps in part: switched off for items of {_and(off)} users, it adds {_figure(gained)} to NDCG@{k}. "
+        f"With content for all items: {whole}. {_by_bucket(buckets)}"
     )
 
 

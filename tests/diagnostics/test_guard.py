@@ -176,7 +176,7 @@ def test_noise_returns_the_ablation_variant_itself(ablation, truth, seed):
     assert not found.verdict.kept
     assert found.verdict.trust == (0, 0, 0, 0)
     assert found.verdict.helped in ("no difference", "hurts")
-    assert "the model without content is taken" in found.verdict.words
+    assert "the model without content is used" in found.verdict.words
 
 
 def test_better_settings_are_not_taken_for_better_content():
