@@ -1,4 +1,4 @@
-"""What is the same for the lists of every recommender: filling them up, and saying why an item is in one."""
+"""Ranked lists of every recommender: filling short lists, merging lists, and reasons for their items."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from recotransfer.data import IdMap, Reason
 from recotransfer.numerics.topk import TopK
 from recotransfer.numerics.vectors import Float
 
-_PRIOR = 1e-6  # score of the most popular item where a model has no evidence at all
-_LEAST_SHARE = 0.005  # of a score, below which an own item is not named as a reason
+_PRIOR = 1e-6  # score of the most popular item among those that fill a list, below any score from evidence
+_LEAST_SHARE = 0.005  # share of the score below which a history item is not named as a reason
 
 
 def filled(top: TopK, k: int, popularity: Float, seen: sparse.csr_array | None, mask: NDArray[np.bool_] | None) -> TopK:
-    """Lists of length k, completed with the most popular items that are allowed, unseen and not in the list yet.
+    """Lists of length k, filled up with the most popular items that are allowed, not seen and not listed yet.
 
     Args:
-        top: (users, at most k) lists, -1 where a place is empty.
+        top: (users, at most k) lists, padded with -1.
         k: list length.
         popularity: (items,) number of users of each item.
-        seen: (users, items) items that must not be listed.
-        mask: (items,) items that may be listed.
+        seen: (users, items) pairs that must not be listed; None excludes nothing.
+        mask: (items,) True for items that may be listed; None allows all.
     """
     width = k - top.positions.shape[1]
     positions = np.pad(top.positions, ((0, 0), (0, width)), constant_values=-1)
@@ -40,21 +40,21 @@ def filled(top: TopK, k: int, popularity: Float, seen: sparse.csr_array | None, 
     prior = popularity * np.float32(_PRIOR / max(float(popularity.max()), 1.0))
     for row in short:
         listed = int((positions[row] >= 0).sum())
-        own = seen.indices[seen.indptr[row] : seen.indptr[row + 1]] if seen is not None else np.empty(0, np.int64)
-        barred = np.concatenate([own, positions[row, :listed]])
-        pool = order[: k + len(barred)]
-        more = pool[~np.isin(pool, barred)][: k - listed]
+        excluded = seen.indices[seen.indptr[row] : seen.indptr[row + 1]] if seen is not None else np.empty(0, np.int64)
+        excluded = np.concatenate([excluded, positions[row, :listed]])
+        pool = order[: k + len(excluded)]  # enough items, even if all the excluded ones are among them
+        more = pool[~np.isin(pool, excluded)][: k - listed]
         positions[row, listed : listed + len(more)] = more
         scores[row, listed : listed + len(more)] = prior[more]
 
-    # Popularity ranks below every item with evidence, so no score may rise along a list.
+    # Filled items rank below all others, whose scores may be lower still: no score may exceed the one before it.
     np.minimum.accumulate(scores, axis=1, out=scores)
 
     return TopK(positions, scores)
 
 
 def merged(best: TopK, scores: Float, positions: NDArray[np.int64]) -> TopK:
-    """(n, k) the best of lists `best` (n, k) and further candidates at `positions` (m,) with `scores` (n, m)."""
+    """The (n, k) best of the lists `best` (n, k) and of candidates at `positions` (m,) with `scores` (n, m)."""
     k = best.positions.shape[1]
     both = np.hstack([best.scores, scores])
     where = np.hstack([best.positions, np.broadcast_to(positions, scores.shape)])
@@ -66,14 +66,14 @@ def merged(best: TopK, scores: Float, positions: NDArray[np.int64]) -> TopK:
 def reason_for(
     contributions: Mapping[str, Float], history: NDArray[np.int64], catalogue: IdMap, *, source: str, most: int = 3
 ) -> Reason:
-    """Why an item is in a list: the own items that count most, and each component's share of the score.
+    """The reason for one item: the history items that contributed most, and each component's share of the score.
 
     Args:
-        contributions: component of the model -> (len(history),) what each own item adds to the score.
-        history: positions of the user's own items.
-        catalogue: their ids.
-        source: what to name where a model cannot tell own items apart, so that `contributions` is empty.
-        most: own items named at most.
+        contributions: model component -> (len(history),) contribution of each history item to the score.
+        history: positions of the items in the user's history.
+        catalogue: item ids by position.
+        source: component to name if `contributions` is empty, because the model cannot attribute its scores.
+        most: upper bound on the number of history items named.
     """
     gains = {name: np.maximum(values, 0) for name, values in contributions.items()}
     if not gains:

@@ -1,4 +1,4 @@
-"""The state of a recommender: settings, what a fit has learned, and both in a saved folder."""
+"""The state of a recommender: its settings and what it has learned, in memory and in a saved folder."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from recotransfer.settings import check_settings, saved_settings, settings_of
 
 
 class FittedState(Checked, ABC):
-    """What every recommender keeps. Nothing of it is written to once it is learned: changes are made to copies.
+    """Settings and fitted state of every recommender. Fitted state is never modified: changes are made to copies.
 
     Attributes:
-        scores_new_users: `histories` of users unseen in `fit` can be ranked for.
-        catalogue_: the items that can be recommended.
-        item_columns_: what filters read of each item, in the order of `catalogue_`; None where `fit` got no columns.
-        events_: the log of the fit, sorted by user and time; its users are those the model knows.
+        scores_new_users: whether `recommend` accepts `histories` of users unseen in `fit`.
+        catalogue_: ids of the items that can be recommended.
+        item_columns_: item columns for filters, one row per item of `catalogue_`; None if `fit` was given none.
+        events_: the events of the fit, sorted by user and time; its users are the known users.
         popularity_: (items,) number of users of each item.
     """
 
@@ -39,11 +39,11 @@ class FittedState(Checked, ABC):
 
     @abstractmethod
     def _write(self, writer: ArtifactWriter) -> None:
-        """Store what `_fit` learned."""
+        """Write what `_fit` learned."""
 
     @abstractmethod
     def _read(self, artifact: Artifact) -> None:
-        """Take back what `_write` stored."""
+        """Restore what `_write` stored."""
 
     # -- settings ------------------------------------------------------------------------------------------------------
 
@@ -52,28 +52,28 @@ class FittedState(Checked, ABC):
         return {name: getattr(self, name) for name in settings_of(type(self))}
 
     def setting(self, name: str) -> Any:
-        """The value of a setting, by a name as in `search_space`."""
+        """The value of the setting called `name`, a key of `params()` or `search_space`."""
         if name not in self.params():
             raise InputError(f"{type(self).__name__} has no setting {name!r}; it has {', '.join(self.params())}")
 
         return getattr(self, name)
 
     def with_settings(self, values: Mapping[str, Any]) -> Self:
-        """A new model, not fitted, with some settings changed."""
+        """A new, unfitted model with some settings changed."""
         return type(self)(**{**self.params(), **values})
 
     def unfitted(self) -> Self:
-        """A model with the same settings that has learned nothing."""
+        """A new, unfitted model with the same settings."""
         return type(self)(**{name: getattr(self, name) for name in settings_of(type(self))})
 
     def check_settings(self) -> None:
-        """Raise `InputError` for a setting that its declaration does not allow; `fit` begins with it."""
+        """Validate the settings; raises `InputError` for a value that is not allowed. `fit` calls this first."""
         check_settings(self)
 
-    # -- what was learned ----------------------------------------------------------------------------------------------
+    # -- fitted state --------------------------------------------------------------------------------------------------
 
     def _take(self, events: Interactions) -> None:
-        """Set the catalogue to that of `events`, and each item's popularity to its number of users."""
+        """Set catalogue, events and popularity from the log of a fit or update."""
         self.catalogue_ = events.items
         self.events_ = events.select(events.order)
         pairs = np.unique(events.user * len(events.items) + events.item)
@@ -84,27 +84,27 @@ class FittedState(Checked, ABC):
             raise NotFittedError(f"this {type(self).__name__} has not learned anything; call fit or load first")
 
     def known_events(self) -> Interactions:
-        """The log it was fitted on, sorted by user and time.
+        """The events the model was fitted on, sorted by user and time.
 
         Raises:
-            InputError: a model that was saved without its events.
+            InputError: the model was saved without its events.
         """
         self._check_fitted()
         if not len(self.events_):
             raise InputError(
-                f"this {type(self).__name__} was saved without its events, so it knows no users and takes no updates; "
-                "give histories, or save it with its events"
+                f"this {type(self).__name__} was saved without its events, so it knows no users and cannot be updated; "
+                "pass histories, or save the model with its events"
             )
 
         return self.events_
 
     def without_events(self) -> Self:
-        """A model that holds no events and knows no users, only what was learned from them. This one stays as it is.
+        """A copy that keeps what was learned, but neither events nor users. This model is unchanged.
 
-        It recommends for `histories`, and takes new items, but no further events.
+        The copy recommends only for `histories`. It can be extended with new items, but not updated with new events.
 
         Raises:
-            InputError: a model that ranks only for users it was fitted on.
+            InputError: the model ranks only for users it was fitted on.
         """
         out = self._copied()
         out._check_fitted()
@@ -115,27 +115,27 @@ class FittedState(Checked, ABC):
         return out
 
     def _forget_events(self) -> None:
-        """Drop the log of the fit, in place; models that hold other models drop theirs too."""
+        """Drop the events in place; models that contain other models also drop theirs."""
         self.events_ = _no_events(self.catalogue_)
 
     def _now(self) -> Self:
-        """The model as it is at this moment, for a request to work on while `fit` or `partial_fit` replaces it."""
+        """A snapshot for one request, so that a concurrent `fit` or `partial_fit` cannot mix two states."""
         return copy.copy(self)
 
     def _copied(self) -> Self:
-        """A copy that shares arrays with this model, which nobody writes to, but no list or dict."""
+        """A copy that may be changed: it shares arrays, which nothing writes to, but has its own lists and dicts."""
         out = copy.copy(self)
-        vars(out).update({name: _own(value) for name, value in vars(out).items()})
+        vars(out).update({name: _copied_containers(value) for name, value in vars(out).items()})
         return out
 
     # -- persistence ---------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, *, events: bool = True) -> None:
-        """Write the model to the folder `path`, atomically; an earlier model there is replaced.
+        """Write the model to the folder `path`, atomically; an existing model there is replaced.
 
         Args:
             path: the folder.
-            events: also store the events it learned from; see `without_events` for what a model can do that has none.
+            events: also store the events of the fit; `without_events` describes what a model can do without them.
         """
         model = self._now() if events else self.without_events()
         model._check_fitted()
@@ -143,9 +143,14 @@ class FittedState(Checked, ABC):
 
     @classmethod
     def load(cls, path: str | Path, *, verify: bool = True) -> Self:
-        """The model saved at `path`, its arrays memory-mapped; refuses a folder of another class.
+        """The model saved at `path`, with its arrays memory-mapped.
 
-        verify=False skips the checksums, where they were checked before.
+        Args:
+            path: the folder.
+            verify: compare the files with their checksums; False saves time if they were verified before.
+
+        Raises:
+            ArtifactError: the folder holds another class, is damaged, or was written by an incompatible version.
         """
         artifact = open_artifact(path, verify=verify)
         if artifact.class_name != cls.__name__:
@@ -154,7 +159,7 @@ class FittedState(Checked, ABC):
         return cls.read(artifact)
 
     def write(self, writer: ArtifactWriter) -> None:
-        """Store the fitted model's parts; `save` without the folder."""
+        """Write the fitted model as parts of an artefact, for `save` and for models that contain this one."""
         writer.json("params", self.params())
         writer.ids("catalogue", self.catalogue_.ids)
         _write_log(writer, self.events_)
@@ -166,17 +171,19 @@ class FittedState(Checked, ABC):
 
     @classmethod
     def read(cls, artifact: Artifact) -> Self:
-        """The model from an opened artefact's parts; `load` without the folder."""
+        """The model that `write` stored, from an open artefact."""
         try:
             model = cls(**saved_settings(cls, artifact.json("params")))
         except TypeError as cause:
-            what = f"settings do not fit this version ({cause}); save it again"
-            raise ArtifactError(f"{artifact.folder}: {what}") from None
+            raise ArtifactError(
+                f"{artifact.folder}: the saved settings do not fit this version of {cls.__name__} ({cause}); "
+                "fit and save the model again"
+            ) from None
 
         model.catalogue_ = IdMap(artifact.ids("catalogue"))
         model.events_ = _read_log(artifact, model.catalogue_)
         model.popularity_ = artifact.array("popularity")
-        if "columns.parquet" in artifact:  # a table without columns has no rows in a file
+        if "columns.parquet" in artifact:  # reindex, because Parquet stores no rows of a table without columns
             model.item_columns_ = artifact.table("columns").reindex(range(len(model.catalogue_)))
 
         model._read(artifact)
@@ -185,13 +192,13 @@ class FittedState(Checked, ABC):
 
 
 def _no_events(catalogue: IdMap) -> Interactions:
-    """A log of nobody: what a model has that was saved without its events."""
+    """An empty log without users, for a model without its events."""
     none = np.zeros(0, np.int64)
     return Interactions(IdMap([]), catalogue, none, none, np.zeros(0, np.float32))
 
 
 def _write_log(writer: ArtifactWriter, events: Interactions) -> None:
-    """Store users and events, or nothing of `_no_events`; the items are the catalogue, which is stored by itself."""
+    """Write users and events, or nothing if there are none. The items are the catalogue, which is stored separately."""
     if not len(events):
         return
 
@@ -202,7 +209,7 @@ def _write_log(writer: ArtifactWriter, events: Interactions) -> None:
 
 
 def _read_log(artifact: Artifact, catalogue: IdMap) -> Interactions:
-    """The events that `_write_log` stored."""
+    """The events that `_write_log` wrote."""
     if "events.user.npy" not in artifact:
         return _no_events(catalogue)
 
@@ -216,9 +223,9 @@ def _read_log(artifact: Artifact, catalogue: IdMap) -> Interactions:
     )
 
 
-def _own(value: Any) -> Any:
-    """`value` with its lists and dicts copied at every depth, and all else shared."""
+def _copied_containers(value: Any) -> Any:
+    """`value` with its lists and dicts copied at every depth; everything else is shared."""
     if type(value) is dict:
-        return {name: _own(each) for name, each in value.items()}
+        return {name: _copied_containers(each) for name, each in value.items()}
 
-    return [_own(each) for each in value] if type(value) is list else value
+    return [_copied_containers(each) for each in value] if type(value) is list else value

@@ -1,4 +1,4 @@
-"""Recommenders from item vectors alone: a user is a point in the encoder's space."""
+"""Recommenders based on item vectors alone: each user is a vector in the embedding space."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ from recotransfer.settings import Decay, NonNegative
 
 
 class _Profiles(FactorModel):
-    """Users as weighted sums of their items' unit vectors, W @ vectors @ metric."""
+    """User vectors are weighted sums of the unit vectors of the history: W @ vectors @ metric.
+
+    Attributes:
+        blocks_: (name, width) of the modalities side by side in the vectors.
+        present_: (items,) bool, items with content; the others are never listed.
+    """
 
     needs_items: ClassVar[bool] = True
     scores_new_items: ClassVar[bool] = True
@@ -50,31 +55,34 @@ class _Profiles(FactorModel):
     def _rank(
         self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
     ) -> TopK:
-        if not self.present_.all():  # the zero scores of items without content would outrank negative ones
+        if not self.present_.all():  # items without content score 0, which would outrank negative scores
             mask = self.present_ if mask is None else mask & self.present_
 
         return super()._rank(events, k, exclude, mask)
 
     def _queries(self, events: Interactions) -> Float:
-        return self._mapped(np.asarray(self._weights(events) @ self.factors_, np.float32))
+        return self._projected(np.asarray(self._weights(events) @ self.factors_, np.float32))
 
-    def _mapped(self, vectors: Float) -> Float:
+    def _projected(self, vectors: Float) -> Float:
+        """The vectors times the metric."""
         return vectors
 
     def _contributions(
         self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]
     ) -> Mapping[str, Float]:
-        # The inner product of profile and item splits over the modalities, which lie side by side in the vectors.
-        own, theirs = self._mapped(self.factors_[history]) * self._own_weights(history, strength), self.factors_[items]
+        # The score is an inner product, so it is the sum over history items and over the modalities' blocks of columns.
+        summands = self._projected(self.factors_[history]) * self._profile_weights(history, strength)
+        targets = self.factors_[items]
         out, first = {}, 0
         for name, width in self.blocks_:
             block = slice(first, first + width)
-            out[name] = np.asarray(own[:, block] @ theirs[:, block].T, np.float32)
+            out[name] = np.asarray(summands[:, block] @ targets[:, block].T, np.float32)
             first += width
 
         return out
 
-    def _own_weights(self, history: NDArray[np.int64], strength: Float) -> Float:
+    def _profile_weights(self, history: NDArray[np.int64], strength: Float) -> Float:
+        """(len(history), 1) weight of each history item in the user's profile."""
         return strength[:, None]
 
     def _write(self, writer: ArtifactWriter) -> None:
@@ -89,10 +97,10 @@ class _Profiles(FactorModel):
 
 
 class ContentProfiles(_Profiles):
-    """Cosine between an item and the mean of the user's items.
+    """Cosine similarity between an item and the weighted mean of the user's items.
 
     Args:
-        history_decay: factor on an item's weight for each newer item in the history; 1 weighs all alike.
+        history_decay: factor on an item's weight for each newer item in the history; 1 weights all equally.
     """
 
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"history_decay": (0.3, 1.0)}
@@ -108,14 +116,15 @@ class ContentProfiles(_Profiles):
 
 
 class RidgeProfiles(_Profiles):
-    """Each user's ridge regression of "in my history" on the item vectors.
+    """A ridge regression per user that predicts from an item's vector whether it is in the history.
 
-    This is the user half-step of implicit ALS with the embeddings as fixed item factors, and a linear probe per user.
+    This is the user half-step of implicit ALS (Hu, Koren and Volinsky, 2008) with the embeddings as fixed item factors:
+    a linear probe for each user.
 
     Args:
-        reg: ridge on the user's vector.
-        unobserved: weight of each item outside the history, against 1 for one in it.
-        history_decay: factor on an item's weight for each newer item in the history; 1 weighs all alike.
+        reg: ridge penalty on the user's vector.
+        unobserved: weight of each item outside the history, relative to 1 for an item in it.
+        history_decay: factor on an item's weight for each newer item in the history; 1 weights all equally.
     """
 
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -136,10 +145,10 @@ class RidgeProfiles(_Profiles):
     def _weights(self, events: Interactions) -> sparse.csr_array:
         return half_step(self._history_weights(events), self.factors_, self.metric_)
 
-    def _mapped(self, vectors: Float) -> Float:
+    def _projected(self, vectors: Float) -> Float:
         return vectors @ self.metric_
 
-    def _own_weights(self, history: NDArray[np.int64], strength: Float) -> Float:
+    def _profile_weights(self, history: NDArray[np.int64], strength: Float) -> Float:
         row = sparse.csr_array((strength, history, np.array([0, len(history)])), shape=(1, len(self.factors_)))
         return np.asarray(half_step(row, self.factors_, self.metric_).data[:, None], np.float32)
 

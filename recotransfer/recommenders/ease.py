@@ -13,16 +13,16 @@ from recotransfer.numerics.ridge import ease, ease_updated, local_ridge
 from recotransfer.recommenders.item_item import ItemItem
 from recotransfer.settings import Decay, NonNegative, PositiveInt
 
-_FEW = 8  # items per changed user above which updating the inverse is quicker than inverting anew
+_FEW = 8  # items per changed user from which updating the inverse is faster than a new inversion
 
 
 class EASE(ItemItem):
-    """Every item regressed on the others with ridge and zero diagonal (Steck, 2019).
+    """Ridge regression of every item on all others, with zero diagonal (Steck, 2019).
 
     Args:
-        reg: ridge, in squared history weight; 100 to 500 suits most shops.
-        neighbours: None solves for all items at once (a dense items x items matrix, up to about 30,000 items); a
-            number regresses each item on that many others of largest co-occurrence, in memory linear in the items.
+        reg: ridge penalty, in units of squared history weight; 100 to 500 suits most shops.
+        neighbours: number of most predictive items on which each item is regressed, which needs memory linear in the
+            number of items. None uses all of them, in a dense items x items matrix: feasible up to about 30,000 items.
         history_decay: see `ItemItem`.
     """
 
@@ -46,7 +46,7 @@ class EASE(ItemItem):
     def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
         count = len(changed_users(before, events))
         if self.neighbours is not None or count * _FEW > len(events.items):
-            return super()._update(events, fresh, before)  # solving the local systems is what costs time, not the sums
+            return super()._update(events, fresh, before)  # a full fit: here its solves are no dearer than an update
 
         self.weights_ = ease_updated(self.weights_, histories(before), histories(events), self.reg)
         return f"inverse updated for {count} user{'s' * (count != 1)}"

@@ -1,4 +1,4 @@
-"""Recommenders whose score is the inner product of a user vector and an item vector."""
+"""Base class of recommenders that score by the inner product of a user vector and an item vector."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from recotransfer.retrieval import ExactIndex, Index, choose_index, load_index, 
 
 
 class FactorModel(Recommender):
-    """Recommenders whose score is the inner product of user and item vectors; an index finds the best items.
+    """Recommenders that score by the inner product of user and item vectors, and search an index for the best items.
+
+    Subclasses implement `_queries`, and call `_set_factors` in `_fit`.
 
     Attributes:
-        index_: the item vectors and the search over them; exact until `choose_index` finds something quicker.
-        index_report_: which index it is, why, and its recall.
+        index_: the index over the item vectors; exact until `choose_index` or `use_index` is called.
+        index_report_: which index is used and why, with its measured recall.
     """
 
     source_of_scores: ClassVar[str] = "behaviour"
@@ -34,7 +36,7 @@ class FactorModel(Recommender):
 
     @abstractmethod
     def _queries(self, events: Interactions) -> Float:
-        """(users of `events`, dim) user vectors; zero for a user without a usable history."""
+        """(users of `events`, dim) user vectors; a zero row without a usable history, which is ranked by popularity."""
 
     @property
     def factors_(self) -> Float:
@@ -45,14 +47,14 @@ class FactorModel(Recommender):
         self.index_, self.index_report_ = ExactIndex().build(factors), "exact"
 
     def choose_index(self, target_recall: float = 0.95, *, users: int = 200, seed: int = 0) -> Self:
-        """Switch to the quickest index whose recall of the exact top 10 is at least `target_recall`. Returns self.
+        """Switch to the fastest index whose recall of the exact top 10 is at least `target_recall`. Returns self.
 
-        Single requests over large catalogues become quicker; `for_batch` goes back to exact search.
+        This speeds up single requests over large catalogues. `for_batch` returns to exact search.
 
         Args:
-            target_recall: least mean share of the exact top 10 that the index finds.
-            users: number of known users whose queries are measured.
-            seed: random seed of their choice.
+            target_recall: mean share of the exact top 10 that the index must find.
+            users: number of known users, sampled at random, whose queries are measured.
+            seed: random seed of the sample.
         """
         log = self.known_events()
         drawn = np.sort(np.random.default_rng(seed).permutation(len(log.users))[:users])
@@ -63,7 +65,7 @@ class FactorModel(Recommender):
         return self
 
     def use_index(self, index: Index) -> Self:
-        """Take `index` instead, built anew on the item vectors, for single requests. Returns self."""
+        """Switch to `index`, which is built on the item vectors here, for single requests. Returns self."""
         self._check_fitted()
         self.index_ = index.build(self.factors_)
         self.index_report_ = f"{type(index).__name__}, as given"
@@ -71,7 +73,7 @@ class FactorModel(Recommender):
         return self
 
     def for_batch(self) -> Self:
-        """A copy that searches exactly, which is also the quickest way for many users at once."""
+        """A copy with exact search, which is also fastest for many users at once."""
         out = self._now()
         out._set_factors(out.factors_)
         return out
@@ -84,26 +86,26 @@ class FactorModel(Recommender):
     ) -> TopK:
         queries = self._queries(events)
         top = self.index_.search(queries, k, exclude=exclude, mask=mask)
-        unknown = ~queries.any(axis=1)
+        unknown = ~queries.any(axis=1)  # all scores would be 0; an empty list is filled by popularity instead
         top.positions[unknown], top.scores[unknown] = -1, -np.inf
         return top
 
     def similar_items(
         self, items: ArrayLike, k: int = 10, *, filter: Filter | None = None, reason: bool = False
     ) -> Recommendations:
-        """The k items with the greatest cosine to each of `items`."""
+        """The k items whose vectors have the highest cosine similarity to each of `items`."""
         model = self._now()
         model._check_fitted()
         if reason:
-            raise InputError(f"{type(self).__name__} compares factors, which give no reasons; leave reason out")
+            raise InputError(f"{type(self).__name__} compares item factors, which give no reasons; omit reason=True")
 
         positions = positions_like(items, model.catalogue_)
         mask = None if filter is None else filter.mask(model.catalogue_, model.item_columns_)
         rows = np.arange(len(positions))
         shape = (len(rows), len(model.catalogue_))
-        own = sparse.coo_array((np.ones(len(rows), np.float32), (rows, positions)), shape=shape).tocsr()
+        itself = sparse.coo_array((np.ones(len(rows), np.float32), (rows, positions)), shape=shape).tocsr()
         unit = unit_rows(model.factors_)
-        top = top_k(unit[positions], unit, min(k, len(model.catalogue_)), exclude=own, mask=mask)
+        top = top_k(unit[positions], unit, min(k, len(model.catalogue_)), exclude=itself, mask=mask)
 
         return Recommendations(model.catalogue_.take(positions), model.catalogue_, top.positions, top.scores)
 

@@ -1,8 +1,8 @@
-"""Matrix factorisation by the `implicit` package: ALS and BPR."""
+"""Matrix factorisation with the `implicit` package: ALS and BPR."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,17 +18,24 @@ from recotransfer.numerics.vectors import Float
 from recotransfer.recommenders.factor_model import FactorModel
 from recotransfer.settings import NonNegative, NonNegativeInt, Positive, PositiveInt
 
-_FEWER = 5  # a fit makes this many times the sweeps of an update
+_FIT_TO_UPDATE = 5  # ratio of the epochs of a fit to those of an update
 
 
 def _train(
-    kind: Any, events: Interactions, begin: tuple[Float, Float] | None = None, **settings: Any
+    kind: Callable[..., Any], events: Interactions, begin: tuple[Float, Float] | None = None, **settings: Any
 ) -> tuple[Float, Float]:
-    """User and item factors of a model of the `implicit` package, trained from `begin` where it is given."""
-    # implicit runs threads of its own; BLAS pools inside them slow it many times over.
+    """User and item factors of a model of the `implicit` package.
+
+    Args:
+        kind: the model's class.
+        events: the log.
+        begin: user and item factors to start from; random if None.
+        settings: arguments of the model.
+    """
+    # implicit starts its own threads, and BLAS threads inside them would slow training many times over.
     with require("threadpoolctl").threadpool_limits(1, "blas"):
         model = kind(**settings)
-        if begin is not None:  # `fit` continues from factors that are there
+        if begin is not None:  # implicit continues from factors that are already set
             model.user_factors, model.item_factors = begin
 
         model.fit(sparse.csr_matrix(histories(events)), show_progress=False)
@@ -37,14 +44,16 @@ def _train(
 
 
 class ALS(FactorModel):
-    """Implicit-feedback ALS (Hu, Koren and Volinsky, 2008). Each user vector is one half-step from their history.
+    """Alternating least squares for implicit feedback (Hu, Koren and Volinsky, 2008).
+
+    Only item factors are kept: a user vector is one half-step from the history, so new users need no refit.
 
     Args:
         dim: number of factors.
-        reg: ridge on the factors.
-        alpha: weight of an observed pair against 1 for an unobserved one.
-        epochs: sweeps.
-        seed: random seed.
+        reg: ridge penalty on the factors.
+        alpha: weight of an observed pair, relative to 1 for an unobserved one.
+        epochs: number of alternating sweeps.
+        seed: random seed of the initial factors.
     """
 
     search_space: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -73,12 +82,12 @@ class ALS(FactorModel):
         self._sweep(events, self.epochs)
 
     def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
-        known, sweeps = self.factors_, max(1, self.epochs // _FEWER)
+        known, sweeps = self.factors_, max(1, self.epochs // _FIT_TO_UPDATE)
         factors = np.random.default_rng(self.seed).random((len(events.items), self.dim), np.float32) * np.float32(0.01)
         factors[: len(known)] = known
-        users = np.zeros((len(events.users), self.dim), np.float32)  # a sweep first solves them from the item factors
+        users = np.zeros((len(events.users), self.dim), np.float32)  # a sweep begins by solving for them
         self._sweep(events, sweeps, (users, factors))
-        return f"{sweeps} sweeps from the present factors"
+        return f"{sweeps} sweeps from the current factors"
 
     def _sweep(self, events: Interactions, epochs: int, begin: tuple[Float, Float] | None = None) -> None:
         AlternatingLeastSquares = require("implicit.cpu.als").AlternatingLeastSquares
@@ -107,8 +116,8 @@ class ALS(FactorModel):
     ) -> Mapping[str, Float]:
         row = sparse.csr_array((strength * self.alpha, history, [0, len(history)]), shape=(1, len(self.factors_)))
         weights = half_step(row, self.factors_, self.metric_).data
-        likeness = self.factors_[history] @ self.metric_ @ self.factors_[items].T
-        return {"behaviour": np.asarray(weights[:, None] * likeness, np.float32)}
+        similarity = self.factors_[history] @ self.metric_ @ self.factors_[items].T
+        return {"behaviour": np.asarray(weights[:, None] * similarity, np.float32)}
 
     def _write(self, writer: ArtifactWriter) -> None:
         super()._write(writer)
@@ -120,14 +129,14 @@ class ALS(FactorModel):
 
 
 class BPR(FactorModel):
-    """Bayesian personalised ranking (Rendle et al., 2009). Users are learned rows: new ones need a refit.
+    """Bayesian personalised ranking (Rendle et al., 2009). User vectors are learned, so new users need a refit.
 
     Args:
         dim: number of factors.
-        learning_rate: step of the stochastic gradient.
-        reg: ridge on the factors.
-        epochs: sweeps.
-        seed: random seed.
+        learning_rate: step size of stochastic gradient descent.
+        reg: ridge penalty on the factors.
+        epochs: passes over the events.
+        seed: random seed of the initial factors and the samples.
     """
 
     scores_new_users: ClassVar[bool] = False
@@ -157,17 +166,18 @@ class BPR(FactorModel):
         self._sweep(events, self.epochs)
 
     def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
-        rng, sweeps = np.random.default_rng(self.seed), max(1, self.epochs // _FEWER)
+        rng, sweeps = np.random.default_rng(self.seed), max(1, self.epochs // _FIT_TO_UPDATE)
 
-        def grown(old: Float, count: int) -> Float:  # new rows are random, as those `implicit` starts from
+        def grown(old: Float, count: int) -> Float:
+            """`old` with random rows appended up to `count`, from the distribution that `implicit` starts from."""
             new = (rng.random((count - len(old), old.shape[1]), np.float32) - np.float32(0.5)) / self.dim
             return np.concatenate([old, new])
 
         users, factors = grown(self.users_, len(events.users)), grown(self.factors_, len(events.items))
-        users[:, -1] = 1  # multiplies the item's bias
+        users[:, -1] = 1  # the last column of the item factors is their bias
         self._sweep(events, sweeps, (users, factors))
 
-        return f"{sweeps} sweeps from the present factors"
+        return f"{sweeps} sweeps from the current factors"
 
     def _sweep(self, events: Interactions, epochs: int, begin: tuple[Float, Float] | None = None) -> None:
         BayesianPersonalizedRanking = require("implicit.cpu.bpr").BayesianPersonalizedRanking
@@ -181,7 +191,7 @@ class BPR(FactorModel):
             regularization=self.reg,
             iterations=epochs,
             random_state=self.seed,
-            num_threads=1,  # threads would race on shared rows, and a seed would no longer fix the result
+            num_threads=1,  # threads would race on shared rows, so that a seed would not reproduce the result
         )
         self._set_factors(factors)
 

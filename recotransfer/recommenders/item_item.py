@@ -1,4 +1,4 @@
-"""Recommenders whose score is a product of the history and an item-item matrix."""
+"""Base class of recommenders that score by an item-item matrix."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from recotransfer.recommenders.base import Matrix, Recommender
 
 
 class ItemItem(Recommender):
-    """Recommenders whose score is `history @ weights`: users are what they did, and only positive evidence counts.
+    """Recommenders that score by `history @ weights`, so new users need no refit. Only positive scores are kept.
+
+    Subclasses set `weights_` in `_fit`.
 
     Attributes:
-        history_decay: factor on an item's weight for each newer item in the history; 1 weighs all alike, and so do logs
-            without times.
-        weights_: (items, items), row = item of the history, column = item scored; sparse, or dense for small
-            catalogues.
+        history_decay: factor on an item's weight for each newer item in the history; 1 weights all equally. Has no
+            effect on logs without times.
+        weights_: (items, items) sparse or dense; rows are items of the history, columns the items scored.
     """
 
     history_decay: float
@@ -41,6 +42,7 @@ class ItemItem(Recommender):
         if isinstance(self.weights_, np.ndarray):
             return super()._rank(events, k, exclude, mask)
 
+        # Products of sparse matrices are ranked row by row, without storing all scores.
         return TopK(*product_top_k(self._history_weights(events), self.weights_, k, exclude, mask))
 
     def _contributions(
@@ -56,7 +58,7 @@ class ItemItem(Recommender):
 
 
 def cells(weights: Matrix, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Float:
-    """(len(rows), len(columns)) dense excerpt of a dense or sparse matrix."""
+    """(len(rows), len(columns)) dense submatrix of a dense or sparse matrix."""
     if isinstance(weights, np.ndarray):
         return weights[np.ix_(rows, columns)]
 

@@ -1,4 +1,4 @@
-"""Item-item neighbourhoods from co-occurrence alone."""
+"""Item-based nearest neighbours by co-occurrence."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from recotransfer.settings import Decay, NonNegative, PositiveInt
 
 
 class ItemKNN(ItemItem):
-    """Cosine between the items' user columns, shrunk towards zero where few users are shared.
+    """Cosine similarity of the items' sets of users, shrunk towards zero for pairs with few users in common.
 
     Deshpande and Karypis, "Item-based top-N recommendation algorithms" (2004); shrinkage after Bell and Koren (2007).
 
     Args:
-        neighbours: how many similar items each item keeps.
-        shrink: number of shared users at which the similarity is halved.
+        neighbours: number of similar items kept for each item.
+        shrink: number of common users at which the similarity is halved.
         history_decay: see `ItemItem`.
     """
 
@@ -42,9 +42,9 @@ class ItemKNN(ItemItem):
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
         matrix = histories(events)
-        matrix.data[:] = 1
+        matrix.data[:] = 1  # binary: an item's column is its set of users
         gram = sparse.csr_array(matrix.T @ matrix)
-        length = np.sqrt(reciprocal(gram.diagonal()))
-        cosine = scaled(gram, length, length)
+        inverse_norm = np.sqrt(reciprocal(gram.diagonal()))
+        cosine = scaled(gram, inverse_norm, inverse_norm)
         cosine.data *= gram.data / (gram.data + self.shrink)
         self.weights_ = keep_largest(without_diagonal(cosine), self.neighbours)

@@ -1,4 +1,4 @@
-"""The most popular items for everyone, with recent events weighing more on request."""
+"""The most popular items for everyone, optionally with more weight on recent events."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from recotransfer.numerics.vectors import Float
 from recotransfer.recommenders.base import Recommender
 from recotransfer.settings import Positive
 
+_DAY = 86_400  # seconds
+
 
 class Popularity(Recommender):
-    """Ranks by summed event weight, halved every `half_life` days before the newest event; None never forgets."""
+    """Ranks items by the sum of their event weights, the same for all users.
+
+    Args:
+        half_life: days before the newest event at which an event counts half; None weights all equally.
+    """
 
     def __init__(self, *, half_life: Positive | None = None) -> None:
         self.half_life = half_life
@@ -22,9 +28,9 @@ class Popularity(Recommender):
         weight = events.weight.astype(np.float64)
         if self.half_life is not None:
             if events.time is None:
-                raise InputError("half_life needs events with times; leave it out or give a time column")
+                raise InputError("half_life needs events with times; set it to None or give a time column")
 
-            weight = weight * 0.5 ** ((events.time.max() - events.time) / 86400 / self.half_life)
+            weight = weight * 0.5 ** ((events.time.max() - events.time) / _DAY / self.half_life)
 
         self.scores_ = np.bincount(events.item, weights=weight, minlength=len(events.items)).astype(np.float32)
 
