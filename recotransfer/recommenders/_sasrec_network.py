@@ -1,4 +1,4 @@
-"""The network of `SASRec` and the sequences that it reads."""
+"""The transformer of `SASRec`, and the users' sequences of items that it reads."""
 
 from __future__ import annotations
 
@@ -17,14 +17,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Int = NDArray[np.int64]
-_FEW, _MANY = 200, 2000  # bounds on the number of users held out for early stopping, a tenth of all between them
-SPREAD = 0.02  # standard deviation of item vectors and positions before training
-_LENGTH = 0.5  # root mean square length of mapped content before training
-_USERS = 512  # histories read at a time
+_LEAST_HELD_OUT, _MOST_HELD_OUT = 200, 2000  # bounds on the users held out for early stopping, a tenth in between
+SPREAD = 0.02  # standard deviation of initial item vectors and positions
+_LENGTH = 0.5  # root mean square length of the mapped content before training
+_USERS = 512  # histories read at a time, which bounds memory
 
 
 class _Group(NamedTuple):
-    """Users of similar length, padded together: their tokens, the cell of each, and the padded height and width."""
+    """Users with histories of similar length, padded to a (height, width) array for attention.
+
+    Attributes:
+        tokens: the group's tokens in the packed order.
+        cell: position of each token in the flattened array.
+        height: number of users.
+        width: length of the longest history.
+    """
 
     tokens: slice
     cell: Int
@@ -33,9 +40,14 @@ class _Group(NamedTuple):
 
 
 class _Packed(NamedTuple):
-    """Histories end to end without padding, shortest first.
+    """Histories concatenated without padding, shortest first; each item is one token.
 
-    `rows` of `Sequences.item`, `age` of each from the user's newest (0), `last` token of each of `users`.
+    Attributes:
+        users: (users,) the users in this order.
+        rows: (tokens,) rows of `Sequences.item`.
+        age: (tokens,) number of the user's tokens after this one.
+        last: (users,) last token of each user.
+        groups: the same tokens in groups for attention.
     """
 
     users: Int
@@ -47,38 +59,44 @@ class _Packed(NamedTuple):
 
 @dataclass
 class Sequences:
-    """Each user's distinct items, oldest first: those of user u are `item[start[u] : end[u]]`."""
+    """Each user's distinct items, oldest first: user u has `item[start[u] : end[u]]`."""
 
     item: Int
     start: Int
     end: Int
 
     def hold_out(self, rng: np.random.Generator, among: Int | None = None) -> Int:
-        """Hold out the newest item of some users with three or more, at most half of them; returns these users.
+        """Hold out the newest item of some users, in place, and return these users.
 
-        The held-out item of user u is `item[end[u]]`.
+        They are a tenth of the users with three or more items, within bounds of 200 and 2,000, and never more than
+        half of them. The held-out item of user u is `item[end[u]]`.
+
+        Args:
+            rng: random generator of the sample.
+            among: positions of the users to sample from; None for all.
         """
         long = np.flatnonzero(self.end - self.start >= 3)
         long = long if among is None else np.intersect1d(long, among)
-        count = min(int(np.clip(len(long) // 10, _FEW, _MANY)), len(long) // 2)
+        count = min(int(np.clip(len(long) // 10, _LEAST_HELD_OUT, _MOST_HELD_OUT)), len(long) // 2)
         held = np.sort(rng.permutation(long)[:count])
         self.end[held] -= 1
         return held
 
     def items_in_order(self) -> Int:
-        """Items in sequences of two or more: those that follow another, or are followed by one."""
+        """The items that occur in sequences of two or more items, as input or as target."""
         long = np.flatnonzero(self.end - self.start >= 2)
         return np.unique(self.item[ranges(self.start[long], (self.end - self.start)[long])])
 
     def packed(self, users: Int, length: int, ahead: int = 0) -> _Packed:
-        """The newest `length` items of each of `users`, without the last `ahead`. Each must have one at least."""
+        """The newest `length` items of each of `users` before the last `ahead`. Every user must have at least one."""
         end = self.end[users] - ahead
         size = np.minimum(end - self.start[users], length)
         order = np.argsort(size, kind="stable")
         end, size = end[order], size[order]
         token = np.cumsum(size)
         place = ranges(np.zeros_like(size), size)
-        # Users within a factor of two in length are padded together: attention over padding is then cheap.
+
+        # Users whose lengths differ by at most a factor of two are padded together, so that little of it is padding.
         cuts = np.unique(np.searchsorted(size, 2 ** np.arange(int(size[-1]).bit_length() + 1), side="right"))
         groups = []
 
@@ -97,24 +115,29 @@ class Sequences:
 
 
 def training_sequences(events: Interactions, known: NDArray[np.bool_]) -> Sequences:
-    """Distinct known items of each user by their last event of positive weight; `events` are in user and time order."""
+    """Each user's distinct known items, in the order of their last events of positive weight.
+
+    Args:
+        events: the log, sorted by user and time.
+        known: (items,) bool, the items to keep.
+    """
     rows = np.flatnonzero((events.weight > 0) & known[events.item])
     user, item = events.user[rows], events.item[rows]
     pair = user * len(events.items) + item
-    _, back = np.unique(pair[::-1], return_index=True)
+    _, back = np.unique(pair[::-1], return_index=True)  # in reversed order the first is a pair's last event
     last = np.sort(len(pair) - 1 - back)
     bounds = np.searchsorted(user[last], np.arange(len(events.users) + 1))
     return Sequences(item[last], bounds[:-1].astype(np.int64), bounds[1:].astype(np.int64))
 
 
 def ranges(first: Int, size: Int) -> Int:
-    """first[0], first[0] + 1, ... (size[0] of them), first[1], ... end to end."""
+    """The concatenated ranges first[i], first[i] + 1, ..., first[i] + size[i] - 1."""
     out: Int = np.arange(int(size.sum())) + np.repeat(first - (np.cumsum(size) - size), size)
     return out
 
 
 def read_users(network: Network, factors: Float, sequences: Sequences, users: Int, length: int) -> Float:
-    """(users, dim) state after each user's newest item; zero for an empty history."""
+    """(users, dim) state after each user's newest item; zero for users without items."""
     torch = require("torch")
 
     out = np.zeros((len(users), factors.shape[1]), np.float32)
@@ -133,9 +156,14 @@ def read_users(network: Network, factors: Float, sequences: Sequences, users: In
 
 
 class Network:
-    """The weights by name, and what they compute. A plain class, so that torch is not imported with this file.
+    """The network's weights by name, and its forward pass. It is no `torch.nn.Module`, so that torch is imported late.
 
-    `own` (items, dim) and `map` (content, dim) make the item vectors, all else the transformer.
+    An item's vector is its row of the weight "own" (items, dim), plus its content times the weight "map" (content
+    dimension, dim) if there is content. All other weights belong to the transformer.
+
+    Args:
+        weights: name -> weight; includes "position".
+        content: (items, content dimension) content vectors.
     """
 
     def __init__(self, weights: dict[str, Tensor], content: Tensor | None = None) -> None:
@@ -145,7 +173,15 @@ class Network:
 
     @classmethod
     def new(cls, items: int, dim: int, length: int, blocks: int, content: Float | None) -> Network:
-        """Random weights from torch's generator, on the GPU where there is one."""
+        """A network with random weights from torch's global generator, ready to train.
+
+        Args:
+            items: number of items.
+            dim: dimension of vectors and states.
+            length: maximum length of a history.
+            blocks: number of attention blocks.
+            content: (items, content dimension) unit vectors; None for free vectors only.
+        """
         torch = require("torch")
 
         weights = {"position": torch.randn(length, dim) * SPREAD}
@@ -153,9 +189,10 @@ class Network:
             weights["own"] = torch.randn(items, dim) * SPREAD
         else:
             weights["own"] = torch.zeros(items, dim)
-            turn = torch.linalg.qr(torch.randn(dim, dim)).Q
-            main = torch.from_numpy(_principal_components(content, dim))
-            weights["map"] = main @ turn[: main.shape[1]]
+            # A random rotation spreads the principal components over all dimensions.
+            rotation = torch.linalg.qr(torch.randn(dim, dim)).Q
+            components = torch.from_numpy(_principal_components(content, dim))
+            weights["map"] = components @ rotation[: components.shape[1]]
 
         for block in range(blocks):
             for name in ("query", "key", "value", "out", "inner", "outer"):
@@ -172,13 +209,13 @@ class Network:
 
     @classmethod
     def of(cls, arrays: Mapping[str, Float]) -> Network:
-        """The transformer with these weights, to read histories on the CPU."""
+        """A network with these weights, on the CPU, to read histories."""
         torch = require("torch")
 
         return cls({name: torch.tensor(np.asarray(values)) for name, values in arrays.items()})
 
     def learn(self) -> None:
-        """Gradients from here on, on the GPU where there is one."""
+        """Enable gradients, and move the weights to the GPU if there is one."""
         torch = require("torch")
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -186,7 +223,7 @@ class Network:
         self.content = None if self.content is None else self.content.to(self.device)
 
     def freeze(self) -> None:
-        """No gradients from here on."""
+        """Disable gradients."""
         self.weights = {name: weight.detach() for name, weight in self.weights.items()}
 
     def to_numpy(self) -> dict[str, Float]:
@@ -194,7 +231,7 @@ class Network:
         return {name: weight.detach().cpu().numpy() for name, weight in self.weights.items()}
 
     def vectors(self, items: Int) -> Tensor:
-        """(len(items), dim) item vectors."""
+        """(len(items), dim) vectors of the items at these positions."""
         torch = require("torch")
         functional = require("torch.nn.functional")
 
@@ -203,7 +240,7 @@ class Network:
         return own if self.content is None else own + self.content[rows] @ self.weights["map"]
 
     def all_vectors(self) -> Float:
-        """(items, dim) vectors of the whole catalogue."""
+        """(all items, dim) item vectors, without gradients."""
         torch = require("torch")
 
         with torch.no_grad():
@@ -212,7 +249,13 @@ class Network:
             return np.asarray(out.detach().cpu().numpy().copy(), np.float32)
 
     def states(self, vectors: Tensor, packed: _Packed, dropout: float = 0.0) -> Tensor:
-        """(tokens, dim) state after each token, from the token's vector and those before it of the same user."""
+        """(tokens, dim) state after each token: it depends on the user's tokens up to this one.
+
+        Args:
+            vectors: (tokens, dim) item vectors.
+            packed: the histories.
+            dropout: dropout rate; 0 outside training.
+        """
         torch = require("torch")
         functional = require("torch.nn.functional")
 
@@ -225,6 +268,7 @@ class Network:
         def drop(x: Tensor) -> Tensor:
             return functional.dropout(x, dropout) if dropout else x
 
+        # Positions count back from the newest item, so that the newest has the same position in every history.
         age = torch.from_numpy(packed.age).to(self.device)
         x = drop(vectors + functional.embedding(age, self.weights["position"]))
         for block in range(sum(name.endswith(".query") for name in self.weights)):
@@ -237,21 +281,22 @@ class Network:
 
 
 def _principal_components(content: Float, most: int) -> Float:
-    """(width, at most `most`) map onto the directions along which unit vectors differ most.
+    """(content dimension, at most `most`) map of the content vectors onto their principal components.
 
-    The spread along each direction becomes its root, so that the largest do not drown the rest and noise stays small.
+    The standard deviation along each component is replaced by its square root, so that the first ones do not dominate
+    and the last ones, which are mostly noise, stay small.
     """
     value, vector = np.linalg.eigh(content.T.astype(np.float64) @ content)
     kept = np.argsort(-value)[:most]
     kept = kept[value[kept] > 1e-6 * max(value.max(), 1e-12)]
     out = vector[:, kept] * value[kept] ** -0.25
 
-    # The mapped rows have the roots of `value` as their total squares.
+    # The sum of squares of the mapped vectors is the sum of the roots of `value`; scaled to the length _LENGTH.
     return np.asarray(out * _LENGTH * np.sqrt(len(content) / max(np.sqrt(value[kept]).sum(), 1e-12)), np.float32)
 
 
 def _attention(projected: tuple[Tensor, Tensor, Tensor], groups: list[_Group], dropout: float) -> Tensor:
-    """(tokens, dim) causal attention of queries, keys and values; only attention itself sees padding."""
+    """(tokens, dim) causal attention over projected queries, keys and values, padded group by group."""
     torch = require("torch")
     functional = require("torch.nn.functional")
 

@@ -1,4 +1,4 @@
-"""The probe: labels are users, and each learns from frozen vectors which items are its own, as a probability."""
+"""Probe of frozen embeddings: a classifier of items by label, where the labels are users."""
 
 from __future__ import annotations
 
@@ -19,24 +19,28 @@ from recotransfer.recommenders.base import Recommender
 from recotransfer.settings import NonNegative, NonNegativeInt, Positive, PositiveInt
 
 _STATE = ("mean", "scale", "outer", "bias")
-_FLAT = 1e-6  # spread, against the widest column's, below which a column says nothing
-_LEAST_FOR_STOPPING = 500  # rows from which a tenth can be spared to stop the hidden layer's training
+_CONSTANT = 1e-6  # relative standard deviation below which a column counts as constant and is ignored
+_LEAST_FOR_STOPPING = 500  # examples from which a tenth is held out for early stopping of the hidden layer
 
 
 class Probe(Recommender):
     """Logistic regression of labels on item vectors: the linear probe of a frozen encoder (Alain and Bengio, 2016).
 
-    A label is a user whose items are those that bear it. Where every labelled item has one label, the probabilities of
-    an item sum to 1 (softmax); where some have several, each label has a regression of its own. Items without a label
-    are unknown, not negative. Scores are probabilities. New labels need a refit, while `RidgeProfiles` and
-    `ContentProfiles` rank for new users, and so for new labels, without one.
+    A label is a user, and its items are those with that label. If every labelled item has one label, the regression is
+    multinomial, so that the probabilities of an item sum to 1; otherwise each label has its own binary regression.
+    Items without labels are treated as unknown, not as negatives. Scores are probabilities. New labels need a refit;
+    `RidgeProfiles` and `ContentProfiles` can rank for new users, and so for new labels, without one.
 
     Args:
-        reg: ridge on the weights of the standardised vectors, against the log loss summed over items.
-        hidden: width of a hidden layer; None is linear.
-        temperature: what logits are divided by (Guo et al., "On calibration of modern neural networks", 2017);
-            `experiments.run(calibrate=True)` learns it from answers to items that were held out.
+        reg: ridge penalty on the weights of the standardised vectors, relative to the log loss summed over items.
+        hidden: width of a hidden layer; None for a linear model.
+        temperature: divisor of the logits (Guo et al., "On calibration of modern neural networks", 2017);
+            `experiments.run(calibrate=True)` fits it to held-out items.
         seed: random seed of the hidden layer.
+
+    Attributes:
+        labels_: positions of the users with at least one labelled item that has content.
+        exclusive_: whether every labelled item has exactly one label.
     """
 
     needs_items: ClassVar[bool] = True
@@ -67,65 +71,67 @@ class Probe(Recommender):
         labels = sparse.csr_array(events.binary_matrix().T)
         rows = np.flatnonzero((np.diff(labels.indptr) > 0) & self.present_)
         if not len(rows):
-            raise InputError("no labelled item has content to learn from; see the encoder's report")
+            raise InputError("no labelled item has content to learn from; check the encoder's report for what failed")
 
         self.labels_ = np.flatnonzero(np.bincount(labels[rows].indices, minlength=len(events.users)))
         if len(self.labels_) < 2:
             raise InputError(
-                f"Probe tells labels apart, but {len(self.labels_)} have an item with content; give two at least"
+                f"Probe needs at least two labels that have items with content, got {len(self.labels_)}; "
+                "add labelled items, or use RidgeProfiles"
             )
 
-        bears = labels[rows][:, self.labels_].toarray() > 0
-        self.exclusive_ = bool((bears.sum(axis=1) == 1).all())
-        self._learn(items.vectors[rows], bears)
+        has_label = labels[rows][:, self.labels_].toarray() > 0
+        self.exclusive_ = bool((has_label.sum(axis=1) == 1).all())
+        self._learn(items.vectors[rows], has_label)
 
-    def _learn(self, x: Float, bears: NDArray[np.bool_]) -> None:
-        """Weights from vectors (n, dim) and which labels (n, labels) they bear."""
+    def _learn(self, x: Float, has_label: NDArray[np.bool_]) -> None:
+        """Fit to vectors `x` (n, dim) and labels `has_label` (n, labels) bool."""
         spread = x.std(axis=0)
         self.mean_ = x.mean(axis=0).astype(np.float32)
-        self.scale_ = np.where(spread > _FLAT * max(float(spread.max()), 1e-12), spread, np.inf).astype(np.float32)
+        self.scale_ = np.where(spread > _CONSTANT * max(float(spread.max()), 1e-12), spread, np.inf).astype(np.float32)
         z = (x - self.mean_) / self.scale_
         if self.hidden is None:
             self.inner_ = None
-            self.outer_, self.bias_ = self._linear(z, bears)
+            self.outer_, self.bias_ = self._linear(z, has_label)
             return
 
         ConvergenceWarning = require("sklearn.exceptions").ConvergenceWarning
         MLPClassifier = require("sklearn.neural_network").MLPClassifier
 
-        stopping = (
-            len(z) >= _LEAST_FOR_STOPPING and bears.sum(axis=0).min() > 1
-        )  # both sides of its validation split need every label
+        # Early stopping holds out a tenth, and both parts need an example of every label.
+        stopping = len(z) >= _LEAST_FOR_STOPPING and has_label.sum(axis=0).min() > 1
         net = MLPClassifier(
             (self.hidden,), alpha=self.reg, batch_size=min(256, len(z)), max_iter=200, random_state=self.seed,
             early_stopping=stopping, n_iter_no_change=5,
         )  # fmt: skip
 
-        with warnings.catch_warnings(
-            action="ignore", category=ConvergenceWarning
-        ):  # where it ends by then is good enough
-            net.fit(z, bears.argmax(axis=1) if self.exclusive_ else bears)
+        # It need not converge within 200 epochs, so scikit-learn's warning is suppressed.
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+            net.fit(z, has_label.argmax(axis=1) if self.exclusive_ else has_label)
 
         (inner, outer), (inner_bias, bias) = net.coefs_, net.intercepts_
         self.inner_ = np.vstack([inner, inner_bias]).astype(np.float32)
-        self.outer_, self.bias_ = _both_sides(outer, bias) if bears.shape[1] == 2 and self.exclusive_ else (outer, bias)
+        self.outer_, self.bias_ = (
+            _two_class_logits(outer, bias) if has_label.shape[1] == 2 and self.exclusive_ else (outer, bias)
+        )
 
-    def _linear(self, z: Float, bears: NDArray[np.bool_]) -> tuple[Float, Float]:
+    def _linear(self, z: Float, has_label: NDArray[np.bool_]) -> tuple[Float, Float]:
+        """Weights (dim, labels) and intercepts (labels,) of logistic regressions on the standardised vectors `z`."""
         LogisticRegression = require("sklearn.linear_model").LogisticRegression
 
-        wide = z.astype(np.float64)  # in float32 the line search fails under a strong ridge
+        z64 = z.astype(np.float64)  # in float32 the line search fails for large penalties
 
         def fitted(target: NDArray[Any]) -> tuple[Float, Float]:
-            model = LogisticRegression(C=1 / max(self.reg, 1e-12), max_iter=500).fit(wide, target)
+            model = LogisticRegression(C=1 / max(self.reg, 1e-12), max_iter=500).fit(z64, target)
             return model.coef_.T.astype(np.float32), model.intercept_.astype(np.float32)
 
         if self.exclusive_:
-            weights, bias = fitted(bears.argmax(axis=1))
-            return _both_sides(weights, bias) if bears.shape[1] == 2 else (weights, bias)
+            weights, bias = fitted(has_label.argmax(axis=1))
+            return _two_class_logits(weights, bias) if has_label.shape[1] == 2 else (weights, bias)
 
         columns = []
-        for label in bears.T:
-            if label.all():  # no negatives to learn from: every labelled item bears it
+        for label in has_label.T:
+            if label.all():  # without negatives there is nothing to fit: a constant logit of 10, almost certain
                 columns.append((np.zeros((z.shape[1], 1), np.float32), np.full(1, 10, np.float32)))
             else:
                 columns.append(fitted(label))
@@ -135,14 +141,15 @@ class Probe(Recommender):
     # -- results -------------------------------------------------------------------------------------------------------
 
     def _logits(self, x: Float) -> Float:
+        """(n, labels) logits of vectors `x` (n, dim), before the temperature."""
         z = (x - self.mean_) / self.scale_
         if self.inner_ is not None:
             z = np.maximum(z @ self.inner_[:-1] + self.inner_[-1], 0)
 
         return np.asarray(z @ self.outer_ + self.bias_, np.float32)
 
-    def _shares(self, vectors: Float, users: NDArray[np.int64]) -> Float:
-        """(rows, users) probability of each label; 0 for a label without a single example."""
+    def _label_probabilities(self, vectors: Float, users: NDArray[np.int64]) -> Float:
+        """(n, users) probability of each label at the positions `users`; 0 for labels without examples."""
         p = _probabilities(self._logits(vectors) / self.temperature, self.exclusive_)
         place = np.full(len(self.events_.users), -1)
         place[self.labels_] = np.arange(len(self.labels_))
@@ -150,21 +157,23 @@ class Probe(Recommender):
         return np.where(at >= 0, p[:, at], 0).astype(np.float32)
 
     def _scores(self, events: Interactions) -> Float:
-        return np.ascontiguousarray(self._shares(self.vectors_, self.events_.users.positions(events.users.ids)).T)
+        return np.ascontiguousarray(
+            self._label_probabilities(self.vectors_, self.events_.users.positions(events.users.ids)).T
+        )
 
     def _rank(
         self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
     ) -> TopK:
-        if not self.present_.all():
+        if not self.present_.all():  # probabilities of items without content mean nothing
             mask = self.present_ if mask is None else mask & self.present_
 
         return super()._rank(events, k, exclude, mask)
 
     def _with_items(self, items: Embeddings) -> Self:
-        return self  # scores of any vectors need no catalogue
+        return self  # any vectors can be scored, in the catalogue or not
 
     def _item_scores(self, items: Embeddings, users: NDArray[np.int64]) -> Float:
-        return self._shares(items.vectors, users)
+        return self._label_probabilities(items.vectors, users)
 
     def _content(self) -> Embeddings:
         known = IdMap(self.catalogue_.take(np.arange(len(self.vectors_))))
@@ -193,8 +202,8 @@ class Probe(Recommender):
         self.exclusive_ = artifact.json("probe")["exclusive"]
 
 
-def _both_sides(weights: NDArray[Any], bias: NDArray[Any]) -> tuple[Float, Float]:
-    """Two columns of logits from the one of a yes-or-no model."""
+def _two_class_logits(weights: NDArray[Any], bias: NDArray[Any]) -> tuple[Float, Float]:
+    """Weights and bias for two columns of logits from those of a binary model; the first logit is always 0."""
     return (
         np.hstack([np.zeros_like(weights), weights]).astype(np.float32),
         np.concatenate([np.zeros_like(bias), bias]).astype(np.float32),
@@ -202,6 +211,7 @@ def _both_sides(weights: NDArray[Any], bias: NDArray[Any]) -> tuple[Float, Float
 
 
 def _probabilities(logits: Float, exclusive: bool) -> Float:
+    """Softmax over the labels if they are mutually exclusive, otherwise a sigmoid for each."""
     from scipy.special import expit, softmax
 
     return np.asarray(softmax(logits, axis=1) if exclusive else expit(logits), np.float32)

@@ -1,4 +1,4 @@
-"""A causal transformer over each user's items: SASRec, with the items' content where it is given."""
+"""SASRec: a causal transformer over each user's sequence of items, optionally with item content."""
 
 from __future__ import annotations
 
@@ -32,38 +32,42 @@ from recotransfer.settings import Bounds, NonNegativeInt, Positive, PositiveInt
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-_K = 10
-_MAP_STEP = 0.02  # learning rate of the map against that of the vectors: an entry of the map moves every item
-_FEWER = 3  # a fit visits at least so many times the users that an update visits, over all epochs
+_K = 10  # list length of the NDCG for early stopping
+_MAP_STEP = 0.02  # relative learning rate of the content map, each entry of which affects every item
+_FIT_TO_UPDATE = 3  # a fit visits at least this many times as many users as an update, counted over all epochs
 
 
 class SASRec(FactorModel):
-    """The next item from the order of the user's items, by a causal transformer (Kang and McAuley, 2018).
+    """Next-item prediction from the order of the user's items, by a causal transformer (Kang and McAuley, 2018).
 
-    Trained as Klenitskiy and Vasilev, "Turning dross into gold loss" (2023), found best: cross-entropy of the true next
-    item against sampled negatives, here the same for a whole batch. A user is the network's state after the last
-    `length` distinct items, so new users need no refit. In a log without times, its order counts as time.
+    The loss is the cross-entropy of the true next item against sampled negatives, which Klenitskiy and Vasilev,
+    "Turning dross into gold loss" (2023), found best; here a batch shares its negatives. A user is represented by the
+    network's state after the last `length` distinct items, so new users need no refit. Logs without times are taken to
+    be in order of time.
 
-    Fitted with embeddings, an item's vector is a map of its content plus a vector of its own. The map starts as the
-    principal components of the content, with their spread evened out, and learns slowly; own vectors start at zero.
-    Items in no training sequence keep zero, so they are ranked by content, in one list with all others; new ones enter
-    through `extend`. Without embeddings, such items follow by popularity. A seed gives one result per machine and
-    number of threads.
+    With embeddings, an item's vector is a linear map of its content plus a free vector. The map starts from the
+    principal components of the content, with their variances evened out, and has a small learning rate; free vectors
+    start at zero. Items in no training sequence keep a free vector of zero, so they are ranked by content in the same
+    list as the others, and `extend` can add new items. Without embeddings, such items are ranked by popularity, after
+    the others. Results are reproducible for a given seed, machine and number of threads.
 
     Args:
-        dim: width of the item vectors and of the network.
-        blocks: attention layers.
-        dropout: share of values zeroed while training, below 1.
-        length: number of newest items of a history that are read.
-        negatives: items sampled per batch; all items in a catalogue of no more than that.
-        learning_rate: of Adam.
+        dim: dimension of the item vectors and of the network.
+        blocks: number of attention blocks.
+        dropout: dropout rate, below 1.
+        length: number of most recent items read from a history.
+        negatives: number of negatives sampled per batch; if there are no more items than that, all are used.
+        learning_rate: learning rate of Adam.
         batch_size: users per step.
-        epochs: greatest number of epochs.
-        patience: epochs without a better NDCG@10 on held-out items until training stops; the best weights are kept.
-        seed: random seed.
+        epochs: maximum number of epochs.
+        patience: epochs without a better NDCG@10 on held-out items before training stops; the best weights are kept.
+        seed: random seed of the weights, the held-out users, the batches and the negatives.
 
     Attributes:
-        curve_: one row per epoch: epoch, loss, ndcg (None where no user could be held out), seconds.
+        curve_: one row per epoch: epoch, loss, ndcg (None if no user could be held out), seconds.
+        known_: (items,) bool, items with a meaningful vector, from training or content; the others are never scored.
+        map_: (content dimension, dim) linear map of the content; None without embeddings.
+        network_: the transformer's weights by name.
     """
 
     scores_new_items: ClassVar[bool] = True
@@ -111,7 +115,9 @@ class SASRec(FactorModel):
         held = sequences.hold_out(rng)
         learned = sequences.items_in_order()
         if not len(learned):
-            raise InputError("SASRec learns what follows what, but no user has two different items; use another model")
+            raise InputError(
+                "SASRec learns from the order of items, but no user has two different items; use another recommender"
+            )
 
         content = None if items is None else unit_rows(items.vectors)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -121,7 +127,7 @@ class SASRec(FactorModel):
 
         known = np.zeros(len(events.items), bool)
         known[learned] = True
-        network.weights["own"][torch.from_numpy(~known).to(network.device)] = 0  # never trained, so still random
+        network.weights["own"][torch.from_numpy(~known).to(network.device)] = 0  # clear initial values never trained
         self._set_factors(network.all_vectors())
         self.known_ = known if items is None else known | items.has_content
         arrays = network.to_numpy()
@@ -132,7 +138,7 @@ class SASRec(FactorModel):
         return None if self.map_ is None else len(self.map_)
 
     def _update(self, events: Interactions, fresh: Embeddings | None, before: Interactions) -> str:
-        """Training continues from the present vectors, those of new items from their mapped content; the map stays."""
+        """Continue training from the current item vectors, with the map fixed. New items start from mapped content."""
         torch = require("torch")
 
         rng = np.random.default_rng(self.seed)
@@ -144,15 +150,15 @@ class SASRec(FactorModel):
             known[len(self.known_) :] = fresh.has_content
             own[len(self.known_) :] = unit_rows(fresh.vectors) @ self.map_
 
-        # Items that have neither been trained nor have content start at random, as in a fit.
+        # Items with neither training nor content start from random vectors, as in a fit.
         without = learned[~known[learned]]
         own[without] = SPREAD * rng.normal(size=(len(without), self.dim))
         known[without] = True
 
-        # As many other users are visited as changed ones, so that what was learned is not forgotten.
+        # Each epoch visits as many other users as changed ones, to prevent forgetting.
         long = sequences.end - sequences.start >= 2
         visited = min(2 * int(long[changed].sum()), int(long.sum()))
-        sweeps = min(self.epochs, max(1, self.epochs * int(long.sum()) // (_FEWER * max(visited, 1))))
+        sweeps = min(self.epochs, max(1, self.epochs * int(long.sum()) // (_FIT_TO_UPDATE * max(visited, 1))))
         if visited:
             with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
                 torch.manual_seed(self.seed)
@@ -165,9 +171,9 @@ class SASRec(FactorModel):
 
         self._set_factors(own)
         self.known_ = known
-        done = f"{len(self.curve_)} sweeps from the present weights" if visited else "weights as they were"
+        done = f"{len(self.curve_)} epochs from the current weights" if visited else "weights unchanged"
 
-        return f"{done}, over {visited} changed users and others"
+        return f"{done}, on {visited} users, changed ones and others"
 
     def _train(
         self,
@@ -179,24 +185,25 @@ class SASRec(FactorModel):
         epochs: int,
         changed: Int | None = None,
     ) -> None:
-        """Train until NDCG stops rising; `network` is left with the best weights.
+        """Train `network` in place with early stopping by NDCG@10, and restore the weights of the best epoch.
 
         Args:
-            network: what to train, in place.
+            network: the network.
             sequences: the users' items.
-            held: users whose newest item is held out.
-            learned: items that are trained on.
-            rng: source of randomness.
-            epochs: greatest number of epochs.
-            changed: users with new events; each epoch visits them and as many others, drawn anew. None visits everyone.
+            held: positions of the users whose newest item is held out.
+            learned: positions of the items to train on.
+            rng: random generator of the order of users and the negatives.
+            epochs: maximum number of epochs.
+            changed: positions of the users with new events; each epoch visits these, and as many others drawn at
+                random. None visits all users.
         """
         torch = require("torch")
 
-        steps = [
+        groups = [
             {"params": [weight], "lr": self.learning_rate * (_MAP_STEP if name == "map" else 1)}
             for name, weight in network.weights.items()
         ]
-        optimiser = torch.optim.Adam(steps, fused=True)
+        optimiser = torch.optim.Adam(groups, fused=True)
         best, best_epoch, kept = -1.0, 0, None
         self.curve_ = []
         long = np.flatnonzero(sequences.end - sequences.start >= 2)
@@ -210,14 +217,16 @@ class SASRec(FactorModel):
             loss = self._sweep(network, optimiser, sequences, order, learned, rng)
             ndcg = self._validate(network, sequences, held, learned) if len(held) else None
             if not np.isfinite([loss, ndcg or 0]).all():
-                raise InputError(f"SASRec: training diverged; learning_rate {self.learning_rate} is too great")
+                raise InputError(
+                    f"SASRec: training diverged; learning_rate {self.learning_rate} is too large, use a smaller one"
+                )
 
             seconds = round(time.perf_counter() - start, 3)
             self.curve_.append({"epoch": epoch, "loss": loss, "ndcg": ndcg, "seconds": seconds})
             if ndcg is None:
                 continue
 
-            if ndcg >= best:  # of equal ones the later, which has been trained longer
+            if ndcg >= best:  # of equally good epochs the last, which has trained longest
                 kept = {name: weight.detach().clone() for name, weight in network.weights.items()}
 
             if ndcg > best:
@@ -239,7 +248,7 @@ class SASRec(FactorModel):
         learned: Int,
         rng: np.random.Generator,
     ) -> float:
-        """The mean loss of one epoch over `users`, in their order."""
+        """Train for one epoch over `users`, in their order, and return the mean loss per token."""
         torch = require("torch")
         functional = require("torch.nn.functional")
 
@@ -251,6 +260,7 @@ class SASRec(FactorModel):
             if len(learned) > self.negatives:
                 negatives = learned[rng.integers(0, len(learned), self.negatives)]
 
+            # Each token predicts the item after it; every distinct item of the batch is embedded once.
             past, future = sequences.item[packed.rows], sequences.item[packed.rows + 1]
             items, place = np.unique(np.concatenate([past, future, negatives]), return_inverse=True)
             vectors = network.vectors(items)
@@ -260,7 +270,7 @@ class SASRec(FactorModel):
             states = network.states(functional.embedding(past, vectors), packed, self.dropout)
             true = (states * functional.embedding(future, vectors)).sum(dim=1, keepdim=True)
             others = states @ functional.embedding(negatives, vectors).T
-            others = others.masked_fill(future[:, None] == negatives, -torch.inf)
+            others = others.masked_fill(future[:, None] == negatives, -torch.inf)  # the true item is no negative
             loss = (torch.logsumexp(torch.cat([true, others], dim=1), dim=1) - true[:, 0]).mean()
             optimiser.zero_grad()
             loss.backward()
@@ -270,15 +280,15 @@ class SASRec(FactorModel):
         return total / count
 
     def _validate(self, network: Network, sequences: Sequences, held: Int, learned: Int) -> float:
-        """NDCG@10 of the held-out items among all items trained on, without those of the history."""
+        """Mean NDCG@10 of the held-out items, ranked among the items trained on that are not in the history."""
         factors = network.all_vectors()
         queries = read_users(network, factors, sequences, held, self.length)
         if not np.isfinite(queries).all():
             return np.nan
 
         size = sequences.end[held] - sequences.start[held]
-        own = sequences.item[ranges(sequences.start[held], size)]
-        pairs = (np.ones(len(own), np.float32), (np.repeat(np.arange(len(held)), size), own))
+        history = sequences.item[ranges(sequences.start[held], size)]
+        pairs = (np.ones(len(history), np.float32), (np.repeat(np.arange(len(held)), size), history))
         seen = sparse.coo_array(pairs, shape=(len(held), len(factors))).tocsr()
         mask = np.isin(np.arange(len(factors)), learned)
         found = top_k(queries, factors, min(_K, len(factors)), exclude=seen, mask=mask).positions
@@ -297,7 +307,7 @@ class SASRec(FactorModel):
     def _rank(
         self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
     ) -> TopK:
-        if not self.known_.all():  # the zero scores of items without a vector would outrank negative ones
+        if not self.known_.all():  # items without a vector score 0, which would outrank negative scores
             mask = self.known_ if mask is None else mask & self.known_
 
         return super()._rank(events, k, exclude, mask)

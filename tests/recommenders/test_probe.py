@@ -75,7 +75,7 @@ def test_a_label_whose_items_have_no_content_is_never_told():
     everyone = model.label(asked, 4)
     unread = everyone.scores[everyone.items == "class 1"]
     assert (unread == 0).all()
-    with pytest.raises(InputError, match="1 have an item with content"):
+    with pytest.raises(InputError, match="at least two labels that have items with content, got 1"):
         Probe().fit(relations, Embeddings(items.ids, items.vectors, present=label == 2))
 
 
@@ -111,7 +111,7 @@ def test_users_may_be_named_and_items_without_content_have_no_label():
 
 def test_one_label_or_no_temperature_is_refused():
     items, relations, _ = clusters()
-    with pytest.raises(InputError, match="two at least"):
+    with pytest.raises(InputError, match="at least two labels"):
         Probe().fit(relations.select(relations.user == 0), items)
     with pytest.raises(InputError, match="temperature"):
         Probe(temperature=0.0).fit(relations, items)

@@ -146,7 +146,7 @@ def test_items_without_content_have_a_vector_of_their_own():
     [
         ({"dropout": 1.0}, "dropout must be a number of at least 0 and below 1, got 1.0"),
         ({"length": 0}, "length must be a whole number of at least 1, got 0"),
-        ({"learning_rate": 1e30}, r"learning_rate 1e\+30 is too great"),
+        ({"learning_rate": 1e30}, r"learning_rate 1e\+30 is too large"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes, words):
