@@ -1,1 +1,1 @@
-"""Tables in and results out, and the folders that fitted models are saved to."""
+"""Reading tables, writing results, and saving fitted models to folders."""

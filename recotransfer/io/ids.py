@@ -1,4 +1,4 @@
-"""Clean ids from an id column: undo changes made by other programs, and find missing ids."""
+"""Read id columns: undo what other programs did to the ids, find missing ones, and compare them with known ids."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from recotransfer.data.matching import match_ids
 from recotransfer.errors import InputError
 from recotransfer.io.report import Table
 
-# Spellings of a missing id. They still count as ids if the other table has such an id.
+# Spellings of a missing id, unless the other table has an id of this name.
 _MISSING_IDS = {
     "", "none", "null", "nan", "nat", "na", "n/a", "#n/a", "<na>", "\\n", "nil", "undefined",
 }  # fmt: skip
@@ -26,7 +26,7 @@ _MISSING_IDS = {
 
 @dataclass(frozen=True)
 class CleanIds:
-    """The ids of a column, (n,) bool marking missing ones, and notes on what was changed."""
+    """The ids of a column, (n,) bool marking missing ones, and messages on what was changed."""
 
     values: pd.Series
     missing: NDArray[np.bool_]
@@ -36,17 +36,19 @@ class CleanIds:
 def clean_ids(values: pd.Series, known: IdMap | None = None) -> CleanIds:
     """The column's ids, with typical changes made by other programs undone.
 
-    Whole floats and decimals (5.0, Decimal("5")) become integers, text "5.0" becomes "5" if all ids are such numbers,
-    spaces around text are removed, and words such as "nan" and "None" count as missing.
+    Whole floats and decimals (5.0, Decimal("5")) become integers, text such as "5.0" becomes "5" if all ids are whole
+    numbers, spaces around text are removed, and words such as "nan" and "None" count as missing.
 
     Args:
         values: the column.
-        known: ids of the other table; ids among them are not changed.
+        known: ids of the other table, which are left unchanged.
 
     Raises:
         TypeError: the column holds values that cannot be ids, such as lists.
     """
     missing = values.isna().to_numpy().copy()
+
+    # pandas turns integers with gaps into floats, which are exact below 2**53.
     if values.dtype.kind == "f":
         missing |= ~np.isfinite(values.to_numpy(np.float64, na_value=np.nan))
         whole = values[~missing]
@@ -56,35 +58,36 @@ def clean_ids(values: pd.Series, known: IdMap | None = None) -> CleanIds:
         return CleanIds(values, missing)
 
     if values.dtype != object and not isinstance(values.dtype, pd.StringDtype):
-        pd.unique(values)
+        pd.unique(values)  # raises for values that cannot be ids
         return CleanIds(values, missing)
 
+    # Each distinct id is cleaned once; known ids are not touched.
     codes, distinct = pd.factorize(values)
     ids = list(distinct)
     if known is None or not len(known):
-        free = list(range(len(ids)))
+        unknown = list(range(len(ids)))
     else:
-        free = np.flatnonzero(known.positions(id_index(ids), missing="negative") < 0).tolist()
+        unknown = np.flatnonzero(known.positions(id_index(ids), missing="negative") < 0).tolist()
 
-    cleaned = [*ids, None]
-    for i in free:
+    cleaned = [*ids, None]  # a missing value has code -1, which takes the None at the end
+    for i in unknown:
         cleaned[i] = _clean_id(ids[i])
 
     notes = []
-    words_for_none = [ids[i] for i in free if cleaned[i] is None and str(ids[i]).strip()]
-    if words_for_none:
-        notes.append(f"cells such as {words_for_none[0]!r} were taken as missing ids")
+    missing_words = [ids[i] for i in unknown if cleaned[i] is None and str(ids[i]).strip()]
+    if missing_words:
+        notes.append(f"cells such as {missing_words[0]!r} were read as missing ids")
 
-    texts = [i for i in free if isinstance(cleaned[i], str)]
-    floats = [i for i in texts if re.fullmatch(r"-?\d+\.0+", cleaned[i], re.ASCII)]
-    if floats and all(cleaned[i].lstrip("-").isdigit() for i in set(texts) - set(floats)):
-        notes.append(
-            f"ids such as {cleaned[floats[0]]!r} were converted to whole numbers, {cleaned[floats[0]].split('.')[0]!r}"
-        )
-        for i in floats:
+    # Text such as "5.0" is an integer that was a float on its way here, unless other ids are no whole numbers.
+    texts = [i for i in unknown if isinstance(cleaned[i], str)]
+    whole_floats = [i for i in texts if re.fullmatch(r"-?\d+\.0+", cleaned[i], re.ASCII)]
+    if whole_floats and all(cleaned[i].lstrip("-").isdigit() for i in set(texts) - set(whole_floats)):
+        example = cleaned[whole_floats[0]]
+        notes.append(f"ids such as {example!r} were converted to whole numbers such as {example.split('.')[0]!r}")
+        for i in whole_floats:
             cleaned[i] = cleaned[i].split(".")[0]
 
-    changed = [i for i in free if cleaned[i] is not ids[i]]
+    changed = [i for i in unknown if cleaned[i] is not ids[i]]
     if not changed:
         return CleanIds(values, missing, tuple(notes))
 
@@ -119,10 +122,10 @@ def _clean_id(value: Any) -> Any:
 
 
 def settled_ids(values: pd.Series) -> pd.Series:
-    """Ids without missing ones in their most specific type: int64, str, or object if they are mixed."""
+    """Ids, none of them missing, in their most specific type: int64, str, or object if they are mixed."""
     if values.dtype == object:
-        kinds = {type(v) for v in values}
-        return values.infer_objects() if len(kinds) == 1 else values
+        types = {type(value) for value in values}
+        return values.infer_objects() if len(types) == 1 else values
 
     if pd.api.types.is_integer_dtype(values) and (values.dtype.kind != "u" or values.max() < 2**63):
         return values.astype(np.int64)
@@ -131,7 +134,14 @@ def settled_ids(values: pd.Series) -> pd.Series:
 
 
 def take_ids(table: Table, column: str, role: str, known: IdMap | None = None) -> pd.Series:
-    """The column's cleaned ids; rows without an id are dropped from the table."""
+    """The column's cleaned ids, one per row; rows without an id are dropped from the table.
+
+    Args:
+        table: the table.
+        column: its id column.
+        role: "user" or "item", for messages.
+        known: as in `clean_ids`.
+    """
     try:
         ids = clean_ids(table.frame[column], known)
     except TypeError as cause:
@@ -149,7 +159,7 @@ def distinct_ids(values: pd.Series) -> pd.Index:
     """The column's distinct cleaned ids; empty if its values cannot be ids."""
     try:
         clean = clean_ids(values)
-    except TypeError:  # lists and the like are no ids
+    except TypeError:  # lists and other values that cannot be ids
         return pd.Index([])
 
     index: pd.Index = pd.Index(settled_ids(clean.values[~clean.missing]).unique())
@@ -158,7 +168,7 @@ def distinct_ids(values: pd.Series) -> pd.Index:
 
 
 def share_known(ids: NDArray[Any], known: IdMap) -> float:
-    """Share of the ids that are known, after conversion between types."""
+    """Share of the ids that are known, 0 to 1, after conversion between types."""
     if not len(ids):
         return 0.0
 
@@ -166,5 +176,5 @@ def share_known(ids: NDArray[Any], known: IdMap) -> float:
 
 
 def share_in(known: IdMap, values: pd.Series) -> float:
-    """Share of a column's distinct ids that are known."""
+    """Share of a column's distinct ids that are known, 0 to 1."""
     return share_known(np.asarray(distinct_ids(values)), known)

@@ -16,9 +16,16 @@ from recotransfer.errors import InputError
 
 @dataclass(frozen=True)
 class Dropped:
-    """Rows dropped for one reason; if `cells` is true, single cells emptied in rows that are kept.
+    """Rows that were dropped for one reason, or cells that were emptied.
 
-    `rows` holds the first ten row numbers, in the report's `numbering`.
+    Attributes:
+        reason: why.
+        count: number of rows, or of cells.
+        rows: the first ten row numbers, in the report's `numbering`.
+        column: the column with the cause; None if it is the row as a whole.
+        example: the first such cell, shortened; None if it is empty.
+        remedy: what to do to keep them.
+        cells: whether only the cells in `column` were emptied and the rows kept.
     """
 
     reason: str
@@ -34,8 +41,14 @@ class Dropped:
 class ReadReport:
     """What a reader kept and dropped; `rows_read` is `rows_kept` plus the counts of all dropped rows.
 
-    `numbering` is "line" for CSV files: the line on which the row starts, where the header is line 1. It is "row" for
-    all other sources and for CSV files with empty lines: rows are counted from 1, without the header.
+    Attributes:
+        source: the file, database table or "DataFrame".
+        rows_read: number of rows in the source, without the header.
+        rows_kept: number of rows in the result.
+        dropped: rows and cells left out, in the order in which they were found.
+        notes: choices that the reader made, and columns it did not use.
+        numbering: "line" if rows are numbered by the line of the CSV file on which they start (the header is line 1);
+            "row" for other sources and CSV files with empty lines: rows count from 1, without the header.
     """
 
     source: str
@@ -48,22 +61,21 @@ class ReadReport:
     def __str__(self) -> str:
         lines = [f"{self.source}: {self.rows_read:,} rows read, {self.rows_kept:,} kept"]
         for d in self.dropped:
+            plural = "s" * (d.count > 1)
+            what = f"cell{plural} emptied" if d.cells else f"row{plural} dropped"
+            column = f"column {d.column!r}, " if d.column else ""
             more = f" and {d.count - len(d.rows):,} more" if d.count > len(d.rows) else ""
-            where = f"{self.numbering}{'s' * (d.count > 1)} {', '.join(map(str, d.rows))}{more}"
-            about = (
-                (f"column {d.column!r}, " if d.column else "") + where + (f", e.g. {d.example}" if d.example else "")
-            )
-            what = ("cell" if d.cells else "row") + "s" * (d.count > 1)
-            lines.append(
-                f"  {d.count:,} {what} {'emptied' if d.cells else 'dropped'}: {d.reason} ({about}); {d.remedy}"
-            )
+            where = f"{self.numbering}{plural} {', '.join(map(str, d.rows))}{more}"
+            example = f", e.g. {d.example}" if d.example else ""
+            lines.append(f"  {d.count:,} {what}: {d.reason} ({column}{where}{example}); {d.remedy}")
 
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON data."""
-        plain = asdict(self)
-        return plain | {"dropped": [d | {"rows": list(d["rows"])} for d in plain["dropped"]], "notes": list(self.notes)}
+        fields = asdict(self)
+        dropped = [entry | {"rows": list(entry["rows"])} for entry in fields["dropped"]]
+        return fields | {"dropped": dropped, "notes": list(self.notes)}
 
 
 @dataclass
@@ -77,7 +89,7 @@ class Table:
         lines: (n,) line of the file on which each row starts; None if rows are counted instead.
         notes: choices that the reader made, for the report.
         dropped: rows and cells dropped so far.
-        decimal_comma: whether numbers probably use a decimal comma, as in files with semicolons between cells.
+        decimal_comma: whether numbers probably use a decimal comma, as in files with semicolons as delimiters.
         keep: (n,) bool, the rows kept so far.
     """
 
@@ -105,7 +117,15 @@ class Table:
     def drop(
         self, bad: NDArray[np.bool_], reason: str, column: str | None, remedy: str, *, cells: bool = False
     ) -> None:
-        """Record the rows in `bad` that are still kept, and drop them, unless only `cells` were emptied."""
+        """Drop the rows in `bad` that are still kept, and record them for the report.
+
+        Args:
+            bad: (n,) bool, the rows to drop.
+            reason: why, for the report.
+            column: the column with the cause; None if it is the row as a whole.
+            remedy: what to do to keep them, for the report.
+            cells: only record that the cells in `column` were emptied; the rows stay.
+        """
         bad = bad & self.keep
         rows = np.flatnonzero(bad)
         if not len(rows):
@@ -122,15 +142,13 @@ class Table:
         return ReadReport(self.name, len(self.frame), kept, tuple(self.dropped), tuple(self.notes), self.numbering)
 
     def check_some_left(self, what: str) -> None:
-        """Raise `InputError` with the full report if no row is left."""
+        """Raise `InputError` with the full report if every row was dropped."""
         if not self.keep.any():
-            raise InputError(
-                f"{self.name}: no {what} is left after reading; correct the rows named here\n{self.report(0)}"
-            )
+            raise InputError(f"{self.name}: no {what} is left; correct the rows that were dropped\n{self.report(0)}")
 
 
-def shortened(value: Any) -> str:
-    """The value's repr for a message, cut to 60 characters."""
+def shortened(value: object) -> str:
+    """The value's repr, cut to 60 characters for a message."""
     shown = repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
 

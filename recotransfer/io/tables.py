@@ -1,7 +1,7 @@
-"""Tables from CSV, Parquet, DataFrames and SQL databases, as frames with row numbers for messages.
+"""Load tables from CSV, Parquet, DataFrames and SQL databases as frames, with row numbers for messages.
 
-Cells are parsed in `parsing`, columns interpreted in `schema`, and carriers built in `readers`. Sources are never
-written to.
+`parsing` converts the cells, `schema` interprets the columns, and `readers` builds `Items` and `Interactions`. Sources
+are never written to.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from recotransfer.io.databases import read_sql
 from recotransfer.io.parquet_files import read_parquet
 from recotransfer.io.report import Table, check_names
 
-Source: TypeAlias = Annotated[
-    str | Path | pd.DataFrame, Unchecked()
-]  # `load_table` has a remedy for each common other type
+# Not checked by the decorators, because `load_table` suggests a conversion for each common other type.
+Source: TypeAlias = Annotated[str | Path | pd.DataFrame, Unchecked()]
 
-_KINDS = (
+_SUPPORTED = (
     "give CSV (.csv, .tsv, .txt, also .gz), Parquet (.parquet or a folder of them), or a database URL such as "
     '"sqlite:///shop.db#events"'
 )
-_STORES = {
+# URL scheme -> a command that downloads from there.
+_DOWNLOADS = {
     "s3": "aws s3 cp --recursive",
     "s3a": "aws s3 cp --recursive",
     "gs": "gcloud storage cp -r",
@@ -47,11 +47,11 @@ _OTHER_DATABASES = ("mongodb", "mongodb+srv", "redis", "rediss", "cassandra", "n
 
 
 def read_table(source: Source) -> pd.DataFrame:
-    """The source as a plain frame with a default index; cells of CSV files stay text, and empty cells are missing.
+    """The source as a frame with a default index; cells of CSV files stay text, and empty cells are missing.
 
     Args:
         source: a `.csv`, `.tsv` or `.txt` file (also `.gz`), a `.parquet` file or a folder of them, a DataFrame, or
-            `"sqlite:///shop.db#events"`: a SQLAlchemy URL and, after `#`, a table or a SELECT.
+            `"sqlite:///shop.db#events"`: a SQLAlchemy URL followed by `#` and the name of a table or a SELECT.
 
     Raises:
         InputError: the source cannot be read; the message names the file, the line and a remedy.
@@ -61,12 +61,12 @@ def read_table(source: Source) -> pd.DataFrame:
 
 
 def load_table(source: Source) -> Table:
-    """A source of `read_table` with its name and row numbers."""
+    """The source as in `read_table`, with its name and row numbers for messages."""
     if isinstance(source, pd.DataFrame):
         return _from_frame(source, "DataFrame")
 
     if not isinstance(source, (str, Path)):
-        raise InputError(_no_source(source))
+        raise InputError(_wrong_type(source))
 
     text = str(source)
     if isinstance(source, str) and "://" in source:
@@ -77,7 +77,7 @@ def load_table(source: Source) -> Table:
 
     path = Path(source)
     if not text.strip():
-        raise InputError(f"the path of the table is empty; {_KINDS}")
+        raise InputError(f"the path of the table is empty; {_SUPPORTED}")
     if not path.exists():
         _check_scheme(text)
         raise InputError(f"{path} does not exist; check the path")
@@ -88,7 +88,7 @@ def load_table(source: Source) -> Table:
     if is_csv(path):
         return read_csv(path)
 
-    raise InputError(f"{path}: files of this kind are not read; {_KINDS}; save a spreadsheet as CSV first")
+    raise InputError(f"{path}: unsupported file type; {_SUPPORTED}; save a spreadsheet as CSV first")
 
 
 def _from_url(source: str) -> Table:
@@ -98,16 +98,19 @@ def _from_url(source: str) -> Table:
 
 
 def _check_scheme(source: str) -> None:
-    """Raise for URLs that are not SQL databases, and for `Path`s made from URLs, which have only one slash left."""
-    scheme, found, _ = source.partition(":/")
+    """Raise `InputError` for the URL of anything but an SQL database.
+
+    `Path("s3://shop/events")` has only one slash left after the colon.
+    """
+    scheme, separator, _ = source.partition(":/")
     scheme = scheme.lower()
-    if not found:
+    if not separator:
         return
 
-    if scheme in _STORES:
+    if scheme in _DOWNLOADS:
         raise InputError(
-            f"{source}: files are not read over the network; download it first (with {_STORES[scheme]}, say) and give "
-            "the local path"
+            f"{source}: files are not read over the network; download it first (for example with "
+            f"{_DOWNLOADS[scheme]}) and give the local path"
         )
     if scheme.startswith("jdbc:"):
         raise InputError(
@@ -117,7 +120,7 @@ def _check_scheme(source: str) -> None:
         raise InputError(f"{scheme} is not an SQL database; export the table as CSV or Parquet and give the path")
 
 
-def _no_source(source: object) -> str:
+def _wrong_type(source: object) -> str:
     """The message for an object of an unsupported type, with what to pass instead."""
     kind = f"{type(source).__module__.partition('.')[0]}.{type(source).__qualname__}"
     if hasattr(source, "to_pandas"):
@@ -137,12 +140,13 @@ def _no_source(source: object) -> str:
     elif hasattr(source, "execute") or hasattr(source, "connect"):
         remedy = 'give a database URL such as "sqlite:///shop.db#events", or pandas.read_sql(query, connection)'
     else:
-        remedy = _KINDS
+        remedy = _SUPPORTED
 
     return f"a table cannot be read from an object of type {kind.removeprefix('builtins.')}; {remedy}"
 
 
 def _from_frame(frame: pd.DataFrame, name: str, folder: Path | None = None, notes: tuple[str, ...] = ()) -> Table:
+    """The frame as a table: named index levels become columns, column names text, and cells plain pandas types."""
     if any(level is not None for level in frame.index.names):
         frame = frame.reset_index()
 
@@ -158,7 +162,7 @@ def _from_frame(frame: pd.DataFrame, name: str, folder: Path | None = None, note
 
 
 def _plain_types(column: pd.Series) -> pd.Series:
-    """The column with pandas types instead of categories and Arrow types."""
+    """The column in a pandas type instead of a categorical or Arrow type."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         return _inferred(column.astype(object))
     if not isinstance(column.dtype, pd.ArrowDtype):
@@ -170,6 +174,6 @@ def _plain_types(column: pd.Series) -> pd.Series:
 
 
 def _inferred(column: pd.Series) -> pd.Series:
-    """The column in its most specific type; integers with gaps stay objects, because floats would round large ids."""
+    """The column in its most specific type; integers with gaps stay objects, as floats would round large ids."""
     filled = column.dropna().infer_objects()
     return column if len(filled) < len(column) and filled.dtype.kind in "iu" else column.infer_objects()

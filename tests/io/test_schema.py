@@ -102,14 +102,14 @@ def test_columns_that_nobody_reads_and_times_that_were_not_recognised_are_report
         }
     )
     notes = read_interactions(frame).report.notes
-    assert any("no time was found" in n and "'t_dat'" in n and "--event-column time=t_dat" in n for n in notes)
-    (unread,) = [n for n in notes if "that are not used" in n]
+    assert any("no time column was found" in n and "'t_dat'" in n and "--event-column time=t_dat" in n for n in notes)
+    (unread,) = [n for n in notes if "unused columns" in n]
     assert "t_dat, plays, quantity" in unread
     assert 'columns={"weight": ...}' in unread
     named = read_interactions(frame, columns={"time": "t_dat", "weight": "plays"})
     assert named.data.weight.tolist() == [500, 3]
-    assert "columns that are not used: quantity" in named.report.notes
-    assert not any("no time" in n for n in named.report.notes)
+    assert "unused columns: quantity" in named.report.notes
+    assert not any("no time column" in n for n in named.report.notes)
 
 
 @pytest.mark.parametrize(
@@ -126,12 +126,12 @@ def test_columns_that_nobody_reads_and_times_that_were_not_recognised_are_report
 def test_columns_that_may_hold_times_are_told_from_others(name, cells, said):
     frame = pd.DataFrame({"user": ["u", "v"], "item": ["a", "b"], name: cells})
     notes = read_interactions(frame).report.notes
-    assert any("no time was found" in n and repr(name) in n for n in notes) == said
-    assert any("that are not used" in n and name in n for n in notes)
+    assert any("no time column was found" in n and repr(name) in n for n in notes) == said
+    assert any("unused columns" in n and name in n for n in notes)
 
 
 def test_a_log_of_known_columns_alone_has_nothing_to_report():
     frame = pd.DataFrame({"user": ["u"], "item": ["a"], "time": [1.7e9]})
-    assert not any("that are not used" in n or "no time" in n for n in read_interactions(frame).report.notes)
+    assert not any("unused columns" in n or "no time column" in n for n in read_interactions(frame).report.notes)
     numbered = frame.assign(**{"Unnamed: 0": np.arange(1)})
-    assert not any("that are not used" in n for n in read_interactions(numbered).report.notes)
+    assert not any("unused columns" in n for n in read_interactions(numbered).report.notes)
