@@ -78,7 +78,7 @@ def clean_ids(values: pd.Series, known: IdMap | None = None) -> CleanIds:
     if missing_words:
         notes.append(f"cells such as {missing_words[0]!r} were read as missing ids")
 
-    # Text such as "5.0" is an integer that was a float on its way here, unless other ids are no whole numbers.
+    # Text such as "5.0" is an integer that was a float on its way here, unless some other id is not a whole number.
     texts = [i for i in unknown if isinstance(cleaned[i], str)]
     whole_floats = [i for i in texts if re.fullmatch(r"-?\d+\.0+", cleaned[i], re.ASCII)]
     if whole_floats and all(cleaned[i].lstrip("-").isdigit() for i in set(texts) - set(whole_floats)):

@@ -83,11 +83,13 @@ def read_items(
     share_used = None if events is None else {"item": _share_used_by(events, event_columns or {})}
     roles = find_columns(table.frame, "items", columns, table.name, share_known=share_used)
     id_column = roles.names["item"]
+
     given_kinds = dict(kinds or {})
-    if unknown := [name for name in given_kinds if name not in table.frame.columns.drop(id_column)]:
+    other_columns = table.frame.columns.drop(id_column)
+    if unknown := [name for name in given_kinds if name not in other_columns]:
         raise InputError(
             f"kinds names {unknown}, but the columns of {table.name} that can have a kind are "
-            f"{', '.join(table.frame.columns.drop(id_column)) or '(none)'}"
+            f"{', '.join(other_columns) or '(none)'}"
         )
 
     ids = take_ids(table, id_column, "item")
@@ -284,7 +286,7 @@ def read_interactions(
     time = times_of(table, names["time"], time_format) if "time" in names else None
     table.check_some_left("event")
 
-    # Users come after the unknown items were dropped, so that a user who only has such events gets no position.
+    # Unknown items are dropped before users get positions, so that users who only have such events get none.
     item_map, item = _positions(table, ids["item"], names["item"], items, "item", grow=unknown_items == "keep")
     remedy = "add the item to the catalogue, or pass unknown_items='keep'"
     table.drop(item < 0, "unknown item", names["item"], remedy)

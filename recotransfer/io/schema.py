@@ -134,9 +134,9 @@ def has_dates(name: str, values: pd.Series) -> bool:
 
 
 def wordiest(columns: pd.DataFrame, names: Sequence[str]) -> str | None:
-    """The column with the most distinct values, at least 100 and most of two words or more; None if there is none.
+    """The best substitute for a title in a catalogue without text; None if no column is good enough.
 
-    It is the best substitute for a title in a catalogue without text.
+    It is the column with the most distinct values, at least 100, of those whose cells mostly have several words.
     """
     counts = {c: columns[c].nunique() for c in names if columns[c].dropna().astype(str).str.count(" ").median() >= 1}
     best = max(counts, key=lambda c: counts[c], default=None)
