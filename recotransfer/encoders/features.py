@@ -1,6 +1,6 @@
-"""Numbers made from raw data: item attributes scaled and encoded, and behaviour counts that never see the future.
+"""Feature engineering on tables: item attributes scaled and encoded, and event counts without leakage from the future.
 
-Vectors of text and pictures are the business of `encoders/`; this module only prepares tables.
+Vectors of text and pictures come from the encoders of this package.
 """
 
 from __future__ import annotations
@@ -20,31 +20,34 @@ if TYPE_CHECKING:
 
 
 MISSING = "(missing)"
-SKEWED = 1.0  # sample skewness above which a column of non-negative numbers is read on a log scale
-DAY = 86400.0
-_SEVERAL = "several:"
+SKEWED = 1.0  # sample skewness above which a column of non-negative numbers is put on a log scale
+DAY = 86400.0  # seconds
+_SEVERAL = "several:"  # marks the steps of columns that hold several values in one cell
 
 
 def attribute_transformer(
     items: Items, columns: Sequence[str] | None = None, *, min_frequency: int = 2, max_categories: int = 128
 ) -> ColumnTransformer:
-    """An unfitted scikit-learn `ColumnTransformer` for the number and category columns of `items`.
+    """Build an unfitted scikit-learn `ColumnTransformer` for the number and category columns of `items`.
 
-    Fit it on `items.columns`; it gives a dense (n, features) float array, finite for every input, and names its columns
-    by `get_feature_names_out()`. Numbers: the median for gaps with a 0/1 column beside it, log1p where the column is
-    non-negative and skewed in `items`, then mean 0 and deviation 1. Categories: one-hot, a gap being its own value;
-    values of fewer than `min_frequency` items and those beyond `max_categories` share one column, which values unseen
-    in fit join (without such a column they are all zeros). Categories that hold several values in one cell
-    ("Comedy|Drama") become one 0/1 column for each of the commonest `max_categories` values.
+    Fit it on `items.columns`. It returns a dense (n, features) float array, finite for every input, and names its
+    columns in `get_feature_names_out()`.
+
+    - Numbers: missing values are replaced by the median and marked in an extra 0/1 column, columns that are
+      non-negative and skewed in `items` are put on a log scale (log1p), and all are standardised.
+    - Categories: one-hot, with a column for missing values. Values of fewer than `min_frequency` items and those beyond
+      `max_categories` share one column, which also stands for values unseen in fit; without it those are all zeros.
+    - Categories with several values in one cell ("Comedy|Drama"): a 0/1 column for each of the `max_categories` most
+      frequent values.
 
     Args:
-        items: the catalogue; only its kinds and the skewness of its numbers are looked at here.
+        items: the catalogue; only its kinds and the skewness of its numbers are used here.
         columns: the columns to use, of kind number or category or of bool type; None takes all numbers and categories.
-        min_frequency: fewest items that give a category value a column of its own.
+        min_frequency: fewest items of a category value that gets its own column.
         max_categories: most columns per category.
 
     Raises:
-        InputError: a name that the items lack, a column of another kind, or no usable column at all.
+        InputError: the items lack a column, it is of another kind, or no column can be used at all.
 
     >>> from recotransfer.data import IdMap, Items
     >>> frame = pd.DataFrame({"price": [1.0, None, 3.0], "brand": ["A", "A", "B"]})
@@ -139,33 +142,34 @@ def _values_steps(max_categories: int) -> Any:
 
 
 def as_numbers(values: pd.DataFrame) -> pd.DataFrame:
-    """The same columns as float64; what is no finite number becomes NaN."""
+    """The same columns as float64, NaN where a value is not a finite number."""
     columns = {c: pd.to_numeric(values[c], errors="coerce").astype(np.float64) for c in values.columns}
     numbers = pd.DataFrame(columns, index=values.index)
     return numbers.where(np.isfinite(numbers))
 
 
 def as_log(values: pd.DataFrame) -> pd.DataFrame:
-    """log(1 + x) of the columns; a negative value, which the column did not have before, counts as 0."""
+    """log(1 + x) of the columns; negative values, which no column had in fit, count as 0."""
     return as_numbers(values).clip(lower=0.0).transform(np.log1p)
 
 
 def as_labels(values: Any) -> Any:
-    """The same frame or column with every value as text; a gap becomes "(missing)"."""
+    """The same frame or column with every value as text, "(missing)" where there is none."""
     return values.astype(object).where(values.isna(), values.astype(str)).where(values.notna(), MISSING)
 
 
 def split_values(cell: str) -> list[str]:
-    """The values of a cell such as "Comedy|Drama"; a cell of separators only is a gap."""
+    """The values of a cell such as "Comedy|Drama"; a cell of separators only is missing."""
     return [part.strip() for part in cell.split("|") if part.strip()] or [MISSING]
 
 
 def feature_name(step: str, feature: str) -> str:
-    """The name of an output column: "price", "brand_Acme", "genres_Comedy"."""
+    """Name of an output column, such as "price", "brand_Acme" or "genres_Comedy"."""
     return f"{step.removeprefix(_SEVERAL)}_{feature}" if step.startswith(_SEVERAL) else feature
 
 
 def _is_skewed(column: pd.Series) -> bool:
+    """Whether the column is non-negative and its sample skewness exceeds `SKEWED`."""
     if pd.api.types.is_bool_dtype(column):
         return False
 
@@ -173,38 +177,46 @@ def _is_skewed(column: pd.Series) -> bool:
     if len(values) < 3 or values.min() < 0 or values.max() == values.min():
         return False
 
-    scaled = (values - values.mean()) / values.std()
-    return bool((scaled**3).mean() > SKEWED)
+    standardised = (values - values.mean()) / values.std()
+    return bool((standardised**3).mean() > SKEWED)
 
 
 def _holds_several(column: pd.Series) -> bool:
+    """Whether more than 5% of the cells contain a separator; fewer are taken for stray characters."""
     filled = column.dropna().astype(str)
     return bool(len(filled)) and bool(filled.str.contains("|", regex=False).mean() > 0.05)
 
 
 def clusters(profiles: pd.DataFrame, count: int = 8, *, seed: int = 0) -> NDArray[np.int64]:
-    """(rows,) cluster of each row, 0 the largest: k-means (Lloyd, 1982) on the number columns, each of deviation 1.
+    """(rows,) cluster of each row, numbered from the largest: k-means (Lloyd, 1982) on the standardised number columns.
 
-    Gaps count as the column's mean; non-negative columns that are skewed are read on a log scale.
+    Missing values count as the column's mean; skewed non-negative columns are put on a log scale.
+
+    Args:
+        profiles: one row per user or item.
+        count: number of clusters.
+        seed: random seed.
 
     Raises:
-        InputError: no number column, or not 1 to len(profiles) clusters.
+        InputError: there is no number column, or `count` is not from 1 to len(profiles).
     """
     KMeans = require("sklearn.cluster").KMeans
 
     numbers = profiles.select_dtypes("number")
     if not len(numbers.columns):
-        raise InputError(f"profiles have no number column to tell rows apart by; they have {list(profiles.columns)}")
+        raise InputError(f"profiles need a number column to cluster by; they have {list(profiles.columns)}")
     if not 1 <= count <= len(profiles):
         raise InputError(f"count is {count}; give 1 to {len(profiles)} clusters, the number of profiles")
 
     columns = [np.log1p(numbers[c]) if _is_skewed(numbers[c]) else numbers[c] for c in numbers.columns]
     table = pd.concat(columns, axis=1).astype(np.float64)
     table = ((table - table.mean()) / table.std(ddof=0).replace(0, 1)).fillna(0)
-    found = KMeans(count, n_init=10, random_state=seed).fit_predict(table.to_numpy())
-    by_size = np.argsort(-np.bincount(found, minlength=count), kind="stable")
+    labels = KMeans(count, n_init=10, random_state=seed).fit_predict(table.to_numpy())
 
-    return np.asarray(np.argsort(by_size)[found], np.int64)
+    # Renumber the clusters, because k-means numbers them in arbitrary order.
+    by_size = np.argsort(-np.bincount(labels, minlength=count), kind="stable")
+
+    return np.asarray(np.argsort(by_size)[labels], np.int64)
 
 
 def behaviour_counts(
@@ -215,20 +227,19 @@ def behaviour_counts(
     at: ArrayLike | None = None,
     windows: Sequence[float | None] = (7.0, 30.0, None),
 ) -> pd.DataFrame:
-    """How often each user (or item) acted before given moments: one row per moment, int64 counts by event kind.
+    """Count each user's (or item's) events before given moments: one row per moment, int64 counts by event kind.
 
-    An event counts for a moment `t` and a window of `w` days when `t - w <= time < t`. Strictly before: an event at the
-    very same time is not counted, so a row never sees itself, nor anything that a split by time would hold out.
-    Columns are named `user_view_7d`, `user_view_30d`, `user_view_all`; without event kinds `user_event_7d` and so on.
+    An event counts for a moment `t` and a window of `w` days if `t - w <= time < t`. Events at `t` itself are excluded,
+    so a row never counts its own event, nor anything that a split by time would hold out. Columns are named
+    `user_view_7d`, `user_view_30d`, `user_view_all`; without event kinds `user_event_7d` and so on.
 
     Args:
         interactions: the log, with times.
-        of: whose events are counted.
-        ids: (n,) users or items to describe; an id without events, or unknown, has zeros.
-        at: (n,) moments in seconds since 1970, or one for all.
-            With neither `ids` nor `at`: one row per event of the log, at its own time. With `at` alone, a single
-            moment: one row per id of the log's map.
-        windows: days to look back; None is all the past. Where times only give an order, use (None,).
+        of: whether to count the events of users or of items.
+        ids: (n,) users or items, one per row; the counts of unknown ids and ids without events are zero.
+        at: (n,) moments in seconds since 1970, or one for all rows. If both `ids` and `at` are None, there is one row
+            per event of the log, at its own time; with a single moment alone, one row per user (or item) of the log.
+        windows: days to look back; None counts the whole past. Use (None,) if times only give an order.
 
     Raises:
         InputError: a log without times, `ids` without `at`, lengths that differ, or a window that is not positive.
@@ -241,9 +252,9 @@ def behaviour_counts(
     if of not in ("user", "item"):
         raise InputError(f"of must be 'user' or 'item', got {of!r}")
     if interactions.time is None:
-        raise InputError("the interactions have no times, so nothing is before anything; read them with a time column")
+        raise InputError("the interactions have no times, which event counts need; read them with a time column")
     if any(w is not None and not w > 0 for w in windows):
-        raise InputError(f"windows must be positive days or None for all the past, got {list(windows)}")
+        raise InputError(f"windows must be positive numbers of days, or None for the whole past; got {list(windows)}")
 
     entity = interactions.user if of == "user" else interactions.item
     who, when = _moments(interactions, of, ids, at)
@@ -263,7 +274,7 @@ def behaviour_counts(
 
 
 def event_counts(interactions: Interactions, *, windows: Sequence[float | None] = (7.0, 30.0, None)) -> pd.DataFrame:
-    """What was known just before each event: the `behaviour_counts` of its user, then those of its item, row by row."""
+    """The `behaviour_counts` of each event's user and of its item just before the event, one row per event."""
     sides: tuple[Literal["user", "item"], ...] = ("user", "item")
     return pd.concat([behaviour_counts(interactions, of, windows=windows) for of in sides], axis=1)
 
@@ -276,27 +287,31 @@ class _Past:
         self.keys = np.sort(entity * (len(self.times) + 1) + rank)
 
     def before(self, entity: NDArray[np.int64], time: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Events of each entity strictly before `time`, plus those of lower entities; -1 entities give a constant."""
+        """(n,) number of events of each entity strictly before `time`, plus all events of lower entities.
+
+        The latter cancel in differences. For unknown entities, -1, all counts are 0.
+        """
         rank = np.searchsorted(self.times, time, side="left")
         at = np.searchsorted(self.keys, entity * (len(self.times) + 1) + rank, side="left")
         return np.where(entity < 0, 0, at)
 
 
 def _moments(
-    interactions: Interactions, of: Literal["user", "item"], ids: Any, at: Any
+    interactions: Interactions, of: Literal["user", "item"], ids: ArrayLike | pd.Index | None, at: ArrayLike | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The entity (n,) and the moment (n,) of each row of `behaviour_counts`; unknown ids are -1."""
     assert interactions.time is not None  # checked by the caller
-    known = interactions.users if of == "user" else interactions.items
+    id_map = interactions.users if of == "user" else interactions.items
     if ids is None and at is None:
         return (interactions.user if of == "user" else interactions.item), interactions.time
     if at is None:
-        raise InputError("ids without at: give the moment, in seconds since 1970, that each id is described at")
+        raise InputError("ids without at; give the moment of each id too, in seconds since 1970")
 
     when = np.asarray(at, np.float64)
     if ids is None and when.ndim:
-        raise InputError("several moments but no ids: give one id per moment, or one moment for all ids")
+        raise InputError("several moments but no ids; give one id per moment, or one moment for all ids")
 
-    who = np.arange(len(known)) if ids is None else known.positions(ids, missing="negative")
+    who = np.arange(len(id_map)) if ids is None else id_map.positions(ids, missing="negative")
     if when.ndim and when.shape != who.shape:
         raise InputError(f"{len(who)} ids but moments of shape {when.shape}; give one moment per id, or one for all")
     if np.isnan(when).any():
