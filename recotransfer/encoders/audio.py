@@ -21,12 +21,12 @@ from recotransfer.errors import InputError, require
 from recotransfer.settings import Positive, PositiveInt
 
 Float = NDArray[np.float32]
-_WINDOW, _STEP = 0.025, 0.010  # seconds, as everywhere in speech
-_FLOOR = 1e-8  # power below which is silence
+_WINDOW, _STEP = 0.025, 0.010  # seconds, the usual frame length and hop in speech processing
+_FLOOR = 1e-8  # added to the power before the log, so that silence is finite
 _PITCH = (60.0, 500.0)  # hertz, from deep male to high female voices
-_OCTAVE_COST = 0.05  # autocorrelation that a pitch an octave lower has to have more
-_VOICED = 0.45  # least autocorrelation of a frame that has a pitch
-_SHORTEST = 0.1  # seconds: less has no statistics
+_OCTAVE_COST = 0.05  # penalty on the autocorrelation per octave below the highest pitch
+_VOICED = 0.45  # lowest autocorrelation of a frame that counts as voiced
+_SHORTEST = 0.1  # seconds; a shorter clip has too few frames for statistics
 
 
 @checked_class
@@ -79,23 +79,26 @@ class LogMelAudio:
         return out
 
     def _statistics(self, wave: Float) -> NDArray[np.float64]:
+        """(dim,) features of a clip's samples."""
         width = int(_WINDOW * self.rate)
         frames = np.lib.stride_tricks.sliding_window_view(wave, 2 * width)[:: int(_STEP * self.rate)]
         power = np.abs(np.fft.rfft(frames[:, :width] * np.hanning(width), axis=1)) ** 2 / width
         mel = np.log(power @ mel_bands(self.bands, width, self.rate) + _FLOOR)
-        loud = np.log(power.mean(axis=1) + _FLOOR)
+        change = np.diff(mel, axis=0) if len(mel) > 1 else mel
+        timbre = [mel.mean(axis=0), mel.std(axis=0), change.std(axis=0)]
+
+        loudness = np.log(power.mean(axis=1) + _FLOOR)
         pitch, voiced = _pitch(frames, self.rate)
         log_pitch = np.log(pitch[voiced]) if voiced.sum() > 2 else np.full(3, np.log(_PITCH[0]))
-        starts = np.maximum(np.diff(voiced.astype(int)), 0).sum() / (len(wave) / self.rate)
-        rest = [voiced.mean(), starts, np.log(len(wave) / self.rate)]
-        change = np.diff(mel, axis=0) if len(mel) > 1 else mel
-        bands = [mel.mean(axis=0), mel.std(axis=0), change.std(axis=0)]
+        seconds = len(wave) / self.rate
+        onsets = np.maximum(np.diff(voiced.astype(int)), 0).sum() / seconds
+        rhythm = [voiced.mean(), onsets, np.log(seconds)]
 
-        return np.concatenate([*bands, _course(loud), _course(log_pitch), rest])
+        return np.concatenate([*timbre, _summary(loudness), _summary(log_pitch), rhythm])
 
     def explain_failure(self, value: object) -> str:
-        """A sentence on what is wrong with a clip."""
-        return _why(value, self.rate)
+        """Why a clip could not be encoded, in a sentence."""
+        return _failure(value, self.rate)
 
 
 @checked_class
@@ -178,8 +181,8 @@ class PretrainedAudio:
         return out
 
     def explain_failure(self, value: object) -> str:
-        """A sentence on what is wrong with a clip."""
-        return _why(value, self.rate)
+        """Why a clip could not be encoded, in a sentence."""
+        return _failure(value, self.rate)
 
 
 class Unreadable(InputError):
@@ -201,7 +204,7 @@ def _clip(cell: object) -> Any:
             if not rate:
                 raise InputError('a clip given as an array needs its rate: {"array": samples, "rate": hertz}')
 
-            return _marked(np.asarray(cell["array"]), int(rate))
+            return _with_rate(np.asarray(cell["array"]), int(rate))
 
         if not {"array", "bytes", "path"} & set(cell):
             raise InputError(f'a clip given as a mapping needs "array", "bytes" or "path", got {sorted(cell)}')
@@ -214,34 +217,35 @@ def _clip(cell: object) -> Any:
     return Path(cell) if isinstance(cell, str) else cell
 
 
-def _marked(samples: NDArray[Any], rate: int) -> Float:
-    """Samples as one channel of floats, after one that holds the rate: an array says all that there is to a clip."""
+def _with_rate(samples: NDArray[Any], rate: int) -> Float:
+    """The rate followed by the samples as one channel, so that one array, and its hash, contain the whole clip."""
     return np.concatenate([np.array([rate], np.float32), _one_channel(samples)])
 
 
 def waveform(value: object, rate: int) -> Float:
     """(samples,) float32 within -1..1 at `rate`; raises `Unreadable` with the reason."""
     if isinstance(value, np.ndarray):
-        wave, own = np.asarray(value[1:], np.float32), int(value[0]) if value.size else 0
+        wave, clip_rate = np.asarray(value[1:], np.float32), int(value[0]) if value.size else 0
     else:
-        wave, own = _read(value)
+        wave, clip_rate = _read(value)
 
-    if own < 1 or not np.isfinite(wave).all():
-        raise Unreadable("the clip has no rate, or samples that are not finite")
+    if clip_rate < 1 or not np.isfinite(wave).all():
+        raise Unreadable("the clip has no sample rate, or samples that are not finite")
 
-    if own != rate:
+    if clip_rate != rate:
         from scipy.signal import resample_poly
 
-        common = int(np.gcd(own, rate))
-        wave = resample_poly(wave, rate // common, own // common).astype(np.float32)
+        common = int(np.gcd(clip_rate, rate))
+        wave = resample_poly(wave, rate // common, clip_rate // common).astype(np.float32)
 
     if len(wave) < _SHORTEST * rate:
-        raise Unreadable(f"the clip is {len(wave) / rate:.3f} s long; {_SHORTEST} s is the least")
+        raise Unreadable(f"the clip is {len(wave) / rate:.3f} s long; it must have at least {_SHORTEST} s")
 
     return wave
 
 
 def _read(value: object) -> tuple[Float, int]:
+    """Samples and rate of a WAV file."""
     from scipy.io import wavfile
 
     if isinstance(value, (bytes, bytearray, memoryview)):
@@ -249,10 +253,10 @@ def _read(value: object) -> tuple[Float, int]:
     elif isinstance(value, os.PathLike):
         source = value
     else:
-        raise Unreadable(f"{type(value).__name__} is no clip; give a path, the bytes of a WAV file, or array and rate")
+        raise Unreadable(f"{type(value).__name__} is not a clip; give a path, bytes of a WAV file, or array and rate")
 
     try:
-        with warnings.catch_warnings(action="ignore", category=wavfile.WavFileWarning):  # of chunks it does not know
+        with warnings.catch_warnings(action="ignore", category=wavfile.WavFileWarning):  # about unknown chunks
             rate, samples = wavfile.read(source)
     except Exception as cause:  # damaged files raise a dozen unrelated types; the cause is reported
         raise Unreadable(f"the clip cannot be read as a WAV file ({type(cause).__name__}: {cause})") from cause
@@ -261,21 +265,22 @@ def _read(value: object) -> tuple[Float, int]:
 
 
 def _one_channel(samples: NDArray[Any]) -> Float:
-    """Float32 within -1..1, channels averaged."""
+    """(samples,) float32 within -1..1, the mean of all channels."""
     if samples.ndim not in (1, 2):
         raise InputError(f"a clip's samples have shape {samples.shape}; wanted (samples,) or (samples, channels)")
 
-    kind = samples.dtype
+    dtype = samples.dtype
     wave: Float = samples.astype(np.float32)
-    if kind.kind == "u":
+    if dtype.kind == "u":  # 8-bit WAV files are unsigned
         wave = wave / np.float32(128) - 1
-    elif kind.kind == "i":
-        wave = wave / np.float32(-float(np.iinfo(kind).min))
+    elif dtype.kind == "i":
+        wave = wave / np.float32(-float(np.iinfo(dtype).min))
 
     return np.asarray(wave.mean(axis=1) if wave.ndim == 2 else wave, np.float32)
 
 
-def _why(value: object, rate: int) -> str:
+def _failure(value: object, rate: int) -> str:
+    """Why a clip could not be encoded, in a sentence."""
     try:
         waveform(value, rate)
     except Unreadable as reason:
@@ -285,7 +290,7 @@ def _why(value: object, rate: int) -> str:
 
 
 def mel_bands(bands: int, width: int, rate: int) -> NDArray[np.float64]:
-    """(frequencies, bands) triangles, evenly spaced in mel, for frames of `width` samples."""
+    """(frequencies, bands) triangular filters, evenly spaced on the mel scale, for frames of `width` samples."""
     mel = np.linspace(0, 2595 * np.log10(1 + rate / 2 / 700), bands + 2)
     edges = 700 * (10 ** (mel / 2595) - 1)
     hertz = np.fft.rfftfreq(width, 1 / rate)[:, None]
@@ -295,29 +300,34 @@ def mel_bands(bands: int, width: int, rate: int) -> NDArray[np.float64]:
 
 
 def _pitch(frames: Float, rate: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Pitch of each frame in hertz, and whether it has one: the highest peak of the normalised autocorrelation."""
+    """Pitch (n,) of each frame in hertz, and whether it is voiced (n,), from the peak of the autocorrelation.
+
+    As in Praat, the autocorrelation of a frame is divided by that of its window, which would favour short periods.
+    """
     width = frames.shape[1]
     window = np.hanning(width)
     size = 1 << (2 * width - 1).bit_length()
 
-    def correlation(x: NDArray[Any]) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = np.fft.irfft(np.abs(np.fft.rfft(x, size, axis=-1)) ** 2, axis=-1)
-        return found
+    def autocorrelation(x: NDArray[Any]) -> NDArray[np.float64]:
+        result: NDArray[np.float64] = np.fft.irfft(np.abs(np.fft.rfft(x, size, axis=-1)) ** 2, axis=-1)
+        return result
 
-    own = correlation((frames - frames.mean(axis=1, keepdims=True)) * window)
-    bare = correlation(window)
-    shortest, longest = int(rate / _PITCH[1]), int(rate / _PITCH[0])
-    level = np.maximum(own[:, :1], 1e-12)
-    shape = own[:, shortest:longest] / level / (bare[shortest:longest] / bare[0])
+    of_frames = autocorrelation((frames - frames.mean(axis=1, keepdims=True)) * window)
+    of_window = autocorrelation(window)
+    shortest, longest = int(rate / _PITCH[1]), int(rate / _PITCH[0])  # periods in samples
+    level = np.maximum(of_frames[:, :1], 1e-12)
+    normalised = of_frames[:, shortest:longest] / level / (of_window[shortest:longest] / of_window[0])
+
+    # The multiples of a period correlate as well as the period itself, so longer ones are penalised.
     octaves = np.log2(np.arange(shortest, longest) / shortest)
-    best = (shape - _OCTAVE_COST * octaves).argmax(axis=1)  # a period's multiples fit as well as the period
-    loud = own[:, 0] > 1e-3 * max(float(own[:, 0].max()), 1e-9)
+    best = (normalised - _OCTAVE_COST * octaves).argmax(axis=1)
+    loud = of_frames[:, 0] > 1e-3 * max(float(of_frames[:, 0].max()), 1e-9)
 
-    return rate / (shortest + best), (shape[np.arange(len(best)), best] > _VOICED) & loud
+    return rate / (shortest + best), (normalised[np.arange(len(best)), best] > _VOICED) & loud
 
 
-def _course(values: NDArray[np.float64]) -> list[float]:
-    """Mean, deviation, range (tenth to ninetieth percentile) and trend from start to end."""
+def _summary(values: NDArray[np.float64]) -> list[float]:
+    """Mean, standard deviation, range (10th to 90th percentile) and linear trend over the clip."""
     low, high = np.percentile(values, [10, 90])
     time = np.linspace(-0.5, 0.5, len(values))
     spread = float((time**2).sum())

@@ -1,4 +1,4 @@
-"""The contracts of encoders, and helpers they share: reading columns, missing cells, saving settings."""
+"""The interfaces of encoders, and what they share: reading columns, missing cells, saving settings."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Encoder(Protocol):
 
     @property
     def name(self) -> str:
-        """Stable id that includes the revision of the weights and the settings; part of the cache key."""
+        """Stable name with the revision of the weights and the settings; part of the cache key."""
 
     @property
     def column(self) -> str | Sequence[str]:
-        """The column or columns of `Items` that it reads."""
+        """The column or columns of `Items` that the encoder reads."""
 
     @property
     def dim(self) -> int:
@@ -95,9 +95,9 @@ def encoder_spec(encoder: Encoder) -> dict[str, Any]:
             its name.
     """
     kind = type(encoder)
-    own = getattr(encoder, "spec", None)
-    if callable(own):
-        settings = {name: value for name, value in own().items() if name != "class"}
+    spec = getattr(encoder, "spec", None)
+    if callable(spec):
+        settings = {name: value for name, value in spec().items() if name != "class"}
     else:
         names = list(settings_of(kind))
         if lost := [name for name in names if not hasattr(encoder, name)]:
@@ -124,16 +124,16 @@ def _as_json(value: object, what: str) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [_as_json(one, what) for one in value]
 
-    raise InputError(f"{what} is a {type(value).__name__}, which a file of settings cannot hold; take plain values, or "
-                     "define spec()")  # fmt: skip
+    raise InputError(f"{what} is a {type(value).__name__}, which cannot be saved as JSON; use plain values, or define "
+                     "spec()")  # fmt: skip
 
 
 def content_bytes(value: Any) -> bytes:
-    """Bytes that identify a content, for hashing; a path stands for the bytes of its file.
+    """Bytes that identify a value's content, for hashing; a path stands for the content of its file.
 
     Raises:
-        OSError: a file cannot be read.
-        InputError: a type that no encoder can read.
+        OSError: the file cannot be read.
+        InputError: no encoder can read values of this type.
     """
     if isinstance(value, str):
         return b"s" + value.encode("utf-8", "surrogatepass")
@@ -152,7 +152,7 @@ def content_bytes(value: Any) -> bytes:
 
 
 def columns_of(items: Items, columns: Sequence[str]) -> pd.DataFrame:
-    """The named columns; raises `InputError` if the items lack one."""
+    """The named columns as a frame; raises `InputError` if the items lack one."""
     if lost := [c for c in columns if c not in items.columns]:
         raise InputError(f"the items have no column {', '.join(map(repr, lost))}; they have {list(items.columns)}")
 
@@ -171,7 +171,7 @@ def text_values(items: Items, columns: Sequence[str], joint: str = ". ") -> list
     """The text columns of each item joined by `joint`; None where all are missing."""
     table = [columns_of(items, columns)[c].tolist() for c in columns]
     rows = ([str(v).strip() for v in row if not is_missing(v)] for row in zip(*table, strict=True))
-    # Half a surrogate pair, as cut-off exports have them, would stop a tokenizer.
+    # Half a surrogate pair, which occurs where an export truncated its texts, would make a tokenizer fail.
     return [joint.join(row).encode("utf-8", "replace").decode() if row else None for row in rows]
 
 

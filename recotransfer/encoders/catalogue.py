@@ -76,7 +76,14 @@ class Encoded:
 
 @dataclass
 class _Values:
-    """The distinct contents of a catalogue: `slot[i]` is item i's place in `distinct`, -1 where it has none."""
+    """The distinct contents of a catalogue.
+
+    Attributes:
+        slot: (items,) position of each item's content in `distinct`, -1 for items without readable content.
+        keys: hash of a content -> its position in `distinct`.
+        distinct: the contents.
+        lost: row of an item whose file cannot be opened -> the reason.
+    """
 
     slot: NDArray[np.int64]
     keys: dict[bytes, int] = field(default_factory=dict)
@@ -88,12 +95,12 @@ class _Values:
 def encode_items(
     items: Items, encoder: Encoder, *, cache: str | Path | None = None, chunk: int = 2048, progress: bool = True
 ) -> Encoded:
-    """The vectors of all items, read from the cache where it has them and encoded otherwise.
+    """Encode all items, taking vectors from the cache where it has them.
 
     Equal contents are encoded once. Contents are encoded in chunks, and each chunk is written to the cache before the
-    next one starts: an interrupted job loses at most one chunk, and a rerun gives the same bytes as an uninterrupted
-    one. Items without content, or with unreadable content, get zeros and `has_content` False; the report lists the
-    unreadable ones. Several processes may share a cache.
+    next one starts, so an interrupted job loses at most one chunk and a rerun gives identical vectors. Items without
+    content, or with unreadable content, get zeros and `has_content` False; the report lists the unreadable ones.
+    Several processes may share a cache.
 
     Args:
         items: the catalogue.
@@ -108,7 +115,7 @@ def encode_items(
     if chunk < 1:
         raise InputError(f"chunk is {chunk}; it must be at least 1")
 
-    if encoders.name_of(type(encoder)) in encoders.names:  # anyone's may keep its arguments in another form
+    if encoders.name_of(type(encoder)) in encoders.names:  # encoders of other packages may not keep their arguments
         check_settings(encoder)
 
     start = time.perf_counter()
@@ -119,21 +126,21 @@ def encode_items(
     todo = np.flatnonzero(~done)
     keys = list(values.keys)
 
-    for part in _chunks(todo, chunk, encoder.name, progress):
-        rows = _encode_part(encoder, [values.distinct[i] for i in part])
-        vectors[part] = rows
+    for positions in _chunks(todo, chunk, encoder.name, progress):
+        rows = _encode_chunk(encoder, [values.distinct[i] for i in positions])
+        vectors[positions] = rows
         if store is not None:
-            store.write([keys[i] for i in part], rows)
+            store.write([keys[i] for i in positions], rows)
 
     embeddings, lost = _spread(items, encoder, values, vectors)
-    held = int((values.slot >= 0).sum())
+    with_content = int((values.slot >= 0).sum())
     report = EncodeReport(
         encoder=encoder.name,
         items=len(items),
         encoded=len(todo),
         cached=len(done) - len(todo),
-        repeated=held - len(values.distinct),
-        empty=len(items) - held - len(values.lost),
+        repeated=with_content - len(values.distinct),
+        empty=len(items) - with_content - len(values.lost),
         unreadable=lost,
         seconds=time.perf_counter() - start,
     )
@@ -163,17 +170,19 @@ def _distinct(values: list[Any]) -> _Values:
 
 
 def _chunks(todo: NDArray[np.int64], size: int, name: str, progress: bool) -> Iterator[NDArray[np.int64]]:
+    """The positions `todo`, `size` at a time, with a progress bar."""
     with progress_bar(len(todo), desc=name, unit="item", shown=progress and len(todo) > 0) as bar:
         for start in range(0, len(todo), size):
-            part = todo[start : start + size]
-            yield part
-            bar.update(len(part))
+            positions = todo[start : start + size]
+            yield positions
+            bar.update(len(positions))
 
 
-def _encode_part(encoder: Encoder, values: list[Any]) -> NDArray[np.float32]:
+def _encode_chunk(encoder: Encoder, values: list[Any]) -> NDArray[np.float32]:
+    """(len(values), dim) vectors; the whole row is NaN where any of its values is not finite."""
     rows = np.asarray(encoder.encode(values), np.float32)
     if rows.shape != (len(values), encoder.dim):
-        raise InputError(f"{encoder.name} returned shape {rows.shape} for {len(values)} values of dim {encoder.dim}")
+        raise InputError(f"{encoder.name} returned shape {rows.shape}, wanted ({len(values)}, {encoder.dim})")
 
     return np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, np.float32(np.nan))
 
@@ -181,7 +190,7 @@ def _encode_part(encoder: Encoder, values: list[Any]) -> NDArray[np.float32]:
 def _spread(
     items: Items, encoder: Encoder, values: _Values, vectors: NDArray[np.float32]
 ) -> tuple[Embeddings, tuple[tuple[Any, str], ...]]:
-    """Vectors of the distinct contents laid out per item, and (id, reason) of what could not be read."""
+    """One vector per item from those of the distinct contents, and (id, reason) of what could not be read."""
     readable = ~np.isnan(vectors[:, 0])
     has = values.slot >= 0
     present = has.copy()
@@ -205,10 +214,10 @@ def _spread(
 
 
 class _Cache:
-    """A folder per encoder of append-only chunk files, each named by the digest of its own bytes.
+    """Chunk files in a folder per encoder; each is named by the hash of its own bytes and never changed.
 
-    A name that does not fit the bytes shows a damaged file. Since files appear whole and the name follows from the
-    content, processes that share the folder cannot spoil each other's files.
+    A name that does not match the bytes reveals a damaged file. Files appear complete and their names depend on their
+    content alone, so processes that share the folder cannot damage each other's files.
     """
 
     def __init__(self, root: Path, encoder: Encoder) -> None:
@@ -217,22 +226,22 @@ class _Cache:
         self.row = np.dtype([("key", np.uint8, (_KEY_BYTES,)), ("vector", "<f4", (encoder.dim,))])
 
     def read(self, keys: Mapping[bytes, int], vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Fill in `vectors` at the slots whose key is on file; returns which slots those were."""
+        """Fill in the rows of `vectors` that are in the cache; returns (len(vectors),) bool, which rows those are."""
         done = np.zeros(len(vectors), bool)
         for path in sorted(self.folder.glob("*.npy")):
             table = self._load(path)
             if table is None:
                 continue
 
-            found = [keys.get(key.tobytes(), -1) for key in table["key"]]
-            slots = np.array(found, np.int64)
-            held = slots >= 0
-            vectors[slots[held]] = table["vector"][held]
-            done[slots[held]] = True
+            slots = np.array([keys.get(key.tobytes(), -1) for key in table["key"]], np.int64)
+            wanted = slots >= 0
+            vectors[slots[wanted]] = table["vector"][wanted]
+            done[slots[wanted]] = True
 
         return done
 
     def _load(self, path: Path) -> NDArray[Any] | None:
+        """The keys and vectors of a chunk file; None if it is unreadable, damaged or of another width."""
         try:
             content = path.read_bytes()
         except OSError as cause:
@@ -240,7 +249,7 @@ class _Cache:
             return None
 
         if hashlib.blake2b(content, digest_size=_KEY_BYTES).hexdigest() != path.stem:
-            warnings.warn(f"cache file {path} is damaged; it is dropped and its items are encoded again", stacklevel=4)
+            warnings.warn(f"cache file {path} is damaged; it is deleted and its items are encoded again", stacklevel=4)
             path.unlink(missing_ok=True)
             return None
 
@@ -249,7 +258,7 @@ class _Cache:
         return table if table.dtype == self.row else None
 
     def write(self, keys: Sequence[bytes], rows: NDArray[np.float32]) -> None:
-        """Put one chunk on disk, whole or not at all."""
+        """Write one chunk to disk, completely or not at all."""
         table = np.zeros(len(keys), self.row)
         table["key"] = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, _KEY_BYTES)
         table["vector"] = rows

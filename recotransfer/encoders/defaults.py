@@ -1,4 +1,4 @@
-"""Default encoders for a catalogue, and saving and loading of encoders."""
+"""Choose default encoders for a catalogue; save and load encoders."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from recotransfer.registry import encoders
 
 @checked
 def encoder_from_spec(spec: Mapping[str, Any]) -> Encoder:
-    """The encoder that `encoder_spec` described: the class under "class", the other entries its settings.
+    """Build an encoder from what `encoder_spec` returned: the class under "class", the other entries its settings.
 
     Raises:
-        InputError: an unknown class or setting.
+        InputError: the class or a setting is unknown.
     """
-    return _built(spec, encoders.find)
+    return _build(spec, encoders.find)
 
 
-def _built(spec: Mapping[str, Any], find: Callable[[str], type[Any]]) -> Encoder:
+def _build(spec: Mapping[str, Any], find: Callable[[str], type[Any]]) -> Encoder:
     settings = dict(spec)
     name = settings.pop("class", None)
     kind = find(name)
@@ -41,10 +41,10 @@ def _built(spec: Mapping[str, Any], find: Callable[[str], type[Any]]) -> Encoder
 
 @checked
 def store_encoders(given: Sequence[Encoder], writer: ArtifactWriter) -> list[dict[str, Any]]:
-    """The specs of encoders, after storing copies of models in local folders, so that another machine can encode.
+    """Store encoders in an artefact and return their specs; models in local folders are copied into the artefact.
 
-    A folder with code or pickled weights is not copied: the spec has its absolute path and revision. The spec of a hub
-    model has the revision that was used in the fit.
+    A folder with code or pickled weights is not copied: its spec has the absolute path and the revision. The spec of a
+    model from the hub has the revision that was used in the fit.
     """
     specs = [encoder_spec(encoder) for encoder in given]
     for at, (encoder, spec) in enumerate(zip(given, specs, strict=True)):
@@ -57,7 +57,7 @@ def store_encoders(given: Sequence[Encoder], writer: ArtifactWriter) -> list[dic
         if folder is not None and files is not None:
             writer.folder_of_model(f"encoder {at}", folder, files)
             spec["model"] = None
-        elif type(encoder).__module__.startswith("recotransfer."):  # others may read their model in a way of their own
+        elif type(encoder).__module__.startswith("recotransfer."):  # other encoders may not understand a revision
             spec["model"] = str(pinned(model, vars(encoder).get("name")))
 
     return specs
@@ -65,22 +65,22 @@ def store_encoders(given: Sequence[Encoder], writer: ArtifactWriter) -> list[dic
 
 @checked
 def stored_encoders(specs: Sequence[Mapping[str, Any]], artifact: Artifact) -> list[Encoder]:
-    """The encoders that `store_encoders` saved; their models are loaded from the artefact on first use.
+    """Load the encoders that `store_encoders` saved; their models are read from the artefact on first use.
 
-    Models are named with their revision, so that another model saved there in the meantime is rejected.
+    Models are pinned to their revision, so that another model saved there in the meantime is rejected.
 
     Raises:
-        ArtifactError: a class that is not the package's, and whose module has not been imported yet.
+        ArtifactError: a class is not one of this package, and its module has not been imported yet.
     """
     out = []
     for at, spec in enumerate(specs):
         settings = dict(spec)
         if artifact.has_folder(f"encoder {at}"):
             settings["model"] = str(artifact.folder_of_model(f"encoder {at}").absolute())
-            if ":" not in str(spec["class"]):  # others may read their model in a way of their own
+            if ":" not in str(spec["class"]):  # encoders of other packages may not understand a revision
                 settings["model"] += f"@{revision_of(artifact.digests_of_model(f'encoder {at}'))}"
 
-        out.append(_built(settings, encoders.find_saved))
+        out.append(_build(settings, encoders.find_saved))
 
     return out
 
@@ -93,7 +93,7 @@ def default_encoders(
     image_model: str | Path | None = None,
     only: Sequence[str] | None = None,
 ) -> list[Encoder]:
-    """Encoders that suit the items: for text columns, pictures (if `image_model` is given) and attributes.
+    """Choose encoders for the items: for text columns, pictures (if `image_model` is given) and attributes.
 
     Args:
         items: the catalogue.
@@ -110,20 +110,20 @@ def default_encoders(
 
         items = Items(items.ids, items.columns, {c: items.kinds[c] for c in only})
 
-    found: list[Encoder] = []
+    chosen: list[Encoder] = []
     if text := items.of_kind("text"):
-        found.append(SentenceText(model=text_model, column=text[0] if len(text) == 1 else text))
+        chosen.append(SentenceText(model=text_model, column=text[0] if len(text) == 1 else text))
 
     if image_model is not None and (images := items.of_kind("image")):
-        found.append(PretrainedImage(model=image_model, column=images[0]))
+        chosen.append(PretrainedImage(model=image_model, column=images[0]))
 
     if columns := [c for c in items.columns.columns if items.kinds.get(c) in ("category", "number")]:
-        found.append(TabularAttributes(columns=columns))
+        chosen.append(TabularAttributes(columns=columns))
 
-    if not found:
+    if not chosen:
         raise InputError(
             f"no encoder fits these items, whose columns are of kinds {dict(items.kinds)}; give a text, category or "
-            "number column, or go without content by encoders=[] (on the command line: --no-content)"
+            "number column, or use no content with encoders=[] (on the command line: --no-content)"
         )
 
-    return found
+    return chosen

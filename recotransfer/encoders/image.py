@@ -1,4 +1,4 @@
-"""Image encoder: any pretrained transformers vision model, with pictures decoded by Pillow; needs no torchvision."""
+"""Image encoder: any pretrained vision model of transformers; Pillow decodes the pictures, without torchvision."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-_MAX_PIXELS = 64_000_000  # a larger picture is more likely an attack on memory than a product photo
-# Processors scale the shorter edge to that of the network and crop afterwards: a strip of 6000 x 1 pixels, 132 bytes
-# in its file, would become 1,344,000 x 224.
+_MAX_PIXELS = 64_000_000  # a larger picture is more likely a decompression bomb than a product photo
+
+# Image processors scale the shorter edge to that of the network and crop afterwards: a strip of 6000 x 1 pixels, a file
+# of 132 bytes, would become 1,344,000 x 224.
 _MAX_RATIO = 100
-_CHANGES_OF_SIZE = ("do_resize", "do_center_crop", "do_pad")  # settings of image processors
+_RESIZING = ("do_resize", "do_center_crop", "do_pad")  # settings of image processors that change the size
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -115,16 +116,16 @@ class PretrainedImage:
         out = np.full((len(values), self.dim), np.nan, np.float32)
         start = 0
         for batch in self._decoded(values, size):
-            good = [i for i, features in enumerate(batch) if features is not None]
-            if good:
-                out[[start + i for i in good]] = self._network.vectors([batch[i] for i in good])
+            readable = [i for i, features in enumerate(batch) if features is not None]
+            if readable:
+                out[[start + i for i in readable]] = self._network.vectors([batch[i] for i in readable])
 
             start += len(batch)
 
         return out
 
     def _decoded(self, values: Sequence[Any], size: int) -> Iterator[list[Any]]:
-        """Batches of model inputs, None where a picture cannot be read; two batches are decoded ahead."""
+        """Batches of `size` model inputs, None where a picture cannot be read; threads decode two batches ahead."""
         ahead: deque[list[Future[Any]]] = deque()
         with ThreadPoolExecutor(self.workers) as pool:
             for start in range(0, len(values), size):
@@ -135,14 +136,15 @@ class PretrainedImage:
             while ahead:
                 yield [job.result() for job in ahead.popleft()]
 
-    def _features(self, value: object) -> Any:
+    def _features(self, value: object) -> dict[str, NDArray[Any]] | None:
+        """The model's inputs for one picture; None if it cannot be read."""
         try:
             return self._network.features(decode(value, self._network.size))
         except Unreadable:
             return None
 
     def explain_failure(self, value: object) -> str:
-        """A sentence on what is wrong with a picture."""
+        """Why a picture could not be encoded, in a sentence."""
         try:
             decode(value)
         except Unreadable as reason:
@@ -161,7 +163,7 @@ class PretrainedImage:
     def collate(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """The model's inputs for a batch of pictures; raises `Unreadable` if one cannot be decoded."""
         if not len(values):
-            raise InputError("there are no pictures to collate; give one at least")
+            raise InputError("no pictures to collate; give at least one")
 
         torch = require("torch")
 
@@ -184,6 +186,7 @@ class Unreadable(InputError):
 
 
 def _picture(value: object, root: Path | None) -> Any:
+    """A cell as `decode` takes it, with paths below `root`; None if it is empty."""
     if isinstance(value, Mapping):  # Hugging Face data sets hold {"bytes": ..., "path": ...}
         value = value.get("bytes") or value.get("path")
 
@@ -196,16 +199,16 @@ def _picture(value: object, root: Path | None) -> Any:
 
 
 def decode(value: object, size: int | None = None) -> Any:
-    """The picture as an upright RGB `PIL.Image`.
+    """Decode a picture to an upright RGB `PIL.Image`.
 
     Args:
         value: a path, the bytes of a file, an array of uint8 or a PIL image.
-        size: a JPEG whose shorter edge is more than four times as long is decoded at reduced scale, at least twice
-            `size`.
+        size: shorter edge that is needed, in pixels. A JPEG of more than four times that is decoded at reduced scale,
+            which is faster, to at least twice that; None decodes at full scale.
 
     Raises:
-        Unreadable: it cannot be decoded, has more than 64 million pixels, or one edge is more than 100 times as long as
-            the other; the message says which.
+        Unreadable: the picture cannot be decoded, has more than 64 million pixels, or one edge is more than 100 times
+            as long as the other; the message says which.
     """
     image_module = require("PIL.Image")
     ops = require("PIL.ImageOps")
@@ -229,13 +232,14 @@ def decode(value: object, size: int | None = None) -> Any:
         return _as_rgb(ops.exif_transpose(image), image_module)
     except Unreadable:
         raise
-    except Exception as cause:  # Pillow's plugins raise a dozen unrelated types on damaged files; the cause is reported
-        # Pillow names a buffer by its address, which would make each report differ.
+    except Exception as cause:  # Pillow's plugins raise a dozen unrelated types on damaged files
+        # Pillow's message names a buffer by its memory address, which would make reports differ from run to run.
         reason = re.sub(r"<_io\.BytesIO object at 0x[0-9a-f]+>", "bytes", f"{type(cause).__name__}: {cause}")
         raise Unreadable(f"the picture cannot be decoded ({reason})") from cause
 
 
 def _open(value: Any, image_module: Any) -> Any:
+    """The picture as Pillow opens it: large files are not decoded yet."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return image_module.open(io.BytesIO(value))
     if isinstance(value, (str, os.PathLike)):
@@ -250,10 +254,11 @@ def _open(value: Any, image_module: Any) -> Any:
     if isinstance(value, image_module.Image):
         return value
 
-    raise Unreadable(f"{type(value).__name__} is no picture; give a path, bytes, an array or a PIL image")
+    raise Unreadable(f"{type(value).__name__} is not a picture; give a path, bytes, an array or a PIL image")
 
 
 def _as_rgb(image: Any, image_module: Any) -> Any:
+    """The picture in RGB: transparency on white, and 16-bit, integer and float grey scaled to 0..255."""
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = image_module.new("RGBA", image.size, (255, 255, 255, 255))
@@ -285,11 +290,11 @@ class _Vision:
             config = AutoConfig.from_pretrained(folder)
             self.model, missing = _load(folder, config)
 
-        untrained_pooler = any("pooler" in key for key in missing)
         if lost := [key for key in missing if "pooler" not in key]:
             raise InputError(f"{folder} lacks weights for {', '.join(lost[:3])}; save the whole model there")
 
-        self.pooled = not untrained_pooler
+        # Some models are published without their pooler, which transformers then initialises at random.
+        self.pooled = not any("pooler" in key for key in missing)
         layout = torch.channels_last if self.device == "cpu" else torch.contiguous_format
         self.model = self.model.eval().to(self.device, self.dtype, memory_format=layout)
         edges = [v for v in dict(self.processor.size).values() if isinstance(v, int)]
@@ -298,24 +303,24 @@ class _Vision:
     def features(
         self, image: Any, edges: tuple[int, int] | None = None, *, resample: int = 2
     ) -> dict[str, NDArray[Any]]:
-        """What the model takes for one picture, without the batch axis, as its processor's settings say.
+        """The model's inputs for one picture, without the batch axis.
 
         Args:
-            image: as `decode` gives it.
-            edges: width and height of the whole picture as the model shall see it, for layers that are read place by
-                place; None scales and crops as the processor does.
+            image: as `decode` returns it.
+            edges: (width, height) to which the whole picture is resized, for feature maps that keep positions; None
+                scales and crops as the model's processor does.
             resample: Pillow's filter for `edges`; 2 is bilinear, 3 bicubic.
         """
-        as_it_is = {}
+        options = {}
         if edges is not None:
             image = image.resize(edges, resample=resample)
-            as_it_is = {name: False for name in _CHANGES_OF_SIZE if hasattr(self.processor, name)}
+            options = {name: False for name in _RESIZING if hasattr(self.processor, name)}
 
-        inputs = self.processor(images=[image], return_tensors="np", **as_it_is)
+        inputs = self.processor(images=[image], return_tensors="np", **options)
         return {name: np.asarray(array)[0] for name, array in inputs.items()}
 
     def vectors(self, batch: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[np.float32]:
-        """(len(batch), dim) float32; pictures of unequal shape go through one by one."""
+        """(len(batch), dim) float32; pictures of different shapes are encoded one by one."""
         if len({tuple((name, array.shape) for name, array in one.items()) for one in batch}) > 1:
             return np.concatenate([self.vectors([one]) for one in batch])
 
@@ -339,7 +344,7 @@ class _Vision:
 
 
 def _pool(out: Any, pooled: bool) -> Any:
-    """(batch, dim): the model's own image vector, else its pooler, else the class token or the mean of the map."""
+    """(batch, dim): the model's image embedding, else its pooler's output, else the class token or the map's mean."""
     if not hasattr(out, "keys"):
         return out.flatten(1)
     if out.get("image_embeds") is not None:
@@ -353,7 +358,7 @@ def _pool(out: Any, pooled: bool) -> Any:
 
 
 def _patches(out: Any, pixels: Any, config: Any) -> Any:
-    """(batch, patches, width) of the last layer, without class and register tokens; None where the model hides it."""
+    """(batch, patches, width) of the last layer, without class and register tokens; None if it is not an output."""
     states = out.get("last_hidden_state") if hasattr(out, "keys") else None
     if states is None or states.ndim == 4:
         return None if states is None else states.flatten(2).transpose(1, 2)
@@ -367,11 +372,8 @@ def _patches(out: Any, pixels: Any, config: Any) -> Any:
 
 def _training_form(network: _Vision) -> Module:
     """A copy of a vision model as a module that takes a batch and returns `Features`."""
-    torch = require("torch")
-
+    base: Any = require("torch").nn.Module
     pooled = network.pooled
-
-    base: Any = torch.nn.Module
 
     class TrainableImage(base):  # type: ignore[misc]  # torch is untyped here
         def __init__(self) -> None:
@@ -386,7 +388,7 @@ def _training_form(network: _Vision) -> Module:
 
 
 def _load(folder: Path, config: Any) -> tuple[Any, list[str]]:
-    """The model in float32, and the names of the weights that the folder lacks."""
+    """The model in float32, and the names of weights that are missing from the folder."""
     torch = require("torch")
     transformers = require("transformers")
 

@@ -1,4 +1,4 @@
-"""A picture as the mean features of one network layer in each cell of a grid, so that positions are kept."""
+"""Image encoder for pictures with a standard view: the mean features of one network layer in each cell of a grid."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from recotransfer.encoders.models import folder_revision, model_folder, model_la
 from recotransfer.errors import InputError, require
 from recotransfer.settings import PositiveInt
 
-_BATCH = 8  # pictures at a time; more leave a processor's caches
+_BATCH = 8  # pictures per batch; larger ones exceed a CPU's caches
 
 
 @checked_class
@@ -77,20 +77,20 @@ class ImageGrid:
         out: NDArray[np.float32] | None = None
         for first in range(0, len(values), _BATCH):
             pixels = [self._pixels(value) for value in values[first : first + _BATCH]]
-            good = [at for at, one in enumerate(pixels) if one is not None]
-            if not good:
+            readable = [at for at, picture in enumerate(pixels) if picture is not None]
+            if not readable:
                 continue
 
-            found = self._cells(np.stack([one for one in pixels if one is not None]))
+            vectors = self._cells(np.stack([picture for picture in pixels if picture is not None]))
             if out is None:
-                out = np.full((len(values), found.shape[1]), np.nan, np.float32)
+                out = np.full((len(values), vectors.shape[1]), np.nan, np.float32)
 
-            out[[first + at for at in good]] = found
+            out[[first + at for at in readable]] = vectors
 
         return np.full((len(values), self.dim), np.nan, np.float32) if out is None else out
 
     def _pixels(self, value: object) -> NDArray[np.float32] | None:
-        """(3, size, size) as the network takes it; None where the picture cannot be read."""
+        """(3, size, size) network input; None if the picture cannot be read."""
         try:
             image = decode(value)
         except Unreadable:
@@ -100,7 +100,7 @@ class ImageGrid:
         return np.asarray(features["pixel_values"], np.float32)
 
     def _cells(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(n, dim) of pictures (n, 3, size, size)."""
+        """(n, dim) vectors of network inputs (n, 3, size, size)."""
         torch = require("torch")
 
         network = self._reader._network
@@ -112,14 +112,14 @@ class ImageGrid:
             if not -len(states) <= self.layer < len(states):
                 raise InputError(f"layer is {self.layer}, but the model has {len(states)} hidden layers")
 
-            seen = states[self.layer].float()
-            if seen.ndim == 3:  # patches of a transformer, after the class token and its like
-                side = int(seen.shape[1] ** 0.5)
-                seen = seen[:, seen.shape[1] - side * side :].transpose(1, 2).unflatten(2, (side, side))
+            features = states[self.layer].float()
+            if features.ndim == 3:  # a transformer's patches, which follow its class and register tokens
+                side = int(features.shape[1] ** 0.5)
+                features = features[:, features.shape[1] - side * side :].transpose(1, 2).unflatten(2, (side, side))
 
-            parts = torch.nn.functional.adaptive_avg_pool2d(seen, self.cells)
-            return np.asarray(parts.permute(0, 2, 3, 1).flatten(1).cpu().numpy(), np.float32)
+            grid = torch.nn.functional.adaptive_avg_pool2d(features, self.cells)
+            return np.asarray(grid.permute(0, 2, 3, 1).flatten(1).cpu().numpy(), np.float32)
 
     def explain_failure(self, value: object) -> str:
-        """A sentence on what is wrong with a picture."""
+        """Why a picture could not be encoded, in a sentence."""
         return self._reader.explain_failure(value)

@@ -16,11 +16,11 @@ from recotransfer.encoders.image import PretrainedImage, decode
 from recotransfer.errors import InputError, require
 
 Float = NDArray[np.float32]
-_MULTIPLE = 32  # convolutional networks halve the picture five times
+_MULTIPLE = 32  # convolutional networks halve the picture five times, so its edges must be multiples of this
 
 
 class DenseImage:
-    """A vector for any place of a picture: hypercolumns of a frozen network, and responses of simple filters.
+    """A vector for any position in a picture: hypercolumns of a frozen network, and responses of simple filters.
 
     A hypercolumn concatenates the features of several layers at one position (Hariharan et al., "Hypercolumns for
     object segmentation and fine-grained localization", 2015): fine layers localise, coarse ones recognise. For a
@@ -63,7 +63,7 @@ class DenseImage:
         return f"DenseImage/{model}/{strides}/x{self.scale:g}/{'+'.join(f'{s:g}' for s in self.sigmas) or 'none'}"
 
     def read(self, picture: object) -> DensePicture:
-        """What is seen in one picture, given as `PretrainedImage` takes it; a damaged one raises `InputError`."""
+        """The feature maps of one picture, given as `PretrainedImage` takes it; a damaged one raises `InputError`."""
         if self.model is None and not len(self.sigmas):
             raise InputError("DenseImage has neither a model nor filters; give a model, or sigmas")
 
@@ -76,7 +76,7 @@ class DenseImage:
 
 
 class Layer(NamedTuple):
-    """One map over a whole picture: `values` (rows * columns, channels)."""
+    """A feature map of a whole picture: `values` (rows * columns, channels), row by row from the top left."""
 
     values: Float
     rows: int
@@ -84,7 +84,7 @@ class Layer(NamedTuple):
 
 
 class DensePicture(NamedTuple):
-    """The layers seen in a picture of `shape` (height, width) pixels."""
+    """The feature maps of a picture of `shape` (height, width) pixels."""
 
     shape: tuple[int, int]
     layers: tuple[Layer, ...]
@@ -95,14 +95,14 @@ class DensePicture(NamedTuple):
         return sum(layer.values.shape[1] for layer in self.layers)
 
     def at(self, places: NDArray[Any]) -> Float:
-        """(n, width) vectors at places (n, 2), in pixels from the top and from the left; a pixel's middle is at .5."""
-        share = np.asarray(places, np.float64) / self.shape
-        out = [_bilinear(share, layer) @ layer.values for layer in self.layers]
+        """(n, width) vectors at places (n, 2), in pixels from the top and from the left; a pixel's centre is at 0.5."""
+        relative = np.asarray(places, np.float64) / self.shape
+        out = [_bilinear(relative, layer) @ layer.values for layer in self.layers]
         return np.asarray(np.hstack(out), np.float32)
 
 
 def places(shape: tuple[int, int], step: int = 1) -> NDArray[np.float64]:
-    """(rows * columns, 2) middles of a picture's cells of `step` pixels, those within it, in reading order.
+    """(rows * columns, 2) centres of the cells of a grid of `step` pixels, those inside the picture, in reading order.
 
     >>> places((4, 6), 2).tolist()
     [[1.0, 1.0], [1.0, 3.0], [1.0, 5.0], [3.0, 1.0], [3.0, 3.0], [3.0, 5.0]]
@@ -111,20 +111,20 @@ def places(shape: tuple[int, int], step: int = 1) -> NDArray[np.float64]:
     return np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
-def _bilinear(share: NDArray[np.float64], layer: Layer) -> sparse.csr_array:
-    """(n, cells) weights of the four cells around each place, given as shares of height and width."""
-    corner, part, edges = [], [], (layer.rows, layer.columns)
-    for axis, edge in enumerate(edges):
-        at = np.clip(share[:, axis] * edge - 0.5, 0, edge - 1)
+def _bilinear(relative: NDArray[np.float64], layer: Layer) -> sparse.csr_array:
+    """(n, cells) bilinear weights of the four cells around each place (n, 2), relative to height and width."""
+    neighbours, shares = [], []
+    for axis, edge in enumerate((layer.rows, layer.columns)):
+        at = np.clip(relative[:, axis] * edge - 0.5, 0, edge - 1)
         low = np.minimum(at.astype(np.int64), max(edge - 2, 0))
-        corner.append((low, np.minimum(low + 1, edge - 1)))
-        part.append((1 - (at - low), at - low))
+        neighbours.append((low, np.minimum(low + 1, edge - 1)))
+        shares.append((1 - (at - low), at - low))
 
-    cells = np.stack([y * layer.columns + x for y in corner[0] for x in corner[1]], axis=1)
-    weights = np.stack([y * x for y in part[0] for x in part[1]], axis=1).astype(np.float32)
+    cells = np.stack([y * layer.columns + x for y in neighbours[0] for x in neighbours[1]], axis=1)
+    weights = np.stack([y * x for y in shares[0] for x in shares[1]], axis=1).astype(np.float32)
     starts = np.arange(0, cells.size + 1, 4)
 
-    return sparse.csr_array((weights.ravel(), cells.ravel(), starts), shape=(len(share), layer.rows * layer.columns))
+    return sparse.csr_array((weights.ravel(), cells.ravel(), starts), shape=(len(relative), layer.rows * layer.columns))
 
 
 def _layer(channels: NDArray[Any]) -> Layer:
@@ -134,10 +134,10 @@ def _layer(channels: NDArray[Any]) -> Layer:
 
 
 def filtered(picture: Float, sigmas: Sequence[float]) -> Layer:
-    """The channels of a picture (height, width, channels), and answers of filters of these widths in pixels.
+    """The channels of a picture (height, width, channels), and responses of Gaussian filters.
 
-    Of each width: the smoothed channels, and of their mean the size of the gradient, both eigenvalues of the Hessian
-    and both of the structure tensor.
+    For each sigma in pixels: the smoothed channels, and of their mean the magnitude of the gradient, both eigenvalues
+    of the Hessian and both of the structure tensor.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -157,20 +157,22 @@ def filtered(picture: Float, sigmas: Sequence[float]) -> Layer:
 
 
 def _eigenvalues(a: NDArray[Any], b: NDArray[Any], c: NDArray[Any]) -> list[NDArray[Any]]:
-    """Greater and smaller eigenvalue of the matrices [[a, b], [b, c]]."""
+    """Larger and smaller eigenvalue of the symmetric matrices [[a, b], [b, c]], elementwise."""
     middle, half = (a + c) / 2, np.hypot((a - c) / 2, b)
     return [middle + half, middle - half]
 
 
 class _Layers:
-    """The maps inside a vision model."""
+    """The feature maps inside a vision model."""
 
     def __init__(self, encoder: PretrainedImage) -> None:
         self.vision = encoder._network
         self.model = getattr(self.vision.model, "vision_model", self.vision.model)
         self.patch = getattr(self.model.config, "patch_size", None)
-        takes = inspect.signature(self.model.forward).parameters
-        self.interpolates = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+
+        # Transformers that can interpolate their position embeddings take pictures of any size.
+        parameters = inspect.signature(self.model.forward).parameters
+        self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in parameters else {}
 
     def layers(self, image: object, scale: float, strides: Sequence[int] | None) -> list[Layer]:
         torch = require("torch")
@@ -191,7 +193,7 @@ class _Layers:
         return [_layer(maps[stride][0].float().cpu().numpy()) for stride in chosen]
 
     def _pixels(self, image: Any, scale: float) -> Any:
-        """(1, 3, h, w) the whole picture as the model takes it, its edges rounded to what the model can divide."""
+        """(1, 3, h, w) network input of the whole picture, with edges rounded to multiples that the model requires."""
         torch = require("torch")
 
         step = self.patch or _MULTIPLE
@@ -201,15 +203,15 @@ class _Layers:
         return torch.from_numpy(pixels[None]).to(self.vision.device, self.vision.dtype)
 
     def _maps(self, pixels: Any) -> dict[int, Any]:
-        """Stride -> the last map (1, channels, rows, columns) that is computed at it."""
+        """Stride -> the last feature map (1, channels, rows, columns) of that stride."""
         height, width = pixels.shape[2:]
-        found: dict[int, Any] = {}
+        maps: dict[int, Any] = {}
 
         def keep(_module: Any, _inputs: Any, out: Any) -> None:
             if getattr(out, "ndim", 0) == 4 and out.shape[2] * out.shape[3] > 1:
                 stride = height // out.shape[2]
                 if stride > 1 and (stride * out.shape[2], stride * out.shape[3]) == (height, width):
-                    found[stride] = out
+                    maps[stride] = out
 
         hooks = [module.register_forward_hook(keep) for module in self.model.modules()]
         try:
@@ -218,15 +220,14 @@ class _Layers:
             for hook in hooks:
                 hook.remove()
 
-        if not found:
-            raise InputError(
-                f"{type(self.model).__name__} gives no maps of a picture; take a convolutional model or a ViT"
-            )
+        if not maps:
+            raise InputError(f"{type(self.model).__name__} has no feature maps; use a convolutional network or a ViT")
 
-        return found
+        return maps
 
     def _patches(self, pixels: Any) -> list[Layer]:
-        states = self.model(pixel_values=pixels, output_hidden_states=True, **self.interpolates).hidden_states
+        """The patches of a transformer's middle and last layers."""
+        states = self.model(pixel_values=pixels, output_hidden_states=True, **self.options).hidden_states
         rows, columns = (edge // self.patch for edge in pixels.shape[2:])
         out = []
         for state in (states[len(states) // 2], states[-1]):

@@ -1,4 +1,4 @@
-"""Locations and revisions of pretrained models: local folders and names on the Hugging Face hub."""
+"""Find pretrained models in local folders or on the Hugging Face hub, and identify their revisions."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import atomic_folder, sha256
 
 _REVISION_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
-_PINNED = re.compile(r"(.+)@([0-9a-f]{12})")  # a model and the revision that its files must have
+_PINNED = re.compile(r"(.+)@([0-9a-f]{12})")  # a model and its required revision
 _REVISION = re.compile(r"@([0-9a-f]{12})(?:/|$)")
-_STORED = {".json", ".safetensors", ".txt", ".model", ".jinja", ".md"}  # as `ArtifactWriter.folder_of_model` takes them
+_STORED = {".json", ".safetensors", ".txt", ".model", ".jinja", ".md"}  # what `ArtifactWriter.folder_of_model` accepts
 _FOREIGN = {".bin", ".h5", ".msgpack", ".ot", ".onnx"}  # the same weights for other frameworks, or in an older format
-_TUNED = "tuned.json"  # tells a model that was trained here, and belongs to what uses it, from one that was given
+_TUNED = "tuned.json"  # marks a folder that `saved_model` wrote, and may therefore replace
 
 
 def folder_revision(folder: Path) -> str:
@@ -31,7 +30,7 @@ def folder_revision(folder: Path) -> str:
 
 
 def revision_of(digests: Mapping[str, str]) -> str:
-    """As `folder_revision`, from the sha256 of each file by its path below the model's folder."""
+    """The same revision as `folder_revision`, from the SHA-256 of each file by its path in the model's folder."""
     digest = hashlib.sha256()
     for path in sorted(map(PurePosixPath, digests)):
         if any(path.match(pattern) for pattern in _REVISION_FILES):
@@ -44,10 +43,10 @@ def model_folder(model: str | Path) -> Path:
     """The folder of a model: `model` itself if it is a folder, else a snapshot downloaded from the hub.
 
     Args:
-        model: a folder or a name on the hub, with a revision as `pinned` gives it or without.
+        model: a folder or a name on the hub, optionally with a revision, as `pinned` returns it.
 
     Raises:
-        InputError: no such folder or model, or its files have another revision.
+        InputError: there is no such folder or model, or its files have another revision.
     """
     if (folder := Path(model)).is_dir():
         return folder
@@ -56,46 +55,50 @@ def model_folder(model: str | Path) -> Path:
         return _at_revision(found[1], found[2])
 
     if isinstance(model, Path) or model.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
-        raise InputError(f"{model} is no folder; give a folder with a saved model, or the model's name on the hub")
+        raise InputError(f"{model} is not a folder; give a folder with a saved model, or the model's name on the hub")
 
     snapshot_download = require("huggingface_hub").snapshot_download
 
     try:
         return Path(snapshot_download(model, ignore_patterns=["onnx/*", "openvino/*", "*.h5", "*.msgpack", "*.ot"]))
-    except Exception as cause:  # the hub client raises a dozen unrelated types; the cause is kept
-        raise InputError(f"model {model!r} is no folder and could not be fetched from the hub: {cause}") from cause
+    except Exception as cause:  # the hub client raises a dozen unrelated types
+        raise InputError(
+            f"model {model!r} is not a folder and could not be downloaded from the hub ({cause}); check the name"
+        ) from cause
 
 
 def _at_revision(model: str, revision: str) -> Path:
+    """The folder of a model, whose files must have the given revision."""
     if Path(model).is_absolute() and not Path(model).is_dir():
         raise InputError(f"{model}, the encoder's folder in the fit, is gone; put the model (revision {revision}) back")
 
     folder = model_folder(model)
-    if (now := folder_revision(folder)) != revision:
+    if (current := folder_revision(folder)) != revision:
         raise InputError(
-            f"{model} holds revision {now} of the model, the fit had {revision}; put that one back, or fit again"
+            f"{model} holds revision {current} of the model, the fit had {revision}; put that one back, or fit again"
         )
 
     return folder
 
 
 def unpinned(model: str | Path) -> str:
-    """The folder or the name on the hub, without a revision."""
+    """The model's folder or name on the hub without its revision."""
     found = _PINNED.fullmatch(str(model))
     return found[1] if found else str(model)
 
 
 def model_label(model: str | Path) -> str:
-    """The last name of a model's folder, or of its name on the hub."""
+    """The last part of a model's folder or of its name on the hub, without its revision."""
     return Path(unpinned(model)).name
 
 
 def pinned(model: str | Path, encoder_name: str | None = None) -> str | Path:
-    """The model with its revision, a folder by its absolute path, so that another process finds just the same files.
+    """The model with its revision, and a folder as an absolute path, so that another process uses the same files.
 
     Args:
         model: a folder or a name on the hub.
-        encoder_name: name of the encoder, whose revision counts for a model of the hub; None leaves that as it is.
+        encoder_name: name of the encoder, which contains the revision of a model from the hub; None leaves such a model
+            unpinned.
     """
     if (folder := Path(model)).is_dir():
         return f"{folder.absolute()}@{folder_revision(folder)}"
@@ -106,9 +109,9 @@ def pinned(model: str | Path, encoder_name: str | None = None) -> str | Path:
 
 
 def files_to_store(folder: Path) -> list[Path] | None:
-    """The files that a copy of a model's folder needs; None where some of them are neither text nor safetensors.
+    """The files to copy from a model's folder; None if it needs files that are neither text nor safetensors.
 
-    Weights for other frameworks are left out where the same folder has safetensors, and so are hidden files.
+    Hidden files are left out, and weights for other frameworks where the same folder has safetensors.
     """
     out = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -126,10 +129,10 @@ def files_to_store(folder: Path) -> list[Path] | None:
 
 @contextlib.contextmanager
 def saved_model(folder: str | Path) -> Iterator[Path]:
-    """A new folder for the files of a trained model, which replaces `folder` once all are written.
+    """Make a new folder for the files of a trained model, which replaces `folder` once all are written.
 
     Raises:
-        InputError: `folder` has other content than a trained model, which would be lost.
+        InputError: `folder` holds anything but an earlier trained model, which would be lost.
     """
     folder = Path(folder)
     if folder.exists() and not is_tuned(folder) and (not folder.is_dir() or any(folder.iterdir())):
@@ -140,14 +143,14 @@ def saved_model(folder: str | Path) -> Iterator[Path]:
         (new / _TUNED).write_text('{"format": 1}\n', encoding="utf-8")
 
 
-def is_tuned(model: Any) -> bool:
-    """True for the folder of a model that was trained here."""
+def is_tuned(model: object) -> bool:
+    """Whether `model` is a folder that `saved_model` wrote."""
     return isinstance(model, (str, os.PathLike)) and (Path(model) / _TUNED).is_file()
 
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silence progress bars and load reports of transformers within the block; errors are still shown."""
+    """Silence transformers' progress bars and load reports inside the block; errors are still shown."""
     logging = require("transformers.utils.logging")
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

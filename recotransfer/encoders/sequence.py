@@ -19,7 +19,7 @@ from recotransfer.encoders.base import columns_of, is_missing
 from recotransfer.errors import InputError
 from recotransfer.settings import PositiveInt, check_settings
 
-_BLOCK = 1024  # sequences counted at a time: what memory depends on
+_BLOCK = 1024  # sequences per batch, which bounds the memory
 
 
 @checked_class
@@ -66,16 +66,16 @@ class KmerSequence:
 
     @cached_property
     def _groups(self) -> list[tuple[int, int]]:
-        """(length, span) of every kind of count, span 0 over the whole sequence."""
+        """(length of the k-mers, spacing of positions) of each kind of count; spacing 0 counts the whole sequence."""
         check_settings(self)
         groups = [(k, 0) for k in self.k] + [(k, span) for k, span in self.placed]
         letters = len(set(self.alphabet))
         if not groups:
-            raise InputError("KmerSequence: k and placed are both empty; name lengths of words to count")
+            raise InputError("KmerSequence: k and placed are both empty; give at least one length")
 
-        most = int(40 / np.log2(max(letters, 2)))
+        most = int(40 / np.log2(max(letters, 2)))  # numbers of k-mers of at most 40 bits leave room for positions
         if letters < 2 or max(k for k, _ in groups) > most:
-            raise InputError(f"words of {letters} letters may be at most {most} long, got {max(k for k, _ in groups)}")
+            raise InputError(f"k-mers of {letters} letters may be at most {most} long, got {max(k for k, _ in groups)}")
 
         return groups
 
@@ -85,23 +85,23 @@ class KmerSequence:
         return [None if is_missing(cell) else str(cell).strip() for cell in cells]
 
     def encode(self, values: Sequence[str]) -> NDArray[np.float32]:
-        """(len(values), dim) float32, in order; NaN where a sequence has no word of the alphabet."""
-        out = [self._counted(values[first : first + _BLOCK]) for first in range(0, len(values), _BLOCK)]
+        """(len(values), dim) float32, in order; NaN where a sequence has no k-mer within the alphabet."""
+        out = [self._encode_block(values[first : first + _BLOCK]) for first in range(0, len(values), _BLOCK)]
         return np.concatenate(out) if out else np.zeros((0, self.dim), np.float32)
 
-    def _counted(self, values: Sequence[str]) -> NDArray[np.float32]:
-        letters, row, place = _laid_out(values, self.alphabet)
+    def _encode_block(self, values: Sequence[str]) -> NDArray[np.float32]:
+        letters, row, place = _concatenate(values, self.alphabet)
         total = np.zeros((len(values), self.dim))
         for number, (k, span) in enumerate(self._groups):
-            word, first = _words(letters, row, k, len(self.alphabet))
+            kmer, first = _kmers(letters, row, k, len(self.alphabet))
             of, at, weight = row[first], place[first], np.ones(len(first))
-            if span:
-                low, part = at // span, (at % span) / span
+            if span:  # counted at the two nearest positions, in proportion to their distance
+                low, share = at // span, (at % span) / span
                 bins = np.concatenate([low, low + 1])
-                of, word, weight = np.tile(of, 2), np.tile(word, 2), np.concatenate([1 - part, part])
-                word = word + (bins + 1) * len(self.alphabet) ** k
+                of, kmer, weight = np.tile(of, 2), np.tile(kmer, 2), np.concatenate([1 - share, share])
+                kmer = kmer + (bins + 1) * len(self.alphabet) ** k
 
-            total += _hashed(of, word, weight, number, total.shape)
+            total += _hash_counts(of, kmer, weight, number, total.shape)
 
         total /= np.sqrt(len(self._groups))
         total[~total.any(axis=1)] = np.nan
@@ -109,14 +109,16 @@ class KmerSequence:
         return total.astype(np.float32)
 
     def explain_failure(self, value: object) -> str:
-        """A sentence on a sequence without a word."""
+        """Why a sequence could not be encoded, in a sentence."""
         text = str(value)
         shown = text if len(text) <= 40 else f"{text[:40]}..."
-        return f"{shown!r} has no word of the letters {self.alphabet}"
+        return f"{shown!r} has no k-mer of the letters {self.alphabet}"
 
 
-def _laid_out(values: Sequence[str], alphabet: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Of all letters in a row: number in the alphabet (-1 for others), which sequence, place in it."""
+def _concatenate(
+    values: Sequence[str], alphabet: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Of all letters in order (n,): number in the alphabet (-1 for others), row of the sequence, place in it."""
     texts = [text.upper().encode("latin-1", "replace") for text in values]
     table = np.full(256, -1, np.int64)
     table[np.frombuffer(alphabet.upper().encode(), np.uint8)] = np.arange(len(alphabet))
@@ -132,45 +134,49 @@ def _laid_out(values: Sequence[str], alphabet: str) -> tuple[NDArray[np.int64], 
     return table[np.frombuffer(b"".join(texts), np.uint8)], row, np.arange(len(row)) - starts[row]
 
 
-def _words(
+def _kmers(
     letters: NDArray[np.int64], row: NDArray[np.int64], k: int, base: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number of each word of k letters that lies within one sequence, and where its first letter is."""
+    """Number (m,) of each k-mer within one sequence and the alphabet, and position (m,) of its first letter."""
     n = max(len(letters) - k + 1, 0)
-    word, whole = np.zeros(n, np.int64), np.ones(n, bool)
+    kmer, valid = np.zeros(n, np.int64), np.ones(n, bool)
 
     for step in range(k):
-        here = letters[step : step + n]
-        word = word * base + here
-        whole &= (here >= 0) & (row[step : step + n] == row[:n])
+        letter = letters[step : step + n]
+        kmer = kmer * base + letter
+        valid &= (letter >= 0) & (row[step : step + n] == row[:n])
 
-    first = np.flatnonzero(whole)
+    first = np.flatnonzero(valid)
 
-    return word[first], first
+    return kmer[first], first
 
 
-def _hashed(
+def _hash_counts(
     row: NDArray[np.int64], key: NDArray[np.int64], weight: NDArray[np.float64], salt: int, shape: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """(rows, dim) root counts of the keys, of unit length, added up in hashed columns with hashed signs."""
+    """(rows, dim) square roots of the keys' counts, normalised to unit length, then hashed to columns and signs.
+
+    `salt` makes each kind of count use other columns.
+    """
     if not len(row):
         return np.zeros(shape)
 
-    known, column = np.unique(key, return_inverse=True)
-    counts = sparse.coo_array((weight, (row, column)), shape=(shape[0], len(known))).tocsr()
+    keys, column = np.unique(key, return_inverse=True)
+    counts = sparse.coo_array((weight, (row, column)), shape=(shape[0], len(keys))).tocsr()
     counts.sum_duplicates()
-    lengths = np.sqrt(np.asarray(counts.sum(axis=1), np.float64))  # of the roots: their squares are the counts
+    lengths = np.sqrt(np.asarray(counts.sum(axis=1), np.float64))  # of the square roots, whose squares are the counts
     counts.data = np.sqrt(counts.data) / np.repeat(np.maximum(lengths, 1e-12), np.diff(counts.indptr))
-    mixed = _mixed(known.astype(np.uint64) ^ (np.uint64(salt + 1) << np.uint64(48)))
-    sign = np.where(mixed >> np.uint64(63), 1.0, -1.0)
-    bucket = (mixed % np.uint64(shape[1])).astype(np.int64)
-    hashing = sparse.csr_array((sign, (np.arange(len(known)), bucket)), shape=(len(known), shape[1]))
+
+    hashes = _splitmix(keys.astype(np.uint64) ^ (np.uint64(salt + 1) << np.uint64(48)))
+    sign = np.where(hashes >> np.uint64(63), 1.0, -1.0)
+    bucket = (hashes % np.uint64(shape[1])).astype(np.int64)
+    hashing = sparse.csr_array((sign, (np.arange(len(keys)), bucket)), shape=(len(keys), shape[1]))
 
     return np.asarray((counts @ hashing).toarray())
 
 
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Well-mixed bits, the same everywhere: the finaliser of SplitMix64 (Steele et al., 2014)."""
+def _splitmix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A hash of each number, the same on every machine: the finaliser of SplitMix64 (Steele et al., 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(x ^ (x >> np.uint64(31)))

@@ -1,6 +1,6 @@
-"""Text encoder made of a table of word vectors and one small layer: hundreds of times as fast as a transformer.
+"""Static text encoder: a table of word vectors and one small layer, hundreds of times as fast as a transformer.
 
-It is distilled from a transformer by `transfer.DistilStatic`.
+`transfer.DistilStatic` distils it from a transformer.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 Float = NDArray[np.float32]
 _FORMAT = 1
 _CONFIG, _WORDS, _WEIGHTS = "config.json", "vocabulary.json", "model.safetensors"
-_CHUNK = 4096  # texts whose sums stay in the processor's caches
+_CHUNK = 4096  # texts per batch, whose sums fit into a CPU's caches
 _WORD = re.compile(r"[^\W_]+")
 _NO_WORD = re.compile(r"[\W_]+")
-_MARKS = re.compile("[\u0300-\u036f]")
+_MARKS = re.compile("[\u0300-\u036f]")  # combining accents, which NFKD splits from their letters
 _HAN = re.compile("([\u3400-\u4dbf\u4e00-\u9fff])")
-_LETTER = np.array([b > 127 or chr(b).isalnum() for b in range(256)])
+_LETTER = np.array([b > 127 or chr(b).isalnum() for b in range(256)])  # UTF-8 bytes of words
 
 
 def fold(text: str) -> str:
-    """Lower case, without accents; Chinese characters stand alone, and outside ASCII only letters and digits stay."""
+    """Lower-case text without accents, each Chinese character as a word; non-ASCII text loses its punctuation."""
     if text.isascii():
         return text.lower()
 
@@ -47,22 +47,22 @@ def fold(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text as a vocabulary lists them, in reading order."""
+    """The words of a text in reading order, in the form of a vocabulary's entries."""
     return _WORD.findall(fold(text))
 
 
 class Rows(NamedTuple):
-    """Words of texts: rows `found` (m,) int32 of a table in reading order; text i has start[i] : start[i + 1]."""
+    """The words of texts as table rows `found` (m,) int32 in reading order; text i has found[start[i]:start[i + 1]]."""
 
     found: NDArray[np.int32]
     start: NDArray[np.int64]
 
 
 class Vocabulary:
-    """Which row of a table belongs to which word.
+    """Maps words to rows of a table.
 
     Args:
-        entries: words in the form of `words`, and pieces that may follow within an unknown word, written "##piece".
+        entries: words in the form that `words` returns, and pieces that continue an unknown word, written "##piece".
     """
 
     def __init__(self, entries: Sequence[str]) -> None:
@@ -72,14 +72,14 @@ class Vocabulary:
         self._table = open_table(*_flat(entries))
 
     def rows(self, texts: Sequence[str]) -> Rows:
-        """The rows of all words; an unknown word gives those of its longest known pieces, from the left."""
+        """The rows of all words; an unknown word is split from the left into its longest known pieces."""
         from recotransfer.encoders._word_loops import lookup
 
         return Rows(*lookup(*_flat([fold(text) for text in texts]), *self._table, _LETTER))
 
 
 def _flat(texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The bytes of all texts in one array, and where each ends."""
+    """The UTF-8 bytes of all texts in one array, and (len(texts),) where each text ends."""
     raw = [text.encode("utf-8", "replace") for text in texts]
     return np.frombuffer(b"".join(raw), np.uint8), np.cumsum(np.fromiter(map(len, raw), np.int64, len(raw)))
 
@@ -120,22 +120,22 @@ class StaticText:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The words that have a row."""
+        """The words of the model's table."""
         return Vocabulary(_read(self._folder / _WORDS, list))
 
     @cached_property
     def _network(self) -> StaticNetwork:
         config = _read(self._folder / _CONFIG, dict)
         if config.get("class") != "StaticText" or config.get("format") != _FORMAT:
-            raise InputError(f"{self._folder} holds no static text model of this version; distil it again")
+            raise InputError(f"{self._folder} holds no static text model of this version; distil the model again")
 
         load_file = require("safetensors.numpy").load_file
 
         network = StaticNetwork(load_file(self._folder / _WEIGHTS))
         if len(network.weights["table"]) != len(self.vocabulary.entries):
             raise InputError(
-                f"{self._folder} has {len(self.vocabulary.entries)} words and {len(network.weights['table'])} rows for "
-                "them; distil it again"
+                f"{self._folder} has {len(self.vocabulary.entries)} words but {len(network.weights['table'])} vectors; "
+                "distil the model again"
             )
 
         return network
@@ -154,7 +154,7 @@ class StaticText:
         return out
 
     def explain_failure(self, value: object) -> str:
-        """A sentence on a text of which nothing is known."""
+        """Why a text could not be encoded, in a sentence."""
         return f"the text {str(value)[:40]!r} has no word or part of a word that the model knows"
 
     def module(self) -> Module:
@@ -162,7 +162,7 @@ class StaticText:
         return _training_form(self._network.weights)
 
     def collate(self, values: Sequence[str]) -> dict[str, Tensor]:
-        """Table rows of all words of a batch, concatenated, and where each text begins."""
+        """The table rows of all words of a batch, concatenated, and where each text begins."""
         torch = require("torch")
 
         rows = self.vocabulary.rows(values)
@@ -177,7 +177,7 @@ class StaticText:
 
 
 class StaticNetwork:
-    """The sums and the layer over them.
+    """Sums word vectors and word-pair features, and corrects the sums by a hidden layer.
 
     Args:
         weights: "table" (words, dim), "own" and "before" (dim, width), "bias" (width,), "in" (dim + width, hidden),
@@ -186,6 +186,8 @@ class StaticNetwork:
 
     def __init__(self, weights: Mapping[str, NDArray[Any]]) -> None:
         self.weights = {name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()}
+
+        # relu(A row + B previous row): both products are computed once per word rather than once per occurrence.
         w = self.weights
         self._own = w["table"] @ w["own"] + w["bias"]
         self._before = w["table"] @ w["before"]
@@ -208,7 +210,7 @@ class StaticNetwork:
         return out
 
 
-_PARAMETERS = {  # names in `StaticNetwork` and in its training form, whose matrices lie the other way round
+_PARAMETERS = {  # names in `StaticNetwork` -> names in its training form, where torch stores matrices transposed
     "table": "table.weight",
     "own": "own.weight",
     "bias": "own.bias",
@@ -223,10 +225,8 @@ _PARAMETERS = {  # names in `StaticNetwork` and in its training form, whose matr
 def _training_form(weights: Mapping[str, Float]) -> Module:
     """`StaticNetwork` as a torch module that takes a batch and returns `Features`."""
     torch = require("torch")
-
-    (size, dim), (_, width), (_, hidden) = weights["table"].shape, weights["own"].shape, weights["in"].shape
-
     base: Any = torch.nn.Module
+    (size, dim), (_, width), (_, hidden) = weights["table"].shape, weights["own"].shape, weights["in"].shape
 
     class TrainableStatic(base):  # type: ignore[misc]  # torch is untyped here
         def __init__(self) -> None:
@@ -247,11 +247,14 @@ def _training_form(weights: Mapping[str, Float]) -> Module:
             count = start.diff()
             text = torch.repeat_interleave(torch.arange(len(count), device=start.device), count)
             rows = self.table(batch["found"])
+
+            # Shift by one word, so that each word meets the one before it; the first of a text has none.
             before = torch.nn.functional.pad(self.before(rows), (0, 0, 1, 0))[:-1]
             first = torch.nn.functional.pad(text[1:] != text[:-1], (1, 0), value=True)[:, None]
             pairs = torch.relu(self.own(rows) + before.masked_fill(first, 0))
-            joint = torch.cat([rows, pairs], dim=1)
-            sums = joint.new_zeros(len(count), joint.shape[1]).index_add(0, text, joint)
+
+            features = torch.cat([rows, pairs], dim=1)
+            sums = features.new_zeros(len(count), features.shape[1]).index_add(0, text, features)
             sums = sums / count.clamp(min=1).sqrt()[:, None]
             out = sums[:, :dim] + self.outer(torch.relu(self.inner(sums)))
 
@@ -264,7 +267,7 @@ def write_static(folder: str | Path, entries: Sequence[str], weights: Mapping[st
     """Write a model for `StaticText` to `folder`, atomically, with weights in float16.
 
     Args:
-        folder: a new one, or that of an earlier model.
+        folder: a new folder, or that of an earlier model, which is replaced.
         entries: as in `Vocabulary`.
         weights: as in `StaticNetwork`.
     """
@@ -279,12 +282,13 @@ def write_static(folder: str | Path, entries: Sequence[str], weights: Mapping[st
 
 
 def _read(path: Path, kind: type) -> Any:
+    """A JSON file whose value must be of type `kind`."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as cause:
         raise InputError(f"{path} cannot be read ({cause}); give a folder that DistilStatic wrote") from None
 
     if not isinstance(value, kind):
-        raise InputError(f"{path} is no {kind.__name__}; give a folder that DistilStatic wrote")
+        raise InputError(f"{path} does not contain a {kind.__name__}; give a folder that DistilStatic wrote")
 
     return value

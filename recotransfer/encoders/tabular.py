@@ -1,4 +1,4 @@
-"""Table columns as one vector: hashed, without statistics, or standardised by the statistics of a given table."""
+"""Attribute encoders: table columns as one vector, either hashed or standardised by the statistics of a table."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from recotransfer.encoders.base import columns_of, encoder_spec, is_missing
 from recotransfer.errors import InputError, require
 from recotransfer.settings import PositiveInt
 
-_FEW = 10  # maximum number of distinct integers for a number to count as a category too
-_MOST = 4.0  # standard deviations at which numbers are clipped
-_NUMBER_SHARE = 0.3  # length of a number one standard deviation from the mean, against 1 for a category
-_RESOLUTIONS = (2, 12, 72, 432)  # bins per factor of two, from "a similar price" down to neighbouring years
+_MAX_CATEGORIES = 10  # a number with at most so many distinct values, all integers, is encoded as a category too
+_CLIP = 4.0  # standard deviations at which numbers are clipped
+_NUMBER_SCALE = 0.3  # length of a number one standard deviation from the mean, relative to 1 for a category
+_RESOLUTIONS = (2, 12, 72, 432)  # bins per factor of two: from similar prices down to neighbouring years
 
 
 @checked_class
@@ -48,7 +48,7 @@ class TabularAttributes:
 
     @property
     def column(self) -> Sequence[str]:
-        """The columns it reads; empty where that follows from the items."""
+        """The columns that the encoder reads; empty if it takes all that the items have."""
         return tuple(self.columns or ())
 
     @property
@@ -63,7 +63,7 @@ class TabularAttributes:
             names = [c for c in items.columns.columns if items.kinds.get(c) in ("category", "number")]
 
         if not names:
-            raise InputError("the items have no column of kind 'category' or 'number'; name some in columns=[...]")
+            raise InputError("the items have no column of kind 'category' or 'number'; name columns in columns=[...]")
 
         frame = columns_of(items, names)
         cells = {str(c): [_cell(v, items.kinds.get(c)) for v in frame[c].tolist()] for c in frame.columns}
@@ -82,6 +82,7 @@ class TabularAttributes:
         return np.asarray(counts.toarray(), np.float32)
 
     def _tokens(self, cells: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+        """(feature, weight) of an item's cells; the squared weights of each column sum to the same number."""
         share = 1 / math.sqrt(len(cells))
         for column, value in cells.items():
             if isinstance(value, float):
@@ -96,7 +97,7 @@ class TabularAttributes:
                 yield f"{column}={label}", share / math.sqrt(len(labels))
 
     def explain_failure(self, value: object) -> str:
-        """A sentence on cells whose vector is not finite."""
+        """Why cells could not be encoded, in a sentence."""
         return f"the cells {value!r} gave a vector that is not finite"
 
 
@@ -124,7 +125,10 @@ class StandardTable:
 
     @classmethod
     def of(cls, items: Items) -> StandardTable:
-        """An encoder with the statistics of these items; numbers of 3 to 10 distinct integers are categories too."""
+        """Build an encoder from the statistics of these items.
+
+        Numbers with 3 to 10 distinct values, all of them integers, are encoded as categories too.
+        """
         numbers, categories = {}, {}
         for column in items.columns.columns:
             kind = items.kinds.get(column)
@@ -138,7 +142,7 @@ class StandardTable:
 
             names, counts = np.unique([_label(c) for c in cells], return_counts=True)
             whole = all(isinstance(c, str) or c.is_integer() for c in cells)
-            if kind == "category" or (whole and 2 < len(names) <= _FEW):
+            if kind == "category" or (whole and 2 < len(names) <= _MAX_CATEGORIES):
                 shares = (counts / max(len(cells), 1)).tolist()
                 categories[str(column)] = dict(zip(names.tolist(), shares, strict=True))
 
@@ -146,15 +150,15 @@ class StandardTable:
 
     @property
     def column(self) -> Sequence[str]:
-        """The columns it reads."""
+        """The columns that the encoder reads."""
         return tuple(dict.fromkeys([*self.numbers, *self.categories]))
 
     @property
     def name(self) -> str:
-        """Settings; part of the cache's key."""
+        """Hash of the settings; part of the cache key."""
         spec = encoder_spec(self)
-        facts = json.dumps([spec["numbers"], spec["categories"]], sort_keys=True)
-        return f"StandardTable/{hashlib.blake2b(facts.encode(), digest_size=6).hexdigest()}/1"
+        settings = json.dumps([spec["numbers"], spec["categories"]], sort_keys=True)
+        return f"StandardTable/{hashlib.blake2b(settings.encode(), digest_size=6).hexdigest()}/1"
 
     @property
     def dim(self) -> int:
@@ -165,7 +169,7 @@ class StandardTable:
         """{column: number or text} of the cells that each item has; None where all are empty."""
         if not self.dim:
             raise InputError(
-                "StandardTable has no column with a value; give numbers or categories, or take StandardTable.of(items)"
+                "StandardTable has no column with a value; give numbers or categories, or use StandardTable.of(items)"
             )
 
         frame = columns_of(items, self.column)
@@ -177,17 +181,17 @@ class StandardTable:
 
     def encode(self, values: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
         """(len(values), dim) float32, in order."""
-        columns: list[NDArray[np.float64]] = []  # by name: a file may hold the settings in another order
+        columns: list[NDArray[np.float64]] = []  # sorted by name, because a file may reorder the settings
         for column, (mean, spread) in sorted(self.numbers.items()):
             cells = np.array([value.get(column, mean) for value in values], np.float64)
-            far = np.clip((cells - mean) / (spread or 1.0), -_MOST, _MOST)
-            columns.append(_NUMBER_SHARE * far[:, None])
+            standardised = np.clip((cells - mean) / (spread or 1.0), -_CLIP, _CLIP)
+            columns.append(_NUMBER_SCALE * standardised[:, None])
 
-        for column, named in sorted(self.categories.items()):
-            if not named:  # no row had a value to take statistics of
+        for column, unsorted in sorted(self.categories.items()):
+            if not unsorted:  # no row of the table had a value
                 continue
 
-            shares = dict(sorted(named.items()))
+            shares = dict(sorted(unsorted.items()))
             place = {name: at for at, name in enumerate(shares)}
             which = np.array([place.get(_label(value.get(column)), -1) for value in values], np.int64)
             codes = np.eye(len(shares)) - np.array(list(shares.values()))
@@ -197,7 +201,7 @@ class StandardTable:
         return np.hstack(columns).astype(np.float32)
 
     def explain_failure(self, value: object) -> str:
-        """A sentence on cells whose vector is not finite."""
+        """Why cells could not be encoded, in a sentence."""
         return f"the cells {value!r} gave a vector that is not finite"
 
 
@@ -207,7 +211,7 @@ def _label(cell: float | str | None) -> str:
 
 
 def _cell(value: Any, kind: str | None) -> float | str | None:
-    """A float for a number, text for a category, None for an empty cell or a number that is none."""
+    """A float for a number, text for a category, None for an empty cell or a number that is not finite."""
     if isinstance(value, (list, tuple, set, frozenset)):
         value = "|".join(str(v) for v in value)
 
@@ -223,17 +227,20 @@ def _cell(value: Any, kind: str | None) -> float | str | None:
 
         return number if math.isfinite(number) else None
 
-    # A column of whole numbers with a gap turns into floats; 5 and 5.0 are the same label.
+    # pandas turns an integer column with missing cells into floats, so 5 and 5.0 must be the same category.
     return str(int(value)) if is_number and float(value).is_integer() else str(value).strip()
 
 
 def _bins(number: float) -> Iterator[tuple[str, float]]:
-    """(bin, weight) at each resolution, of unit length together; logarithmic beyond 0.01, linear within."""
+    """(bin, weight) of the two nearest bins at each resolution; the weights have unit length together.
+
+    The scale is logarithmic, but linear between -0.01 and 0.01, so that zero and negative numbers are on it too.
+    """
     level = math.asinh(number / 0.01) / math.log(2)
     for resolution in _RESOLUTIONS:
-        place = level * resolution
-        low = math.floor(place)
-        upper = place - low
+        position = level * resolution
+        low = math.floor(position)
+        upper = position - low
         norm = math.sqrt(len(_RESOLUTIONS) * (upper**2 + (1 - upper) ** 2))
         yield f"{resolution}:{low}", (1 - upper) / norm
         yield f"{resolution}:{low + 1}", upper / norm

@@ -183,7 +183,7 @@ def test_hashing_text_puts_like_titles_near():
 
 
 def test_unknown_names_and_settings_are_refused():
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         _ = SentenceText(model="/no/such/folder").name
     with pytest.raises(InputError, match="precision must be 'auto', 'float32' or 'bfloat16', got 'half'"):
         _ = SentenceText(precision="half").name
