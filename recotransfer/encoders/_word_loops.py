@@ -1,6 +1,6 @@
-"""The compiled loops behind `encoders/static.py`: words of many texts looked up in a vocabulary, rows of a table added.
+"""Compiled loops of `encoders/static.py`: look up the words of many texts in a vocabulary, and sum rows of a table.
 
-They release the interpreter lock and start no threads. numba keeps the machine code on disk.
+They release the interpreter lock and start no threads. numba caches the machine code on disk.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _Int: TypeAlias = NDArray[np.int32]
 _Long: TypeAlias = NDArray[np.int64]
 _Float: TypeAlias = NDArray[np.float32]
 
-_START = np.uint64(0xCBF29CE484222325)  # FNV-1a in 64 bits (Fowler, Noll and Vo)
-_TIMES = np.uint64(0x100000001B3)
+_START = np.uint64(0xCBF29CE484222325)  # offset basis and prime of the 64-bit FNV-1a hash (Fowler, Noll and Vo)
+_PRIME = np.uint64(0x100000001B3)
 _HASH = np.uint64(ord("#"))
 _SHIFT = np.uint64(32)
-_LONGEST = 64  # bytes of an unknown word that are looked at: its pieces cost the square of them
+_LONGEST = 64  # bytes of an unknown word that are split into pieces, which takes time quadratic in them
 
 
 @compiled()
 def _slot(keys: _Keys, key: np.uint64) -> np.uint64:  # pragma: no cover - compiled
-    """Where `key` stands in the open table, or the empty slot where it would."""
+    """The slot of `key` in an open-addressing hash table, or the empty slot where it would be inserted."""
     mask = np.uint64(len(keys) - 1)
     at = (key ^ (key >> _SHIFT)) & mask
     while keys[at] != 0 and keys[at] != key:
@@ -38,7 +38,10 @@ def _slot(keys: _Keys, key: np.uint64) -> np.uint64:  # pragma: no cover - compi
 
 @compiled()
 def open_table(text: _Bytes, ends: _Long) -> tuple[_Keys, _Int]:  # pragma: no cover - compiled
-    """Keys (size,) uint64, 0 where empty, and rows (size,) int32 of the entries whose UTF-8 bytes end at `ends`."""
+    """Build a hash table: keys (size,) uint64, 0 where empty, and rows (size,) int32 of the entries.
+
+    The entries are concatenated in the UTF-8 bytes `text` and end at `ends`.
+    """
     size = 16
     while size < 3 * len(ends):
         size *= 2
@@ -48,7 +51,7 @@ def open_table(text: _Bytes, ends: _Long) -> tuple[_Keys, _Int]:  # pragma: no c
     for row in range(len(ends)):
         key = _START
         for at in range(start, ends[row]):
-            key = (key ^ np.uint64(text[at])) * _TIMES
+            key = (key ^ np.uint64(text[at])) * _PRIME
 
         start = ends[row]
         slot = _slot(keys, key)
@@ -61,14 +64,14 @@ def open_table(text: _Bytes, ends: _Long) -> tuple[_Keys, _Int]:  # pragma: no c
 def lookup(
     text: _Bytes, ends: _Long, keys: _Keys, rows: _Int, letter: NDArray[np.bool_]
 ) -> tuple[_Int, _Long]:  # pragma: no cover - compiled
-    """Rows found (m,) int32 in reading order, and where each text's begin (n + 1,).
+    """Rows found (m,) int32 in reading order, and where each text's rows begin (n + 1,).
 
-    `letter` (256,) tells which bytes belong to words. An unknown word gives its longest known beginning, then the
-    longest "##" piece that is known, and so on; bytes with which nothing begins are passed over.
+    `letter` (256,) marks the bytes that belong to words. An unknown word is split into its longest known beginning,
+    then the longest known "##" piece, and so on; bytes with which no piece begins are skipped.
     """
     found = np.empty(len(text), np.int32)
     start = np.zeros(len(ends) + 1, np.int64)
-    inner = ((_START ^ _HASH) * _TIMES ^ _HASH) * _TIMES
+    inner = ((_START ^ _HASH) * _PRIME ^ _HASH) * _PRIME
     count = at = 0
 
     for n in range(len(ends)):
@@ -79,7 +82,7 @@ def lookup(
 
             first, key = at, _START
             while at < ends[n] and letter[text[at]]:
-                key = (key ^ np.uint64(text[at])) * _TIMES
+                key = (key ^ np.uint64(text[at])) * _PRIME
                 at += 1
 
             row = rows[_slot(keys, key)]
@@ -93,7 +96,7 @@ def lookup(
                 key = _START if piece == first else inner
                 best, after = -1, piece + 1
                 for end in range(piece, last):
-                    key = (key ^ np.uint64(text[end])) * _TIMES
+                    key = (key ^ np.uint64(text[end])) * _PRIME
                     row = rows[_slot(keys, key)]
                     if row >= 0:
                         best, after = row, end + 1
@@ -113,10 +116,10 @@ def lookup(
 def read(
     found: _Int, start: _Long, table: _Float, own: _Float, before: _Float, out: _Float
 ) -> None:  # pragma: no cover - compiled
-    """Fill `out` (n, dim + width) with sums over each text's words, divided by the root of their number.
+    """Fill `out` (n, dim + width) with sums over each text's words, divided by the square root of their number.
 
-    The first part adds rows of `table` (words, dim), the second max(0, own[word] + before[word before it]), both
-    (words, width); NaN where a text has no word.
+    The first `dim` columns sum rows of `table` (words, dim), the others max(0, own[word] + before[previous word]) of
+    two tables (words, width); NaN where a text has no word.
     """
     dim, width = table.shape[1], own.shape[1]
     pair = np.empty(width, np.float32)

