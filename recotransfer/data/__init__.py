@@ -1,7 +1,7 @@
-"""The data classes that all parts of the package share: ids, items, interactions, embeddings and recommendations.
+"""The data classes that the whole package shares: ids, items, interactions, embeddings and recommendations.
 
-All are frozen and their arrays read-only. Users work with ids, computations with positions. `io.readers` reads them
-from files.
+All are frozen, and their arrays are read-only. Users work with ids, computations with positions. `io.readers` reads
+items and interactions from files.
 """
 
 from __future__ import annotations

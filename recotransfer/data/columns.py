@@ -1,4 +1,4 @@
-"""The item columns that filters can read, one row per item of a catalogue."""
+"""Prepare the item columns that filters read, one row per item of a catalogue."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from recotransfer.arguments import checked
 from recotransfer.data.ids import IdMap
 from recotransfer.data.items import Items
 
-_AS_TEXT = {UUID, time, timedelta, pd.Timedelta}  # can be saved, but filters cannot compare them
+_AS_TEXT = {UUID, time, timedelta, pd.Timedelta}  # types that filters cannot compare, and read as text
 _LISTS = (list, tuple, set, frozenset, np.ndarray)
 _PLAIN = {str, bool, int, float, date, datetime, pd.Timestamp, Decimal}
 
 
 @checked
 def filter_columns(items: Items, ids: IdMap) -> pd.DataFrame:
-    """(len(ids), columns) the columns of `items` that filters can read and files can store; empty for unknown ids.
+    """The columns of `items` that filters can read and files can store, one row per id.
 
     Each column has cells of one plain type, or lists. Cells of mixed types become text; columns of bytes or images are
-    left out.
+    left out. The row of an unknown id is empty.
     """
-    found = {}
+    columns = {}
     for name in items.columns:
         values = _plain(items.columns[name])
         if values is not None:
-            found[name] = values
+            columns[name] = values
 
-    plain = pd.DataFrame(found, index=items.columns.index)
+    plain = pd.DataFrame(columns, index=items.columns.index)
     at = items.ids.positions(ids.ids, missing="negative")
 
     return plain.reindex(at).reset_index(drop=True)  # a default index has no label -1, so these rows are empty
 
 
 def _plain(values: pd.Series) -> pd.Series | None:
-    """The column with cells of one plain type or lists of plain values; None if it holds anything else."""
+    """The column converted to cells of one plain type or lists of plain values; None if that is impossible."""
     if isinstance(values.dtype, pd.SparseDtype):
         values = pd.Series(np.asarray(values), index=values.index)
     if isinstance(values.dtype, pd.CategoricalDtype) and values.cat.categories.dtype == object:
         values = values.astype(object)
-    if values.dtype.kind == "c":
+    if values.dtype.kind == "c":  # complex numbers
         return values.map(str, na_action="ignore")
     if values.dtype != object:
         return values
@@ -65,20 +65,20 @@ def _plain(values: pd.Series) -> pd.Series | None:
 
 
 def _scalar(value: object) -> object:
-    """A numpy scalar as a Python one; anything else, and numpy dates, unchanged."""
-    dated = isinstance(value, (np.datetime64, np.timedelta64))
-    return value.item() if isinstance(value, np.generic) and not dated else value
+    """A numpy scalar as a Python value; numpy dates and anything else unchanged."""
+    is_time = isinstance(value, (np.datetime64, np.timedelta64))
+    return value.item() if isinstance(value, np.generic) and not is_time else value
 
 
 @checked
 def extended_columns(columns: pd.DataFrame, ids: IdMap, items: Items | None) -> pd.DataFrame:
-    """`columns`, whose rows are the first of `ids`, with a row added for each further id.
+    """Add rows to `columns` for new items at the end of a catalogue.
 
     Args:
-        columns: from `filter_columns`.
-        ids: the extended catalogue.
-        items: cells of the further ids, converted to the type of the existing column; other columns are ignored. Ids
-            that it lacks have empty cells, as have all if it is None.
+        columns: the existing rows, from `filter_columns`.
+        ids: the extended catalogue, which begins with the ids of the existing rows.
+        items: content of the new items, converted to the types of the existing columns; other columns are ignored. Ids
+            that it lacks get empty cells, and so do all if it is None.
     """
     new = ids.ids[len(columns) :]
     if not len(new):
@@ -91,7 +91,7 @@ def extended_columns(columns: pd.DataFrame, ids: IdMap, items: Items | None) -> 
 
 
 def _in_type_of(new: pd.Series | None, old: pd.Series) -> pd.Series | None:
-    """New cells converted to the type of the column they are appended to; None if there are none."""
+    """The new cells converted to the type of the column to which they are appended; None if there are none."""
     if new is None:
         return None
 

@@ -1,4 +1,4 @@
-"""Item vectors and where they come from: `Embeddings`."""
+"""`Embeddings`: item vectors and their source."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ class Embeddings:
         source: the encoder's name and revision, and the transfers applied.
         present: (n,) bool, False for items without content; None means that all have content.
         blocks: (name, width) of the modalities concatenated in `vectors`, for example (("text", 384), ("image", 1280)).
+
+    Raises:
+        InputError: shapes that do not fit together, or vectors that are not finite numbers.
     """
 
     ids: IdMap
@@ -41,6 +44,7 @@ class Embeddings:
         with np.errstate(over="ignore"):  # overflow becomes infinity, which the next check rejects
             object.__setattr__(self, "vectors", vectors.astype(np.float32, copy=False))
 
+        # In pieces, because a mask of a large table would take a quarter of its memory.
         bad = [i for s in range(0, len(self.ids), 65536) for i in _not_finite(self.vectors[s : s + 65536], s)]
         if bad:
             raise InputError(f"vectors must be finite; these items have NaN or infinity: {preview(self.ids.ids[bad])}")
@@ -67,7 +71,7 @@ class Embeddings:
 
     @property
     def has_content(self) -> NDArray[np.bool_]:
-        """(n,) bool: `present`, typed as never None."""
+        """(n,) bool, True for items with content: `present`, which is never None once constructed."""
         assert self.present is not None  # set in __post_init__
         return self.present
 
@@ -77,7 +81,7 @@ class Embeddings:
         return "+".join(name for name, _ in self.blocks)
 
     def align(self, ids: IdMap) -> Embeddings:
-        """The embeddings of `ids`, in that order; ids without a vector are zero and not present."""
+        """The embeddings of `ids`, in that order; unknown ids get zero vectors and count as having no content."""
         if ids == self.ids:
             return self
 
@@ -88,7 +92,7 @@ class Embeddings:
         return Embeddings(ids, vectors, self.source, present, self.blocks)
 
     def concat(self, other: Embeddings) -> Embeddings:
-        """These rows followed by those of `other`, whose ids must be new; source and blocks are kept from here."""
+        """These rows followed by those of `other`, whose ids must be new; `source` and `blocks` stay these."""
         if other.dim != self.dim:
             raise InputError(
                 f"new items have {other.dim} dimensions and known items {self.dim}; use the same encoder for both"
@@ -100,4 +104,5 @@ class Embeddings:
 
 
 def _not_finite(rows: NDArray[np.float32], start: int) -> list[int]:
+    """Positions of rows with NaN or infinity, counted from `start`."""
     return [] if np.isfinite(rows).all() else (np.flatnonzero(~np.isfinite(rows).all(axis=1)) + start).tolist()

@@ -1,7 +1,7 @@
-"""Filter expressions parsed into syntax trees, which are never executed; any column name is allowed.
+"""Parse filter expressions into syntax trees, which are never executed.
 
-The grammar is Python's for comparisons, arithmetic and lists, so Python's parser is used. Column names are first
-replaced by plain numbered names, so that they may be Python keywords or, in backticks, any text.
+The grammar is that of Python's comparisons, arithmetic and lists, so Python's parser is used. Column names are first
+replaced by numbered names, so that they may be Python keywords or, in backticks, any text.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import NoReturn
 from recotransfer.errors import InputError
 
 FUNCTIONS = ("contains", "has", "missing")
-_WORDS = {"and", "or", "not", "in", "True", "False", "None"}  # all other names may be columns
+_KEYWORDS = {"and", "or", "not", "in", "True", "False", "None"}  # all other names may be columns
 _TOKEN = re.compile(
     r"""(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|`(?P<quoted>[^`]*)`|(?P<number>\d[\w.]*)|(?P<name>[^\W\d]\w*)|.""",
     re.DOTALL,
 )
-_LONGEST = 200  # characters of an expression that a message shows
+_LONGEST = 200  # characters of an expression that are shown in a message
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Expression:
 
     Attributes:
         text: the expression as written.
-        tree: its syntax tree; columns are `Name` nodes.
+        tree: the syntax tree, in which columns are `Name` nodes.
         names: numbered name in the tree -> column.
-        starts: start of each token in the text that Python parsed and in `text`, both ascending.
+        starts: (start in the text that Python parsed, start in `text`) of each token, in ascending order.
     """
 
     text: str
@@ -45,7 +45,7 @@ class Expression:
         return self.names.get(node.id, node.id)
 
     def piece(self, node: ast.AST) -> str:
-        """The part of the text that a node was parsed from, for messages."""
+        """The part of the text from which a node was parsed, for messages; the whole text if that is unknown."""
         first, last = getattr(node, "col_offset", None), getattr(node, "end_col_offset", None)
         if first is None or last is None or getattr(node, "lineno", 1) != 1 or not self.text.isascii():
             return shown(self.text)
@@ -53,7 +53,7 @@ class Expression:
         return shown(self.text[_place(self.starts, first) : _place(self.starts, last)].strip() or self.text)
 
     def refuse(self, what: str) -> NoReturn:
-        """Raise `InputError` with the expression and what is wrong with it, `what`."""
+        """Raise an `InputError` that quotes the expression and says what is wrong with it."""
         raise InputError(f"filter {shown(self.text)!r}: {what}")
 
 
@@ -64,7 +64,7 @@ def shown(text: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def parsed(text: str) -> Expression:
-    """The parsed expression, cached.
+    """Parse an expression; results are cached.
 
     Raises:
         InputError: `text` is not a valid expression; the message says where.
@@ -86,12 +86,12 @@ def parsed(text: str) -> Expression:
 
 
 def too_deep(text: str) -> InputError:
-    """The error for an expression that is nested too deeply."""
-    return InputError(f"filter {shown(text)!r} is nested too deeply; write it in fewer steps")
+    """The error for an expression that is nested too deeply to be parsed or evaluated."""
+    return InputError(f"filter {shown(text)!r} is nested too deeply; use fewer parentheses and operators")
 
 
 def _with_plain_names(text: str) -> tuple[str, dict[str, str], list[tuple[int, int]]]:
-    """The text with numbered column names, number -> column, and the start of each token in both texts."""
+    """The text with numbered column names, numbered name -> column, and the start of each token in both texts."""
     code, numbers, starts, length = [], dict[str, str](), [(0, 0)], 0
     blank = len(text) - len(text.lstrip())
 
@@ -100,7 +100,7 @@ def _with_plain_names(text: str) -> tuple[str, dict[str, str], list[tuple[int, i
         if piece == "`":
             raise InputError(f"filter {shown(text)!r} is not a valid expression: a backtick is not closed")
         if name == "":
-            raise InputError(f"filter {shown(text)!r} is not a valid expression: no name stands between its backticks")
+            raise InputError(f"filter {shown(text)!r} is not a valid expression: no name between the backticks")
         if name is None and token["name"] and _is_column(text, token):
             name = piece
 
@@ -119,7 +119,7 @@ def _is_column(text: str, token: re.Match[str]) -> bool:
     """Whether a name is a column: not a keyword, function, option, attribute or string prefix."""
     after = text[token.end() : token.end() + 50]
     before = text[: token.start()].rstrip()[-1:]
-    return not (token[0] in _WORDS or before == "." or re.match(r"""\s*\(|\s*=(?!=)|["']""", after))
+    return not (token[0] in _KEYWORDS or before == "." or re.match(r"""\s*\(|\s*=(?!=)|["']""", after))
 
 
 def _place(starts: Sequence[tuple[int, int]], at: int) -> int:
@@ -129,6 +129,7 @@ def _place(starts: Sequence[tuple[int, int]], at: int) -> int:
 
 
 def _refuse(text: str, at: int) -> NoReturn:
+    """Raise the error for a text that cannot be parsed from character `at` on."""
     rest = text[at:].strip()
     where = f"it cannot be read from {rest[:40]!r} on" if rest else "something is missing at its end"
     if re.search(r"[^=!<>]=[^=]", text):

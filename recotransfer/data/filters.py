@@ -1,7 +1,7 @@
 """Filters on the items that may be recommended: allow and deny lists, and a boolean expression over item columns.
 
-The expression is parsed, never executed. It consists of columns, constants, comparisons, `in`, arithmetic, `and`, `or`,
-`not` and three functions.
+The expression is parsed and never executed as code. It may contain columns, constants, comparisons, `in`, arithmetic,
+`and`, `or`, `not` and three functions.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Filter:
     """The items that may be recommended; by default all.
 
     Attributes:
-        allow: if given, only these ids.
-        deny: never these ids.
-        where: only items for which this expression is true: an expression over item columns, see `evaluate`, such as
-            `price < 20 and category in ("mug", "plate") and in_stock`.
+        allow: recommend only these ids; None allows all.
+        deny: never recommend these ids.
+        where: recommend only items for which this expression over item columns is true, such as
+            `price < 20 and category in ("mug", "plate") and in_stock`; see `evaluate` for what it may contain.
     """
 
     allow: Sequence[Any] | NDArray[Any] | None = None
@@ -52,11 +52,15 @@ class Filter:
     where: str | None = None
 
     def mask(self, ids: IdMap, columns: pd.DataFrame | None) -> NDArray[np.bool_]:
-        """(n,) bool: which of `ids` may be recommended.
+        """(len(ids),) bool, True for items that may be recommended.
+
+        Args:
+            ids: the catalogue.
+            columns: its item columns, one row per id, from `filter_columns`; None if there are none.
 
         Raises:
             UnknownIdError: `allow` or `deny` has an id that is not in `ids`.
-            InputError: `where` is not valid for these columns, or there are none.
+            InputError: `where` is not valid for these columns, or there are no columns.
         """
         out = np.ones(len(ids), bool)
         if self.allow is not None:
@@ -76,7 +80,7 @@ class Filter:
 
 
 def evaluate(expression: str, columns: pd.DataFrame) -> NDArray[np.bool_]:
-    """(n,) bool: the rows of `columns` for which `expression` is true.
+    """(len(columns),) bool, True for the rows of `columns` for which `expression` is true.
 
     >>> items = pd.DataFrame({
     ...     "title": ["Green tea", "Teapot", None], "Unit Price": [4, 30, 12], "class": ["food", "kitchen", "food"],
@@ -85,9 +89,9 @@ def evaluate(expression: str, columns: pd.DataFrame) -> NDArray[np.bool_]:
     >>> def rows(expression):
     ...     return np.flatnonzero(evaluate(expression, items)).tolist()
 
-    Numbers, quoted text and dates written as text are compared with < <= > >= == !=, numbers calculated with + - * /,
-    and conditions combined with and, or, not. A boolean column is a condition by itself. Names with spaces, dashes and
-    the like go in backticks:
+    Numbers, quoted text and dates written as text are compared by < <= > >= == !=. Numbers are calculated by + - * /,
+    and conditions are combined by and, or, not. A boolean column is a condition by itself. Column names with spaces,
+    dashes or other special characters are put in backticks:
 
     >>> rows('`Unit Price` < 20 and class == "food"')
     [0, 2]
@@ -105,21 +109,21 @@ def evaluate(expression: str, columns: pd.DataFrame) -> NDArray[np.bool_]:
     >>> rows('class in ("kitchen", "garden")'), rows('class not in ("kitchen", "garden")'), rows('has(tags, "vegan")')
     ([1], [0, 2], [0])
 
-    Every comparison with a missing cell is false, including != and `not in`; only `not` and `missing` keep such items:
+    Every comparison with a missing cell is false, including != and `not in`; only `not` and `missing` keep such rows:
 
     >>> rows('title != "Teapot"'), rows('not title == "Teapot"'), rows('missing(title)')
     ([0], [0, 2], [2])
 
-    Dates without a time zone are in that of the column. Text such as "19.90" is compared as a number if all cells of
-    the column are such numbers.
+    Dates without a time zone are in that of the column. A column of text is compared as numbers if all its cells are
+    numbers such as "19.90".
 
     Raises:
         InputError: the expression is not valid, names an unknown column, or compares values of different types.
     """
-    read = parsed(expression)
+    syntax = parsed(expression)
     try:
-        evaluator = _Evaluator(read, columns)
-        return evaluator.truth(evaluator.visit(read.tree), read.tree)
+        evaluator = _Evaluator(syntax, columns)
+        return evaluator.truth(evaluator.visit(syntax.tree), syntax.tree)
     except TypeError as cause:
         raise InputError(f"filter {shown(expression)!r} compares values of different types ({cause})") from None
     except ArithmeticError as cause:
@@ -129,14 +133,17 @@ def evaluate(expression: str, columns: pd.DataFrame) -> NDArray[np.bool_]:
 
 
 class _Evaluator(ast.NodeVisitor):
-    """Evaluates a syntax tree. Values are columns (Series), constants, and lists of constants after `in`."""
+    """Evaluates a syntax tree, whose values are columns (Series), constants, and lists of constants after `in`.
+
+    Nodes without a method of their own are rejected, so nothing but the listed syntax can be evaluated.
+    """
 
     def __init__(self, expression: Expression, columns: pd.DataFrame) -> None:
         self.expression = expression
         self.columns = columns
 
     def truth(self, value: Value, node: ast.AST) -> NDArray[np.bool_]:
-        """(n,) bool from a boolean value or column; missing cells are false."""
+        """(rows,) bool from a boolean constant or column; missing cells are False."""
         if isinstance(value, (bool, np.bool_)):
             return np.full(len(self.columns), bool(value))
 
@@ -152,6 +159,7 @@ class _Evaluator(ast.NodeVisitor):
         return np.asarray(value.fillna(False).astype(bool))
 
     def _flags(self, flags: object) -> pd.Series:
+        """A boolean column from an array of truth values."""
         return pd.Series(np.asarray(flags, bool), index=self.columns.index)
 
     def generic_visit(self, node: ast.AST) -> NoReturn:
@@ -168,8 +176,8 @@ class _Evaluator(ast.NodeVisitor):
 
     def visit_Name(self, node: ast.Name) -> pd.Series:
         name = self.expression.column(node)
-        found = next((column for column in self.columns if column == name or str(column) == name), None)
-        if found is None:
+        match = next((column for column in self.columns if column == name or str(column) == name), None)
+        if match is None:
             near = next((c for c in self.columns if f"{c}" in self.expression.text and not f"{c}".isidentifier()), None)
             self.expression.refuse(
                 f"no column {name!r}; the items have {list(self.columns)} "
@@ -180,7 +188,7 @@ class _Evaluator(ast.NodeVisitor):
                 )
             )
 
-        return _inferred(self.columns[found])
+        return _inferred(self.columns[match])
 
     def visit_Constant(self, node: ast.Constant) -> Constant:
         if not isinstance(node.value, (str, int, float)):
@@ -201,9 +209,9 @@ class _Evaluator(ast.NodeVisitor):
     visit_Tuple = visit_List
 
     def visit_BoolOp(self, node: ast.BoolOp) -> pd.Series:
-        sides = [self.truth(self.visit(v), v) for v in node.values]
-        join = np.logical_and if isinstance(node.op, ast.And) else np.logical_or
-        return self._flags(join.reduce(sides))
+        operands = [self.truth(self.visit(v), v) for v in node.values]
+        combine = np.logical_and if isinstance(node.op, ast.And) else np.logical_or
+        return self._flags(combine.reduce(operands))
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> Value:
         if isinstance(node.op, ast.Not):
@@ -215,15 +223,15 @@ class _Evaluator(ast.NodeVisitor):
         return negative
 
     def visit_BinOp(self, node: ast.BinOp) -> Value:
-        work = _ARITHMETIC.get(type(node.op))
-        if work is None:
+        operation = _ARITHMETIC.get(type(node.op))
+        if operation is None:
             self._not_allowed(node.op, node)
 
-        result: Value = work(self._number(node.left), self._number(node.right))
+        result: Value = operation(self._number(node.left), self._number(node.right))
         return result
 
     def _number(self, node: ast.expr) -> Any:
-        """The value as floating point: integers would overflow, and text be repeated by *."""
+        """The value in floating point, because integers could overflow and * would repeat text."""
         value: Value = _as_numbers(self.visit(node))
         if _kind(value) != "numbers":
             self.expression.refuse(f"+ - * / need numbers on both sides, {self.expression.piece(node)} is not one")
@@ -294,11 +302,12 @@ class _Evaluator(ast.NodeVisitor):
             self.expression.refuse("a list is only allowed after `in`")
 
         left, right = self._alike(left, right)
-        work = _COMPARE.get(type(op))
-        value = work(left, right) if work else self.generic_visit(op)
+        operation = _COMPARE.get(type(op))
+        value = operation(left, right) if operation else self.generic_visit(op)
         if not isinstance(value, pd.Series):
             return np.full(len(self.columns), bool(value))
 
+        # No comparison holds for a missing cell, not even !=.
         present = np.ones(len(self.columns), bool)
         for side in (left, right):
             if isinstance(side, pd.Series):
@@ -326,7 +335,7 @@ class _Evaluator(ast.NodeVisitor):
         return np.asarray((found != negated) & column.notna(), bool)
 
     def _alike(self, left: Value, right: Value) -> tuple[Value, Value]:
-        """Both sides with text converted to match dates or numbers; raises for types that could never be equal."""
+        """Both sides of one kind: text is converted to dates or numbers; raises for kinds that cannot be compared."""
         kinds = _kind(left), _kind(right)
         if kinds == ("dates", "text") and isinstance(left, pd.Series) and isinstance(right, str):
             return left, self._date(right, left)
@@ -347,7 +356,7 @@ class _Evaluator(ast.NodeVisitor):
         return left, right
 
     def _date(self, text: str, column: pd.Series) -> pd.Timestamp:
-        """The time given by `text`, in the zone of `column` if it has none of its own."""
+        """The time that `text` gives, in the time zone of `column` if it names none."""
         try:
             moment, zone = pd.Timestamp(datetime.fromisoformat(text)), column.dt.tz
         except ValueError:
@@ -368,7 +377,7 @@ def _values_in(cell: object) -> list[Any]:
 
 
 def _inferred(column: pd.Series) -> pd.Series:
-    """The column with categories as plain values, and objects that are all dates, or all numbers, as such."""
+    """The column without categories, and as dates or numbers if all its objects are."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(object)
 
@@ -384,7 +393,7 @@ def _inferred(column: pd.Series) -> pd.Series:
 
 
 def _as_numbers(value: Value) -> Value:
-    """A column of text as numbers if all its cells are, such as "19.90"; any other value unchanged."""
+    """A column of text as numbers if all its cells are numbers such as "19.90"; any other value unchanged."""
     if not isinstance(value, pd.Series) or not value.notna().any():
         return value
 

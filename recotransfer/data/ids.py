@@ -1,4 +1,4 @@
-"""The map between ids, which users work with, and positions, which computations use: `IdMap`."""
+"""`IdMap`: the map between ids, which users work with, and positions, which computations use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_only(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def preview(values: Any, n: int = 5) -> str:
-    """The first `n` values as text, and how many more there are."""
+    """The first `n` values as text, and how many more there are, for messages."""
     shown = ", ".join(repr(v) for v in list(values[:n]))
     return shown + (f" and {len(values) - n} more" if len(values) > n else "")
 
@@ -30,8 +30,11 @@ def preview(values: Any, n: int = 5) -> str:
 class IdMap:
     """An immutable two-way map between ids and positions 0..n-1.
 
-    Ids may be of any hashable type, which they keep. As with dict keys, `1` and `"1"` are different ids, `1` and `1.0`
-    the same.
+    Ids may be of any hashable type, which they keep. As with keys of a dict, `1` and `"1"` are different ids, and `1`
+    and `1.0` are the same.
+
+    Args:
+        ids: the ids in order of position; they must be unique and not missing.
 
     >>> items = IdMap(["a", "b"])
     >>> items.positions(["b", "a"]).tolist()
@@ -51,12 +54,12 @@ class IdMap:
 
     @property
     def ids(self) -> NDArray[Any]:
-        """(n,) all ids in order of position."""
+        """(n,) all ids in order of position, read-only."""
         return read_only(np.asarray(self._index))
 
     @property
     def dtype(self) -> Any:
-        """The common dtype of the ids: text, integers or floats; `object` for other or mixed types."""
+        """The common dtype of the ids, such as text, integers or floats; `object` for other or mixed types."""
         return self._index.dtype
 
     def __len__(self) -> int:
@@ -85,22 +88,22 @@ class IdMap:
         Raises:
             UnknownIdError: an id is unknown, and `missing` is "raise".
         """
-        wanted = id_index(ids)
-        found = _find(self._index, wanted)
-        if missing == "raise" and (lost := np.flatnonzero(found < 0)).size:
+        index = id_index(ids)
+        positions = _find(self._index, index)
+        if missing == "raise" and (unknown := np.flatnonzero(positions < 0)).size:
             raise UnknownIdError(
-                f"unknown ids: {preview(np.asarray(wanted)[lost])}; known ids look like {preview(self.ids, 3)}"
+                f"unknown ids: {preview(np.asarray(index)[unknown])}; known ids look like {preview(self.ids, 3)}"
             )
 
-        return found
+        return positions
 
     def take(self, positions: NDArray[np.integer]) -> NDArray[Any]:
-        """Ids at `positions`, in the same shape; None for negative positions."""
+        """The ids at `positions`, an array of any shape, in the same shape; None for negative positions."""
         positions = np.asarray(positions)
         if not len(self):
             return np.full(positions.shape, None, dtype=object)
 
-        # Taking from the index avoids converting all text ids to Python strings, as `self.ids` does.
+        # From the index, because `self.ids` would convert all text ids to Python strings.
         out = np.asarray(self._index.take(np.maximum(positions, 0).ravel())).reshape(positions.shape)
         if (positions < 0).any():
             out = out.astype(object)
@@ -109,7 +112,7 @@ class IdMap:
         return out
 
     def union(self, other: IdMap) -> IdMap:
-        """These ids in their order, followed by the new ones in `other`."""
+        """A map of these ids, which keep their positions, followed by the ids of `other` that are new."""
         if self == other:
             return self
 
@@ -121,15 +124,19 @@ class IdMap:
 
 
 def id_index(ids: object) -> pd.Index:
-    """An index of the ids that changes none of them: unless all are text, or all numbers, they stay objects."""
+    """A pandas index that leaves the ids unchanged: unless all are text or all are numbers, it has dtype object.
+
+    Raises:
+        InputError: the ids are not a flat list, or one is not hashable.
+    """
     if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
-        raise InputError(f"ids must come as a list, got {ids!r}; put a single id in brackets")
+        raise InputError(f"ids must be a list, got {ids!r}; put a single one in brackets")
 
     if isinstance(ids, pd.MultiIndex):
         ids = ids.to_flat_index()
 
     if isinstance(ids, np.ndarray) and ids.ndim != 1:
-        raise InputError(f"ids must come as a flat list, got an array of shape {ids.shape}")
+        raise InputError(f"ids must be a flat list, got an array of shape {ids.shape}")
     if isinstance(ids, (pd.Index, pd.Series, np.ndarray)) and ids.dtype != object:
         return pd.Index(ids, dtype=object if ids.dtype.kind == "b" else None)
 
@@ -145,15 +152,15 @@ def id_index(ids: object) -> pd.Index:
         except TypeError:
             raise InputError(f"{value!r} cannot be an id; use text, numbers or another hashable type") from None
 
-    objects = np.fromiter(values, dtype=object, count=len(values))
+    objects = np.fromiter(values, dtype=object, count=len(values))  # np.array would turn tuples into rows
     mixed: pd.Index = pd.Index(objects, dtype=object, tupleize_cols=False)
 
     return mixed
 
 
 def _find(index: pd.Index, wanted: pd.Index) -> NDArray[np.int64]:
-    """Positions of `wanted`, -1 where unknown."""
-    if {index.dtype.kind, wanted.dtype.kind} in ({"i", "f"}, {"u", "f"}):  # large integers would become equal as floats
+    """(len(wanted),) positions in `index`, -1 where unknown."""
+    if {index.dtype.kind, wanted.dtype.kind} in ({"i", "f"}, {"u", "f"}):  # as floats, large integers could be equal
         index, wanted = index.astype(object), wanted.astype(object)
 
     return np.asarray(index.get_indexer(wanted), dtype=np.int64)

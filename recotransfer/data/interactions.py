@@ -1,4 +1,4 @@
-"""A log of events, ratings or labels: `Interactions`."""
+"""`Interactions`: a log of events, ratings or labels."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ class Interactions:
     """A log with one row per event, rating or label.
 
     Attributes:
-        users, items: all ids; some may have no events.
+        users, items: all users and items, including those without events.
         user, item: (n,) positions in `users` and `items`.
         weight: (n,) float32, finite; higher means a stronger interest.
         time: (n,) float64 seconds since 1970, or any numbers that give the order; None for a log without times.
         kind: (n,) int16 positions in `kinds`; None for a log without event kinds.
         kinds: names of the event kinds.
+
+    Raises:
+        InputError: shapes or types that do not fit together, positions out of range, or numbers that are not finite.
     """
 
     users: IdMap
@@ -83,17 +86,17 @@ class Interactions:
         users: IdMap | None = None,
         items: IdMap | None = None,
     ) -> Interactions:
-        """Interactions from a clean frame; `read_interactions` handles gaps, numbers as text and event kinds.
+        """Build interactions from a clean frame; `read_interactions` handles missing cells, text and event kinds.
 
         Args:
             frame: one row per event.
             user: name of the column of users.
             item: name of the column of items.
-            weight: name of the column of weights; by default every event has weight 1.
-            time: name of the column of times: seconds since 1970 (or a plain order), or dates, datetimes and durations
-                of any unit and zone. Those without a zone are UTC.
-            users: known users; by default those of the frame. Ids of another type are converted if that is exact.
-            items: known items; as for `users`.
+            weight: name of the column of weights; None gives every event weight 1.
+            time: name of the column of times: seconds since 1970 (or any numbers that give the order), or dates,
+                datetimes and durations of any unit and time zone. Those without a time zone are UTC.
+            users: known users; None takes those of the frame. Ids of another type are converted if that is exact.
+            items: known items, in the same way.
 
         Raises:
             InputError: a column does not exist, ids are missing, or weights or times are not numbers.
@@ -103,8 +106,8 @@ class Interactions:
             if name is not None and name not in frame.columns:
                 raise InputError(f"no column {name!r}; the frame has {list(frame.columns)}")
 
-        users, user_at = _mapped(frame[user], users)
-        items, item_at = _mapped(frame[item], items)
+        users, user_positions = _mapped(frame[user], users)
+        items, item_positions = _mapped(frame[item], items)
         weights = np.ones(len(frame), np.float32)
         if weight is not None:
             weights = _as_numbers(frame[weight]).astype(np.float32)
@@ -114,14 +117,14 @@ class Interactions:
             seconds = as_seconds(frame[time])
             seconds = _as_numbers(frame[time]) if seconds is None else seconds
 
-        return cls(users, items, user_at, item_at, weights, seconds)
+        return cls(users, items, user_positions, item_positions, weights, seconds)
 
     @classmethod
     def from_labels(cls, labels: Sequence[Any] | pd.Series, items: IdMap) -> Interactions:
-        """One interaction per labelled item: each label is a user who has interacted with the items of that label.
+        """Build interactions from labels: each label is a user who has interacted with the items that bear it.
 
         Args:
-            labels: one per item, in the order of `items`; None where an item has no label.
+            labels: one per item, in the order of `items`; None for items without a label.
             items: the items' ids.
 
         Raises:
@@ -132,25 +135,25 @@ class Interactions:
             raise InputError(f"{len(column)} labels for {len(items)} items; give one per item, None where unknown")
 
         rows = np.flatnonzero(column.notna()).astype(np.int64)
-        known = id_index(column.iloc[rows])
-        names = known.unique()
+        given = id_index(column.iloc[rows])
+        names = given.unique()
 
-        with contextlib.suppress(TypeError):  # labels of mixed types cannot be sorted and keep their order
+        with contextlib.suppress(TypeError):  # labels of mixed types cannot be sorted, and keep their order
             names = names.sort_values()
 
         users = IdMap(names)
 
-        return cls(users, items, users.positions(known), rows, np.ones(len(rows), np.float32))
+        return cls(users, items, users.positions(given), rows, np.ones(len(rows), np.float32))
 
     def matrix(self) -> sparse.csr_array:
-        """(users, items) float32 with the summed weight of each pair."""
+        """(users, items) float32 sparse matrix with the summed weight of each pair."""
         shape = (len(self.users), len(self.items))
         out = sparse.coo_array((self.weight, (self.user, self.item)), shape=shape, dtype=np.float32).tocsr()
         out.sum_duplicates()
         return out
 
     def binary_matrix(self) -> sparse.csr_array:
-        """(users, items) float32: a stored 1 for each pair whose summed weight is above 0."""
+        """(users, items) float32 sparse matrix with a 1 for each pair whose summed weight is above 0."""
         out = self.matrix()
         out.data[:] = out.data > 0
         out.eliminate_zeros()
@@ -174,19 +177,19 @@ class Interactions:
         if items == self.items:
             return self
 
-        used, where = np.unique(self.item, return_inverse=True)
+        used, inverse = np.unique(self.item, return_inverse=True)
         at = items.positions(self.items.take(used))
-        return Interactions(self.users, items, self.user, at[where], self.weight, self.time, self.kind, self.kinds)
+        return Interactions(self.users, items, self.user, at[inverse], self.weight, self.time, self.kind, self.kinds)
 
     def with_ids_like(self, users: IdMap, items: IdMap) -> Interactions:
-        """The same events with ids converted to the types of known ids, so that 5 and "5" are one user.
+        """The same events with ids converted to the types of known users and items, so that 5 and "5" are one user.
 
         Raises:
             InputError: ids cannot be converted exactly to the type of the known ids, such as "bob" to a number.
         """
-        own_users, user = _like(self.users, users, "user")
-        own_items, item = _like(self.items, items, "item")
-        return replace(self, users=own_users, items=own_items, user=user[self.user], item=item[self.item])
+        new_users, user = _like(self.users, users, "user")
+        new_items, item = _like(self.items, items, "item")
+        return replace(self, users=new_users, items=new_items, user=user[self.user], item=item[self.item])
 
     def concat(self, other: Interactions) -> Interactions:
         """These events followed by those of `other`; ids of this log keep their positions, and new ids follow.
@@ -202,32 +205,32 @@ class Interactions:
 
         users, items = self.users.union(other.users), self.items.union(other.items)
         kinds = tuple(dict.fromkeys([*self.kinds, *other.kinds]))
-        renamed = np.array([kinds.index(name) for name in other.kinds], np.int16)
-        moved = Interactions(
+        new_kinds = np.array([kinds.index(name) for name in other.kinds], np.int16)
+        appended = Interactions(
             users,
             items,
             users.positions(other.users.ids)[other.user],
             items.positions(other.items.ids)[other.item],
             other.weight,
             other.time,
-            None if other.kind is None else renamed[other.kind],
+            None if other.kind is None else new_kinds[other.kind],
             kinds,
         )
 
         def both(name: str) -> Any:
-            parts = [part for part in (getattr(self, name), getattr(moved, name)) if part is not None]
-            return np.concatenate(parts) if parts else None
+            arrays = [array for array in (getattr(self, name), getattr(appended, name)) if array is not None]
+            return np.concatenate(arrays) if arrays else None
 
         return Interactions(users, items, kinds=kinds, **{name: both(name) for name in _EVENT_TYPES})
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
-        """(users + 1,) first event of each user, in a log that is sorted by user."""
+        """(users + 1,) row of each user's first event in a log that is sorted by user, and the number of rows."""
         return np.concatenate([[0], np.cumsum(np.bincount(self.user, minlength=len(self.users)))]).astype(np.int64)
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
-        """(n,) row numbers sorted by user, then time; rows with equal or no times keep their order."""
+        """(n,) row numbers sorted by user, then time; rows with equal times or none keep their order."""
         if self.time is None:
             return np.argsort(self.user, kind="stable")
 
@@ -235,24 +238,24 @@ class Interactions:
 
 
 def _mapped(column: pd.Series, known: IdMap | None) -> tuple[IdMap, NDArray[np.int64]]:
-    """The id map, `known` or of the column's ids, and (n,) positions in it."""
-    own = IdMap(pd.unique(column))
-    at = own.positions(column)
+    """The id map (`known`, or one of the column's ids), and (n,) the position of each cell in it."""
+    ids = IdMap(pd.unique(column))
+    positions = ids.positions(column)
     if known is not None:
-        return known, known.positions(match_ids(own.ids, known).ids)[at]
+        return known, known.positions(match_ids(ids.ids, known).ids)[positions]
 
-    if same := spelt_twice(id_index(own.ids)):
+    if same := spelt_twice(id_index(ids.ids)):
         raise InputError(f"column {column.name!r} holds both {same[0]!r} and {same[1]!r}; write ids in one type")
 
-    return own, at
+    return ids, positions
 
 
-def _like(own: IdMap, known: IdMap, role: str) -> tuple[IdMap, NDArray[np.int64]]:
-    """The ids converted to the types of `known`, and (n,) the position of each of `own` in them."""
-    if own.dtype == known.dtype and own.dtype != object:
-        return own, np.arange(len(own))
+def _like(given: IdMap, known: IdMap, role: str) -> tuple[IdMap, NDArray[np.int64]]:
+    """The ids converted to the types of `known`, and (len(given),) the position of each given id among them."""
+    if given.dtype == known.dtype and given.dtype != object:
+        return given, np.arange(len(given))
 
-    matched = match_ids(own.ids, known)
+    matched = match_ids(given.ids, known)
     if matched.mixed:
         raise InputError(f"{role} {matched.mixed}; write all of them in one type")
 

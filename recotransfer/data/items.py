@@ -1,4 +1,4 @@
-"""The raw content of a catalogue: `Items`."""
+"""`Items`: the raw content of a catalogue."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ class Items:
     Attributes:
         ids: the items, in row order.
         columns: a frame with one row per item; None or NaN marks a missing value.
-        kinds: the kind of content in each column. Encoders ignore columns without a kind; filters and output use them.
+        kinds: column -> kind of its content. Encoders ignore columns without a kind; filters and output can use them.
+
+    Raises:
+        InputError: the numbers of ids and rows differ, or a column name is repeated or unknown.
     """
 
     ids: IdMap
@@ -48,7 +51,7 @@ class Items:
         return len(self.ids)
 
     def of_kind(self, kind: ColumnKind) -> list[str]:
-        """Names of the columns of this kind, in table order."""
+        """Names of the columns of this kind, in the order of the table."""
         return [c for c in self.columns.columns if self.kinds.get(c) == kind]
 
     def take(self, positions: NDArray[np.integer]) -> Items:

@@ -1,4 +1,4 @@
-"""Matching of ids whose types differ between sources: 5, "5", 5.0 and Decimal("5") are one id, "005" another."""
+"""Match ids whose types differ between sources: 5, "5", 5.0 and Decimal("5") are the same id, "005" is another."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class MatchedIds:
     """Ids converted to the types of known ids.
 
     Attributes:
-        ids: (n,) the ids in the given order; those that mean a known id are replaced by it.
-        notes: messages on what was converted, and on ids that differ from known ones only by leading zeros.
-        mixed: a message on ids that cannot be converted exactly to the type of the known ids and so were kept; or None.
+        ids: (n,) the ids in the given order, where those that match a known id are replaced by it.
+        notes: messages about converted ids, and about ids that differ from known ones only by leading zeros.
+        mixed: a message about ids that cannot be converted exactly to the type of the known ids and were kept; or None.
     """
 
     ids: pd.Index
@@ -39,10 +39,10 @@ class MatchedIds:
 
 
 def match_ids(ids: Iterable[Any] | pd.Index, known: IdMap) -> MatchedIds:
-    """`ids` in the types of `known`: each is converted exactly ("5" or 5.0 to 5, never "005" to 5) or left unchanged.
+    """Convert `ids` to the types of `known`: exactly ("5" or 5.0 to 5, never "005" to 5), or not at all.
 
-    If all known ids have one type, unknown ids are converted to it too, so that a new user 6 who also appears as "6" is
-    one user.
+    If all known ids have one type, unknown ids are converted to it too, so that a new user who appears as 6 and as "6"
+    is one user.
 
     >>> match_ids(["5", "6", 7.0], IdMap([5, 7])).ids.tolist()
     [5, 6, 7]
@@ -53,36 +53,36 @@ def match_ids(ids: Iterable[Any] | pd.Index, known: IdMap) -> MatchedIds:
     if not len(given) or not len(known):
         return MatchedIds(given)
 
-    here, there = types_of(given), types_of(id_index(known.ids))
+    given_types, known_types = types_of(given), types_of(id_index(known.ids))
     at = known.positions(given, missing="negative")
-    lost = np.flatnonzero(at < 0)
-    if here == there and len(lost) < len(given):
-        return MatchedIds(given, _zeros(given[lost], known))
+    unknown = np.flatnonzero(at < 0)
+    if given_types == known_types and len(unknown) < len(given):  # the same ids, some of them new
+        return MatchedIds(given, _zeros(given[unknown], known))
 
-    spelt = _by_plain_form(known)
-    values = [own if i < 0 else same for i, own, same in zip(at, given, known.take(at), strict=True)]
-    wanted = next(iter(there)) if len(there) == 1 else None
-    changed: list[tuple[Any, Any]] = []
+    by_plain_form = _by_plain_form(known)
+    values = [new if i < 0 else match for i, new, match in zip(at, given, known.take(at), strict=True)]
+    wanted = next(iter(known_types)) if len(known_types) == 1 else None
+    converted: list[tuple[Any, Any]] = []
     foreign: list[Any] = []
 
-    for i in lost.tolist():
+    for i in unknown.tolist():
         plain = plain_form(values[i])
-        same = spelt.get(plain) if plain is not None else None
-        if same is None and wanted is not None and type(values[i]) is not wanted:
-            same = _exact(values[i], plain, wanted)
-            if same is None:
+        match = by_plain_form.get(plain) if plain is not None else None
+        if match is None and wanted is not None and type(values[i]) is not wanted:
+            match = _exact(values[i], plain, wanted)
+            if match is None:
                 foreign.append(values[i])
 
-        if same is not None:
-            changed.append((values[i], same))
-            values[i] = same
+        if match is not None:
+            converted.append((values[i], match))
+            values[i] = match
 
     notes: tuple[str, ...] = ()
-    if changed:
-        one, other = changed[0]
+    if converted:
+        before, after = converted[0]
         notes = (
-            f"{len(changed):,} ids were converted from {type(one).__name__} to the known ids' {type(other).__name__}, "
-            f"for example {one!r} to {other!r}",
+            f"{len(converted):,} ids were converted from {type(before).__name__} to the known ids' "
+            f"{type(after).__name__}, for example {before!r} to {after!r}",
         )
 
     mixed = None
@@ -94,14 +94,18 @@ def match_ids(ids: Iterable[Any] | pd.Index, known: IdMap) -> MatchedIds:
 
     out = id_index(values)
 
-    return MatchedIds(out, (*notes, *_zeros(out[lost], known)), mixed)
+    return MatchedIds(out, (*notes, *_zeros(out[unknown], known)), mixed)
 
 
 @checked
 def ids_like(ids: IdMap, known: IdMap, role: str, *, foreign: bool = False) -> IdMap:
     """The ids converted to the types of `known`, in the same order; `ids` itself if there is nothing to convert.
 
-    With `foreign`, ids that cannot be converted are kept, because they need not be known.
+    Args:
+        ids: the ids to convert.
+        known: the ids whose types they should have.
+        role: what the ids are, such as "user", for messages.
+        foreign: keep ids that cannot be converted, instead of raising an error.
 
     Raises:
         InputError: ids cannot be converted exactly to the type of the known ids, or two become the same id.
@@ -118,13 +122,13 @@ def ids_like(ids: IdMap, known: IdMap, role: str, *, foreign: bool = False) -> I
 
 @checked
 def positions_like(ids: ArrayLike | pd.Index, known: IdMap) -> NDArray[np.int64]:
-    """(len(ids),) positions of `ids`, converted to the types of `known`; raises `UnknownIdError` for unknown ids."""
+    """(len(ids),) positions in `known` of `ids`, converted to its types; raises `UnknownIdError` for unknown ids."""
     at = known.positions(ids, missing="negative")
     return at if (at >= 0).all() else known.positions(match_ids(id_index(ids), known).ids)
 
 
 def mixed_types(ids: pd.Index) -> tuple[str, ...]:
-    """Messages on distinct ids of a column that may be one id written in two ways: 5 and "5", or "5" and "005"."""
+    """Messages about distinct ids of a column that may be one id written in two ways: 5 and "5", or "5" and "005"."""
     notes: list[str] = []
     kinds: dict[type, Any] = {}
     if ids.dtype == object:
@@ -150,7 +154,7 @@ def mixed_types(ids: pd.Index) -> tuple[str, ...]:
 
 
 def spelt_twice(ids: pd.Index) -> tuple[Any, Any] | None:
-    """Two of the distinct ids that are one id in two types, such as 5 and "5"; None if there are none."""
+    """The first two distinct ids that are one id in two types, such as 5 and "5"; None if there are none."""
     if ids.dtype != object:
         return None
 
@@ -177,7 +181,7 @@ def types_of(ids: pd.Index) -> set[type]:
 
 
 def plain_form(value: object) -> str | None:
-    """The text that equal ids of different types share; None for values that have no such text."""
+    """A text that is the same for all forms of one id, such as "5" for 5, "5" and 5.0; None for other types."""
     if isinstance(value, str):
         whole = _WHOLE_FLOAT.fullmatch(value)
         return whole[1] if whole else value.lower() if _UUID.fullmatch(value) else value
@@ -214,18 +218,18 @@ def _type_name(kind: type | None) -> str:
 
 def _by_plain_form(known: IdMap) -> dict[str, Any]:
     """Plain form -> known id, without forms that several ids share, such as 5 and "5"."""
-    spelt: dict[str, Any] = {}
+    by_form: dict[str, Any] = {}
     shared = set()
 
     for value in known.ids.tolist():
         plain = plain_form(value)
         if plain is None:
             continue
-        if plain in spelt:
+        if plain in by_form:
             shared.add(plain)
-        spelt[plain] = value
+        by_form[plain] = value
 
-    return {plain: value for plain, value in spelt.items() if plain not in shared}
+    return {plain: value for plain, value in by_form.items() if plain not in shared}
 
 
 def _exact(value: object, plain: str | None, wanted: type) -> Any:
@@ -234,7 +238,7 @@ def _exact(value: object, plain: str | None, wanted: type) -> Any:
         return None
     if wanted is str:
         return plain
-    if wanted is int and re.fullmatch(r"0|-?[1-9]\d{0,17}", plain, re.ASCII):
+    if wanted is int and re.fullmatch(r"0|-?[1-9]\d{0,17}", plain, re.ASCII):  # fits into int64
         return int(plain)
     if wanted is UUID and _UUID.fullmatch(plain):
         return UUID(plain)
@@ -242,9 +246,9 @@ def _exact(value: object, plain: str | None, wanted: type) -> Any:
     return None
 
 
-def _zeros(lost: pd.Index, known: IdMap) -> tuple[str, ...]:
-    """A message if unknown ids would be known without their leading zeros."""
-    digits = [v for v in lost if (plain := plain_form(v)) is not None and _DIGITS.fullmatch(plain)]
+def _zeros(unknown: pd.Index, known: IdMap) -> tuple[str, ...]:
+    """A message if unknown ids would be known without their leading zeros, or with more of them."""
+    digits = [v for v in unknown if (plain := plain_form(v)) is not None and _DIGITS.fullmatch(plain)]
     if not digits:
         return ()
 

@@ -1,4 +1,4 @@
-"""Conversion of dates, datetimes and durations of any type to seconds, for the years 1 to 9999."""
+"""Convert dates, datetimes and durations of any type to seconds and back, for the years 1 to 9999."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MICROSECONDS, _LAST_MICROSECOND = 1e6, 253402300799_999999
 def as_seconds(values: pd.Series) -> NDArray[np.float64] | None:
     """(n,) float64: dates and datetimes as seconds since 1970, durations as seconds; None for any other column.
 
-    Empty cells are NaN. Datetimes without a zone are taken as UTC, periods by their start.
+    Missing cells are NaN. Datetimes without a time zone are taken as UTC, and periods count from their start.
 
     >>> as_seconds(pd.Series([dt.date(1970, 1, 2), None])).tolist()
     [86400.0, nan]
@@ -33,8 +33,8 @@ def as_seconds(values: pd.Series) -> NDArray[np.float64] | None:
 
     kind = values.dtype.kind
     if isinstance(values.dtype, pd.ArrowDtype) and kind in "mM":
-        wanted = pa.timestamp("us") if kind == "M" else pa.duration("us")  # Arrow stores UTC whatever the zone
-        return _from_array(pa.array(values).cast(wanted, safe=False).to_numpy(zero_copy_only=False))
+        target = pa.timestamp("us") if kind == "M" else pa.duration("us")  # Arrow stores UTC whatever the zone
+        return _from_array(pa.array(values).cast(target, safe=False).to_numpy(zero_copy_only=False))
     if kind in "mM":
         return _from_array(values.to_numpy())
 
@@ -61,29 +61,31 @@ _MOMENTS = (dt.date, dt.timedelta, np.datetime64, np.timedelta64, pd.Period)
 
 
 def in_calendar(seconds: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(n,) bool: whether each time is in the years 1 to 9999."""
+    """(n,) bool, True where a time lies in the years 1 to 9999."""
     return (seconds >= FIRST_SECOND) & (seconds <= LAST_SECOND)
 
 
 def as_datetimes(seconds: NDArray[np.float64]) -> pd.Series:
     """Seconds since 1970 as UTC datetimes, to the microsecond; NaT for NaN and outside the years 1 to 9999."""
-    whole = np.where(in_calendar(seconds), seconds, np.nan)
-    micro = np.full(len(whole), np.iinfo(np.int64).min, np.int64)
-    filled = ~np.isnan(whole)
-    micro[filled] = np.minimum(np.round(whole[filled] * _MICROSECONDS).astype(np.int64), _LAST_MICROSECOND)
+    valid = in_calendar(seconds)  # False for NaN
+    microseconds = np.full(len(seconds), np.iinfo(np.int64).min, np.int64)  # numpy's NaT is the lowest integer
+    rounded = np.round(seconds[valid] * _MICROSECONDS).astype(np.int64)
+    microseconds[valid] = np.minimum(rounded, _LAST_MICROSECOND)
 
-    return pd.Series(micro.view("datetime64[us]")).dt.tz_localize("UTC")
+    return pd.Series(microseconds.view("datetime64[us]")).dt.tz_localize("UTC")
 
 
 def _from_array(values: NDArray[Any]) -> NDArray[np.float64]:
     """Seconds of a datetime64 or timedelta64 array of any unit."""
     unit, step = np.datetime_data(values.dtype)
-    if unit in ("Y", "M"):
+    if unit in ("Y", "M"):  # of varying length, so numpy counts their days
         values, unit, step = values.astype(f"{values.dtype.kind}8[D]"), "D", 1
 
     per_unit = {"W": 604800, "D": 86400, "h": 3600, "m": 60, "s": 1, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
     size = float(per_unit.get(unit, 1e-9) * step)
     counts = values.astype(np.int64)
+
+    # Dividing by a whole number is exact where multiplying by a fraction such as 1e-3 is not.
     with np.errstate(over="ignore"):
         seconds = counts * size if size >= 1 else counts / round(1 / size)
     seconds[np.isnat(values)] = np.nan

@@ -1,4 +1,4 @@
-"""Ranked lists and the reasons for them: `Recommendations` and `Reason`."""
+"""`Recommendations`: ranked lists, and `Reason`: why an item is in one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Reason:
     """Why an item was recommended.
 
     Attributes:
-        because: (item id, share of the score) of the history items that contributed most.
+        because: (item id, share of the score) of the items in the user's history that contributed most.
         parts: share of the score by model component, for example {"behaviour": 0.7, "text": 0.3}.
     """
 
@@ -45,6 +45,9 @@ class Recommendations:
         positions: (n, k) int64, padded with -1 after the end of a list.
         scores: (n, k) float32, higher is better; -inf where `positions` is -1.
         reason: (n, k) `Reason` objects; None if no reasons were requested.
+
+    Raises:
+        InputError: the shapes differ.
     """
 
     users: NDArray[Any]
@@ -55,8 +58,8 @@ class Recommendations:
 
     def __post_init__(self) -> None:
         for name in ("users", "positions", "scores", "reason"):
-            if (given := getattr(self, name)) is not None:
-                object.__setattr__(self, name, np.asarray(given))
+            if (values := getattr(self, name)) is not None:
+                object.__setattr__(self, name, np.asarray(values))
 
         shape = (len(self.users), self.positions.shape[-1])
         for name, wanted in (("users", shape[:1]), ("positions", shape), ("scores", shape), ("reason", shape)):
