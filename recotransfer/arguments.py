@@ -1,9 +1,9 @@
-"""Arguments of public functions, checked against their annotations before the work begins.
+"""Run-time checks of the arguments of public functions against their annotations.
 
-`@checked` on a function, `@checked_class` on a class and the base `Checked` for a family of classes turn an argument of
-a wrong type into one sentence, an `InputError` that names function, argument, value and what is wanted. Annotations are
-read once, at the first call. What they cannot say, shapes and ids for example, remains the function's own business, and
-an annotation not understood here lets every value pass.
+`@checked` on a function, `@checked_class` on a class, and `Checked` as the base of a family of classes raise
+`InputError` for an argument of the wrong type, in one sentence that names the function, the argument, the value and
+what is expected. Annotations are read once, at the first call. An annotation that is not understood accepts every
+value. What annotations cannot express, such as shapes and ids, is checked by the functions themselves.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 C = TypeVar("C", bound=type)
 
-_SHOWN = 60  # characters of a value in a message
+_SHOWN = 60  # a value takes up at most this many characters of a message
 _TEXT = (str, bytes, bytearray, memoryview)
 _ARRAY_MEMBERS = frozenset(typing.get_args(ArrayLike))
-# Kinds of dtype that an array of the annotated type may come in.
+# Scalar type of an annotated array -> the kinds of dtype that are accepted, and how to describe them.
 _KINDS = ((np.bool_, "biu", "an array of truth values"), (np.integer, "iu", "an array of whole numbers"),
           (np.floating, "fiub", "an array of numbers"))  # fmt: skip
-# How to get what is wanted, where a value of another type is at hand.
+# Type -> how to make a value of it, for messages.
 _MADE_BY = {
     "Embeddings": "Embeddings(ids, vectors)",
     "Filter": "Filter(where='price < 20')",
@@ -53,43 +53,43 @@ _MADE_BY = {
 
 @dataclass(frozen=True)
 class Numeric:
-    """Values of an annotated array are numbers, as in `Annotated[ArrayLike, Numeric()]`."""
+    """Marks an array whose values must be numbers: `Annotated[ArrayLike, Numeric()]`."""
 
 
 @dataclass(frozen=True)
 class Unchecked:
-    """Every value passes, for a function that knows better what to say of a wrong one."""
+    """Marks an argument that the function checks itself, with a more helpful message."""
 
 
 Numbers: TypeAlias = Annotated[ArrayLike, Numeric()]
 
 
 class _Check(NamedTuple):
-    """What an annotation asks of a value."""
+    """The check of one annotation: which values it accepts, and how to describe them in a message."""
 
     accepts: Callable[[Any], bool]
-    wanted: str
-    inner: _Check | None = None  # of each element, to name the one that is wrong
+    expected: str
+    element: _Check | None = None  # the check of each element of a list, to name the one that is wrong
 
 
-# -- how to use it -----------------------------------------------------------------------------------------------------
+# -- decorators --------------------------------------------------------------------------------------------------------
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, which raises `InputError` where an argument is not of the annotated type."""
+    """The function with its arguments checked: `InputError` if one is not of its annotated type."""
     return _checked(function, function.__qualname__, None)
 
 
 def checked_class(kind: C) -> C:
-    """The class, whose constructor and public methods check their arguments. Goes above `@dataclass`."""
+    """The class with the arguments of its constructor and public methods checked. Goes above `@dataclass`."""
     _check_methods(kind, constructor=True)
     return kind
 
 
 class Checked:
-    """Base of a family of classes whose public methods check their arguments, those of subclasses too.
+    """Base of classes whose public methods check their arguments, those of subclasses included.
 
-    Their constructors store what they are given; `settings` checks it when it is used.
+    Constructors only store their arguments; `settings` checks these when they are used.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -111,34 +111,35 @@ def _check_methods(kind: type, *, constructor: bool) -> None:
 
 
 def _checked(function: Callable[P, R], owner: str, scope: Mapping[str, Any] | None) -> Callable[P, R]:
-    plan: list[tuple[list[_Check | None], dict[str, _Check], list[str]]] = []
+    """The function with its arguments checked; messages call it `owner`, and `scope` resolves its annotations."""
+    checks: list[tuple[list[_Check | None], dict[str, _Check], list[str]]] = []
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not plan:
-            plan.append(_plan(function, scope))
+        if not checks:  # made at the first call, when every name in the annotations is defined
+            checks.append(_checks_of(function, scope))
 
-        by_place, by_name, names = plan[0]
-        for place, (check, value) in enumerate(zip(by_place, args, strict=False)):
+        by_position, by_name, names = checks[0]
+        for at, (check, value) in enumerate(zip(by_position, args, strict=False)):
             if check is not None and not check.accepts(value):
-                raise _refusal(owner, names[place], value, check)
+                raise _error(owner, names[at], value, check)
 
         for name, value in kwargs.items():
             named = by_name.get(name)
             if named is not None and not named.accepts(value):
-                raise _refusal(owner, name, value, named)
+                raise _error(owner, name, value, named)
 
         return function(*args, **kwargs)
 
     return call
 
 
-def _plan(
+def _checks_of(
     function: Callable[..., Any], scope: Mapping[str, Any] | None
 ) -> tuple[list[_Check | None], dict[str, _Check], list[str]]:
-    """Checks of a function's parameters by place and by name, and the names by place."""
+    """The checks of a function's parameters by position and by name, and their names by position."""
     scope = getattr(function, "__globals__", {}) if scope is None else scope
-    by_place: list[_Check | None] = []
+    by_position: list[_Check | None] = []
     by_name: dict[str, _Check] = {}
     names: list[str] = []
 
@@ -147,18 +148,18 @@ def _plan(
             continue
 
         hint = _resolved(parameter.annotation, scope)
-        check = _check(NonNegativeInt if name == "seed" and hint is int else hint)  # generators take no negative seed
+        check = _check(NonNegativeInt if name == "seed" and hint is int else hint)  # numpy takes no negative seed
         if check is not None:
             by_name[name] = check
         if parameter.kind is not parameter.KEYWORD_ONLY:
-            by_place.append(check)
+            by_position.append(check)
             names.append(name)
 
-    return by_place, by_name, names
+    return by_position, by_name, names
 
 
 def _resolved(annotation: object, scope: Mapping[str, Any]) -> Any:
-    """The type that an annotation names; `Any` where it is missing, or only known to type checkers."""
+    """The type that an annotation names; `Any` if there is none, or if it is imported for type checkers only."""
     if annotation is inspect.Parameter.empty:
         return Any
     if not isinstance(annotation, str):
@@ -175,7 +176,7 @@ def _resolved(annotation: object, scope: Mapping[str, Any]) -> Any:
 
 
 def _check(hint: object) -> _Check | None:
-    """The check that a type stands for; None lets every value pass."""
+    """The check for a type; None accepts every value."""
     if hint in (Any, object) or isinstance(hint, (TypeVar, str)) or hint is typing.Self:
         return None
     if hint == ArrayLike:
@@ -188,11 +189,11 @@ def _check(hint: object) -> _Check | None:
         return _Check(lambda value: any(type(value) is type(one) and value == one for one in inside),
                       _or([repr(one) for one in inside]))  # fmt: skip
     if origin is Annotated:
-        return _bounded(inside[0], inside[1:])
+        return _annotated(inside[0], inside[1:])
     if origin is np.ndarray or hint is np.ndarray:
         return _array(inside)
     if origin is tuple and inside and inside[-1] is not Ellipsis:
-        return _row([_check(one) for one in inside])
+        return _fixed_tuple([_check(one) for one in inside])
     if hint in _PLAIN:
         return _PLAIN[hint]
 
@@ -200,7 +201,8 @@ def _check(hint: object) -> _Check | None:
 
 
 def _any_of(inside: tuple[Any, ...]) -> _Check | None:
-    if set(inside) >= _ARRAY_MEMBERS:  # a union is flat, so that the members of ArrayLike are among its own
+    """The check for a union."""
+    if set(inside) >= _ARRAY_MEMBERS:  # unions are flat, so `ArrayLike | X` lists the members of ArrayLike
         inside = (ArrayLike, *(one for one in inside if one not in _ARRAY_MEMBERS))
 
     checks = [_check(one) for one in inside]
@@ -209,28 +211,30 @@ def _any_of(inside: tuple[Any, ...]) -> _Check | None:
         return None
 
     tests = tuple(check.accepts for check in known)
-    words = list(dict.fromkeys(check.wanted for check in known))
-    inner = next((check.inner for check in known if check.inner is not None), None)
+    words = list(dict.fromkeys(check.expected for check in known))
+    element = next((check.element for check in known if check.element is not None), None)
 
-    return _Check(lambda value: any(test(value) for test in tests), _or(words), inner)
+    return _Check(lambda value: any(test(value) for test in tests), _or(words), element)
 
 
-def _bounded(hint: object, facts: tuple[Any, ...]) -> _Check | None:
-    if any(isinstance(fact, Unchecked) for fact in facts):
+def _annotated(hint: object, notes: tuple[Any, ...]) -> _Check | None:
+    """The check for `Annotated[hint, *notes]`, where a note may be `Bounds`, `Numeric` or `Unchecked`."""
+    if any(isinstance(note, Unchecked) for note in notes):
         return None
-    if any(isinstance(fact, Numeric) for fact in facts):
+    if any(isinstance(note, Numeric) for note in notes):
         return _Check(lambda value: _is_array(value, "fiub"), "a list or an array of numbers")
 
     check = _check(hint)
-    bound = next((fact for fact in facts if isinstance(fact, Bounds)), None)
-    if check is None or bound is None:
+    bounds = next((note for note in notes if isinstance(note, Bounds)), None)
+    if check is None or bounds is None:
         return check
 
-    accepts, allow = check.accepts, bound.allow
-    return _Check(lambda value: accepts(value) and allow(value), f"{check.wanted} {bound}")
+    accepts, allow = check.accepts, bounds.allow
+    return _Check(lambda value: accepts(value) and allow(value), f"{check.expected} {bounds}")
 
 
 def _array(inside: tuple[Any, ...]) -> _Check:
+    """The check for `np.ndarray` and `NDArray[scalar]`."""
     scalar = next(iter(typing.get_args(inside[1])), None) if len(inside) == 2 else None
     scalar = typing.get_origin(scalar) or scalar
     if isinstance(scalar, type):
@@ -241,8 +245,8 @@ def _array(inside: tuple[Any, ...]) -> _Check:
     return _Check(lambda value: _is_array(value, ""), "an array")
 
 
-def _row(checks: list[_Check | None]) -> _Check:
-    """A tuple of fixed length."""
+def _fixed_tuple(checks: list[_Check | None]) -> _Check:
+    """The check for a tuple of fixed length; lists are accepted too."""
 
     def accepts(value: object) -> bool:
         return (
@@ -251,12 +255,12 @@ def _row(checks: list[_Check | None]) -> _Check:
             and all(check is None or check.accepts(one) for check, one in zip(checks, value, strict=True))
         )
 
-    words = ["anything" if check is None else check.wanted for check in checks]
+    words = ["anything" if check is None else check.expected for check in checks]
     return _Check(accepts, f"a tuple of {', '.join(words)}")
 
 
 def _collection(hint: object, origin: object, inside: tuple[Any, ...]) -> _Check | None:
-    """Lists, mappings and functions by what is in them; classes by what they are."""
+    """The check for functions, lists and mappings, with their elements, and for instances of other classes."""
     if origin is collections.abc.Callable:
         return _Check(callable, "a function")
     if not isinstance(origin, type):
@@ -264,7 +268,7 @@ def _collection(hint: object, origin: object, inside: tuple[Any, ...]) -> _Check
     if issubclass(origin, Mapping):
         return _mapping(*(inside or (Any, Any)))
     if origin in (collections.abc.Sequence, tuple, list):
-        return _sequence(_check(inside[0]) if inside else None, whole=origin in (tuple, list))
+        return _sequence(_check(inside[0]) if inside else None, arrays=origin not in (tuple, list))
     if origin in (collections.abc.Iterable, collections.abc.Collection):
         return _Check(lambda value: isinstance(value, Iterable) and not isinstance(value, (*_TEXT, pd.DataFrame)),
                       "a list")  # fmt: skip
@@ -277,6 +281,7 @@ def _collection(hint: object, origin: object, inside: tuple[Any, ...]) -> _Check
 
 
 def _mapping(key: object, value: object) -> _Check:
+    """The check for a mapping, given the types of its keys and values."""
     keys, values = _check(key), _check(value)
 
     def accepts(given: object) -> bool:
@@ -286,25 +291,27 @@ def _mapping(key: object, value: object) -> _Check:
             and (values is None or all(map(values.accepts, given.values())))
         )
 
-    words = ["anything" if check is None else check.wanted for check in (keys, values)]
+    words = ["anything" if check is None else check.expected for check in (keys, values)]
     return _Check(accepts, "a dict" if keys is values is None else f"a dict from {words[0]} to {words[1]}")
 
 
-def _sequence(inner: _Check | None, *, whole: bool) -> _Check:
-    """A list of anything that `inner` accepts; `whole` where a tuple is annotated and arrays will not do."""
-    element = None if inner is None else inner.accepts
+def _sequence(element: _Check | None, *, arrays: bool) -> _Check:
+    """The check for a list of elements, and for an array of them if `arrays`."""
 
     def accepts(value: Any) -> bool:
-        if not (isinstance(value, (tuple, list)) or (not whole and _is_listlike(value))):
+        if not (isinstance(value, (tuple, list)) or (arrays and _is_listlike(value))):
             return False
 
-        return element is None or all(map(element, value))
+        return element is None or all(map(element.accepts, value))
 
-    return _Check(accepts, "a list" if inner is None else f"a list, each {inner.wanted}", inner)
+    return _Check(accepts, "a list" if element is None else f"a list, each entry {element.expected}", element)
 
 
 def _protocol(kind: type) -> _Check:
-    """Whatever has the attributes of a protocol; they are looked up in the class, as reading one may load a model."""
+    """The check for objects with the attributes of a protocol.
+
+    They are looked up on the class, because reading one from the object may load a model.
+    """
     homes = [base for base in kind.__mro__ if getattr(base, "_is_protocol", False) and base is not typing.Protocol]
     members = sorted(
         {name for base in homes for name in (*vars(base), *vars(base).get("__annotations__", ())) if name[0] != "_"}
@@ -339,7 +346,7 @@ def _is_listlike(value: object) -> bool:
 
 
 def _is_array(value: object, kinds: str) -> bool:
-    """True for lists and arrays, whose values are of one of these kinds of dtype; for all where there are none."""
+    """Whether the value is a list or an array, with values of one of these kinds of dtype if any are named."""
     if not isinstance(value, np.ndarray):
         if isinstance(value, (np.generic, pd.DataFrame)) or not (_is_listlike(value) or hasattr(value, "__array__")):
             return False
@@ -365,31 +372,33 @@ _PLAIN: dict[Any, _Check] = {
 }
 
 
-# -- words -------------------------------------------------------------------------------------------------------------
+# -- messages ----------------------------------------------------------------------------------------------------------
 
 
-def _refusal(owner: str, name: str, value: Any, check: _Check) -> InputError:
-    if check.inner is not None and _is_listlike(value):  # name the element rather than the whole list
-        for place, one in enumerate(value):
-            if not check.inner.accepts(one):
-                return _refusal(owner, f"{name}[{place}]", one, check.inner)
+def _error(owner: str, name: str, value: Any, check: _Check) -> InputError:
+    """The error for an argument that the check does not accept."""
+    if check.element is not None and _is_listlike(value):  # name the element rather than the whole list
+        for at, one in enumerate(value):
+            if not check.element.accepts(one):
+                return _error(owner, f"{name}[{at}]", one, check.element)
 
-    return InputError(f"{owner}: {name} must be {check.wanted}, got {shown(value)}{_remedy(value, check.wanted)}")
+    return InputError(f"{owner}: {name} must be {check.expected}, got {shown(value)}{_remedy(value, check.expected)}")
 
 
-def _remedy(value: object, wanted: str) -> str:
-    if type(value) is not bool and isinstance(value, (str, numbers.Number)) and "a list" in wanted:
+def _remedy(value: object, expected: str) -> str:
+    """How to make the expected value, as the end of a message; empty if there is no obvious way."""
+    if type(value) is not bool and isinstance(value, (str, numbers.Number)) and "a list" in expected:
         return f"; put a single one in brackets: [{_cut(repr(value))}]"
 
     for name, made_by in _MADE_BY.items():
-        if wanted.startswith((f"a {name}", f"an {name}")):
+        if expected.startswith((f"a {name}", f"an {name}")):
             return f"; make it with {made_by}"
 
     return ""
 
 
 def shown(value: object) -> str:
-    """A value in a few words, for a message."""
+    """A short description of a value, for messages."""
     if isinstance(value, np.ndarray) and value.ndim:
         return f"an array of {value.dtype} of shape {value.shape}"
     if isinstance(value, (pd.DataFrame, pd.Series)):

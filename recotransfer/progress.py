@@ -1,4 +1,4 @@
-"""Progress bars on a terminal: tqdm's where it is installed, none elsewhere."""
+"""Progress bars on a terminal, drawn by tqdm; there are none if it is not installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Bar(Protocol):
-    """What the package uses of tqdm's bar."""
+    """The part of tqdm's bar that the package uses."""
 
     n: float
 
@@ -26,14 +26,14 @@ class Bar(Protocol):
         """Count `n` more as done."""
 
     def refresh(self) -> object:
-        """Draw the bar anew, after `n` was set."""
+        """Redraw the bar after `n` was set."""
 
     def set_postfix_str(self, s: str) -> object:
-        """Write a remark behind the bar."""
+        """Show a remark after the bar."""
 
 
 class _NoBar:
-    """Stands in for a bar where tqdm is not installed."""
+    """Replaces the bar if tqdm is not installed."""
 
     n: float = 0
 
@@ -56,13 +56,13 @@ class _NoBar:
 
 
 def progress_bar(total: int, *, desc: str, unit: str = "it", shown: bool = True, delay: float = 0) -> Bar:
-    """A bar to be used in a `with` block; it draws on a terminal only.
+    """A progress bar for a `with` block, drawn on a terminal only.
 
     Args:
-        total: the count at which all is done.
-        desc: the words before the bar.
+        total: the count when all is done.
+        desc: text in front of the bar.
         unit: what is counted.
-        shown: False draws nothing.
+        shown: False hides the bar.
         delay: seconds to wait before the bar appears.
     """
     try:
@@ -75,7 +75,7 @@ def progress_bar(total: int, *, desc: str, unit: str = "it", shown: bool = True,
 
 
 def counted(values: Sequence[T], *, desc: str, unit: str = "it", shown: bool = True, delay: float = 0) -> Iterator[T]:
-    """The values in order, under a bar that counts them; arguments as in `progress_bar`."""
+    """The values in order, with a progress bar that counts them; arguments as in `progress_bar`."""
     with progress_bar(len(values), desc=desc, unit=unit, shown=shown, delay=delay) as bar:
         for value in values:
             yield value
@@ -83,7 +83,7 @@ def counted(values: Sequence[T], *, desc: str, unit: str = "it", shown: bool = T
 
 
 def draw_in_this_process_only() -> None:
-    """Give tqdm a lock of threads: its own has semaphores, and a process that is killed leaves warnings about them."""
+    """Give tqdm a thread lock: its own uses semaphores, and a process that is killed leaves warnings about them."""
     with suppress(ImportError):
         from tqdm import tqdm
 

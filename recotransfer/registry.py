@@ -1,7 +1,7 @@
-"""Names of classes: a short name for the package's own, `package.module:Class` for anyone's.
+"""Classes by name: a short name for the package's own, `package.module:Class` for anyone's.
 
-Names come from Python, from the command line and from saved folders. A file never chooses what is imported: a
-class from elsewhere that a saved folder names must have been imported before the folder is loaded.
+Names come from Python code, the command line and saved folders. A saved folder never decides what is imported: a class
+from elsewhere must have been imported before a folder that names it is loaded.
 
 >>> from recotransfer.registry import recommenders
 >>> recommenders.find("EASE").__name__
@@ -30,24 +30,24 @@ def import_module(module: str, asked_for: str) -> ModuleType:
     """The module of that name.
 
     Raises:
-        InputError: it cannot be imported; the message begins with `asked_for`.
+        InputError: the module cannot be imported; the message begins with `asked_for`.
     """
     try:
         return importlib.import_module(module)
-    except Exception as cause:  # anyone's module can raise anything
+    except Exception as cause:  # a module from elsewhere may raise anything
         problem = str(cause) if isinstance(cause, ImportError) else f"{type(cause).__name__}: {cause}"
         raise InputError(
-            f"{asked_for} cannot be imported ({problem}); give package.module:Class, the package on PYTHONPATH"
+            f"{asked_for} cannot be imported ({problem}); give package.module:Class, with the package on PYTHONPATH"
         ) from cause
 
 
 class Registry:
-    """The classes of one kind, found by name and imported when first asked for.
+    """The classes of one kind by name, each imported when it is first asked for.
 
     Args:
-        kind: what the classes are, for messages: "recommender".
-        contract: "module:Class" that each of them derives from, or whose public methods each of them has.
-        homes: short name -> module of the package's own classes.
+        kind: what messages call such a class, such as "recommender".
+        contract: "module:Class" of the base class, or of a protocol whose public methods every class has.
+        homes: short name -> module, for the package's own classes.
     """
 
     def __init__(self, kind: str, contract: str, homes: Mapping[str, str]) -> None:
@@ -61,7 +61,7 @@ class Registry:
         return sorted(self.homes)
 
     def find(self, name: str) -> type[Any]:
-        """The class called `name`: one of the package's, or anyone's as "package.module:Class", which is imported.
+        """The class called `name`: a short name, or "package.module:Class", which is imported.
 
         Raises:
             InputError: no class has that name, its module cannot be imported, or it does not meet the contract.
@@ -69,10 +69,10 @@ class Registry:
         return self._class(name, self._module(name))
 
     def find_saved(self, name: str) -> type[Any]:
-        """As `find`, for a name that stands in a file: a module that is not the package's is not imported.
+        """The class called `name` in a saved file; unlike `find`, this imports no module from elsewhere.
 
         Raises:
-            ArtifactError: as for `find`, or the module of the class has not been imported yet.
+            ArtifactError: no such class, or its module has not been imported yet.
         """
         module = name.rpartition(":")[0] if isinstance(name, str) else ""
         if module and module not in sys.modules:
@@ -86,35 +86,35 @@ class Registry:
             raise ArtifactError(f"{cause} ({where})") from None
 
     def name_of(self, found: type[Any]) -> str:
-        """The name by which `find` gets the class."""
+        """The name by which `find` finds the class."""
         ours = self.homes.get(found.__name__) == found.__module__
         return found.__name__ if ours else f"{found.__module__}:{found.__qualname__}"
 
     def name_to_save(self, found: type[Any]) -> str:
-        """As `name_of`, for a name that is to be written to a file or handed to another process.
+        """The class's name, for a file or another process.
 
         Raises:
-            InputError: `find` would not get this class by that name, so that it could be saved but never loaded.
+            InputError: `find` would not find the class by its name, so it could be saved but never loaded.
         """
         name = self.name_of(found)
-        held: Any = sys.modules.get(found.__module__)
+        there: Any = sys.modules.get(found.__module__)
         for part in found.__qualname__.split("."):
-            held = getattr(held, part, None)
+            there = getattr(there, part, None)
 
-        if held is not found:
+        if there is not found:
             raise InputError(f"{name!r} cannot be found by its name; define the {self.kind} at the top of a module")
 
         return name
 
     def make(self, text: str, **more: Any) -> Any:
-        """An object of "Name", "Name(setting=value)" or "package.module:Class(...)", its settings checked.
+        """An object made from "Name", "Name(setting=value)" or "package.module:Class(...)", with its settings checked.
 
         Args:
-            text: name and settings; values are numbers, text in quotes, True, False, None, lists and mappings of these.
-            more: settings beside those in `text`.
+            text: name and settings; values are Python literals.
+            more: further settings; those in `text` take precedence.
 
         Raises:
-            InputError: no such class, or settings that it does not have, lacks or does not allow.
+            InputError: there is no such class, or a setting is unknown, missing or invalid.
 
         >>> recommenders.make("EASE(reg=100)").reg
         100
@@ -132,7 +132,7 @@ class Registry:
         checked = getattr(made, "check_settings", None)
         if checked is None:
             check_settings(made)
-        else:  # which also looks at what settings mean together
+        else:  # may also check how settings go together
             checked()
 
         return made
@@ -163,7 +163,7 @@ class Registry:
         return found  # type: ignore[no-any-return]
 
     def accepts(self, found: object) -> bool:
-        """True for a class that can be built and meets the contract."""
+        """Whether `found` is a concrete class that meets the contract."""
         module, _, name = self.contract.partition(":")
         contract = getattr(importlib.import_module(module), name)
         if not inspect.isclass(found) or inspect.isabstract(found) or getattr(found, "_is_protocol", False):
@@ -177,7 +177,7 @@ class Registry:
 
 
 def _homes(**modules: str) -> dict[str, str]:
-    """Short name -> module, from module -> short names."""
+    """Short name -> module; each keyword is a module, with __ for a dot, and lists its short names."""
     return {
         name: f"recotransfer.{module.replace('__', '.')}" for module, names in modules.items() for name in names.split()
     }

@@ -1,7 +1,7 @@
 """Settings: the keyword arguments of a constructor, declared once with their types and bounds.
 
-A constructor's annotations are the declaration. `fit`, `tune`, the command line and `Name(setting=value)` specs all
-check against it. Plain `int`, `float`, `bool` and `str` have no bounds; the names below add the usual ones.
+A constructor's annotations are the declaration. `fit`, `tune`, the command line and specs such as "EASE(reg=100)" all
+check against it. Plain `int`, `float`, `bool` and `str` have no bounds; the types below add the usual ones.
 
 >>> class Mine:
 ...     def __init__(self, *, dim: PositiveInt = 8, bias: bool = False, shift: float = 0.0) -> None:
@@ -29,7 +29,7 @@ from recotransfer.errors import InputError
 
 @dataclass(frozen=True)
 class Bounds:
-    """The numbers that a setting may take, as `Annotated[float, Bounds(above=0, most=1)]`; None leaves a side open."""
+    """The range of a number, as in `Annotated[float, Bounds(above=0, most=1)]`; None leaves a side open."""
 
     least: float | None = None
     above: float | None = None
@@ -37,7 +37,7 @@ class Bounds:
     below: float | None = None
 
     def allow(self, number: float) -> bool:
-        """True where the number lies within."""
+        """Whether the number is in the range."""
         return (
             (self.least is None or number >= self.least)
             and (self.above is None or number > self.above)
@@ -62,9 +62,9 @@ Decay: TypeAlias = Annotated[float, Bounds(above=0, most=1)]
 
 
 def settings_of(kind: type) -> dict[str, Any]:
-    """Setting -> its type, as the constructor of `kind` declares it; `Any` where that names what cannot be found.
+    """Setting -> its type, as the constructor of `kind` declares it; `Any` if the annotation cannot be resolved.
 
-    A constructor that hands `**settings` on also has those of the class above.
+    A constructor that passes `**settings` on also has the settings of its base class.
     """
     found: dict[str, Any] = {}
     for base in kind.__mro__:
@@ -85,26 +85,26 @@ def settings_of(kind: type) -> dict[str, Any]:
     return found
 
 
-def _resolved(name: str, annotation: object, space: dict[str, Any]) -> Any:
-    """The annotation as a type. Text, as `from __future__ import annotations` leaves it, is looked up in `space`."""
+def _resolved(name: str, annotation: object, namespace: dict[str, Any]) -> Any:
+    """The annotation as a type. `from __future__ import annotations` leaves it as text, evaluated in `namespace`."""
     if annotation is inspect.Parameter.empty:
         return Any
 
     holder = types.SimpleNamespace(__annotations__={name: annotation})
     try:
-        return typing.get_type_hints(holder, globalns=space, include_extras=True)[name]
+        return typing.get_type_hints(holder, globalns=namespace, include_extras=True)[name]
     except (NameError, AttributeError):  # imported for type checkers only, or local to a function
         return Any
 
 
 def check_settings(owner: object) -> None:
-    """Raise unless every setting of `owner` fits its declaration.
+    """Check that every setting of `owner` has a value that its declaration allows.
 
     Args:
         owner: an object that keeps its constructor's arguments as attributes of the same names.
 
     Raises:
-        InputError: a value that is not allowed; names the class, the setting, the value and what is allowed.
+        InputError: a value is not allowed; the message names the class, the setting, the value and what is allowed.
     """
     for name, hint in settings_of(type(owner)).items():
         if hasattr(owner, name) and not fits(value := getattr(owner, name), hint):
@@ -112,7 +112,7 @@ def check_settings(owner: object) -> None:
 
 
 def check_names(kind: type, names: Iterable[str], source: str) -> None:
-    """Raise `InputError` unless `kind` has every setting named; `source` is what the message begins with."""
+    """Raise `InputError` if `kind` lacks one of these settings; the message begins with `source`."""
     known = settings_of(kind)
     if unknown := [name for name in names if name not in known]:
         listed = ", ".join(known) or "none"
@@ -120,7 +120,7 @@ def check_names(kind: type, names: Iterable[str], source: str) -> None:
 
 
 def fits(value: object, hint: object) -> bool:
-    """True where `value` is of the type `hint` and within its bounds; numbers must be finite."""
+    """Whether `value` is of the type `hint` and within its bounds; numbers must be finite."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         bounds = [extra for extra in inner[1:] if isinstance(extra, Bounds)]
@@ -136,7 +136,7 @@ def fits(value: object, hint: object) -> bool:
 
     kind = origin or hint
     if not inspect.isclass(kind) or kind is Any or _is_plain_protocol(kind):
-        return True  # a type variable, or a contract that only its use can show
+        return True  # a type variable or a protocol, which `isinstance` cannot check
     if kind is type:
         return isinstance(value, type)
     if issubclass(kind, Mapping):
@@ -148,7 +148,7 @@ def fits(value: object, hint: object) -> bool:
 
 
 def _is_plain_protocol(kind: type) -> bool:
-    """True for a protocol that `isinstance` refuses."""
+    """Whether the class is a protocol that `isinstance` does not support."""
     return getattr(kind, "_is_protocol", False) and not getattr(kind, "_is_runtime_protocol", False)
 
 
@@ -157,7 +157,7 @@ def _fit_pair(pair: tuple[object, object], hints: tuple[Any, ...]) -> bool:
 
 
 def _fit_list(value: object, kind: type, hints: tuple[Any, ...]) -> bool:
-    """As `fits`, for lists and tuples, each for the other: a file and a command line know only lists."""
+    """`fits` for lists and tuples, which stand for each other: JSON files and command lines have lists only."""
     if isinstance(value, (str, bytes)) or not isinstance(value, (list, tuple, kind)):
         return False
     if not hints:
@@ -170,7 +170,7 @@ def _fit_list(value: object, kind: type, hints: tuple[Any, ...]) -> bool:
     return all(fits(one, hints[0]) for one in entries)
 
 
-_WORDS: dict[Any, tuple[str, str]] = {  # in Python, and in JSON
+_WORDS: dict[Any, tuple[str, str]] = {  # type -> its description in terms of Python, and of JSON
     int: ("a whole number", "a whole number"),
     float: ("a number", "a number"),
     bool: ("True or False", "true or false"),
@@ -181,11 +181,11 @@ _WORDS: dict[Any, tuple[str, str]] = {  # in Python, and in JSON
 
 
 def in_words(hint: object, *, json: bool = False) -> str:
-    """What `fits` allows, for messages.
+    """The values that `fits` accepts, in words, for messages.
 
     Args:
         hint: the type.
-        json: name constants as JSON spells them, for what is typed on a command line.
+        json: spell constants as in JSON, for values that are typed on a command line.
 
     >>> in_words(PositiveInt | None)
     'a whole number of at least 1 or None'
@@ -214,7 +214,7 @@ def in_words(hint: object, *, json: bool = False) -> str:
 
 
 def _listed(words: Sequence[str]) -> str:
-    """The words as one: a, b or c."""
+    """The alternatives as one phrase: "a, b or c"."""
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
@@ -223,17 +223,17 @@ def _listed(words: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Named:
-    """A class's name and settings, as "EASE(reg=100)" writes them; `settings` is None where there are no brackets."""
+    """A class's name and settings, as in "EASE(reg=100)"; `settings` is None if there are no brackets."""
 
     name: str
     settings: dict[str, Any] | None
 
 
 def parse_named(text: str) -> Named:
-    """The name and the settings in `text`: "EASE", "EASE(reg=100)", "my_shop.models:Mine(form='round')".
+    """The name and settings in a text such as "EASE", "EASE(reg=100)" or "my_shop.models:Mine(form='round')".
 
     Raises:
-        InputError: what is in the brackets is not a list of setting=value with plain values.
+        InputError: the brackets contain anything but setting=value, with literals as values.
     """
     name, bracket, inside = text.strip().partition("(")
     if not bracket:
@@ -245,7 +245,7 @@ def parse_named(text: str) -> Named:
             raise ValueError
 
         given = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg is not None}
-        if len(given) < len(call.keywords):  # one twice, or **
+        if len(given) < len(call.keywords):  # a setting twice, or **settings
             raise ValueError
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         raise InputError(
@@ -256,9 +256,9 @@ def parse_named(text: str) -> Named:
 
 
 def split_label(text: str) -> tuple[str, str]:
-    """("mine", "EASE(reg=100)") of "mine=EASE(reg=100)": what stands before the first "=" outside brackets, and after.
+    """The label and the spec in a text such as "mine=EASE(reg=100)": ("mine", "EASE(reg=100)").
 
-    The label is empty where there is none.
+    The label ends at the first "=" outside brackets; it is empty if there is none.
     """
     marks = [at for at, letter in enumerate(text) if letter == "="]
     mark = next((at for at in marks if text.count("(", 0, at) == text.count(")", 0, at)), -1)
@@ -268,11 +268,11 @@ def split_label(text: str) -> tuple[str, str]:
 
 # -- settings in saved folders -----------------------------------------------------------------------------------------
 
-_FORMER_NAMES = {"rng": "seed"}  # as saved folders of format 1 may call them
+_FORMER_NAMES = {"rng": "seed"}  # former name, as in some saved folders of format 1 -> present name
 
 
 def saved_settings(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings from a file under the names that the constructor of `kind` takes now, its lists as tuples."""
+    """Settings read from a file, under the names that the constructor of `kind` takes now; lists become tuples."""
     known = settings_of(kind)
     out = {}
 

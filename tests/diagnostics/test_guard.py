@@ -155,7 +155,7 @@ def test_parts_of_a_reason_add_up_to_the_score(form):
 def test_impossible_trust_is_refused(trust):
     with pytest.raises(InputError, match="trust must be 4 numbers from 0 to 1"):
         HybridItems(trust=trust).fit(TRAIN, vectors("right"))
-    with pytest.raises(InputError, match=r"trust must be (4 numbers from 0 to 1|a list, each a number)"):
+    with pytest.raises(InputError, match=r"trust must be (4 numbers from 0 to 1|a list, each entry a number)"):
         hybrid("right").with_trust(trust)
 
 
