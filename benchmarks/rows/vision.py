@@ -170,8 +170,8 @@ def membranes(data: Path, work: Path) -> dict[str, Any]:
                 problem = problem.in_context(TransferTask(recommender))
             task = TransferTask(recommender)
             outcome = experiments.run(problem.problem, task, name=name, settings=[{}], refit=False, draws=1)
-            judged = problem.evaluate(outcome, "membrane")  # at the threshold chosen on validation
-            folds.append(replace(judged, seconds=time.perf_counter() - start))
+            evaluated = problem.evaluate(outcome, "membrane")  # at the threshold chosen on validation
+            folds.append(replace(evaluated, seconds=time.perf_counter() - start))
         outcomes.append(experiments.combine_outcomes(folds, segmentation.MASK_METRICS))
     return result_row(
         outcomes,
@@ -185,12 +185,12 @@ def membranes(data: Path, work: Path) -> dict[str, Any]:
 
 
 def timed(
-    judge: Callable[[experiments.Outcome], experiments.Outcome], outcome: experiments.Outcome
+    evaluate: Callable[[experiments.Outcome], experiments.Outcome], outcome: experiments.Outcome
 ) -> experiments.Outcome:
-    """The judged outcome, whose seconds include the judging."""
+    """The evaluated outcome, with the time of the evaluation added to its seconds."""
     start = time.perf_counter()
-    judged = judge(outcome)
-    return replace(judged, seconds=outcome.seconds + time.perf_counter() - start)
+    evaluated = evaluate(outcome)
+    return replace(evaluated, seconds=outcome.seconds + time.perf_counter() - start)
 
 
 ROWS = {

@@ -176,7 +176,7 @@ class Detection:
         return out.sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
 
     def evaluate(self, outcome: Outcome) -> Outcome:
-        """The outcome with one query per test picture, judged by mAP at an intersection over union of one half.
+        """The outcome with one query per test picture, evaluated by mAP at an intersection over union of one half.
 
         Candidates are slots (label, number): each holds a detected box, true if it hits, or a true box that was missed.
         """

@@ -130,7 +130,7 @@ def answer_selection(
 
     The text of a question is an item too, and the only history of a validation or test question. Training on
     co-occurring items (`FineTune(objective="pairs")`) therefore moves training questions towards their answers. Only
-    questions with an answer among their candidates are judged.
+    questions with an answer among their candidates are evaluated.
 
     Args:
         records: one row per question and candidate sentence.

@@ -128,7 +128,7 @@ class Segmentation:
         return self._label_maps(task, self._features(picture))
 
     def evaluate(self, outcome: Outcome, label: Any) -> Outcome:
-        """The outcome with one query per test picture, judged by Dice and intersection over union of the label's mask.
+        """The outcome with one query per test picture: Dice and intersection over union of the label's mask.
 
         A pixel is in the predicted mask if its score reaches a threshold: the one with the best mean Dice on validation
         pictures, or 0.5 without any. It is reported in `settings` as "cut".

@@ -40,12 +40,12 @@ def split_items(
     if len(item_part) != len(relations.items):
         raise InputError(f"{len(item_part)} parts for {len(relations.items)} items; give one per item")
 
-    # A group on both sides would leak the test into training.
+    # A group in both training and test would leak the test into training.
     if (number := group_codes(groups, len(item_part))) is not None and groups is not None:
         table = pd.DataFrame({"number": number, "part": item_part})
         parts_of_group = table[np.isin(item_part, SPLIT_PARTS)].groupby("number")["part"].nunique()
-        if (torn := parts_of_group.index[parts_of_group > 1]).size:
-            group = groups[int(np.flatnonzero(number == torn[0])[0])]
+        if (split_groups := parts_of_group.index[parts_of_group > 1]).size:
+            group = groups[int(np.flatnonzero(number == split_groups[0])[0])]
             raise InputError(f"group {group!r} has items in two parts; keep groups whole, as fold_items does")
 
     event_part = item_part[relations.item]

@@ -21,7 +21,7 @@ from recotransfer.evaluation.split import Split
 @checked_class
 @dataclass(frozen=True)
 class Predictions:
-    """A model's scores and the true answers, one row per query.
+    """A model's scores and the truth, one row per query.
 
     Attributes:
         queries: (n,) ids of the items to label, or of the subjects to recommend items to.
@@ -116,7 +116,7 @@ LABEL_METRICS: Mapping[str, Metric] = {"accuracy": accuracy, "macro F1": macro_f
 @checked_class
 @dataclass(frozen=True)
 class Problem:
-    """Records as items and relations, and the metrics that evaluate predictions.
+    """Records of a domain as items and relations, with the metrics that evaluate predictions.
 
     Attributes:
         name: name in tables.

@@ -65,7 +65,7 @@ class AdapterContract:
             np.testing.assert_array_equal(mine.item, theirs.item)
 
     def test_a_task_solves_it_and_the_domain_reads_the_answer(self) -> None:
-        """Fitted and judged by the core, it reaches `least`, and each query has an answer."""
+        """Fitted and evaluated by the core, it reaches `least`, and each query has an answer."""
         problem = self.problem()
         outcome = run(problem, self.task())
         figure = outcome.metrics[next(iter(problem.metrics))].value
