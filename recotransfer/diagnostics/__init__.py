@@ -1,4 +1,4 @@
-"""What to know before, after and long after training: transferability, the guard, drift."""
+"""Diagnostics: transferability before training, the guard after it, drift in production."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drift in production: whether items, content and the quality of a model differ between two periods of the log."""
+"""Drift: whether item popularity, content and the quality of a model differ between two periods of the log."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Action = Literal["nothing", "partial_fit", "refit"]
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 Sides = NDArray[np.bool_]
-_MOST_USERS = 1500  # sampled users: the kernel matrix grows with their square
-_TOP = 100  # the most popular items are compared one by one, all others as one
-_BLOCK = 256  # permutations at a time
-CHUNK = 8  # events of one user that `Replay` keeps together, so that items stay related
+_MOST_USERS = 1500  # sampled users; the kernel matrix grows with their square
+_TOP = 100  # most popular items whose shares are compared one by one; all others count as one item
+_BLOCK = 256  # permutations computed at a time, which bounds memory
+CHUNK = 8  # consecutive events of a user that `Replay` samples together, so that their items remain related
 
 
 class Shift(NamedTuple):
@@ -52,10 +52,10 @@ class Drift:
     """How two periods differ.
 
     Attributes:
-        shifts: the comparisons made.
-        action: "refit" (on recent events, tuned again) if the model's quality fell; "partial_fit" if anything else
-            differs; otherwise "nothing".
-        words: the result in plain sentences.
+        shifts: one entry per comparison.
+        action: "refit" (on recent events, with new settings tuned) if the model's quality fell; "partial_fit" if
+            anything else differs significantly; otherwise "nothing".
+        words: the result in sentences.
     """
 
     shifts: tuple[Shift, ...]
@@ -63,7 +63,7 @@ class Drift:
     words: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """The result as JSON-compatible values."""
         return {"shifts": [s._asdict() for s in self.shifts], "action": self.action, "words": self.words}
 
 
@@ -83,24 +83,25 @@ def drift(
 
     Up to three comparisons are made: which items are popular (Jensen-Shannon divergence of their shares), what the
     consumed items are like (maximum mean discrepancy of users' mean vectors; Gretton et al., "A kernel two-sample
-    test", 2012), and how well a model predicts them. All are permutation tests over users, because events of one user
-    are not independent: a user of both periods swaps them, users of one period are shuffled among each other. Each
-    user counts with distinct items, at most as many as the median user of the period with the smaller median has.
-    Compare periods of similar length all the same: who is active on a given day differs from who is within a year.
+    test", 2012), and how well a model predicts them. All are permutation tests over users, because the events of one
+    user are not independent: users with events in both periods have theirs swapped, users of a single period are
+    shuffled between the periods. A user contributes distinct items, at most as many as the median user of the period
+    with the smaller median. Periods should still be of similar length: the users active on one day differ from those
+    active within a year.
 
     Args:
         before: events of the earlier period.
-        after: events of the later one.
+        after: events of the later period.
         items: vectors of the items, to compare content.
         model: fitted on events before both periods, to compare its NDCG@k. Only users with a history are scored; pairs
-            it was fitted on are left out, and items outside its catalogue count as misses.
+            it was fitted on are excluded, and items outside its catalogue count as misses.
         k: length of the lists.
-        alpha: significance level, over all comparisons together.
+        alpha: family-wise significance level of all comparisons (Holm).
         draws: number of permutations.
         seed: random seed of the permutations and of the sample of at most 1,500 users.
 
     Raises:
-        InputError: a period has fewer than two users to compare.
+        InputError: a period has fewer than two users to compare, or a setting is out of range.
     """
     if not 0 < alpha < 1 or draws < 1:
         raise InputError(f"alpha must lie between 0 and 1 and draws must be at least 1, got {alpha} and {draws}")
@@ -123,6 +124,7 @@ def drift(
 
 
 def _summary(shifts: tuple[Shift, ...], moved: list[Shift], action: Action) -> str:
+    """All comparisons in a sentence, which of them `moved` significantly, and what to do."""
     advice = {
         "nothing": "Keep the model.",
         "partial_fit": "Pass the new events to partial_fit.",
@@ -136,7 +138,13 @@ def _summary(shifts: tuple[Shift, ...], moved: list[Shift], action: Action) -> s
 
 
 class _Periods(NamedTuple):
-    """One row per user and period: the user, whether the period is the later one, and item shares (rows, items)."""
+    """Both periods, one row per user and period with events.
+
+    Attributes:
+        user: (rows,) the user.
+        later: (rows,) bool, whether the period is the later one.
+        share: (rows, items) share of each item in the user's items, rows summing to 1.
+    """
 
     user: Int
     later: Sides
@@ -144,6 +152,7 @@ class _Periods(NamedTuple):
 
     @classmethod
     def of(cls, before: Interactions, after: Interactions, rng: np.random.Generator) -> _Periods:
+        """The rows of a random sample of users, each with a random sample of their items."""
         # Distinct (user, period, item) triples of the sampled users, in random order within each user and period.
         log = replace(before, time=None, kind=None, kinds=()).concat(replace(after, time=None, kind=None, kinds=()))
         later = np.repeat([False, True], [len(before), len(after)])
@@ -153,32 +162,42 @@ class _Periods(NamedTuple):
         pairs = rng.permutation(pairs[np.isin(pairs // width // 2, users)])
         pairs = pairs[np.argsort(pairs // width, kind="stable")]
 
-        # At most `most` items of each, so that active users do not dominate.
-        units, first, size = np.unique(pairs // width, return_index=True, return_counts=True)
-        sides = units % 2 == 1
+        # At most `most` items per row, so that active users do not dominate.
+        groups, first, size = np.unique(pairs // width, return_index=True, return_counts=True)
+        sides = groups % 2 == 1
         _check_sides(sides, "have events")
         most = int(max(1, min(np.median(size[side]) for side in (sides, ~sides))))
-        row = np.repeat(np.arange(len(units)), size)
+        row = np.repeat(np.arange(len(groups)), size)
         kept = np.arange(len(pairs)) - first[row] < most
         value = 1 / np.minimum(size, most)[row[kept]]
-        share = sparse.coo_array((value, (row[kept], pairs[kept] % width)), shape=(len(units), width))
+        share = sparse.coo_array((value, (row[kept], pairs[kept] % width)), shape=(len(groups), width))
 
-        return cls(units // 2, sides, share.tocsr())
+        return cls(groups // 2, sides, share.tocsr())
 
-    def among(self, rows: Int) -> _Periods:
+    def take(self, rows: Int) -> _Periods:
+        """Only these rows."""
         return _Periods(self.user[rows], self.later[rows], sparse.csr_array(self.share[rows]))
 
 
 def _check_sides(later: Sides, what: str) -> None:
+    """Raise `InputError` unless both periods have two users or more; `what` says which users count."""
     for name, side in (("earlier", ~later), ("later", later)):
         if side.sum() < 2:
-            raise InputError(f"{int(side.sum())} users of the {name} period {what}; drift needs at least two")
+            raise InputError(f"only {int(side.sum())} users of the {name} period {what}; drift needs at least two")
 
 
-def _chance(
+def _permutation_test(
     statistic: Callable[[Sides], Float], user: Int, later: Sides, draws: int, seed: int
 ) -> tuple[float, float, float]:
-    """The observed statistic, its mean over permutations, and the two-sided permutation p value."""
+    """The observed statistic, its mean over permutations, and the two-sided permutation p value.
+
+    Args:
+        statistic: maps (permutations, rows) bool, True for the later period, to (permutations,) values.
+        user: (rows,) the user of each row.
+        later: (rows,) bool, the observed periods.
+        draws: number of permutations.
+        seed: random seed of the permutations.
+    """
     generator = np.random.default_rng(seed)
     _, where, times = np.unique(user, return_inverse=True, return_counts=True)
     single = times[where] == 1
@@ -187,18 +206,20 @@ def _chance(
     for start in range(0, draws, _BLOCK):
         count = min(_BLOCK, draws - start)
         sides = np.repeat(later[None], count, axis=0)
+        # Rows of users with one period are shuffled; the two rows of all other users are swapped with probability 1/2.
         sides[:, single] = generator.permuted(sides[:, single], axis=1)
-        turned = generator.random((count, len(times))) < 0.5
-        sides[:, ~single] ^= turned[:, where[~single]]
+        swapped = generator.random((count, len(times))) < 0.5
+        sides[:, ~single] ^= swapped[:, where[~single]]
         values.append(statistic(sides))
 
-    seen, drawn = float(values[0][0]), np.concatenate(values[1:])
-    as_large = np.abs(drawn) >= abs(seen) - 1e-12 * abs(seen)  # equal but for rounding counts
+    observed, permuted = float(values[0][0]), np.concatenate(values[1:])
+    as_large = np.abs(permuted) >= abs(observed) - 1e-12 * abs(observed)  # a tolerance for rounding errors
 
-    return seen, float(drawn.mean()), float((1 + as_large.sum()) / (1 + draws))
+    return observed, float(permuted.mean()), float((1 + as_large.sum()) / (1 + draws))
 
 
 def _popularity(log: _Periods, new: float, draws: int, seed: int) -> Shift:
+    """Jensen-Shannon divergence of the periods' item shares; `new` is the share of later events on new items."""
     total = np.asarray(log.share.sum(axis=0))
     best = np.argsort(-total, kind="stable")[:_TOP]
     shares = log.share[:, best].toarray()
@@ -212,7 +233,7 @@ def _popularity(log: _Periods, new: float, draws: int, seed: int) -> Shift:
 
         return np.asarray(np.maximum((parts[0] + parts[1]) / 2, 0))
 
-    value, usual, p = _chance(divergence, log.user, log.later, draws, seed)
+    value, usual, p = _permutation_test(divergence, log.user, log.later, draws, seed)
     words = (
         f"shares of items diverge by {value:.4f} bits, {usual:.4f} expected by chance, "
         f"{new:.0%} of later events on new items"
@@ -231,8 +252,9 @@ def _new_share(before: Interactions, after: Interactions) -> float:
 
 
 def _content(log: _Periods, items: Embeddings, draws: int, seed: int) -> Shift:
+    """Squared MMD between the users' mean vectors in the two periods; the unbiased estimate."""
     weight = log.share[:, items.has_content].sum(axis=1)
-    log = log.among(np.flatnonzero(weight))
+    log = log.take(np.flatnonzero(weight))
     _check_sides(log.later, "have an item with content")
     means = (log.share @ unit_rows(items.vectors)) * reciprocal(weight[weight > 0])[:, None]
     kernel = gaussian_kernel(means)
@@ -245,23 +267,24 @@ def _content(log: _Periods, items: Embeddings, draws: int, seed: int) -> Shift:
         across = near.sum(axis=1) - within
         return np.asarray(within / (n * (n - 1)) + (whole - within - 2 * across) / (m * (m - 1)) - 2 * across / (n * m))
 
-    value, usual, p = _chance(discrepancy, log.user, log.later, draws, seed)
+    value, usual, p = _permutation_test(discrepancy, log.user, log.later, draws, seed)
 
     return Shift(
-        "content", value, usual, p, f"content moved by a squared MMD of {value:.4f}, {usual:.4f} expected by chance"
+        "content", value, usual, p, f"content differs by a squared MMD of {value:.4f}, {usual:.4f} expected by chance"
     )
 
 
 def _behaviour(model: Recommender, before: Interactions, after: Interactions, k: int, draws: int, seed: int) -> Shift:
+    """Change of the model's mean NDCG@k over users."""
     model._check_fitted()
     users, values, later = [], [], []
     for side, events in enumerate((before, after)):
-        truth = _unknown(model, events, seed)
-        asked = np.unique(truth.user)
-        found = model.recommend(truth.users.take(asked), k)
-        users.append(model.known_events().users.positions(truth.users.take(asked)))
+        truth = _unseen_events(model, events, seed)
+        ids = truth.users.take(np.unique(truth.user))
+        found = model.recommend(ids, k)
+        users.append(model.known_events().users.positions(ids))
         values.append(ndcg(hits(found, truth), k))
-        later.append(np.full(len(asked), side == 1))
+        later.append(np.full(len(ids), side == 1))
 
     quality, sides = np.concatenate(values), np.concatenate(later)
     _check_sides(sides, "have a history in the model and events that it was not fitted on")
@@ -269,7 +292,7 @@ def _behaviour(model: Recommender, before: Interactions, after: Interactions, k:
     def change(later: Sides) -> Float:
         return np.asarray((later @ quality) / later.sum(axis=1) - (~later @ quality) / (~later).sum(axis=1))
 
-    value, usual, p = _chance(change, np.concatenate(users), sides, draws, seed)
+    value, usual, p = _permutation_test(change, np.concatenate(users), sides, draws, seed)
     past, now = (interval(part) for part in values)
     words = (
         f"NDCG@{k} was {past.value:.4f} [{past.low:.4f}, {past.high:.4f}], is {now.value:.4f} "
@@ -279,16 +302,16 @@ def _behaviour(model: Recommender, before: Interactions, after: Interactions, k:
     return Shift("behaviour", value, usual, p, words)
 
 
-def _unknown(model: Recommender, events: Interactions, seed: int) -> Interactions:
-    """Events of sampled users with a history, without the pairs the model was fitted on."""
+def _unseen_events(model: Recommender, events: Interactions, seed: int) -> Interactions:
+    """The events of a sample of the users with a history in the model, without the pairs it was fitted on."""
     known = model.known_events()
     active = np.flatnonzero(np.diff(known.offsets) > 0)
     user = known.users.positions(events.users.ids, missing="negative")
     item = known.items.positions(events.items.ids, missing="negative")
-    asked = np.random.default_rng(seed).permutation(np.flatnonzero(np.isin(user, active)))
+    with_history = np.random.default_rng(seed).permutation(np.flatnonzero(np.isin(user, active)))
     pair = user[events.user] * len(known.items) + item[events.item]
     seen = (item[events.item] >= 0) & np.isin(pair, known.user * len(known.items) + known.item)
-    fresh = np.isin(events.user, asked) & ~seen
-    drawn = asked[np.isin(asked, events.user[fresh])][:_MOST_USERS]
+    fresh = np.isin(events.user, with_history) & ~seen
+    drawn = with_history[np.isin(with_history, events.user[fresh])][:_MOST_USERS]
 
     return events.select(fresh & np.isin(events.user, drawn))

@@ -1,8 +1,8 @@
-"""Scores that need no training: how well vectors suit a target, and how far apart two domains are.
+"""Transferability scores, which need no training: how well vectors suit a target, and how far apart two domains are.
 
-The first three rate an encoder on a target: greater is better, and only scores of the same function on the same target
-are comparable. The last three measure the distance of the target's vectors from those that an encoder or a map was
-trained on: smaller is closer. None of them changes its arguments, and none needs test data.
+`logme`, `h_score` and `neighbour_agreement` rate an encoder on a target: higher is better, and only scores of the same
+function on the same target are comparable. `mmd`, `coral_distance` and `proxy_a_distance` measure how far the target's
+vectors are from those an encoder or a map was trained on. None of them needs test data.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from recotransfer.numerics.vectors import gaussian_kernel, reciprocal, unit_rows
 from recotransfer.retrieval import nearest
 
 Vectors = NDArray[np.floating[Any]]
-_MOST_ASKED = 5_000  # sampled items in `neighbour_agreement`
+_MOST_ITEMS = 5_000  # sampled items in `neighbour_agreement`
 _MOST_COMPARED = 2_000  # sampled vectors of each domain in `mmd`, whose cost grows with their square
 _MOST_LEARNED = 10_000  # sampled vectors of each domain in `proxy_a_distance`
-_SWEEPS = 100  # most iterations of the fixed point in `logme`
-_ENOUGH = 1e-4  # relative change of the ratio at which it has converged
+_ITERATIONS = 100  # upper bound on the fixed-point iterations in `logme`
+_CONVERGED = 1e-4  # relative change of the ratio below which they stop
 
 
 @checked
@@ -47,13 +47,13 @@ def logme(features: Vectors, labels: ArrayLike) -> float:
     tiny = 1e-12 * max(float((targets**2).sum(axis=0).max()), 1e-300)
     ratio = np.ones(targets.shape[1])  # alpha / beta
 
-    for _ in range(_SWEEPS):
+    for _ in range(_ITERATIONS):
         gamma, size, error = _posterior(power, along, beyond, ratio)
         alpha, beta = gamma / np.maximum(size, tiny), (n - gamma) / np.maximum(error, tiny)
         new = alpha / np.maximum(beta, 1e-300)
         moved = np.abs(new / ratio - 1).max()
         ratio = np.clip(new, 1e-12, 1e12)
-        if moved < _ENOUGH:
+        if moved < _CONVERGED:
             break
 
     gamma, size, error = _posterior(power, along, beyond, ratio)
@@ -128,11 +128,11 @@ def neighbour_agreement(items: Embeddings, interactions: Interactions, *, neighb
             f"{len(pool)} items have both content and events; {neighbours} neighbours need at least {neighbours + 2}"
         )
 
-    drawn = np.sort(np.random.default_rng(seed).permutation(len(pool))[:_MOST_ASKED])
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(pool))[:_MOST_ITEMS])
     users = sparse.csc_array(matrix)[:, pool] @ sparse.diags_array(count[pool] ** -0.5)
     together = sparse.csr_array(sparse.csc_array(users)[:, drawn].T @ users)
-    own = sparse.coo_array((np.ones(len(drawn)), (np.arange(len(drawn)), drawn)), shape=together.shape)
-    together = sparse.csr_array(together - together.multiply(own))
+    itself = sparse.coo_array((np.ones(len(drawn)), (np.arange(len(drawn)), drawn)), shape=together.shape)
+    together = sparse.csr_array(together - together.multiply(itself))
 
     vectors = unit_rows(items.vectors[pool])
     near = _others(nearest(vectors, vectors[drawn], neighbours + 1).positions, drawn)
@@ -140,9 +140,8 @@ def neighbour_agreement(items: Embeddings, interactions: Interactions, *, neighb
     seen = np.asarray(together[rows, near.ravel()]).sum()
 
     # The same sum in expectation, with items of the neighbour's popularity group in its place.
-    group = np.floor(4 * np.log2(count[pool]) + 1e-9).astype(
-        np.int64
-    )  # popularity groups: each small count, larger ones within a fifth
+    # A group spans a factor of 2 ** (1/4) in the number of users, so small counts have groups of their own.
+    group = np.floor(4 * np.log2(count[pool]) + 1e-9).astype(np.int64)
     inside = sparse.coo_array((np.ones(len(pool)), (np.arange(len(pool)), group))).tocsr()
     total = np.asarray((together @ inside).todense())  # (drawn, groups)
     others = np.bincount(group)[None, :] - (group[drawn][:, None] == np.arange(total.shape[1]))
@@ -242,6 +241,7 @@ def _checked(vectors: Vectors) -> NDArray[np.float64]:
 
 
 def _pair(source: Vectors, target: Vectors) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both sets of vectors, checked to be of one dimension, in double precision."""
     source, target = _checked(source), _checked(target)
     if source.shape[1] != target.shape[1]:
         raise InputError(f"source has {source.shape[1]} dimensions and target {target.shape[1]}; they must agree")
@@ -255,6 +255,7 @@ def _some_rows(vectors: NDArray[np.float64], count: int, draw: np.random.Generat
 
 
 def _codes(labels: ArrayLike, n: int) -> NDArray[np.int64]:
+    """(n,) number of each item's class, from 0."""
     values = np.asarray(labels)
     if values.shape != (n,):
         raise InputError(f"labels have shape {values.shape}, expected ({n},): one class per row of the features")
@@ -263,7 +264,7 @@ def _codes(labels: ArrayLike, n: int) -> NDArray[np.int64]:
 
 
 def _targets(labels: ArrayLike, n: int) -> NDArray[np.float64]:
-    """(n, targets): numbers as given, classes as one indicator column each."""
+    """(n, targets): the numbers given, or one indicator column per class."""
     values = np.asarray(labels)
     if values.ndim == 2:
         if len(values) != n or not values.shape[1]:

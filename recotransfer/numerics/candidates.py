@@ -34,6 +34,7 @@ def add_candidate_sums(
     from recotransfer.numerics._item_loops import candidate_sums
 
     start, item, weight = users
+    # Each user's candidates are marked once, and the matrix rows of the user's items are read once.
     work = candidates.size + len(item) * (len(matrix[0]) / max(len(matrix[1]) - 1, 1))
 
     def task(first: int, last: int) -> None:

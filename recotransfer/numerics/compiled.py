@@ -25,7 +25,7 @@ def compiled(*, fastmath: bool | set[str] = False) -> Callable[[_Loop], _Loop]:
     def decorate(loop: _Loop) -> _Loop:
         try:
             out: _Loop = njit(cache=True, nogil=True, fastmath=fastmath)(loop)
-        except RuntimeError as cause:
+        except RuntimeError as cause:  # numba raises it if no cache folder is writable
             if "cannot cache" not in str(cause):
                 raise
 

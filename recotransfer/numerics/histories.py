@@ -91,6 +91,8 @@ def transitions(
     """
     last, _, start = _last_events(events)
     item, length = events.item[last], np.diff(start)
+
+    # Split r belongs to user owner[r], and its future begins with that user's item number cut[r].
     cuts = np.maximum(length - 1, 0)
     owner = np.repeat(np.arange(len(length)), cuts)
     cut = np.arange(len(owner)) - np.repeat(np.cumsum(cuts) - cuts, cuts) + 1
@@ -99,6 +101,7 @@ def transitions(
     shape = (len(owner), len(events.items))
 
     def side(width: NDArray[np.int64], step: int, first: NDArray[np.int64], decay: float) -> sparse.csr_array:
+        """For each split, `width` items from number `first` on in direction `step`, decaying with their distance."""
         indptr = np.concatenate([[0], np.cumsum(width)])
         gap = np.arange(indptr[-1]) - np.repeat(indptr[:-1], width)
         at = np.repeat(start[owner] + first, width) + step * gap

@@ -21,6 +21,7 @@ def ease(gram: Float, reg: float) -> Float:
 
     Steck, "Embarrassingly shallow autoencoders for sparse data" (2019).
     """
+    # Cholesky factorisation and inversion overwrite the system, which saves memory and time over a general inverse.
     system = _regularised(gram, reg)
     potrf, potri = linalg.get_lapack_funcs(("potrf", "potri"), (system,))
     factor, fault = potrf(system, lower=True, overwrite_a=True, clean=True)
@@ -29,6 +30,8 @@ def ease(gram: Float, reg: float) -> Float:
 
     lower, _ = potri(factor, lower=True, overwrite_c=True)
     inverse = np.tril(lower) + np.tril(lower, -1).T
+
+    # The closed form of the constrained problem: minus the inverse, each column divided by its diagonal entry.
     out = inverse / -np.diag(inverse)
     np.fill_diagonal(out, 0)
 
@@ -51,11 +54,14 @@ def ease_updated(weights: Float, before: sparse.csr_array, after: sparse.csr_arr
         block = old[first : first + _BLOCK]
         explained += np.asarray(block.multiply(block @ weights).sum(axis=0))
 
+    # The inverse of the old system; items without events have only reg on their diagonal.
     inverse = np.zeros((n, n), _precision(n), order="F")
     inverse[:m, :m] = weights
     inverse[:m, :m] /= explained - power - reg
     inverse[np.arange(n), np.arange(n)] = 1 / reg
     inverse[np.arange(m), np.arange(m)] = 1 / (power + reg - explained)
+
+    # The new histories of the changed users are added, and their old ones subtracted.
     rows = np.flatnonzero(np.diff(_nonzero(after - before).indptr))
     changed = sparse.csr_array(sparse.vstack([after[rows], before[rows]]), dtype=inverse.dtype)
     sign = np.repeat([1.0, -1.0], len(rows))[np.diff(changed.indptr) > 0]
@@ -63,6 +69,7 @@ def ease_updated(weights: Float, before: sparse.csr_array, after: sparse.csr_arr
     projected = np.asarray(changed @ inverse)
     system = np.asarray(changed @ projected.T, np.float64) + np.diag(sign)
     inverse -= projected.T @ np.linalg.solve(system, projected).astype(inverse.dtype)
+
     out = np.divide(inverse, -np.diag(inverse), out=inverse)
     np.fill_diagonal(out, 0)
 
@@ -70,6 +77,7 @@ def ease_updated(weights: Float, before: sparse.csr_array, after: sparse.csr_arr
 
 
 def _nonzero(matrix: sparse.csr_array) -> sparse.csr_array:
+    """The matrix without stored zeros."""
     out = sparse.csr_array(matrix)
     out.eliminate_zeros()
     return out
@@ -95,6 +103,7 @@ def _regularised(gram: Float, reg: float) -> NDArray[Any]:
 
 
 def _precision(n: int) -> type[np.floating[Any]]:
+    """float64 for small systems; float32 halves the memory and time of large ones."""
     return np.float64 if n <= 4096 else np.float32
 
 
@@ -104,7 +113,7 @@ def _check_reg(reg: float) -> None:
 
 
 def _not_definite(reg: float) -> InputError:
-    return InputError(f"the item-item matrix is not positive definite at reg {reg}; take a larger reg")
+    return InputError(f"the item-item matrix is not positive definite at reg {reg}; use a larger reg")
 
 
 def unobserved_metric(factors: Float, reg: float, unobserved: float) -> Float:
@@ -127,6 +136,7 @@ def half_step(history: sparse.csr_array, factors: Float, metric: Float) -> spars
     out = sparse.csr_array(history, dtype=np.float32, copy=True)
     sizes = np.diff(history.indptr)
 
+    # Users with equally long histories are solved together, as many at a time as fit in some 100 MB.
     for size in np.unique(sizes[sizes > 0]):
         rows = np.flatnonzero(sizes == size)
         step = max(1, int(2e7 // (size * (size + dim))))
@@ -151,13 +161,13 @@ def local_ridge(
     selection (Ning and Karypis, 2011) in closed form: n systems of `neighbours` unknowns instead of one system of n
     unknowns, so that memory grows linearly with n.
     """
+    from recotransfer.numerics._item_loops import local_ridge_columns
+
     _check_reg(reg)
     if neighbours < 1:
         raise InputError(f"neighbours must be at least 1, got {neighbours}")
 
     gram, columns = sparse.csr_array(gram), sparse.csc_array(target)
-    from recotransfer.numerics._item_loops import local_ridge_columns
-
     n = gram.shape[0]
     systems, targets, diagonal = by_line(gram), by_line(columns), gram.diagonal().astype(np.float32)
     rows, values = empty_columns(n, neighbours)
@@ -165,6 +175,7 @@ def local_ridge(
     def task(first: int, last: int) -> None:
         local_ridge_columns(systems, targets, diagonal, reg, exclude_self, first, last, rows, values)
 
+    # Work per column: a Cholesky factorisation, and a pass over the rows of gram from which the system is read.
     each = min(neighbours, columns.nnz / max(n, 1))
     over_rows(task, n, n * (each**3 / 3 + each * gram.nnz / max(n, 1)))
 

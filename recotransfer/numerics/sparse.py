@@ -11,7 +11,7 @@ from scipy import sparse
 from recotransfer.numerics.threads import over_rows
 from recotransfer.numerics.vectors import Float
 
-_SORTING = 8  # simple operations to rank one cell
+_SORTING = 8  # simple operations to rank one cell, for the estimate of the work
 
 
 def columns_to_csr(rows: NDArray[np.int32], values: Float, *, height: int) -> sparse.csr_array:
@@ -55,14 +55,15 @@ def product_top_k(
     """
     from recotransfer.numerics import _item_loops
 
+    # Empty arrays stand for None, because numba compiles a loop anew for every combination of types.
     history_lines, weight_lines = by_line(history), by_line(weights)
-    barred = by_line(sparse.csr_array((0, 0)) if exclude is None else exclude)[:2]
+    excluded = by_line(sparse.csr_array((0, 0)) if exclude is None else exclude)[:2]
     allowed = np.empty(0, np.bool_) if mask is None else mask
     users, n = history.shape
     positions, scores = np.full((users, k), -1, np.int64), np.full((users, k), -np.inf, np.float32)
 
     def task(first: int, last: int) -> None:
-        _item_loops.product_top_k(history_lines, weight_lines, barred, allowed, first, last, positions, scores)
+        _item_loops.product_top_k(history_lines, weight_lines, excluded, allowed, first, last, positions, scores)
 
     over_rows(task, users, history.nnz * weights.nnz / max(n, 1))
 

@@ -15,9 +15,8 @@ from typing import Final, TypeVar
 
 from recotransfer.errors import require
 
-WORTH_THREADS: Final = (
-    1 << 22
-)  # simple operations (a few milliseconds) below which a thread pool costs more than it saves
+# Simple operations, a few milliseconds' worth, below which a thread pool costs more than it saves.
+WORTH_THREADS: Final = 1 << 22
 _LIMITS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")
 _OPENMP = {"torch", "faiss", "implicit", "sklearn"}
 _T = TypeVar("_T")
@@ -60,7 +59,7 @@ def over_rows(task: Callable[[int, int], None], rows: int, work: float) -> None:
     in_threads(lambda part: task(part.start, part.stop), slices(rows, max(1, -(-rows // pieces))), work)
 
 
-def _do_without_openmp() -> None:
+def _limit_openmp_in_child() -> None:
     """Limit OpenMP to one thread in a forked child: its other threads are not forked, and waiting for them hangs."""
     if not _OPENMP & set(sys.modules):
         return
@@ -73,4 +72,4 @@ def _do_without_openmp() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_do_without_openmp)
+    os.register_at_fork(after_in_child=_limit_openmp_in_child)

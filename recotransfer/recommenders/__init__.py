@@ -1,4 +1,4 @@
-"""Recommenders behind one contract; see `base.Recommender`."""
+"""Recommenders: one interface, `base.Recommender`, and one file per model."""
 
 from __future__ import annotations
 

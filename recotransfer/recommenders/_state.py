@@ -76,7 +76,7 @@ class FittedState(Checked, ABC):
         """Set catalogue, events and popularity from the log of a fit or update."""
         self.catalogue_ = events.items
         self.events_ = events.select(events.order)
-        pairs = np.unique(events.user * len(events.items) + events.item)
+        pairs = np.unique(events.user * len(events.items) + events.item)  # repeated events count once
         self.popularity_ = np.bincount(pairs % len(events.items), minlength=len(events.items)).astype(np.float32)
 
     def _check_fitted(self) -> None:

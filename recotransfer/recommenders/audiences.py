@@ -1,4 +1,4 @@
-"""The users whom an item suits best: recommendation seen from the item's side."""
+"""Audiences: the users with the highest scores for an item."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from recotransfer.data import Filter, positions_like
 from recotransfer.errors import InputError
 from recotransfer.recommenders.base import Recommender
 
-_BLOCK = 4096  # users ranked at a time
+_BLOCK = 4096  # users ranked at a time, which bounds memory
 
 
 @checked
 def audience(model: Recommender, items: ArrayLike, k: int = 10) -> pd.DataFrame:
-    """The k known users that each item suits best, in order: columns item, user, rank, score.
+    """The k known users with the highest scores for each item, best first: columns item, user, rank, score.
 
-    Users are compared by the score that the model gives them for the item; those who already have it are left out.
+    Scores of different users are compared as they are. Users who already have the item are excluded.
 
     Args:
         model: a fitted recommender.
@@ -26,7 +26,7 @@ def audience(model: Recommender, items: ArrayLike, k: int = 10) -> pd.DataFrame:
         k: number of users per item.
 
     Raises:
-        InputError: an unknown item, or `k` below 1.
+        InputError: an item is unknown, or `k` is below 1.
     """
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")

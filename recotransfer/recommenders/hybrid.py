@@ -1,4 +1,4 @@
-"""The flagship: an item-item model that ranks by behaviour where there is some, by content where there is none."""
+"""`HybridItems`, an item-item model that ranks warm items by behaviour and cold items by content, in one list."""
 
 from __future__ import annotations
 
@@ -22,45 +22,46 @@ from recotransfer.recommenders.item_item import ItemItem, cells
 from recotransfer.retrieval import nearest
 from recotransfer.settings import Decay, NonNegative, PositiveInt, Share, fits
 
-_PAST, _FUTURE = 1.5, 1.2  # powers of history_decay in the order component: the newest items predict the next one best
-_AGREEMENT = 1.0  # gain of a behaviour cell between items of equal content; 1 to 3 measured alike
+_PAST, _FUTURE = 1.5, 1.2  # exponents of history_decay in the order component, where recent items matter more
+_AGREEMENT = 1.0  # relative gain of a behaviour weight between items of equal content; 1 to 3 measured alike
 _NEAREST = 20  # neighbours whose mean cosine is an item's local scale
-_SAME = 1 - 1e-6  # cosine above which two vectors count as one
-_CELLS = 200_000  # cosines computed at a time
+_SAME = 1 - 1e-6  # cosine above which two vectors count as equal
+_CELLS = 200_000  # cosines computed at a time, which bounds memory
 
 
 class HybridItems(ItemItem):
-    """Recency-weighted histories times one item-item matrix made of three.
+    """Recency-weighted histories times an item-item matrix that combines three components.
 
-    1. Co-occurrence: every item regressed on the others (EASE; Steck, 2019).
-    2. Order, where events are timed: what comes next regressed on what came before (SLIST; Choi et al., 2021).
+    1. Co-occurrence: ridge regression of every item on the others (EASE; Steck, 2019).
+    2. Order, if events have times: regression of the items that follow on those before (SLIST; Choi et al., 2021).
     3. Content: a kernel, relu(cosine) ** sharpness of the item vectors, with rows and columns divided by the roots of
        their sums and scaled so that rows sum to `content_weight` on average. Cosines are scaled locally, by the root of
-       both items' mean cosine to their nearest items (Zelnik-Manor and Perona, 2004); otherwise hubs would be
-       everyone's neighbour.
+       both items' mean cosine to their nearest items (Zelnik-Manor and Perona, 2004), which prevents hubs: items that
+       would be neighbours of all others.
 
-    The first two are the behaviour B, and content changes it twice. Each cell is multiplied by 1 + relu(cosine) of its
-    items, and B is rescaled to its former sum. Then B is smoothed to S B S' with S = diag(a) + diag(1 - a) W: an item
-    with n users keeps the share a = n / (n + prior_events) of its own row and column and takes the rest from its
-    content neighbours W. So an item without users is the mean of its neighbours, and one with many users is itself.
-    A user is their history, so new users need no refit; new items enter through `extend`. Fitted without embeddings,
-    the model is behaviour only, which is the ablation of the transfer. `trust` mixes the two by popularity of the item.
+    The first two form the behaviour matrix B, which content modifies twice. Each cell is multiplied by 1 + relu(cosine)
+    of its items, and B is rescaled to its former sum. Then B is smoothed to S B S' with S = diag(a) + diag(1 - a) W: an
+    item with n users keeps the share a = n / (n + prior_events) of its own row and column, and takes the rest from its
+    content neighbours W. So an item without users gets the mean of its neighbours' behaviour, and an item with many
+    users keeps its own. Users are represented by their histories, so new users need no refit; `extend` adds new items.
+    Fitted without embeddings, the model uses behaviour only, which is the ablation of the transfer. `trust`
+    interpolates between both versions by popularity of the item.
 
     Args:
-        reg: ridge of the co-occurrence regression.
-        sequence_weight: weight of the order component against co-occurrence.
-        sequence_reg: ridge of the order regression.
-        content_weight: weight of the content component against co-occurrence.
-        sharpness: power of the cosine; a greater one counts fewer, nearer neighbours.
-        prior_events: number of users at which an item's own behaviour and its neighbours' weigh the same.
-        history_decay: factor on an item's weight for each newer item in the history; the order component decays by its
-            powers 1.5 and 1.2.
-        neighbours: how many items each item is scored from, in each component.
-        form: "sparse" solves each item on its `neighbours`, in memory linear in the items; "dense" solves for all items
-            at once, in a full items x items matrix. Sparse measured as good and many times faster.
-        trust: share of content for recommended items with 0, 1-5, 6-20 and more users: the item's column is that share
-            of the column with content plus the rest of the column of behaviour alone. `recotransfer.diagnostics.guard`
-            finds it from what content did on held-out events.
+        reg: ridge penalty of the co-occurrence regression.
+        sequence_weight: weight of the order component, relative to co-occurrence.
+        sequence_reg: ridge penalty of the order regression.
+        content_weight: weight of the content component, relative to co-occurrence.
+        sharpness: exponent of the cosine; higher values concentrate the weight on the nearest neighbours.
+        prior_events: number of users at which an item's own behaviour and its neighbours' have equal weight.
+        history_decay: factor on an item's weight for each newer item in the history; its powers 1.5 and 1.2 apply in
+            the order component.
+        neighbours: number of items from which each item is scored, per component.
+        form: "sparse" regresses each item on its `neighbours`, in memory linear in the number of items; "dense" solves
+            for all items at once, in a full items x items matrix. Sparse measured as good and many times faster.
+        trust: share of content for recommended items with 0, 1-5, 6-20 and more users. An item's column is that share
+            of its column with content, plus the rest of its column from behaviour alone.
+            `recotransfer.diagnostics.guard` chooses it by the effect of content on held-out events.
     """
 
     scores_new_items: ClassVar[bool] = True
@@ -101,7 +102,7 @@ class HybridItems(ItemItem):
         self.trust = trust
 
     def check_settings(self) -> None:
-        """Raise `InputError` for a setting that is not allowed; `fit` begins with it."""
+        """Validate the settings; raises `InputError` for a value that is not allowed. `fit` calls this first."""
         count = len(POPULARITY_BUCKETS)
         if np.shape(self.trust) != (count,) or not fits(self.trust, Sequence[Share]):
             raise InputError(f"HybridItems: trust must be {count} numbers from 0 to 1, got {self.trust!r}")
@@ -117,10 +118,10 @@ class HybridItems(ItemItem):
             self.weights_ = self.behaviour_weights_
             return
 
-        # Behaviour counts more between items of similar content.
+        # Behaviour weighs more between items of similar content.
         self.behaviour_ = _agreed(self.behaviour_weights_, self.items_)
 
-        # The content kernel, its rows and columns divided by the roots of their sums.
+        # The content kernel, with rows and columns divided by the roots of their sums.
         found = self._nearest(self.items_.vectors, self.items_)
         self.local_scale_ = _local_scale(found)
         near = without_diagonal(self._kernel(found, self.local_scale_, self.local_scale_))
@@ -133,13 +134,14 @@ class HybridItems(ItemItem):
         self.row_root_ = self.level_ * _roots(near.sum(axis=1))
         self.content_ = scaled(near, self.row_root_, self.column_root_)
 
-        # Items of few users borrow the behaviour of those they look like.
+        # Items with few users borrow the behaviour of similar items.
         self.lookalikes_ = self._lookalikes(near)
         own = self._own_share()
         self.content_weights_ = without_diagonal(self._smoothed(self.lookalikes_, self.content_, own))
         self.weights_ = self._blend()
 
     def _behaviour(self, events: Interactions) -> Matrix:
+        """(items, items) behaviour weights: co-occurrence plus order."""
         matrix = histories(events)
         gram = sparse.csr_array(matrix.T @ matrix)
         dense = self.form == "dense"
@@ -160,7 +162,7 @@ class HybridItems(ItemItem):
         return both + self.sequence_weight * order
 
     def _nearest(self, queries: Float, items: Embeddings) -> sparse.csr_array:
-        """(items, queries) positive cosines of each query's nearest items."""
+        """(items, queries) cosines of each query with its nearest items, where positive."""
         found = nearest(items.vectors, queries, min(self.neighbours + 1, len(items.ids)), mask=items.has_content)
         kept = (found.positions >= 0) & (found.scores > 0)
         column = np.broadcast_to(np.arange(len(queries))[:, None], kept.shape)[kept]
@@ -168,13 +170,13 @@ class HybridItems(ItemItem):
         return sparse.coo_array((found.scores[kept], (found.positions[kept], column)), shape=shape).tocsr()
 
     def _kernel(self, cosines: sparse.csr_array, rows: Float, columns: Float) -> sparse.csr_array:
-        """Cosines ** sharpness, each cosine first divided by the root of both items' local scale."""
+        """Cosines ** sharpness, after dividing each cosine by the roots of both items' local scales."""
         out = scaled(cosines, _roots(rows), _roots(columns))
         out.data **= np.float32(self.sharpness)
         return out
 
     def _lookalikes(self, near: sparse.csr_array) -> sparse.csr_array:
-        """W: `near` among items with events, each column summing to 1; whose behaviour an item borrows."""
+        """W: the rows of `near` of warm items, with columns summing to 1: whose behaviour an item borrows."""
         warm = scaled(near, self.popularity_[: near.shape[0]] > 0, None)
         warm.eliminate_zeros()
         return scaled(warm, None, reciprocal(warm.sum(axis=0)))
@@ -182,15 +184,15 @@ class HybridItems(ItemItem):
     def _own_share(self) -> Float:
         """(items,) share of an item's own behaviour, n / (n + prior_events).
 
-        1 where no neighbour has behaviour to borrow, and from 20 times `prior_events` on, where smoothing is costly and
-        changes next to nothing.
+        It is 1 if no neighbour has behaviour to borrow, and from 20 times `prior_events` users on, where smoothing is
+        costly and has almost no effect.
         """
         users = self.popularity_[: self.lookalikes_.shape[1]]
         alone = (self.lookalikes_.sum(axis=0) == 0) | (users >= max(1, 20 * self.prior_events))
         return np.where(alone, 1, users * reciprocal(users + self.prior_events)).astype(np.float32)
 
     def _smoothed(self, stand_in: sparse.csr_array, content: sparse.csr_array, own_column: Float) -> Matrix:
-        """(items, m) columns of S B S' + content for m items with their stand-ins and shares of own behaviour."""
+        """(items, m) columns of S B S' + content for m items, given their stand-ins and shares of own behaviour."""
         own = self._own_share()
         if isinstance(self.behaviour_, np.ndarray):
             column = (stand_in.T @ self.behaviour_.T).T * (1 - own_column)
@@ -205,7 +207,7 @@ class HybridItems(ItemItem):
     # -- trust ---------------------------------------------------------------------------------------------------------
 
     def with_trust(self, trust: Sequence[float]) -> Self:
-        """A copy with another `trust`, without a refit."""
+        """A copy with another value of `trust`, without a refit. This model is unchanged."""
         out = self._now()
         out._check_fitted()
         if out.items_ is None:
@@ -218,7 +220,7 @@ class HybridItems(ItemItem):
         return out
 
     def _blend(self) -> Matrix:
-        """(items, items) `content_weights_` and `behaviour_weights_`, mixed column by column as `trust` says."""
+        """(items, items) interpolation of `content_weights_` and `behaviour_weights_`, column by column, by `trust`."""
         share = self._shares(np.arange(len(self.popularity_)))
         if (share == 1).all():
             return self.content_weights_
@@ -226,7 +228,7 @@ class HybridItems(ItemItem):
         return _mix(self.content_weights_, share, self.behaviour_weights_) if share.any() else self.behaviour_weights_
 
     def _shares(self, items: NDArray[np.int64]) -> Float:
-        """(len(items),) trust in the content of each item."""
+        """(len(items),) value of `trust` for each item, by its popularity."""
         return np.asarray(self.trust, np.float32).take(popularity_bucket(self.popularity_[items]))
 
     # -- new items -----------------------------------------------------------------------------------------------------
@@ -235,7 +237,7 @@ class HybridItems(ItemItem):
         return self.items_
 
     def _extend(self, items: Embeddings) -> None:
-        """New columns and rows as `fit` would give items without events; the old block stays as it is."""
+        """Add the columns and rows that `fit` would give items without events; existing weights are unchanged."""
         if self.items_ is None:
             raise InputError("this HybridItems cannot rank new items: it was fitted without embeddings")
 
@@ -243,7 +245,7 @@ class HybridItems(ItemItem):
         if fresh.dim != old.dim:
             raise InputError(f"new items have {fresh.dim} dimensions, the model was fitted with {old.dim}")
 
-        # Cosines of new to old items, scaled by local scales that the old items keep.
+        # Cosines of new with old items; the old items keep their local scales.
         n, m = len(old.ids), len(fresh.ids)
         found = scaled(self._nearest(fresh.vectors, old), None, fresh.has_content)
         scale = _local_scale(found)
@@ -253,7 +255,7 @@ class HybridItems(ItemItem):
         content_column = scaled(near, self.row_root_, root)
         content_row = scaled(sparse.csr_array(near.T), self.level_ * root, self.column_root_)
 
-        # Without events, new items borrow all their behaviour: columns, rows and the corner between themselves.
+        # Without events, new items borrow all their behaviour: their columns, rows, and the block among themselves.
         column = self._smoothed(stand_in, content_column, np.zeros(m, np.float32))
         own = self._own_share()
         borrowed = stand_in.T @ self.behaviour_
@@ -289,7 +291,7 @@ class HybridItems(ItemItem):
         if self.items_ is None:
             return super()._contributions(history, strength, items)
 
-        # The score is trust * (own behaviour + borrowed behaviour + content) + (1 - trust) * behaviour alone.
+        # score = trust * (own behaviour + borrowed behaviour + content) + (1 - trust) * behaviour without content
         share, trust = self._own_share(), self._shares(items)
         total, plain = cells(self.content_weights_, history, items), cells(self.behaviour_weights_, history, items)
         content = np.minimum(cells(self.content_, history, items), np.maximum(total, 0))
@@ -299,7 +301,7 @@ class HybridItems(ItemItem):
             "behaviour of similar items": strength[:, None] * trust * (total - content - own),
         }
 
-        # Content is divided among the modalities by their parts of the cosine.
+        # Content is attributed to the modalities in proportion to their terms of the cosine.
         content = trust * content
         gains, first = {}, 0
 
@@ -321,7 +323,7 @@ class HybridItems(ItemItem):
         if self.items_ is None:
             return
 
-        writer.matrix("plain", self.behaviour_weights_)  # parts keep the names that format 1 gave them
+        writer.matrix("plain", self.behaviour_weights_)  # names of parts are fixed by format 1
         writer.matrix("behaviour", self.behaviour_)
         writer.matrix("content", self.content_)
         writer.matrix("lookalikes", self.lookalikes_)
@@ -351,7 +353,7 @@ class HybridItems(ItemItem):
         self.items_ = Embeddings(
             self.catalogue_, artifact.array("vectors"), facts["source"], artifact.array("present"), blocks
         )
-        if "level" not in facts:  # as saved by 0.1: rows scaled alone, nothing scaled locally
+        if "level" not in facts:  # saved by version 0.1, which scaled only rows and had no local scales
             ones = np.ones(len(self.catalogue_), np.float32)
             self.behaviour_weights_, self.level_ = self.behaviour_, self.content_weight
             self.row_root_, self.column_root_, self.local_scale_ = artifact.array("row_scale"), ones, ones
@@ -364,6 +366,7 @@ class HybridItems(ItemItem):
 
 
 def _unit(items: Embeddings) -> Embeddings:
+    """The same embeddings with vectors of length 1."""
     return Embeddings(items.ids, unit_rows(items.vectors), items.source, items.has_content, items.blocks)
 
 
@@ -384,12 +387,12 @@ def _blocks(top: list[sparse.csr_array | None], bottom: list[sparse.csr_array | 
 
 
 def _roots(values: Float) -> Float:
-    """1 / sqrt(values), and 0 where a value is not positive."""
+    """1 / sqrt(values), or 0 for values that are not positive."""
     return np.sqrt(reciprocal(values)).astype(np.float32)
 
 
 def _local_scale(cosines: sparse.csr_array) -> Float:
-    """(columns,) mean of the 20 greatest cosines of each column, without those of 1, as of an item with itself."""
+    """(columns,) mean of each column's 20 largest cosines, without those of equal vectors such as the item itself."""
     others = cosines.copy()
     others.data[others.data > _SAME] = 0
     best = keep_largest(others, _NEAREST)
@@ -398,9 +401,9 @@ def _local_scale(cosines: sparse.csr_array) -> Float:
 
 
 def _agreed(behaviour: Matrix, items: Embeddings) -> Matrix:
-    """Each cell times 1 + relu(cosine) of its two items, scaled to the same sum of magnitudes.
+    """Each cell multiplied by 1 + relu(cosine) of its two items, then rescaled to the former sum of magnitudes.
 
-    Cells of items without content stay as they are.
+    Cells of items without content are unchanged.
     """
     present = items.has_content
     if isinstance(behaviour, np.ndarray):

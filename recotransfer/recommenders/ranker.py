@@ -1,4 +1,4 @@
-"""The second stage: a small network that re-ranks the best items of a `HybridItems`."""
+"""`HybridRanker`, a two-stage recommender: a small network re-ranks the best items of a `HybridItems`."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from recotransfer.recommenders.base import BLOCK, Recommender
 from recotransfer.recommenders.hybrid import HybridItems
 from recotransfer.settings import NonNegative, NonNegativeInt, PositiveInt
 
-_HIDDEN = 96
-_MOST_USERS = 20_000  # whose held-out events are learned from
-_COLD = 0.1  # share of the items that the first stage is not shown while the network learns
-_FEW = 5  # added to the number of events after an item, so that what followed it once or twice weighs little
-_NEVER = -1e4  # the logit past the end of a list
-_FLAT = 60.0  # logits this far below the best are clipped, where exp reaches the end of float32
+_HIDDEN = 96  # width of the hidden layer
+_MOST_USERS = 20_000  # sampled users whose held-out events the network learns from
+_COLD = 0.1  # share of the items made artificially cold while the network learns
+_FEW = 5  # pseudo-count added to the number of events after an item, to discount what followed it once or twice
+_NEVER = -1e4  # logit of padding past the end of a list
+_FLAT = 60.0  # difference from the best logit at which others are clipped, before exp underflows float32
 _NETWORK = ("low", "high", "inner", "bias", "outer")  # arrays of the network; see `_trained`
 _BATCH, _LEARNING_RATE, _DROPOUT, _WEIGHT_DECAY = 128, 0.006, 0.1, 0.01
-# Features from the history: matrix -> sums of the candidate's cells over the items of the history. "decayed" weighs
-# them by `history_decay`, "newest" takes the newest item alone, "flat" weighs all alike, "number" counts cells above 0.
+# Features from the history: matrix -> sums of the candidate's cells over the items of the history. "decayed" weights
+# items by `history_decay`, "newest" takes only the newest, "flat" weights all equally, "number" counts positive cells.
 _KINDS = ("decayed", "newest", "flat", "number")  # as `candidate_sums` orders them
 _SUMS = {
     "cooccurrence": ("decayed", "newest", "flat", "number"),
@@ -48,7 +48,13 @@ _OF_NEWEST = ("popularity of the newest", "cosine to the newest")
 
 
 class _Lessons(NamedTuple):
-    """Lists that contain the user's held-out item: features (n, depth, f), scores (n, depth) and its place (n,)."""
+    """Training lists that contain the user's held-out item.
+
+    Attributes:
+        features: (n, depth, features) of the candidates.
+        scores: (n, depth) first-stage scores.
+        answer: (n,) place of the held-out item in the list.
+    """
 
     features: Float
     scores: Float
@@ -58,26 +64,27 @@ class _Lessons(NamedTuple):
 class HybridRanker(Recommender):
     """The first `depth` items of a `HybridItems`, re-ranked by a network with one hidden layer.
 
-    The features of a candidate are the components of its first-stage score (co-occurrence, order, content), over the
-    whole history and for its newest item, besides cosines, popularity and the length of the history. The network learns
-    to put the user's last event first, by the cross-entropy of the softmax over each list (ListNet; Cao et al., 2007).
-    For that the first stage is fitted without those events, and without any event of a tenth of the items, so that the
-    network also sees items without events: in lists of all items and in lists of such items alone. Then the first stage
-    is fitted on everything. Large recommenders have two stages as well (Covington, Adams and Sargin, 2016).
+    Two stages, candidate generation and ranking, are common in large recommenders (Covington, Adams and Sargin, 2016).
+    The features of a candidate are the components of its first-stage score (co-occurrence, order, content), for the
+    whole history and for its newest item, as well as cosines, popularity and the length of the history. The network
+    learns to rank the user's last event first, by the cross-entropy of the softmax over each list (ListNet; Cao et al.,
+    2007). For training, the first stage is fitted without these events and without all events of a tenth of the items,
+    so that the network also sees cold items, in lists of all items and in lists of cold items only. Afterwards the
+    first stage is fitted on all events.
 
-    The network's output is added to the logarithm of the first stage's score and starts at 0, so that a log with very
-    few users keeps the order of the first stage.
+    The network's output is added to the logarithm of the first-stage score and starts at 0, so that with very few users
+    the order of the first stage is kept.
 
-    The share of new items among those that users want depends on the shop, not on the tenth that training uses.
-    `cold_odds` corrects for that prior (Saerens, Latinne and Decaestecker, 2002): it moves items without events as a
-    whole against the others, and leaves the order within both groups.
+    The share of cold items among the items users want differs between shops, and from the tenth used in training.
+    `cold_odds` corrects for this prior (Saerens, Latinne and Decaestecker, 2002): it shifts cold items as a group
+    relative to the others, and keeps the order within both groups.
 
     Args:
-        base: settings of the first stage, a sparse `HybridItems`; by default its own.
-        depth: candidates per user that are re-ranked; the rest keep the order of the first stage.
+        base: settings of the first stage, a sparse `HybridItems`; None for its defaults.
+        depth: number of candidates per user that are re-ranked; the rest keep the order of the first stage.
         epochs: passes over the held-out events.
-        cold_odds: factor on the odds of candidates without events; above 1 where users want new items more often than
-            in training.
+        cold_odds: factor on the odds of candidates without events; above 1 if users want new items more often than in
+            training.
         seed: random seed of the held-out items, the sample of users and the network.
     """
 
@@ -111,12 +118,12 @@ class HybridRanker(Recommender):
     # -- settings ------------------------------------------------------------------------------------------------------
 
     def check_settings(self) -> None:
-        """Raise `InputError` for a setting that is not allowed, those of the first stage included."""
+        """Validate the settings, those of the first stage too; raises `InputError` for a value that is not allowed."""
         self._first_stage().check_settings()
         super().check_settings()
 
     def _first_stage(self) -> HybridItems:
-        """The first stage, not fitted."""
+        """An unfitted first stage."""
         if self.base is not None and not isinstance(self.base, Mapping):
             raise InputError(f"{type(self).__name__}: base must be the settings of a HybridItems, got {self.base!r}")
 
@@ -131,12 +138,12 @@ class HybridRanker(Recommender):
         return out
 
     def setting(self, name: str) -> Any:
-        """The value of a setting; "base.reg" is `reg` of the first stage."""
+        """The value of the setting called `name`; "base.reg" is `reg` of the first stage."""
         head, _, inner = name.partition(".")
         return self._first_stage().setting(inner) if inner and head == "base" else super().setting(name)
 
     def with_settings(self, values: Mapping[str, Any]) -> Self:
-        """A new model, not fitted; "base.reg" is `reg` of the first stage."""
+        """A new, unfitted model with some settings changed; "base.reg" is `reg` of the first stage."""
         inner = {name.removeprefix("base."): value for name, value in values.items() if name.startswith("base.")}
         own = {name: value for name, value in values.items() if not name.startswith("base.")}
         if inner:
@@ -152,7 +159,7 @@ class HybridRanker(Recommender):
         self.network_ = _trained(lessons, len(self.columns_), self.epochs, self.seed)
 
     def _training_lists(self, events: Interactions, items: Embeddings | None) -> list[_Lessons]:
-        """The lists to learn from, by a first stage that has seen neither last events nor some of the items."""
+        """Training lists from a first stage fitted without the last events and without some of the items."""
         rng = np.random.default_rng(self.seed)
         train, valid = _held_out(events, rng)
         cold = np.zeros(len(events.items), bool)
@@ -169,8 +176,8 @@ class HybridRanker(Recommender):
         return self._lessons(train, valid, None, rng) + self._lessons(train, unseen, cold, rng)
 
     def _set_base(self, base: HybridItems, events: Interactions) -> None:
-        """Set the first stage, fitted on `events`, and the matrices that it does not keep."""
-        base.events_ = events  # instead of an equal copy
+        """Set the first stage, fitted on `events`, and compute the matrices for features that it does not store."""
+        base.events_ = events  # shared, not an equal copy
         self.base_ = base
         self.parts_ = {"cooccurrence": sparse.csr_array(base.cooccurrence_)}
         if events.time is not None:
@@ -186,7 +193,7 @@ class HybridRanker(Recommender):
         self._set_matrices()
 
     def _set_matrices(self) -> None:
-        """Lay out the matrices for the compiled loops, and number all features."""
+        """Prepare the matrices for the compiled loops, and assign a column to every feature."""
         found, timed, names = dict(self.parts_), "next" in self.parts_, list(_PLAIN)
         if "order" in found:
             found["reversed"] = sparse.csr_array(found["order"].T)
@@ -207,9 +214,13 @@ class HybridRanker(Recommender):
     def _lessons(
         self, train: Interactions, valid: Interactions, mask: NDArray[np.bool_] | None, rng: np.random.Generator
     ) -> list[_Lessons]:
-        """Lists with one event of `valid` per user, for a sample of users whose event is among the candidates.
+        """Training lists for a sample of users, each with one event of `valid` that is among the candidates.
 
-        `mask` says which items may be candidates.
+        Args:
+            train: the events that the first stage was fitted on.
+            valid: the held-out events.
+            mask: (items,) True for items that may be candidates; None allows all.
+            rng: random generator of the sample.
         """
         rows = rng.permutation(len(valid))
         users, first = np.unique(valid.user[rows], return_index=True)
@@ -232,7 +243,7 @@ class HybridRanker(Recommender):
     # -- results -------------------------------------------------------------------------------------------------------
 
     def _features(self, events: Interactions, top: TopK) -> Float:
-        """(users, m, features) of each candidate in `top`, in the order of `columns_`; 0 past the end of a list."""
+        """(users, m, features) of the candidates in `top` (users, m), in the order of `columns_`; 0 for padding."""
         base = self.base_
         item, strength, age, start = sequences(events)
         user = np.repeat(np.arange(len(events.users)), np.diff(start))
@@ -273,9 +284,9 @@ class HybridRanker(Recommender):
         return out
 
     def _logits(self, features: Float, scores: Float) -> Float:
-        """(users, m) logits of the softmax; past the end of a list they are far below all others.
+        """(users, m) logits of the softmax over each list; padding has a logit far below all others.
 
-        A feature outside the range of training is clipped to it.
+        Features are clipped to their range in training.
         """
         low, high, *weights = self.network_.values()
         added = network_scores(np.clip(features, low, high), *weights)
@@ -299,9 +310,9 @@ class HybridRanker(Recommender):
         share /= share.sum(axis=1, keepdims=True)
         share[np.take_along_axis(head.positions, order, axis=1) < 0] = -np.inf
 
-        # The tail keeps its order, with scores brought below the last of the head.
+        # The tail keeps its order, with scores scaled to lie below the last one of the head.
         tail = scores[:, self.depth :]
-        with np.errstate(invalid="ignore"):  # where the list ends before it
+        with np.errstate(invalid="ignore"):  # 0 / 0 if the list ends before the tail
             below = np.where(tail > 0, tail / tail[:, :1] * share[:, -1:], -np.inf)
 
         positions[:, : self.depth] = np.take_along_axis(head.positions, order, axis=1)
@@ -366,7 +377,7 @@ class HybridRanker(Recommender):
 
 
 def _held_out(events: Interactions, rng: np.random.Generator) -> tuple[Interactions, Interactions]:
-    """Each user's last event held out; in a log without times a random one, since its order means nothing."""
+    """Training and held-out events: each user's last event is held out, or a random one in a log without times."""
     if events.time is None:
         events = events.select(rng.permutation(len(events)))
 
@@ -375,23 +386,23 @@ def _held_out(events: Interactions, rng: np.random.Generator) -> tuple[Interacti
 
 
 def _bridged(order: sparse.csr_array, lookalikes: sparse.csr_array, keep: int) -> sparse.csr_array:
-    """What follows similar items, lookalikes' @ order; the `keep` largest of each column."""
+    """What follows similar items: lookalikes' @ order, with the `keep` largest entries of each column."""
     n = order.shape[0]
     nothing, whole = np.zeros(n, np.float32), np.ones(n, np.float32)
     return smoothed(order, lookalikes, whole, lookalikes, nothing, sparse.csr_array((n, n), dtype=np.float32), keep)
 
 
 def _padded(matrix: sparse.csr_array, n: int) -> sparse.csr_array:
-    """The matrix with empty rows and columns up to (n, n)."""
+    """The matrix with empty rows and columns appended, to shape (n, n)."""
     indptr = np.pad(matrix.indptr, (0, n - matrix.shape[0]), mode="edge")
     return sparse.csr_array((matrix.data, matrix.indices, indptr), shape=(n, n))
 
 
 def _trained(lessons: list[_Lessons], width: int, epochs: int, seed: int) -> dict[str, Float]:
-    """The network's arrays by name: relu(x @ inner + bias) @ outer is added to the log score.
+    """The trained network's arrays by name; its output relu(x @ inner + bias) @ outer is added to the log score.
 
-    x are raw features, clipped to `low` and `high` of the training lists. The output starts at 0. Trained with AdamW
-    under a one-cycle schedule (Smith and Topin, 2019).
+    The inputs x are raw features, clipped to the range `low` to `high` of the training lists. The network is trained
+    with AdamW and a one-cycle learning rate schedule (Smith and Topin, 2019).
     """
     torch = require("torch")
     Dropout = require("torch.nn").Dropout
@@ -404,6 +415,7 @@ def _trained(lessons: list[_Lessons], width: int, epochs: int, seed: int) -> dic
         none, hidden = np.zeros(width, np.float32), np.zeros(_HIDDEN, np.float32)
         return dict(zip(_NETWORK, (none, none, np.outer(none, hidden), hidden, hidden), strict=True))
 
+    # Standardised features are easier to learn from; the scaling is folded into the first layer below.
     features, scores, answer = (np.concatenate(parts) for parts in zip(*lessons, strict=True))
     lessons.clear()
     listed = scores > 0
@@ -418,7 +430,7 @@ def _trained(lessons: list[_Lessons], width: int, epochs: int, seed: int) -> dic
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Sequential(Linear(width, _HIDDEN), ReLU(), Dropout(_DROPOUT), Linear(_HIDDEN, 1, bias=False))
-        torch.nn.init.zeros_(net[3].weight)
+        torch.nn.init.zeros_(net[3].weight)  # the output starts at 0: the order of the first stage
         adam = torch.optim.AdamW(net.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
         steps = epochs * -(-len(y) // _BATCH)
         schedule = torch.optim.lr_scheduler.OneCycleLR(adam, _LEARNING_RATE, total_steps=max(steps, 2))

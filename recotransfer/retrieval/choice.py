@@ -161,18 +161,18 @@ def nearest(
         faiss = require("faiss")
         rows = np.arange(len(vectors)) if mask is None else np.flatnonzero(mask)
         lists = int(4 * len(rows) ** 0.5)
-        found = faiss.IndexIVFFlat(
+        ivf = faiss.IndexIVFFlat(
             faiss.IndexFlatIP(vectors.shape[1]), vectors.shape[1], lists, faiss.METRIC_INNER_PRODUCT
         )
-        drawn = np.random.default_rng(0).permutation(rows)[: 50 * lists]
-        found.train(np.ascontiguousarray(vectors[np.sort(drawn)]))
+        drawn = np.random.default_rng(0).permutation(rows)[: 50 * lists]  # FAISS recommends at least 39 per list
+        ivf.train(np.ascontiguousarray(vectors[np.sort(drawn)]))
         for s in range(0, len(rows), 100_000):
-            found.add(np.ascontiguousarray(vectors[rows[s : s + 100_000]]))
+            ivf.add(np.ascontiguousarray(vectors[rows[s : s + 100_000]]))
 
-        found.nprobe = 32
+        ivf.nprobe = 32
         parts = []
         for block in blocks:
-            scores, places = found.search(np.ascontiguousarray(block), k)
+            scores, places = ivf.search(np.ascontiguousarray(block), k)
             parts.append(
                 TopK(np.where(places < 0, -1, rows[np.maximum(places, 0)]), np.where(places < 0, -np.inf, scores))
             )

@@ -100,6 +100,7 @@ class ExactIndex:
     def extended(self, vectors: NDArray[np.float32]) -> ExactIndex:
         """A copy with `vectors` (m, d) appended; this index is unchanged."""
         out = ExactIndex()
+        # Without spare rows, so that `add` copies them and never writes to those of this index.
         out._rows, out._size, out._packed = self.vectors, self._size, self._packed
         out.add(vectors)
         return out

@@ -140,6 +140,7 @@ class FaissIndex:
         return index
 
     def _on_device(self, index: Any) -> Any:
+        """The FAISS index, on the GPU if `gpu` is set."""
         if not self.gpu:
             return index
 
@@ -163,9 +164,9 @@ class FaissIndex:
         queries = checked_vectors(queries, d)
         check_filters((len(queries), n), k, exclude, mask)
         allowed = n if mask is None else int(np.count_nonzero(mask))
-        out = np.zeros(len(queries), np.int64) if exclude is None else np.diff(exclude.indptr)
-        ready = out <= _MOST_EXCLUDED
-        fetch = self._fetch(k + int(out[ready].max(initial=0)), n, allowed)
+        excluded = np.zeros(len(queries), np.int64) if exclude is None else np.diff(exclude.indptr)
+        ready = excluded <= _MOST_EXCLUDED  # queries that FAISS can answer
+        fetch = self._fetch(k + int(excluded[ready].max(initial=0)), n, allowed)
         if self._index is None or fetch is None or not ready.any() or allowed * 20 < n:
             return self._exact.search(queries, k, exclude=exclude, mask=mask)
 
@@ -215,19 +216,20 @@ class FaissIndex:
         return best, (approximate[:, -1] < nearly) | (positions[:, -1] < 0) | (fetch == len(self))
 
     def _parameters(self, fetch: int, mask: NDArray[np.bool_] | None) -> Any:
+        """The FAISS search parameters: effort, and the mask where FAISS can apply it."""
         faiss = require("faiss")
-        words: dict[str, Any] = {}
+        selector: dict[str, Any] = {}
         if mask is not None and not self.gpu:
-            words["sel"] = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+            selector["sel"] = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
 
         if self.kind == "hnsw":
             share = 1.0 if mask is None else np.count_nonzero(mask) / len(mask)  # the queue fills with masked items too
-            return faiss.SearchParametersHNSW(efSearch=int(max(self.search_effort, fetch) / share), **words)
+            return faiss.SearchParametersHNSW(efSearch=int(max(self.search_effort, fetch) / share), **selector)
 
         if self.kind == "ivfpq":
-            return faiss.SearchParametersIVF(nprobe=self.probes, **words)
+            return faiss.SearchParametersIVF(nprobe=self.probes, **selector)
 
-        return faiss.SearchParameters(**words) if words else None
+        return faiss.SearchParameters(**selector) if selector else None
 
     def save(self, writer: ArtifactWriter, prefix: str) -> None:
         """Write the parameters, the vectors and the FAISS structure."""

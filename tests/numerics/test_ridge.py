@@ -170,7 +170,7 @@ def test_a_ridge_that_is_not_positive_is_refused(reg):
 
 def test_a_matrix_that_is_no_gram_matrix_is_refused():
     for solve in (ease, lambda gram, reg: ridge(gram, gram, reg)):
-        with pytest.raises(InputError, match=r"not positive definite at reg 1\.0; take a larger reg"):
+        with pytest.raises(InputError, match=r"not positive definite at reg 1\.0; use a larger reg"):
             solve(-9 * np.eye(3, dtype=np.float32), 1.0)
 
 
