@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
@@ -138,7 +136,7 @@ def scaled(
     return sparse.csr_array(out)
 
 
-def without_diagonal(matrix: Any) -> Any:
+def without_diagonal(matrix: Float | sparse.csr_array) -> Float | sparse.csr_array:
     """The square matrix, dense or sparse, with its diagonal set to zero in place: no item may recommend itself."""
     if isinstance(matrix, np.ndarray):
         np.fill_diagonal(matrix, 0)
