@@ -1,4 +1,4 @@
-"""`Split`: train, validation and test events, and each user's history before they are predicted. Leaks are refused."""
+"""`Split`: train, validation and test events, and each user's history before them. Splits that leak are rejected."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Split:
         train: events that models learn from while settings are tuned.
         valid: events to predict for tuning, given `valid_history`.
         test: events to predict once, given `test_history`.
-        valid_history: what is known of each user before valid: train, unless users are cold.
-        test_history: what is known of each user before test: usually train and valid.
-        valid_items: the items to rank for valid (cold-item protocols); None is the whole catalogue.
-        test_items: the same for test.
+        valid_history: events of each user that are known before valid: train, unless users are cold.
+        test_history: events of each user that are known before test: usually train and valid.
+        valid_items: the items to rank in validation (for cold items); None ranks the whole catalogue.
+        test_items: the items to rank in test, in the same way.
         name: the protocol.
         facts: how the split was made, as plain JSON: seed, shares or times, ties, `left_out` events by reason.
 
     Raises:
-        InputError: parts over different ids, a pair in two parts or in a truth and its history, a truth with items that
-            are not ranked, or facts that are not plain JSON.
+        InputError: parts over different ids, a pair in two parts or both held out and in the history, held-out items
+            that are not ranked, or facts that are not plain JSON.
     """
 
     train: Interactions
@@ -72,38 +72,41 @@ class Split:
                 self._check_disjoint(name, truth)
 
     def _check_items(self, truth: str) -> None:
-        asked, ranked = getattr(self, truth), getattr(self, f"{truth}_items")
+        """Raise `InputError` if a part to predict has items that are not ranked."""
+        events, ranked = getattr(self, truth), getattr(self, f"{truth}_items")
         if ranked is None:
             return
 
-        known = np.zeros(len(asked.items), bool)
-        known[asked.items.positions(ranked.ids)] = True
-        if (lost := asked.item[~known[asked.item]]).size:
+        is_ranked = np.zeros(len(events.items), bool)
+        is_ranked[events.items.positions(ranked.ids)] = True
+        if (lost := events.item[~is_ranked[events.item]]).size:
             raise InputError(
                 f"{len(lost)} {truth} events ask for items that {truth}_items lacks, for example "
-                f"{asked.items.take(lost[:1])[0]!r}; remove the events or add the items"
+                f"{events.items.take(lost[:1])[0]!r}; remove the events or add the items"
             )
 
     def _check_disjoint(self, name: str, truth: str) -> None:
-        mine, asked = getattr(self, name), getattr(self, truth)
-        keys = pair_keys(asked)
-        if not (both := np.unique(keys[is_among(keys, pair_keys(mine))])).size:
+        """Raise `InputError` if a part to predict shares a pair of user and item with the part called `name`."""
+        earlier, events = getattr(self, name), getattr(self, truth)
+        keys = pair_keys(events)
+        if not (both := np.unique(keys[is_among(keys, pair_keys(earlier))])).size:
             return
 
-        user, item = np.divmod(both[:1], len(asked.items))
+        user, item = np.divmod(both[:1], len(events.items))
         raise InputError(
-            f"{len(both)} pairs stand in both {name} and {truth}, for example user {asked.users.take(user)[0]!r} with "
-            f"item {asked.items.take(item)[0]!r}; remove them from one, because what a user already has is never listed"
+            f"{len(both)} pairs stand in both {name} and {truth}, for example user {events.users.take(user)[0]!r} with "
+            f"item {events.items.take(item)[0]!r}; remove them from one, because items that a user has are never listed"
         )
 
     def with_items(self, items: IdMap) -> Split:
-        """The same split over other items, which must include every item that has an event or is ranked."""
+        """The same split over another item map, which must contain every item that has an event or is ranked."""
         names = ("train", "valid", "test", "valid_history", "test_history")
         return replace(self, **{name: getattr(self, name).with_items(items) for name in names})
 
     def known_before_test(self) -> Interactions:
-        """All events before test, to refit on once settings are chosen: the test histories if they include train and
-        valid, otherwise those two and the validation histories.
+        """All events before test, on which to refit once the settings are chosen.
+
+        These are the test history if it includes train and valid, otherwise train, valid and the validation history.
         """
         known = pair_keys(self.test_history)
         if all(is_among(pair_keys(part), known).all() for part in (self.train, self.valid)):
@@ -116,7 +119,7 @@ class Split:
         return functools.reduce(concat_logs, parts)
 
     def describe(self) -> dict[str, Any]:
-        """Plain JSON: name, events, users and items of each part, number of ranked items (None for all), and facts."""
+        """Summary as plain JSON: name, sizes of all parts, numbers of ranked items (None for all), facts."""
         names = ("train", "valid", "test", "valid_history", "test_history")
 
         return {
@@ -131,13 +134,13 @@ class Split:
 
 
 def pair_keys(events: Interactions) -> NDArray[np.int64]:
-    """(n,) a number for each event that identifies its pair of user and item."""
+    """(n,) a number per event that identifies its pair of user and item."""
     return events.user * max(len(events.items), 1) + events.item
 
 
 def is_among(keys: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(n,) True where a key is in `among`."""
-    return pd.Series(keys).isin(among).to_numpy()  # uses a hash table, where numpy would sort
+    """(n,) bool, True where a key is in `among`."""
+    return pd.Series(keys).isin(among).to_numpy()  # pandas uses a hash table, numpy would sort
 
 
 def _counts(events: Interactions) -> dict[str, int]:
@@ -146,14 +149,14 @@ def _counts(events: Interactions) -> dict[str, int]:
 
 
 def over_ids(events: Interactions, users: IdMap, items: IdMap) -> Interactions:
-    """The same events over larger sets of users and items."""
+    """The same events over larger maps of users and items."""
     events = events.with_items(items)
     user = users.positions(events.users.ids)[events.user]
     return Interactions(users, items, user, events.item, events.weight, events.time, events.kind, events.kinds)
 
 
 def concat_logs(first: Interactions, then: Interactions) -> Interactions:
-    """The events of both, which have the same users and items."""
+    """The events of both logs, which must have the same users and items."""
     for name in ("time", "kind"):
         if (getattr(first, name) is None) != (getattr(then, name) is None):
             raise InputError(
@@ -161,23 +164,23 @@ def concat_logs(first: Interactions, then: Interactions) -> Interactions:
             )
 
     kinds = tuple(dict.fromkeys([*first.kinds, *then.kinds]))
-    at = np.array([kinds.index(name) for name in then.kinds], np.int16)
+    new_kinds = np.array([kinds.index(name) for name in then.kinds], np.int16)
 
     def both(name: str) -> Any:
         return None if getattr(first, name) is None else np.concatenate([getattr(first, name), getattr(then, name)])
 
-    kind = None if first.kind is None or then.kind is None else np.concatenate([first.kind, at[then.kind]])
+    kind = None if first.kind is None or then.kind is None else np.concatenate([first.kind, new_kinds[then.kind]])
 
     return Interactions(first.users, first.items, both("user"), both("item"), both("weight"), both("time"), kind, kinds)
 
 
 def users_without_history(truth: Interactions, history: Interactions) -> int:
-    """Number of users of the truth without a history."""
+    """Number of users with events to predict but no history."""
     return len(np.setdiff1d(truth.user, history.user))
 
 
 def earlier_than_history(truth: Interactions, history: Interactions) -> int | None:
-    """Number of events of the truth before their user's last event in the history; None for untimed parts."""
+    """Number of events to predict that precede their user's last event in the history; None if either is untimed."""
     if truth.time is None or history.time is None:
         return None
 
