@@ -256,7 +256,8 @@ def packages(modules):
     return {module.partition(".")[0] for module in modules}
 
 
-HEAVY = OPTIONAL | {"numba"}
+HEAVY = OPTIONAL | {"numba", "llvmlite", "sqlalchemy"}
+HEAVY_MODULES = {"scipy.stats", "scipy.optimize"}
 
 
 def test_importing_the_package_loads_a_handful_of_modules_and_no_other_package():
@@ -266,12 +267,12 @@ def test_importing_the_package_loads_a_handful_of_modules_and_no_other_package()
     assert len(modules) < 100
 
 
-@pytest.mark.parametrize(
-    "statement",
-    ["import recotransfer.recommenders", "import recotransfer.task", "from recotransfer import HybridItems"],
-)
-def test_heavy_packages_wait_until_they_are_used(statement):
-    assert not packages(loaded_by(statement)) & HEAVY
+def test_heavy_packages_wait_until_they_are_used():
+    parts = "task", "recommenders", "encoders.features", "encoders", "io.readers", "retrieval"
+    statements = ["from recotransfer import HybridItems", *(f"import recotransfer.{part}" for part in parts)]
+    modules = loaded_by("; ".join(statements))
+    assert not packages(modules) & HEAVY
+    assert not HEAVY_MODULES & {*modules}
 
 
 def public_modules():

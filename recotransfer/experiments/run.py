@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit, softmax
 
 from recotransfer.arguments import checked, checked_class
@@ -319,6 +318,8 @@ def _with_temperature(predictions: Predictions, temperature: float) -> Predictio
 
 def _fit_temperature(predictions: Predictions) -> float:
     """The temperature that makes the truth most likely (temperature scaling; Guo et al., 2017)."""
+    from scipy.optimize import minimize_scalar
+
     truth = predictions.truth
     multilabel = bool((truth.sum(axis=1) != 1).any())
 

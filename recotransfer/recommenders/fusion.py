@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.stats import rankdata
 
 from recotransfer.data import Embeddings, IdMap, Interactions, Reason
 from recotransfer.errors import InputError
@@ -277,6 +276,8 @@ class FusedRecommender(Recommender):
         It is the mean of the probabilities if every member gives them. Otherwise it is the sum of reciprocal ranks
         among the users, with ties, which are frequent among few labels, broken by scores scaled to an item's range.
         """
+        from scipy.stats import rankdata  # slow to import
+
         known = ~np.isnan(scores)
         filled = np.where(known, scores, 0)
         count = np.maximum(known.sum(axis=0), 1)

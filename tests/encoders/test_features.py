@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -98,12 +95,6 @@ def test_columns_of_no_use_are_named(columns, words):
     with pytest.raises(InputError) as caught:
         attribute_transformer(ITEMS, columns)
     assert all(word in str(caught.value) for word in words)
-
-
-def test_importing_the_module_does_not_import_scikit_learn():
-    heavy = "{'sklearn', 'sqlalchemy', 'torch'}"
-    code = f"import sys, recotransfer.encoders.features, recotransfer.io.readers; assert not {heavy} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_counts_by_kind_and_window_for_users_and_items():

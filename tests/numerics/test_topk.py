@@ -221,11 +221,6 @@ def test_nothing_to_search(rng):
     assert top_k(items[:0], items, 3).positions.shape == (0, 3)
 
 
-def test_importing_pulls_in_nothing_heavy():
-    code = "import sys, recotransfer.retrieval; print(*{'torch', 'faiss', 'numba', 'llvmlite'} & {*sys.modules})"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("processor", ["haswell", "skylake-avx512"])
 def test_processors_without_bfloat16_give_the_same_answer(tmp_path, processor):
