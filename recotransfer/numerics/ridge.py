@@ -173,7 +173,8 @@ def local_ridge(
     rows, values = empty_columns(n, neighbours)
 
     def task(first: int, last: int) -> None:
-        local_ridge_columns(systems, targets, diagonal, reg, exclude_self, first, last, rows, values)
+        # As a float: the loop would be compiled once more for a whole number.
+        local_ridge_columns(systems, targets, diagonal, float(reg), exclude_self, first, last, rows, values)
 
     # Work per column: a Cholesky factorisation, and a pass over the rows of gram from which the system is read.
     each = min(neighbours, columns.nnz / max(n, 1))
