@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import REPO
+from threadpoolctl import threadpool_limits
 
 from recotransfer import splits
 from recotransfer.data import IdMap, Interactions, Items
@@ -18,9 +19,10 @@ from recotransfer.encoders import HashingText
 from recotransfer.errors import ArtifactError, InputError
 from recotransfer.evaluation import metrics
 from recotransfer.evaluation.uncertainty import holm
-from recotransfer.experiments.benchmark import Benchmark, Variant, variants_of
+from recotransfer.experiments.benchmark import Benchmark, Variant, runner, variants_of
 from recotransfer.experiments.benchmark.measure import measure, plain, rankings_of
 from recotransfer.experiments.benchmark.variants import ABLATION, GUARDED
+from recotransfer.experiments.benchmark.work import run_variant
 from recotransfer.recommenders import EASE, HybridItems, ItemKNN, Popularity, Recommender
 from recotransfer.task import TransferTask
 from recotransfer.transfer import Whitening
@@ -49,11 +51,27 @@ def task():
     return TransferTask(encoders=[HashingText(dim=64)], progress=False)
 
 
-def run(out, shop, words=("HybridItems", "EASE", "Popularity"), split=None, resume=False, **settings):
+def here(work, jobs, workers, show):
+    """Does in this process what `run_each` does in one process per job, each of which takes seconds to start."""
+    with threadpool_limits(1):  # as in those processes, so that sums are rounded alike
+        for job in jobs:
+            run_variant(work, *job)
+            show()
+
+
+WORDS = ("HybridItems", "EASE", "Popularity")
+
+
+def run(out, shop, words=WORDS, split=None, resume=False, processes=False, on=None, **settings):
+    """Runs a benchmark of these variants, in this process unless `processes`."""
     items, events = shop
-    settings = {"trials": 3, "progress": False, **settings}
+    settings = {"trials": 2, "progress": False, **settings}
     split = splits.leave_last(events) if split is None else split
-    return Benchmark(out, **settings).run(items, split, variants_of(words), task=task(), resume=resume)
+    with pytest.MonkeyPatch.context() as patch:
+        if not processes:
+            patch.setattr(runner, "run_each", here)
+        bench = Benchmark(out, **settings)
+        return bench.run(items, split, variants_of(words), task=task() if on is None else on, resume=resume)
 
 
 def numbers(results):
@@ -69,7 +87,7 @@ def numbers(results):
 @pytest.fixture(scope="module")
 def results(shop, tmp_path_factory):
     out = tmp_path_factory.mktemp("bench") / "out"
-    return out, run(out, shop, workers=2)
+    return out, run(out, shop)
 
 
 def variant(results, name):
@@ -81,7 +99,7 @@ def test_every_variant_and_its_ablation_and_guard_are_there(results):
     names = ["HybridItems", "HybridItems" + GUARDED, "HybridItems" + ABLATION, "EASE", "Popularity"]
     assert [row["name"] for row in found["variants"]] == names
     assert all(row["failed"] is None for row in found["variants"])
-    assert [len(row["trials"]) for row in found["variants"]] == [3, 0, 3, 3, 0]
+    assert [len(row["trials"]) for row in found["variants"]] == [2, 0, 2, 2, 0]
     assert found == json.loads((out / "results.json").read_text())
     assert variant(found, "HybridItems" + ABLATION)["ablation_of"] == "HybridItems"
     assert not variant(found, "HybridItems" + ABLATION)["content"]
@@ -95,8 +113,10 @@ def test_every_variant_and_its_ablation_and_guard_are_there(results):
     assert all(row["p_holm"] >= row["p"] for row in found["comparisons"])
 
 
-def test_one_worker_or_two_give_the_same_numbers(results, shop, tmp_path):
-    assert numbers(run(tmp_path / "out", shop, workers=1)) == numbers(results[1])
+def test_two_workers_give_the_numbers_of_one_variant_after_another(shop, tmp_path):
+    found = run(tmp_path / "two", shop, ["HybridItems(reg=50)"], processes=True, workers=2)
+    assert [row["failed"] for row in found["variants"]] == [None] * 3
+    assert numbers(found) == numbers(run(tmp_path / "one", shop, ["HybridItems(reg=50)"]))
 
 
 def test_an_interrupted_benchmark_goes_on_to_the_same_numbers(results, shop, tmp_path):
@@ -112,8 +132,8 @@ def test_an_interrupted_benchmark_goes_on_to_the_same_numbers(results, shop, tmp
     assert numbers(run(out, shop, resume=True)) == numbers(results[1])
     with pytest.raises(InputError, match="holds an earlier benchmark; resume it with --resume"):
         run(out, shop)
-    with pytest.raises(InputError, match="holds another benchmark: trials was 3 and is now 4; give"):
-        run(out, shop, resume=True, trials=4)
+    with pytest.raises(InputError, match="holds another benchmark: trials was 2 and is now 3; give"):
+        run(out, shop, resume=True, trials=3)
 
 
 def variant_folder(name):
@@ -144,10 +164,8 @@ def test_models_can_be_taken_from_the_folder(results, shop):
 
 
 def test_transfers_of_the_task_map_what_variants_with_content_get(results, shop, tmp_path):
-    items, events = shop
     mapped = TransferTask(encoders=[HashingText(dim=64)], transfers=[Whitening(dim=3)], progress=False)
-    bench = Benchmark(tmp_path / "out", trials=3, progress=False)
-    found = bench.run(items, splits.leave_last(events), variants_of(("HybridItems",)), task=mapped)
+    found = run(tmp_path / "out", shop, ["HybridItems"], on=mapped)
     plain = results[1]
     assert variant(found, "HybridItems")["rankings"] != variant(plain, "HybridItems")["rankings"]
     ablation = "HybridItems" + ABLATION
@@ -157,7 +175,7 @@ def test_transfers_of_the_task_map_what_variants_with_content_get(results, shop,
     kept = TransferTask.load(tmp_path / "out" / "variants" / "HybridItems" / "model")
     assert [type(transfer) for transfer in kept.transfers] == [Whitening]
     with pytest.raises(InputError, match="transfers was"):
-        bench.run(items, splits.leave_last(events), variants_of(("HybridItems",)), task=task(), resume=True)
+        run(tmp_path / "out", shop, ["HybridItems"], resume=True)
 
 
 def test_refit_learns_the_validation_events_too(shop, tmp_path):
@@ -214,23 +232,23 @@ class Mine(ItemKNN):
 
 def test_an_variant_that_fails_is_reported_and_takes_no_other_with_it(shop, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(REPO / "tests"))
-    words = [f"broken={__name__}:Broken", f"killed={__name__}:Killed", f"mine={__name__}:Mine(neighbours=20)"]
-    found = run(tmp_path / "out", shop, words, workers=3)
-    assert variant(found, "broken")["failed"] == "ZeroDivisionError: nothing works"
-    assert "nothing works" in (tmp_path / "out" / "variants" / "broken" / "traceback.txt").read_text()
+    words = [f"killed={__name__}:Killed", f"mine={__name__}:Mine(neighbours=20)"]
+    found = run(tmp_path / "out", shop, words, processes=True, workers=2)
     assert "killed, probably for lack of memory" in variant(found, "killed")["failed"]
     assert variant(found, "mine")["failed"] is None
     with pytest.raises(InputError, match="holds 'mine' as Mine with other settings; rename the variant"):
         run(tmp_path / "out", shop, [f"mine={__name__}:Mine(neighbours=30)"], resume=True)
     assert found["reference"] == "mine"
-    assert "nothing works" in (tmp_path / "out" / "report.html").read_text()
+    assert "killed, probably for lack of memory" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_benchmark_whose_every_variant_failed_raises_once_its_report_is_written(shop, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(REPO / "tests"))
+def test_a_benchmark_whose_every_variant_failed_raises_once_its_report_is_written(shop, tmp_path):
     with pytest.raises(InputError, match="every variant failed, the first with ZeroDivisionError: nothing works"):
         run(tmp_path / "out", shop, [f"broken={__name__}:Broken"])
     assert "nothing works" in (tmp_path / "out" / "report.html").read_text()
+    facts = json.loads((tmp_path / "out" / "variants" / "broken" / "variant.json").read_text())
+    assert facts["failed"] == "ZeroDivisionError: nothing works"
+    assert "nothing works" in (tmp_path / "out" / "variants" / "broken" / "traceback.txt").read_text()
 
 
 SCRIPT = """
@@ -256,12 +274,10 @@ def test_a_script_without_a_main_is_told_what_it_lacks(tmp_path):
     assert not (tmp_path / "bench" / "variants").exists()  # so that the mended script finds the folder free
 
 
-def test_a_script_from_standard_input_is_refused_before_any_work(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-"], input=SCRIPT, capture_output=True, text=True, cwd=tmp_path, check=False
-    )
-    assert done.returncode == 1
-    assert "<stdin> is not a file; save the script and run it as python script.py" in done.stderr.splitlines()[-1]
+def test_a_script_from_standard_input_is_refused_before_any_work(shop, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>", raising=False)
+    with pytest.raises(InputError, match="<stdin> is not a file; save the script and run"):
+        run(tmp_path / "bench", shop, ["Popularity"])
     assert not (tmp_path / "bench").exists()
 
 
