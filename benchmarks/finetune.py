@@ -61,14 +61,14 @@ def citeulike(folder: Path) -> tuple[Items, Split, int]:
 def generated(_: Path) -> tuple[Items, Split, int]:
     """Titles of eight topics, and users who each keep to one topic."""
     rng = np.random.default_rng(0)
-    topic = rng.integers(0, 8, 160)
+    topic = np.arange(80) % 8
     titles = [f"topic {'abcdefgh'[t]} number {n}" for n, t in enumerate(topic)]
     rows = [
         (user, int(item), at)
         for user in range(60)
         for at, item in enumerate(rng.choice(np.flatnonzero(topic == user % 8), 6, replace=False))
     ]
-    items = titled(pd.Series(range(160)), pd.Series(titles))
+    items = titled(pd.Series(range(80)), pd.Series(titles))
     log = Interactions.from_frame(pd.DataFrame(rows, columns=["u", "i", "t"]), user="u", item="i", time="t")
     return items, leave_last(log.with_items(items.ids)), 10
 

@@ -47,9 +47,9 @@ def attributes(folder: Path, items: Items) -> Interactions:
 def generated() -> tuple[Items, Interactions, Interactions]:
     """Titles of six topics, and users who each keep to one; the topic is the attribute."""
     rng = np.random.default_rng(0)
-    topic = rng.integers(0, 6, 240)
-    items = titled(pd.Series(range(240)), pd.Series([f"topic {'abcdef'[t]} number {n}" for n, t in enumerate(topic)]))
-    rows = [(u, int(i)) for u in range(150) for i in rng.choice(np.flatnonzero(topic == u % 6), 8, replace=False)]
+    topic = np.arange(120) % 6
+    items = titled(pd.Series(range(120)), pd.Series([f"topic {'abcdef'[t]} number {n}" for n, t in enumerate(topic)]))
+    rows = [(u, int(i)) for u in range(60) for i in rng.choice(np.flatnonzero(topic == u % 6), 8, replace=False)]
     log = Interactions.from_frame(pd.DataFrame(rows, columns=["user", "item"])).with_items(items.ids)
     return items, log, Interactions.from_labels([f"topic {t}" for t in topic], items.ids)
 

@@ -29,7 +29,7 @@ from recotransfer.registry import recommenders
 from recotransfer.serving.batch import BatchJob
 
 SIZES = ((250_000, 50_000), (500_000, 100_000), (1_000_000, 200_000))
-TINY = ((2_000, 500), (4_000, 1_000))
+TINY = ((400, 100), (800, 200))
 
 
 def synthetic(n_items: int, n_users: int, dim: int, rng: np.random.Generator) -> tuple[Interactions, Embeddings]:

@@ -1,11 +1,13 @@
 """The benchmark scripts run in their small form, say where and what they ran, and leave the committed results alone."""
 
 import hashlib
+import runpy
 import shlex
-import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
+import torch
 from conftest import REPO
 
 FOLDER = REPO / "benchmarks"
@@ -16,8 +18,21 @@ def results():
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((FOLDER / "results").iterdir())}
 
 
-def run(*words):
-    return subprocess.run([sys.executable, *words], cwd=REPO, capture_output=True, text=True, check=True).stdout
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a script in this process, where the libraries it needs are loaded already; gives what it prints."""
+    threads = torch.get_num_threads()
+    monkeypatch.chdir(REPO)
+    monkeypatch.syspath_prepend(FOLDER)
+
+    def call(script, *words):
+        monkeypatch.setattr(sys, "argv", [str(FOLDER / script), *words])
+        with pytest.raises(SystemExit) if "--help" in words else nullcontext():
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        return capsys.readouterr().out
+
+    yield call
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(
@@ -33,9 +48,9 @@ def run(*words):
         "distill.py",
     ],
 )
-def test_small_runs_print_their_header_and_write_no_results(script):
+def test_small_runs_print_their_header_and_write_no_results(run, script):
     before = results()
-    lines = run(FOLDER / script, "--tiny").splitlines()
+    lines = run(script, "--tiny").splitlines()
     said = {line.split()[0]: line.partition(" ")[2].strip() for line in lines if line.strip()}
     assert "cores, Python 3." in said["machine"]
     assert said["commit"]
@@ -45,8 +60,8 @@ def test_small_runs_print_their_header_and_write_no_results(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_says_what_is_measured(script):
-    text = run(FOLDER / script, "--help")
+def test_help_says_what_is_measured(run, script):
+    text = run(script, "--help")
     assert text.startswith(f"usage: {script}")
     assert len(text.split("\n\n")[1]) > 40
 
