@@ -1,11 +1,12 @@
 """The README's lines run, print what they show, and name commands and flags that exist."""
 
 import re
-import subprocess
-import sys
 
 import pytest
+from click.testing import CliRunner
 from conftest import REPO
+
+from recotransfer.cli.main import cli
 
 README = (REPO / "README.md").read_text(encoding="utf-8")
 
@@ -17,10 +18,15 @@ def blocks(language):
 PRINTING = [code for code in blocks("python") if "print(" in code]
 
 
-def printed_by(code, tmp_path):
-    code = code.replace("demo_out/cache", str(tmp_path / "cache"))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, check=True)
-    return done.stdout.splitlines()
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A folder for the vectors that the examples share."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def said_by(*words):
+    """What a command prints."""
+    return CliRunner().invoke(cli, words, catch_exceptions=False).output
 
 
 def test_the_first_screen_is_seven_lines_and_the_whole_a_thousand_words():
@@ -29,26 +35,27 @@ def test_the_first_screen_is_seven_lines_and_the_whole_a_thousand_words():
 
 
 @pytest.mark.parametrize("at", range(len(PRINTING)))
-def test_examples_print_what_the_readme_shows(at, tmp_path):
-    printed, shown = printed_by(PRINTING[at], tmp_path), blocks("text")[at].splitlines()
+def test_examples_print_what_the_readme_shows(at, cache, monkeypatch, capsys):
+    monkeypatch.chdir(REPO)
+    exec(PRINTING[at].replace("demo_out/cache", str(cache)), {"__name__": "__main__"})
+    printed, shown = capsys.readouterr().out.splitlines(), blocks("text")[at].splitlines()
     assert printed[0].split() == shown[0].split()
     assert len(printed) == len(shown)
     # Processors without bfloat16 give slightly other vectors, so a near tie may fall the other way.
     assert len({line.split()[2] for line in printed[1:]} & {line.split()[2] for line in shown[1:]}) >= 2
 
 
-def test_the_lines_about_transfer_methods_build_a_task(tmp_path):
+def test_the_lines_about_transfer_methods_build_a_task(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     code = next(code for code in blocks("python") if "FineTune" in code)
-    subprocess.run([sys.executable, "-c", code.replace(".fit(items, events)", "")], check=True, cwd=tmp_path)
+    exec(code.replace(".fit(items, events)", ""), {"__name__": "__main__"})
 
 
 def test_commands_and_targets_named_exist():
     makefile = (REPO / "Makefile").read_text()
     for target in set(re.findall(r"make (\w+)", README)) - {"it"}:
         assert f"\n{target}:" in makefile, target
-    known = subprocess.run(
-        [sys.executable, "-m", "recotransfer", "--help"], capture_output=True, text=True, check=True
-    ).stdout
+    known = said_by("--help")
     for command in set(re.findall(r"^recotransfer (\w+)", README, re.MULTILINE)):
         assert f"\n  {command} " in known, command
 
@@ -57,7 +64,5 @@ def test_flags_named_exist():
     for command, flags in re.findall(r"`?(?:recotransfer )?(fit|recommend|similar)((?: [^`\n]*)?)", README):
         wanted = set(re.findall(r"(--[a-z-]+)", flags))
         if wanted:
-            text = subprocess.run(
-                [sys.executable, "-m", "recotransfer", command, "--help"], capture_output=True, text=True, check=True
-            ).stdout
+            text = said_by(command, "--help")
             assert not {flag for flag in wanted if flag not in text}
