@@ -1,7 +1,6 @@
 """Threads, forks, and machines where compiled code cannot be kept."""
 
 import ast
-import importlib.util
 import os
 import subprocess
 import sys
@@ -54,11 +53,16 @@ def printed_by(code, **environment):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_worker_answers_like_its_parent():
+def test_a_pool_of_forked_workers_and_a_forked_worker_answer_like_their_parent():
     code = """
-        models = [HybridItems(), ALS(epochs=2), SASRec(epochs=1)]
-        for model in models:
-            model.fit(log, content)
+        import multiprocessing
+        hybrid = HybridItems().fit(log, content)
+        warm = hybrid.recommend(k=5).items.tolist()
+        def ask(user):
+            return hybrid.recommend([user], 5).items[0].tolist()
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            print(pool.map_async(ask, range(60)).get(timeout=60) == warm)
+        models = [hybrid, ALS(epochs=2).fit(log), SASRec(epochs=1, dim=8).fit(log)]
         warm = [model.recommend(k=5).items.tolist() for model in models]
         child = os.fork()
         if child == 0:
@@ -66,27 +70,10 @@ def test_a_forked_worker_answers_like_its_parent():
             os._exit(0 if [model.recommend(k=5).items.tolist() for model in models] == warm else 1)
         print(os.waitpid(child, 0)[1])
     """
-    assert printed_by(code, OMP_NUM_THREADS="4") == "0"
+    assert printed_by(code, OMP_NUM_THREADS="4").split() == ["True", "0"]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_pool_of_forked_workers_answers():
-    code = """
-        import multiprocessing
-        model = HybridItems().fit(log, content)
-        warm = model.recommend(k=5).items.tolist()
-        def ask(user):
-            return model.recommend([user], 5).items[0].tolist()
-        with multiprocessing.get_context("fork").Pool(2) as pool:
-            print(pool.map_async(ask, range(60)).get(timeout=60) == warm)
-    """
-    assert printed_by(code) == "True"
-
-
-@pytest.mark.parametrize("layer", ["workqueue", "omp", "tbb"])
-def test_eight_threads_get_their_answers_under_each_of_numbas_threading_layers(layer):
-    if layer == "tbb" and importlib.util.find_spec("tbb") is None:
-        pytest.skip("tbb is not installed")
+def test_eight_threads_get_their_answers_under_numbas_layer_that_bears_one_caller_only():
     code = """
         from concurrent.futures import ThreadPoolExecutor
         from recotransfer.numerics import threads
@@ -94,19 +81,21 @@ def test_eight_threads_get_their_answers_under_each_of_numbas_threading_layers(l
         model = HybridRanker(epochs=1).fit(log, content)
         one = model.recommend(k=5).items.tolist()
         with ThreadPoolExecutor(8) as pool:
-            print(list(pool.map(lambda at: model.recommend([at % 60], 5).items[0].tolist(), range(240))) == 4 * one)
+            print(list(pool.map(lambda at: model.recommend([at % 60], 5).items[0].tolist(), range(120))) == 2 * one)
     """
-    assert printed_by(code, NUMBA_THREADING_LAYER=layer) == "True"
+    assert printed_by(code, NUMBA_THREADING_LAYER="workqueue") == "True"
 
 
 def test_where_machine_code_cannot_be_kept_loops_compile_all_the_same():
     code = """
-        import recotransfer.numerics._topk_loops, recotransfer.numerics._item_loops, recotransfer.encoders._word_loops
-        print(ItemKNN().fit(log).recommend([3], 5).items.shape)
-        print(type(recotransfer.numerics._topk_loops.scan._cache).__name__)
+        import recotransfer.numerics._topk_loops as loops
+        import recotransfer.numerics._item_loops, recotransfer.encoders._word_loops
+        lengths = np.zeros(3)
+        loops.measure(np.eye(3, dtype=np.float32), np.arange(3), lengths)
+        print(lengths.tolist(), type(loops.measure._cache).__name__)
     """
     nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator", "HOME": "/proc/nohome"}
-    assert printed_by(code, **nowhere).split("\n") == ["(1, 5)", "NullCache"]
+    assert printed_by(code, **nowhere) == "[1.0, 1.0, 1.0] NullCache"
 
 
 def test_compiled_loops_start_no_threads_and_are_compiled_in_one_place():
