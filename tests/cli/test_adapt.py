@@ -2,7 +2,6 @@
 
 import io
 import json
-import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from types import SimpleNamespace
@@ -28,12 +27,6 @@ def run(*words, folder):
         except SystemExit as end:
             status = end.code
     return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
-
-
-def run_alone(*words, folder):
-    """The command in a process of its own."""
-    command = [sys.executable, "-m", "recotransfer", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +139,7 @@ def test_new_pictures_are_read_from_the_folder_of_their_own_table(albums):
     words = ["old/photos.csv", "--of", "image", "--positive", "red", "--column", "file", "--encoder", "network"]
     done = run("adapt", "medical", *words, "--out", "model", folder=albums)
     assert done.returncode == 0, done.stderr
-    done = run_alone("label", "model", "new/photos.csv", "--out", "labels.csv", folder=albums)
+    done = run("label", "model", "new/photos.csv", "--out", "labels.csv", folder=albums)
     assert done.returncode == 0, done.stderr
     assert "40 rows, 0 without readable content" in done.stderr
     assert NOTICE in done.stderr

@@ -77,7 +77,10 @@ def tiny(tmp_path_factory):
     catalogue.to_csv(folder / "items.csv", index=False)
     log.to_csv(folder / "events.csv", index=False)
     words = ["fit", "--items", "items.csv", "--events", "events.csv", "--out", "model", "--no-content"]
-    subprocess.run([sys.executable, "-m", "recotransfer", *words], cwd=folder, check=True, capture_output=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["recotransfer", *words])
+        main()
     return folder
 
 
@@ -108,10 +111,9 @@ def refused(ran, *words):
 # -- the sample shop, start to end -------------------------------------------------------------------------------------
 
 
-def examples(command=None):
+def examples(run, command=None):
     """The command lines shown by --help."""
-    words = [sys.executable, "-m", "recotransfer", *([command] if command else []), "--help"]
-    text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    text = run(*([command] if command else []), "--help").out
     return [line.split("#  ")[0] for line in re.findall(r"^ +(recotransfer .*)", text, re.MULTILINE)]
 
 
@@ -131,7 +133,7 @@ def small_shop(tmp_path, monkeypatch):
 
 
 def test_examples_in_help_run(small_shop, run, hashed):
-    shown = [line for command in ("fit", "recommend", "similar", "inspect", "demo") for line in examples(command)]
+    shown = [line for command in ("fit", "recommend", "similar", "inspect", "demo") for line in examples(run, command)]
     assert len(shown) >= 7
     for line in shown:
         quoted = re.findall(r"'([^']*)'|\"([^\"]*)\"|(\S+)", line.replace("--trials 20", "--trials 2"))
@@ -142,7 +144,7 @@ def test_examples_in_help_run(small_shop, run, hashed):
 
 
 def test_examples_of_the_first_help_page_run(small_shop, run, hashed):
-    for line in examples():
+    for line in examples(run):
         ran = run(*line.split("#")[0].split()[1:])
         assert ran.status == 0, (line, ran.err)
     assert pd.read_parquet("recs").groupby("user").size().eq(10).all()
