@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from recotransfer.cli.main import main
 from recotransfer.data import Filter, IdMap, Interactions, Items
 from recotransfer.errors import InputError, UnknownIdError
 from recotransfer.io.artifacts import sha256
@@ -154,7 +155,7 @@ main()
 """
 
 
-def test_a_killed_job_resumes_to_the_same_bytes(tmp_path):
+def test_a_killed_job_resumes_to_the_same_bytes(tmp_path, monkeypatch):
     events = log(users=200)
     items = Items(events.items, pd.DataFrame({"title": ["x"] * 60}), {"title": "text"})
     task = TransferTask(ItemKNN()).fit(items, events)
@@ -162,15 +163,15 @@ def test_a_killed_job_resumes_to_the_same_bytes(tmp_path):
 
     job_words = ["recommend", "model", "--k", "5", "--shard", "5", "--reasons", "--out", "killed"]
 
-    def status(*words):
-        return subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, check=False).returncode
-
     folder = tmp_path / "killed"
-    assert status("-c", KILLED_AT_THE_THIRD_SHARD, *job_words) == -signal.SIGKILL
+    victim = [sys.executable, "-c", KILLED_AT_THE_THIRD_SHARD, *job_words]
+    assert subprocess.run(victim, cwd=tmp_path, capture_output=True, check=False).returncode == -signal.SIGKILL
     assert len(list(folder.glob("part-*"))) == 3
     assert not (folder / "_manifest.json").exists()
     (folder / ".part-00020.parquet.abc123").write_bytes(b"half a shard")
-    assert status("-m", "recotransfer", *job_words, "--resume") == 0
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["recotransfer", *job_words, "--resume"])
+    main()
     whole = job(tmp_path / "whole", shard=5, reason=True)
     whole.run(task.recommender, model=sha256(tmp_path / "model" / "manifest.json"))
     assert content(folder) == content(tmp_path / "whole")
