@@ -4,6 +4,8 @@ Each one is fitted, tuned, benchmarked, saved, loaded in a fresh process and tes
 which need pytest. Run it: python examples/extend.py
 """
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from recotransfer import Benchmark, TransferTask, splits, tune, variants_of
 from recotransfer.data import Embeddings, IdMap, Interactions, Items
@@ -210,7 +213,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         task = TransferTask(MeanOfHistory(), encoders=[Letters()], transfers=[Centred()], progress=False)
         # Settings are chosen on held-out events.
-        best = tune(task, items, events, trials=3).params
+        best = tune(task, items, events, trials=2).params
         print(f"tuned: {best}")
 
         task = TransferTask(MeanOfHistory(**best), encoders=[Letters()], transfers=[Centred()], progress=False)
@@ -232,11 +235,10 @@ def main() -> None:
     outcome = run(TestMoods().problem(), TransferTask(Probe(), progress=False), draws=20)
     print(f"moods: margin {outcome.metrics['margin'].value:.2f}, {len(answers(outcome))} answers")
     flags = ["-q", "--no-header", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(Path(__file__).parent)]
-    tests = subprocess.run(
-        [sys.executable, "-m", "pytest", *flags, __file__], capture_output=True, text=True, check=False
-    )
-    print(f"contracts: {tests.stdout.strip().splitlines()[-1]}")
-    sys.exit(tests.returncode)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        status = pytest.main([*flags, __file__])
+    print(f"contracts: {said.getvalue().strip().splitlines()[-1]}")
+    sys.exit(status)
 
 
 if __name__ == "__main__":
