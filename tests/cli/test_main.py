@@ -124,7 +124,7 @@ def small_shop(tmp_path, monkeypatch):
     (folder / "sample_data").mkdir(parents=True)
     monkeypatch.chdir(folder)
     with sqlite3.connect("shop.db") as base:
-        for name, rows in (("items", 600), ("events", 5000)):
+        for name, rows in (("items", 300), ("events", 3000)):
             table = pd.read_csv(SHOP / f"{name}.csv", nrows=rows)
             table.to_sql(name, base, index=False)
             for path in (f"sample_data/{name}.csv", f"{name}.csv"):
