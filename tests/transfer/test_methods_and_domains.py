@@ -57,18 +57,18 @@ ADAPTATIONS = {
     "adversarial": Adversarial(weight=10.0, **PATIENT),
 }
 ALL = dict.fromkeys(DOMAINS)
-NO_TOWER = "needs an encoder that reads names and pictures into one space"
-NO_NAMES = "a sequence has no words in common with the name of its class"
-FEW_LABELS = "it draws users, and labels are few: the gain over an ablation is told over items"
-NO_WEIGHTS = "counts of k-mers have no weights; medical pictures are tuned as those of vision"
+NO_TOWER = "needs an encoder with one space for names and pictures"
+NO_NAMES = "a sequence shares no words with the name of its class"
+FEW_LABELS = "it resamples users, and labels are too few for that: the gain over an ablation resamples items"
+NO_WEIGHTS = "k-mer counts have no weights to tune; medical pictures are tuned as in vision"
 MATRIX = {
     **dict.fromkeys([*TRANSFERS, *ADAPTATIONS], ALL),
     "fine-tuning": {**ALL, "medical": NO_WEIGHTS},
     "distillation": {**ALL, "medical": NO_WEIGHTS},
-    "static encoder": {**ALL, "vision": "a table of tokens reads text", "medical": "a table of tokens reads text"},
+    "static encoder": {**ALL, "vision": "static encoders read text only", "medical": "static encoders read text only"},
     "zero-shot": {**ALL, "vision": NO_TOWER, "medical": NO_NAMES},
     "few-shot": ALL,
-    "augmentation": {**ALL, "medical": "one changed letter may change what a sequence does"},
+    "augmentation": {**ALL, "medical": "changing one letter may change what a sequence does"},
     "pseudo-labels": ALL,
     "label mapping": ALL,
     "partial fit": ALL,
