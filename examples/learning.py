@@ -20,7 +20,7 @@ profiles = pd.DataFrame(minutes, columns=["minutes", "posts"], index=[f"u{u}" fo
 
 outcomes = []
 for name, used in {"popularity": None, "groups of learners": profiles}.items():
-    problem = learning.courses(log, courses, profiles=used, groups=3, ask="new learners", encoders=[])
+    problem = learning.courses(log, courses, profiles=used, groups=3, protocol="new learners", encoders=[])
     outcomes.append(experiments.run(problem, TransferTask(EASE(), encoders=[]), name=name, settings=[{}], draws=200))
 columns = ["variant", "found at 10", "found at 10 low", "found at 10 high", "gain", "gain low", "gain high"]
 print(experiments.table(outcomes, problem.metrics, ablation="popularity")[columns].round(3).to_string(index=False))

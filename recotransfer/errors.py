@@ -21,6 +21,11 @@ class UnknownIdError(InputError, LookupError):
 class NotFittedError(RecoTransferError, RuntimeError):
     """A model was used before `fit` or `load`."""
 
+    @classmethod
+    def of(cls, model: object) -> NotFittedError:
+        """The error that names the class of the model."""
+        return cls(f"this {type(model).__name__} is not fitted; call fit or load first")
+
 
 class ArtifactError(RecoTransferError):
     """A saved folder is damaged, was edited, or has another class or a format that this version cannot read."""

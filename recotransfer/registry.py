@@ -139,7 +139,7 @@ class Registry:
 
     def _module(self, name: str) -> ModuleType:
         if not isinstance(name, str):
-            raise InputError(f"the name of a {self.kind} must be text, got {name!r}")
+            raise InputError(f"{self.kind} names must be text, got {name!r}")
 
         module = name.rpartition(":")[0] or self.homes.get(name)
         if module is None:
@@ -158,7 +158,7 @@ class Registry:
             found = getattr(found, part, None)
 
         if not self.accepts(found):
-            raise InputError(f"{name!r} is not a class that meets the contract of a {self.kind}, {self.contract}")
+            raise InputError(f"{name!r} is not a class that meets the {self.kind} contract, {self.contract}")
 
         return found  # type: ignore[no-any-return]
 

@@ -33,7 +33,7 @@ from recotransfer.encoders import (
     store_encoders,
     stored_encoders,
 )
-from recotransfer.errors import ArtifactError, InputError, NotFittedError
+from recotransfer.errors import InputError, NotFittedError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter, open_artifact, write_artifact
 from recotransfer.io.values import check_ids
 from recotransfer.recommenders import HybridItems, Recommender, audience
@@ -313,7 +313,7 @@ class TransferTask:
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "fusion_"):
-            raise NotFittedError("this TransferTask has not learned anything; call fit or load first")
+            raise NotFittedError.of(self)
 
     # -- results -------------------------------------------------------------------------------------------------------
 
@@ -399,11 +399,7 @@ class TransferTask:
             verify: compare the checksums of all files; False is for folders that were verified before.
         """
         artifact = open_artifact(path, verify=verify)
-        if artifact.class_name != cls.__name__:
-            raise ArtifactError(
-                f"{path} holds a {artifact.class_name}, not a {cls.__name__}; load it with {artifact.class_name}.load"
-            )
-
+        artifact.check_class(cls)
         return cls._read(artifact, cache)
 
     @classmethod

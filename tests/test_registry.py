@@ -117,7 +117,7 @@ def test_a_class_of_anyones_is_found_by_its_module_and_a_misspelt_one_of_ours_ge
     assert known.name_of(known.find(ours)) == ours
     with pytest.raises(InputError, match=f"no {kind} is called '{misspelt}'; did you mean '{ours}'"):
         known.find(misspelt)
-    with pytest.raises(InputError, match=f"'{theirs}:Missing' is not a class that meets the contract of a {kind}"):
+    with pytest.raises(InputError, match=f"'{theirs}:Missing' is not a class that meets the {kind} contract"):
         known.find(f"{theirs}:Missing")
     with pytest.raises(InputError, match="cannot be imported"):
         known.find("no_such_module_anywhere:Mine")

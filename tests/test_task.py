@@ -437,7 +437,7 @@ def test_a_second_fit_replaces_the_model_at_a_path(tmp_path):
 
 def test_other_folders_are_no_tasks(fitted, tmp_path):
     fitted.recommender.save(tmp_path / "model")
-    with pytest.raises(ArtifactError, match="holds a HybridItems, not a TransferTask"):
+    with pytest.raises(ArtifactError, match="was saved by HybridItems, not TransferTask"):
         TransferTask.load(tmp_path / "model")
     with pytest.raises(ArtifactError, match=r"holds no manifest\.json"):
         TransferTask.load(tmp_path)

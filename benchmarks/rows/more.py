@@ -156,16 +156,18 @@ def platform(learners: int = 800, courses: int = 120, seed: int = 0) -> Platform
     return Platform(log, items, profiles)
 
 
-def course_row(ask: Any) -> Any:
-    """The function that makes the row of one value of `ask`."""
+def course_row(protocol: Any) -> Any:
+    """The function that makes the row of a protocol of `learning.courses`."""
 
     def row(data: Path, work: Path) -> dict[str, Any]:
         from adapters import result_row
 
         made = platform()
         encoders = [SentenceText()]
-        plain = learning.courses(made.enrolments, made.courses, ask=ask, encoders=encoders)
-        grouped = learning.courses(made.enrolments, made.courses, profiles=made.profiles, ask=ask, encoders=encoders)
+        plain = learning.courses(made.enrolments, made.courses, protocol=protocol, encoders=encoders)
+        grouped = learning.courses(
+            made.enrolments, made.courses, profiles=made.profiles, protocol=protocol, encoders=encoders
+        )
 
         def variant(name: str, problem: experiments.Problem, task: TransferTask) -> experiments.Outcome:
             return experiments.run(problem, task, name=name, settings=[{}])

@@ -31,7 +31,7 @@ def courses(
     *,
     profiles: pd.DataFrame | None = None,
     groups: int = 8,
-    ask: Literal["next", "cold courses", "new learners"] = "next",
+    protocol: Literal["next", "cold courses", "new learners"] = "next",
     encoders: Sequence[Encoder] | None = None,
     seed: int = 0,
 ) -> Problem:
@@ -43,32 +43,32 @@ def courses(
         profiles: one row per learner, indexed by learner id: numbers that describe how they learn, such as minutes per
             session. Learners are clustered by them (`features.clusters`). None uses no groups; that is the ablation.
         groups: number of groups.
-        ask: "next" holds out each learner's last course; "cold courses" all enrolments in a tenth of the courses; "new
-            learners" all enrolments of a tenth of the learners, of whom only the profile is known.
+        protocol: "next" holds out each learner's last course, "cold courses" all enrolments in a tenth of the courses,
+            "new learners" all enrolments of a tenth of the learners, of whom only the profile is known.
         encoders: encoders of the courses; None leaves the choice to the task.
         seed: random seed of the clustering and of the split.
     """
     enrolments = enrolments.with_items(catalogue.ids.union(enrolments.items))
-    split = _split(enrolments, ask, seed)
+    split = _split(enrolments, protocol, seed)
     items = _complete_catalogue(catalogue, split.train.items)
 
     if profiles is not None:
         numbers = clusters(profiles, groups, seed=seed)
         items, split = _with_groups(items, split, dict(zip(profiles.index, numbers.tolist(), strict=True)))
 
-    return Problem(f"courses, {ask}", items, split, _METRICS, encoders=encoders, target="items")
+    return Problem(f"courses, {protocol}", items, split, _METRICS, encoders=encoders, target="items")
 
 
-def _split(enrolments: Interactions, ask: str, seed: int) -> Split:
-    if ask == "next":
+def _split(enrolments: Interactions, protocol: str, seed: int) -> Split:
+    if protocol == "next":
         return splits.leave_last(enrolments)
-    if ask == "cold courses":
+    if protocol == "cold courses":
         return splits.cold_items(enrolments, seed=seed)
-    if ask != "new learners":
-        raise InputError(f'ask must be "next", "cold courses" or "new learners", got {ask!r}')
+    if protocol != "new learners":
+        raise InputError(f'protocol must be "next", "cold courses" or "new learners", got {protocol!r}')
     if (count := len(enrolments.users)) < 3:
         raise InputError(
-            f'ask="new learners" needs three learners at least, one per part, but there are {count}; add learners'
+            f'protocol="new learners" needs at least three learners, one per part, but got {count}; add learners'
         )
 
     order = np.random.default_rng(seed).permutation(count)

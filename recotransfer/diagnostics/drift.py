@@ -165,7 +165,7 @@ class _Periods(NamedTuple):
         # At most `most` items per row, so that active users do not dominate.
         groups, first, size = np.unique(pairs // width, return_index=True, return_counts=True)
         sides = groups % 2 == 1
-        _check_sides(sides, "have events")
+        _check_sides(sides, "who have events")
         most = int(max(1, min(np.median(size[side]) for side in (sides, ~sides))))
         row = np.repeat(np.arange(len(groups)), size)
         kept = np.arange(len(pairs)) - first[row] < most
@@ -183,7 +183,9 @@ def _check_sides(later: Sides, what: str) -> None:
     """Raise `InputError` unless both periods have two users or more; `what` says which users count."""
     for name, side in (("earlier", ~later), ("later", later)):
         if side.sum() < 2:
-            raise InputError(f"only {int(side.sum())} users of the {name} period {what}; drift needs at least two")
+            raise InputError(
+                f"number of users of the {name} period {what}: {int(side.sum())}; drift needs at least two"
+            )
 
 
 def _permutation_test(
@@ -255,7 +257,7 @@ def _content(log: _Periods, items: Embeddings, draws: int, seed: int) -> Shift:
     """Squared MMD between the users' mean vectors in the two periods; the unbiased estimate."""
     weight = log.share[:, items.has_content].sum(axis=1)
     log = log.take(np.flatnonzero(weight))
-    _check_sides(log.later, "have an item with content")
+    _check_sides(log.later, "who have an item with content")
     means = (log.share @ unit_rows(items.vectors)) * reciprocal(weight[weight > 0])[:, None]
     kernel = gaussian_kernel(means)
     n, m, whole = int(log.later.sum()), int((~log.later).sum()), float(kernel.sum())
@@ -287,7 +289,7 @@ def _behaviour(model: Recommender, before: Interactions, after: Interactions, k:
         later.append(np.full(len(ids), side == 1))
 
     quality, sides = np.concatenate(values), np.concatenate(later)
-    _check_sides(sides, "have a history in the model and events that it was not fitted on")
+    _check_sides(sides, "who have a history in the model and events that it was not fitted on")
 
     def change(later: Sides) -> Float:
         return np.asarray((later @ quality) / later.sum(axis=1) - (~later @ quality) / (~later).sum(axis=1))

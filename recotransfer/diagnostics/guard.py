@@ -255,7 +255,7 @@ def _with_history(valid: Interactions, known: Interactions, seed: int) -> Intera
     users = np.intersect1d(np.flatnonzero((at >= 0) & has[at]), valid.user)
     if len(users) < 2:
         raise InputError(
-            f"{len(users)} users have both a history and held-out events, but a comparison needs two; give validation "
+            f"users with both a history and held-out events: {len(users)}, but a comparison needs two; give validation "
             "events of users in the log, or their histories"
         )
 

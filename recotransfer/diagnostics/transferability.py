@@ -125,7 +125,7 @@ def neighbour_agreement(items: Embeddings, interactions: Interactions, *, neighb
     pool = np.flatnonzero((count > 0) & items.has_content)
     if len(pool) < neighbours + 2:
         raise InputError(
-            f"{len(pool)} items have both content and events; {neighbours} neighbours need at least {neighbours + 2}"
+            f"items with both content and events: {len(pool)}; neighbours={neighbours} needs at least {neighbours + 2}"
         )
 
     drawn = np.sort(np.random.default_rng(seed).permutation(len(pool))[:_MOST_ITEMS])

@@ -124,8 +124,9 @@ def _as_json(value: object, what: str) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [_as_json(one, what) for one in value]
 
-    raise InputError(f"{what} is a {type(value).__name__}, which cannot be saved as JSON; use plain values, or define "
-                     "spec()")  # fmt: skip
+    raise InputError(
+        f"{what} has the type {type(value).__name__}, which cannot be saved as JSON; use plain values, or define spec()"
+    )
 
 
 def content_bytes(value: Any) -> bytes:

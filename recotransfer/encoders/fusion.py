@@ -97,7 +97,7 @@ class Fusion:
 
     def _fitted(self) -> _State:
         if self._state is None:
-            raise NotFittedError("this Fusion is not fitted; call fit or load first")
+            raise NotFittedError.of(self)
 
         return self._state
 

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from recotransfer.errors import InputError, require
-from recotransfer.io.artifacts import atomic_folder, sha256
+from recotransfer.io.artifacts import MODEL_FILES, atomic_folder, sha256
 
 _REVISION_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 _PINNED = re.compile(r"(.+)@([0-9a-f]{12})")  # a model and its required revision
 _REVISION = re.compile(r"@([0-9a-f]{12})(?:/|$)")
-_STORED = {".json", ".safetensors", ".txt", ".model", ".jinja", ".md"}  # what `ArtifactWriter.folder_of_model` accepts
 _FOREIGN = {".bin", ".h5", ".msgpack", ".ot", ".onnx"}  # the same weights for other frameworks, or in an older format
 _TUNED = "tuned.json"  # marks a folder that `saved_model` wrote, and may therefore replace
 
@@ -119,7 +118,7 @@ def files_to_store(folder: Path) -> list[Path] | None:
         if any(part.startswith(".") for part in inner.parts) or inner.parts[0] in ("onnx", "openvino"):
             continue
 
-        if path.suffix in _STORED:
+        if path.suffix in MODEL_FILES:
             out.append(path)
         elif path.suffix not in _FOREIGN or not any(path.parent.glob("*.safetensors")):
             return None

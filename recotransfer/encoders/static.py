@@ -289,6 +289,6 @@ def _read(path: Path, kind: type) -> Any:
         raise InputError(f"{path} cannot be read ({cause}); give a folder that DistilStatic wrote") from None
 
     if not isinstance(value, kind):
-        raise InputError(f"{path} does not contain a {kind.__name__}; give a folder that DistilStatic wrote")
+        raise InputError(f"{path} does not contain JSON of type {kind.__name__}; give a folder that DistilStatic wrote")
 
     return value

@@ -81,8 +81,8 @@ class Split:
         is_ranked[events.items.positions(ranked.ids)] = True
         if (lost := events.item[~is_ranked[events.item]]).size:
             raise InputError(
-                f"{len(lost)} {truth} events ask for items that {truth}_items lacks, for example "
-                f"{events.items.take(lost[:1])[0]!r}; remove the events or add the items"
+                f"{truth}_items lacks items of {truth} events, for example {events.items.take(lost[:1])[0]!r} "
+                f"(number of these events: {len(lost)}); remove the events or add the items"
             )
 
     def _check_disjoint(self, name: str, truth: str) -> None:
@@ -94,8 +94,9 @@ class Split:
 
         user, item = np.divmod(both[:1], len(events.items))
         raise InputError(
-            f"{len(both)} pairs stand in both {name} and {truth}, for example user {events.users.take(user)[0]!r} with "
-            f"item {events.items.take(item)[0]!r}; remove them from one, because items that a user has are never listed"
+            f"{name} and {truth} share pairs of user and item, for example user {events.users.take(user)[0]!r} with "
+            f"item {events.items.take(item)[0]!r} (number of pairs: {len(both)}); remove them from one of the two, "
+            "because items in a user's history are never recommended"
         )
 
     def with_items(self, items: IdMap) -> Split:
@@ -116,7 +117,7 @@ class Split:
         if not is_among(pair_keys(self.valid_history), pair_keys(self.train)).all():
             parts.insert(1, self.valid_history)
 
-        return functools.reduce(concat_logs, parts)
+        return functools.reduce(Interactions.concat, parts)
 
     def describe(self) -> dict[str, Any]:
         """Summary as plain JSON: name, sizes of all parts, numbers of ranked items (None for all), facts."""
@@ -153,25 +154,6 @@ def over_ids(events: Interactions, users: IdMap, items: IdMap) -> Interactions:
     events = events.with_items(items)
     user = users.positions(events.users.ids)[events.user]
     return Interactions(users, items, user, events.item, events.weight, events.time, events.kind, events.kinds)
-
-
-def concat_logs(first: Interactions, then: Interactions) -> Interactions:
-    """The events of both logs, which must have the same users and items."""
-    for name in ("time", "kind"):
-        if (getattr(first, name) is None) != (getattr(then, name) is None):
-            raise InputError(
-                f"only one of train and valid has a {name}, so they cannot be joined; give both a {name}, or neither"
-            )
-
-    kinds = tuple(dict.fromkeys([*first.kinds, *then.kinds]))
-    new_kinds = np.array([kinds.index(name) for name in then.kinds], np.int16)
-
-    def both(name: str) -> Any:
-        return None if getattr(first, name) is None else np.concatenate([getattr(first, name), getattr(then, name)])
-
-    kind = None if first.kind is None or then.kind is None else np.concatenate([first.kind, new_kinds[then.kind]])
-
-    return Interactions(first.users, first.items, both("user"), both("item"), both("weight"), both("time"), kind, kinds)
 
 
 def users_without_history(truth: Interactions, history: Interactions) -> int:

@@ -22,7 +22,6 @@ from recotransfer.errors import InputError
 from recotransfer.evaluation.split import (
     HeldOut,
     Split,
-    concat_logs,
     earlier_than_history,
     is_among,
     over_ids,
@@ -185,7 +184,7 @@ def by_group(interactions: Interactions, groups: Iterable[Any], *, share: float 
         raise InputError(f"{len(values)} groups for {len(interactions.items)} items; give one per item")
     if (lost := np.flatnonzero(values.isna())).size:
         raise InputError(
-            f"{len(lost)} items have no group, the first is {interactions.items.take(lost[:1])[0]!r}; "
+            f"items without a group: {len(lost)}, the first is {interactions.items.take(lost[:1])[0]!r}; "
             "give each item a group, or one of its own if it belongs to none"
         )
 
@@ -316,7 +315,7 @@ def given(
         items = items if ids is None else items.union(ids)
 
     train, valid, test = (over_ids(part, users, items) for part in (train, valid, test))
-    known = [train, concat_logs(train, valid)] if history is None else [over_ids(history, users, items)] * 2
+    known = [train, _known_before_test(train, valid)] if history is None else [over_ids(history, users, items)] * 2
     facts = {
         "events": len(train) + len(valid) + len(test),
         "users_without_history": {
@@ -330,6 +329,13 @@ def given(
     }
 
     return _checked(Split(train, valid, test, known[0], known[1], ranked[0], ranked[1], "given", facts))
+
+
+def _known_before_test(train: Interactions, valid: Interactions) -> Interactions:
+    try:
+        return train.concat(valid)
+    except InputError as cause:  # say which of the given logs these are
+        raise InputError(f"train and valid: {cause}") from None
 
 
 class _LastEvents(NamedTuple):

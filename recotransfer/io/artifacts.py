@@ -34,7 +34,7 @@ from recotransfer.io.values import frame_to_ids, from_table, ids_to_frame, to_ta
 FORMAT = 1
 _MANIFEST = "manifest.json"
 # Suffixes of text and tensor files, which cannot execute code when a model is loaded.
-_MODEL_FILES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".md"}
+MODEL_FILES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".md"}
 
 
 @contextlib.contextmanager
@@ -203,7 +203,7 @@ class ArtifactWriter:
         """
         source = Path(path)
         files = _files(source) if files is None else files
-        if bad := next((f for f in files if f.suffix not in _MODEL_FILES), None):
+        if bad := next((f for f in files if f.suffix not in MODEL_FILES), None):
             raise InputError(f"{bad} is neither text nor safetensors, so it cannot be saved with a model; remove it")
 
         for file in files:
@@ -265,6 +265,11 @@ class Artifact:
         """Name of the class that wrote the artefact."""
         return str(self.manifest["class"])
 
+    def check_class(self, expected: type) -> None:
+        """Raise `ArtifactError` if another class than `expected` wrote the artefact."""
+        if (name := self.class_name) != expected.__name__:
+            raise ArtifactError(f"{self.folder} was saved by {name}, not {expected.__name__}; load it with {name}.load")
+
     def _name_of(self, file: str) -> str:
         if file not in self:
             raise ArtifactError(f"{self.folder}: part {self.prefix}{file} is not in {_MANIFEST}; save the model again")
@@ -314,7 +319,7 @@ class Artifact:
             raise ArtifactError(
                 f"{self.folder}: {start} changed after it was saved; restore it or save the model again"
             )
-        if bad := next((path for path in stored if Path(path).suffix not in _MODEL_FILES), None):
+        if bad := next((path for path in stored if Path(path).suffix not in MODEL_FILES), None):
             raise ArtifactError(f"{self.folder / start / bad} is neither text nor safetensors; save the model again")
 
         return {path.partition("/")[2]: digest for path, digest in stored.items()}

@@ -125,7 +125,7 @@ def drop_duplicates(table: Table, log: pd.DataFrame) -> None:
         table.drop(duplicate, "duplicate row", None, "no action needed: it counts once")
     elif duplicate.any():
         table.notes.append(
-            f"{int(duplicate.sum()):,} rows equal an earlier one; without times they were kept as repeated events"
+            f"rows that equal an earlier one: {int(duplicate.sum()):,}; without times they were kept as repeated events"
         )
 
 

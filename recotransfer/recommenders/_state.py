@@ -81,7 +81,7 @@ class FittedState(Checked, ABC):
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "catalogue_"):
-            raise NotFittedError(f"this {type(self).__name__} has not learned anything; call fit or load first")
+            raise NotFittedError.of(self)
 
     def known_events(self) -> Interactions:
         """The events the model was fitted on, sorted by user and time.
@@ -153,9 +153,7 @@ class FittedState(Checked, ABC):
             ArtifactError: the folder holds another class, is damaged, or was written by an incompatible version.
         """
         artifact = open_artifact(path, verify=verify)
-        if artifact.class_name != cls.__name__:
-            raise ArtifactError(f"{path} holds a {artifact.class_name}, not a {cls.__name__}; load it with that class")
-
+        artifact.check_class(cls)
         return cls.read(artifact)
 
     def write(self, writer: ArtifactWriter) -> None:

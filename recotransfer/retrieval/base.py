@@ -70,4 +70,4 @@ def checked_vectors(vectors: NDArray[np.float32], dim: int | None) -> NDArray[np
 def expect_stored(stored: dict[str, Any], name: str, prefix: str) -> None:
     """Raise `ArtifactError` if the stored index is of another class than `name`."""
     if stored["class"] != name:
-        raise ArtifactError(f"{prefix} holds a {stored['class']}, not a {name}; use load_index")
+        raise ArtifactError(f"{prefix} was saved by {stored['class']}, not {name}; use load_index")

@@ -82,7 +82,7 @@ class Transfer(Checked, ABC):
             InputError: vectors of another width than in `fit`.
         """
         if not hasattr(self, "state_"):
-            raise NotFittedError(f"this {type(self).__name__} has not learned anything; call fit or load first")
+            raise NotFittedError.of(self)
         if items.dim != self.dim_in_:
             raise InputError(f"{type(self).__name__} was fitted on {self.dim_in_} dimensions, not {items.dim}")
 

@@ -110,7 +110,7 @@ class Distil(Tuner):
         content = student.values(items)
         rows = [row for row in np.flatnonzero(taught.has_content) if content[row] is not None]
         if len(rows) < 2:
-            raise InputError(f"{len(rows)} items have content to learn from; give more, see the encoder's report")
+            raise InputError(f"items with content to learn from: {len(rows)}; give more, see the encoder's report")
 
         module = student.module()
         if self.student is None:

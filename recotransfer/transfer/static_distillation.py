@@ -93,7 +93,7 @@ class DistilStatic(Tuner):
         texts = list(dict.fromkeys(text for text in encoder.values(items) if text is not None))
         if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
             raise InputError(
-                f"{len(texts)} texts to learn from; give a text encoder and items with text in its columns"
+                f"texts to learn from: {len(texts)}; give a text encoder and items with text in its columns"
             )
 
         settings = {

@@ -15,7 +15,7 @@ from recotransfer.arguments import checked_class
 from recotransfer.encoders import SentenceText
 from recotransfer.encoders.models import quiet_loading
 from recotransfer.encoders.precision import computes_in_bfloat16
-from recotransfer.errors import ArtifactError, InputError, NotFittedError, require
+from recotransfer.errors import InputError, NotFittedError, require
 from recotransfer.io.artifacts import Artifact, ArtifactWriter, digest, open_artifact, write_artifact
 from recotransfer.settings import NonNegativeInt, Positive, PositiveInt, check_settings
 from recotransfer.transfer._decoder import (
@@ -307,7 +307,7 @@ class Translator:
         torch = require("torch")
 
         if not hasattr(self, "network_"):
-            raise NotFittedError(f"this {type(self).__name__} has not learned anything; call fit or load first")
+            raise NotFittedError.of(self)
 
         pairs = self._tokens(Pairs(sources, []))
         out = [""] * len(sources)
@@ -367,7 +367,5 @@ class Translator:
     def load(cls, folder: str | Path) -> Self:
         """The translator that `fit` saved in this folder; for an unfinished run, the best epoch so far."""
         artifact = open_artifact(Path(folder) / "model")
-        if artifact.class_name != cls.__name__:
-            raise ArtifactError(f"{folder} holds a {artifact.class_name}, not a {cls.__name__}")
-
+        artifact.check_class(cls)
         return cls(**artifact.json("translator"))._open(artifact)

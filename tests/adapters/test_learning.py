@@ -65,8 +65,8 @@ def test_groups_are_known_before_anything_else_and_never_recommended():
 
 def test_a_learner_without_a_course_is_recommended_what_the_group_takes():
     log, items, profiles = platform()
-    grouped = learning.courses(log, items, profiles=profiles, groups=KINDS, ask="new learners")
-    plain = learning.courses(log, items, ask="new learners")
+    grouped = learning.courses(log, items, profiles=profiles, groups=KINDS, protocol="new learners")
+    plain = learning.courses(log, items, protocol="new learners")
     found, blind = (run(problem, EASE()).metrics["found at 10"].value for problem in (grouped, plain))
     assert found > 0.9  # eight courses are of the learner's kind
     assert blind < 0.7
@@ -74,7 +74,7 @@ def test_a_learner_without_a_course_is_recommended_what_the_group_takes():
 
 def test_courses_that_nobody_took_are_recommended_by_what_they_are_about():
     log, items, profiles = platform()
-    problem = learning.courses(log, items, profiles=profiles, groups=KINDS, ask="cold courses", seed=3)
+    problem = learning.courses(log, items, profiles=profiles, groups=KINDS, protocol="cold courses", seed=3)
     kinds = items.columns["kind"].iloc[problem.split.test_items.ids.astype(int)]
     outcome = run(problem, HybridItems(), [TabularAttributes()])
     assert set(outcome.predictions.candidates.ids.tolist()) == set(problem.split.test_items.ids.tolist())
@@ -103,12 +103,12 @@ def test_profiles_of_nobody_are_refused_and_those_of_some_are_taken():
 @pytest.mark.parametrize("count", [1, 2])
 def test_too_few_new_learners_are_refused(count):
     log, items, _ = platform(count)
-    with pytest.raises(InputError, match=f"three learners at least.*there are {count}"):
-        learning.courses(log, items, ask="new learners")
-    assert len(learning.courses(*platform(3)[:2], ask="new learners").split.test) == 5
+    with pytest.raises(InputError, match=f"at least three learners.*got {count}"):
+        learning.courses(log, items, protocol="new learners")
+    assert len(learning.courses(*platform(3)[:2], protocol="new learners").split.test) == 5
 
 
 def test_an_unknown_question_is_refused():
     log, items, _ = platform(12, 15)
     with pytest.raises(InputError, match="next"):
-        learning.courses(log, items, ask="best")
+        learning.courses(log, items, protocol="best")

@@ -255,7 +255,7 @@ def test_only_the_allowed_items_and_the_given_histories_count(ablation):
     )
     few = guard(hybrid("right"), ablation, truth, histories=whom).verdict
     assert sum(bucket.pairs for bucket in few.buckets) == 2
-    with pytest.raises(InputError, match="0 users have both a history and held-out events"):
+    with pytest.raises(InputError, match="users with both a history and held-out events: 0"):
         guard(hybrid("right"), ablation, truth)
 
 

@@ -139,7 +139,7 @@ def test_neighbour_agreement_leaves_out_items_without_content_or_events():
     assert neighbour_agreement(some, log) == pytest.approx(
         neighbour_agreement(bare, log.select(rows).with_items(bare.ids)), rel=0.02
     )
-    with pytest.raises(InputError, match="3 items have both content and events"):
+    with pytest.raises(InputError, match="items with both content and events: 3"):
         neighbour_agreement(Embeddings(log.items, vectors, present=np.arange(200) < 3), log)
     with pytest.raises(InputError, match="neighbours must be at least 1, got 0"):
         neighbour_agreement(bare, log, neighbours=0)

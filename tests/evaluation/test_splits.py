@@ -380,7 +380,7 @@ def test_items_without_events_are_not_ranked_and_take_no_share():
 @pytest.mark.parametrize("missing", [None, float("nan"), pd.NA])
 def test_a_missing_group_is_named(missing):
     events = log([("u", "a", 0), ("u", "b", 0), ("u", "c", 0)])
-    with pytest.raises(InputError, match="1 items have no group, the first is 'b'"):
+    with pytest.raises(InputError, match="items without a group: 1, the first is 'b'"):
         by_group(events, ["p", missing, "q"])
     with pytest.raises(InputError, match="2 groups for 3 items"):
         by_group(events, ["p", "q"])
@@ -492,11 +492,17 @@ def test_a_history_of_ones_own_stands_for_both_questions():
 @pytest.mark.parametrize(
     ("train", "valid", "test", "history", "message"),
     [
-        ("ua va", "ua ub", "va vb", None, "1 pairs stand in both train and valid, for example user 'u' with item 'a'"),
-        ("ua vc", "ub", "ua vc uc", None, "2 pairs stand in both train and test"),
-        ("ua", "ub", "ub", "ua", "1 pairs stand in both valid and test, for example user 'u' with item 'b'"),
-        ("ua", "wb", "xc", "wb", "1 pairs stand in both valid_history and valid, for example user 'w'"),
-        ("ua", "wb", "xc", "xc", "1 pairs stand in both test_history and test, for example user 'x'"),
+        (
+            "ua va",
+            "ua ub",
+            "va vb",
+            None,
+            "train and valid share pairs of user and item, for example user 'u' with item 'a' .number of pairs: 1.;",
+        ),
+        ("ua vc", "ub", "ua vc uc", None, "train and test share pairs of user and item, .* .number of pairs: 2.;"),
+        ("ua", "ub", "ub", "ua", "valid and test share pairs of user and item, for example user 'u' with item 'b'"),
+        ("ua", "wb", "xc", "wb", "valid_history and valid share pairs of user and item, for example user 'w'"),
+        ("ua", "wb", "xc", "xc", "test_history and test share pairs of user and item, for example user 'x'"),
         ("ua", "", "xc", None, "given: no event is left for valid"),
     ],
 )
@@ -510,14 +516,14 @@ def test_given_parts_that_leak_or_lack_are_refused(train, valid, test, history, 
 
 def test_a_truth_outside_the_ranked_items_is_refused():
     parts = [log([("u", item, 0)]) for item in "abc"]
-    with pytest.raises(InputError, match="1 test events ask for items that test_items lacks, for example 'c'"):
+    with pytest.raises(InputError, match="test_items lacks items of test events, for example 'c'"):
         splits.given(*parts, test_items=["a", "b"])
 
 
 def test_parts_join_only_where_both_have_times_and_kinds():
     train, valid, test = (log([("u", item, 0), ("v", item, 0)]) for item in "abc")
     for column, gone in (("time", {"time": None}), ("kind", {"kind": None, "kinds": ()})):
-        with pytest.raises(InputError, match=f"only one of train and valid has a {column}"):
+        with pytest.raises(InputError, match=f"train and valid: only one of the two logs has a {column}"):
             splits.given(train, dataclasses.replace(valid, **gone), test)
         untimed = splits.given(train, dataclasses.replace(valid, **gone), test, history=train)
         assert getattr(untimed.valid, column) is None
@@ -541,7 +547,7 @@ def test_a_split_checks_its_own_parts():
     other = log([("u0", "i0", 0)])
     with pytest.raises(InputError, match="test_history and train are over different users or items"):
         dataclasses.replace(good, test_history=other)
-    with pytest.raises(InputError, match="stand in both train and test"):
+    with pytest.raises(InputError, match="train and test share pairs"):
         dataclasses.replace(good, test=good.train)
     with pytest.raises(UnknownIdError, match="'nothing'"):
         dataclasses.replace(good, valid_items=IdMap(["nothing"]))

@@ -310,7 +310,7 @@ def test_the_verdict_owns_up_to_what_speaks_against_it():
     assert "were not tested against each other, their intervals do not overlap." in said(results)
     for variant in results["variants"][:-1]:
         variant["rankings"]["all"]["users"] = 12
-    assert "Only 12 users were tested" in said(results)
+    assert "Number of users tested: only 12" in said(results)
 
 
 def test_an_variant_without_content_can_win():

@@ -237,7 +237,7 @@ def test_weights_of_fitted_members_equal_those_that_fit_learns(kind):
 
 def test_learning_refuses_members_that_do_not_fit_together():
     log = checkerboard()
-    with pytest.raises(NotFittedError, match="EASE has not learned"):
+    with pytest.raises(NotFittedError, match="EASE is not fitted"):
         WeightedFusion(members=PAIR).learn(log)
     fewer = Interactions.from_frame(pd.DataFrame({"user": list("aabb"), "item": list("xyxy")}))
     with pytest.raises(InputError, match="different users or items"):
@@ -306,7 +306,7 @@ def test_own_classes_join_by_import_path(tmp_path):
     again = RankFusion.load(tmp_path / "m").recommend(k=3)
     np.testing.assert_array_equal(again.positions, model.recommend(k=3).positions)
     for wrong in (f"{__name__}:PAIR", f"{__name__}:Nothing"):
-        with pytest.raises(InputError, match="is not a class that meets the contract of a recommender"):
+        with pytest.raises(InputError, match="is not a class that meets the recommender contract"):
             recommenders.find(wrong)
     with pytest.raises(InputError, match="cannot be imported"):
         recommenders.find("no_such_module:Model")

@@ -301,7 +301,7 @@ def test_product_top_k_equals_the_dense_product():
 
 def test_loading_with_the_wrong_class_names_both(tmp_path):
     Popularity().fit(checkerboard()).save(tmp_path / "m")
-    with pytest.raises(ArtifactError, match="holds a Popularity, not a EASE"):
+    with pytest.raises(ArtifactError, match="was saved by Popularity, not EASE"):
         EASE.load(tmp_path / "m")
     with pytest.raises(InputError, match="no recommender is called 'Oracle'"):
         recommenders.find("Oracle")

@@ -310,5 +310,5 @@ def test_settings_that_cannot_be_are_refused(settings, says, tiny, tmp_path):
 
 def test_too_little_to_learn_from_is_refused(tmp_path):
     items = catalogue(1)
-    with pytest.raises(InputError, match="1 texts to learn from"):
+    with pytest.raises(InputError, match="texts to learn from: 1"):
         static(tmp_path).tune(Planted(), items)

@@ -282,7 +282,7 @@ def test_quality_that_fell_asks_for_a_refit():
 
 
 def test_periods_without_users_are_refused():
-    with pytest.raises(InputError, match="1 users of the later period"):
+    with pytest.raises(InputError, match="users of the later period who have events: 1;"):
         drift(crowd(0), crowd(1, users=1))
 
 

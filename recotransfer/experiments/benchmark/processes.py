@@ -19,7 +19,7 @@ from typing import Any
 
 from recotransfer.errors import InputError
 from recotransfer.experiments.benchmark.variants import Variant, guarded
-from recotransfer.experiments.benchmark.work import Work, died, done, run_variant, write_failed
+from recotransfer.experiments.benchmark.work import Work, done, exit_reason, run_variant, write_failed
 from recotransfer.progress import draw_in_this_process_only
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -102,7 +102,7 @@ def _check_ended(work: Work, job: tuple[Variant, ...], status: int) -> None:
 
     variant = job[0] if len(job) == 1 else guarded(job[0])
     if status and not done(work.folder(variant)):
-        write_failed(work.folder(variant), variant, died(status))
+        write_failed(work.folder(variant), variant, exit_reason(status))
 
 
 @contextlib.contextmanager

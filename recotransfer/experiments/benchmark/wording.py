@@ -182,7 +182,7 @@ def _doubts(results: Results, variants: Sequence[Variant]) -> Iterator[str]:
 
     users = variants[0]["rankings"]["all"].get("users")
     if is_known(users) and users < FEW:
-        yield f"Only {count(users)} users were tested: take none of this as settled."
+        yield f"Number of users tested: only {count(users)}, too few for firm conclusions."
 
     if failed := failed_variants(results):
         names = ", ".join(variant["name"] for variant in failed)

@@ -109,7 +109,7 @@ def write_failed(folder: Path, variant: Variant, why: str) -> None:
     write_json(folder / "variant.json", {**_facts(variant), "failed": " ".join(why.split())})
 
 
-def died(status: int) -> str:
+def exit_reason(status: int) -> str:
     """Why a variant failed whose process ended with this exit status and wrote no error."""
     if status == -signal.SIGKILL:
         return "its process was killed, probably for lack of memory; use a machine with more memory, or fewer workers"
