@@ -168,7 +168,7 @@ def test_settings_that_no_file_can_hold_are_refused_by_name():
             super().__init__()
             self.table = table
 
-    with pytest.raises(InputError, match="Odd: table is a Series"):
+    with pytest.raises(InputError, match="Odd: table has the type Series"):
         encoder_spec(Odd(table=pd.Series([1])))
 
 
