@@ -193,6 +193,7 @@ recommenders = Registry(
         recommenders__fusion="RankFusion",
         recommenders__hybrid="HybridItems",
         recommenders__item_knn="ItemKNN",
+        recommenders__learned_hybrid="LearnedHybrid",
         recommenders__learned_fusion="AdaptiveFusion StackedFusion WeightedFusion",
         recommenders__popularity="Popularity",
         recommenders__probe="Probe",

@@ -31,13 +31,13 @@ def sequences(events: Interactions) -> tuple[NDArray[np.int64], Float, NDArray[n
 
     Strength and age are those of `histories`; the entries of user u are start[u] : start[u + 1].
     """
-    last, total, start = _last_events(events)
+    last, total, start = last_events(events)
     size = np.diff(start)
     age = np.repeat(start[1:], size) - 1 - np.arange(len(last))
     return events.item[last], np.log2(1 + np.maximum(total, 0)).astype(np.float32), age, start
 
 
-def _last_events(events: Interactions) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+def last_events(events: Interactions) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
     """Row of each pair's last event, by user and time; the pair's summed weight; and each user's first entry."""
     order = events.order
     # Searching the reversed order for the first occurrence of each pair finds its last event.
@@ -89,7 +89,7 @@ def transitions(
     from the split. They are the inputs of a directed item-item regression: Choi et al., "Session-aware linear item-item
     models" (SLIST, 2021).
     """
-    last, _, start = _last_events(events)
+    last, _, start = last_events(events)
     item, length = events.item[last], np.diff(start)
 
     # Split r belongs to user owner[r], and its future begins with that user's item number cut[r].

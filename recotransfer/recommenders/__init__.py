@@ -11,6 +11,7 @@ from recotransfer.recommenders.fusion import RankFusion
 from recotransfer.recommenders.hybrid import HybridItems
 from recotransfer.recommenders.item_knn import ItemKNN
 from recotransfer.recommenders.learned_fusion import AdaptiveFusion, StackedFusion, WeightedFusion
+from recotransfer.recommenders.learned_hybrid import LearnedHybrid
 from recotransfer.recommenders.popularity import Popularity
 from recotransfer.recommenders.probe import Probe
 from recotransfer.recommenders.ranker import HybridRanker
@@ -25,6 +26,7 @@ __all__ = [
     "HybridItems",
     "HybridRanker",
     "ItemKNN",
+    "LearnedHybrid",
     "Popularity",
     "Probe",
     "RankFusion",

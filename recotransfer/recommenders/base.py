@@ -397,6 +397,7 @@ class Recommender(FittedState):
             entries = slice(weights.indptr[row], weights.indptr[row + 1])
             history = weights.indices[entries].astype(np.int64)
             contributions = self._contributions(history, weights.data[entries], positions[row, listed])
+            history %= len(self.catalogue_)  # a model may have several weights for an item, side by side
             for at, column in enumerate(listed):
                 of_item = {name: values[:, at] for name, values in contributions.items()}
                 out[row, column] = reason_for(of_item, history, self.catalogue_, source=self.source_of_scores)

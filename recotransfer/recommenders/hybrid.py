@@ -17,16 +17,12 @@ from recotransfer.numerics.histories import histories, transitions
 from recotransfer.numerics.ridge import ease, local_ridge, ridge
 from recotransfer.numerics.sparse import keep_largest, scaled, smoothed, without_diagonal
 from recotransfer.numerics.vectors import Float, reciprocal, unit_rows
+from recotransfer.recommenders._content_kernel import agreed, local_scale, nearest_cosines, roots
 from recotransfer.recommenders.base import Matrix
 from recotransfer.recommenders.item_item import ItemItem, cells
-from recotransfer.retrieval import nearest
 from recotransfer.settings import Decay, NonNegative, PositiveInt, Share, fits
 
 _PAST, _FUTURE = 1.5, 1.2  # exponents of history_decay in the order component, where recent items matter more
-_AGREEMENT = 1.0  # relative gain of a behaviour weight between items of equal content; 1 to 3 measured alike
-_NEAREST = 20  # neighbours whose mean cosine is an item's local scale
-_SAME = 1 - 1e-6  # cosine above which two vectors count as equal
-_CELLS = 200_000  # cosines computed at a time, which bounds memory
 
 
 class HybridItems(ItemItem):
@@ -119,19 +115,19 @@ class HybridItems(ItemItem):
             return
 
         # Behaviour weighs more between items of similar content.
-        self.behaviour_ = _agreed(self.behaviour_weights_, self.items_)
+        self.behaviour_ = agreed(self.behaviour_weights_, self.items_)
 
         # The content kernel, with rows and columns divided by the roots of their sums.
-        found = self._nearest(self.items_.vectors, self.items_)
-        self.local_scale_ = _local_scale(found)
+        found = nearest_cosines(self.items_.vectors, self.items_.vectors, self.items_.has_content, self.neighbours)
+        self.local_scale_ = local_scale(found)
         near = without_diagonal(self._kernel(found, self.local_scale_, self.local_scale_))
-        self.column_root_ = _roots(near.sum(axis=0))
-        content = scaled(near, _roots(near.sum(axis=1)), self.column_root_)
+        self.column_root_ = roots(near.sum(axis=0))
+        content = scaled(near, roots(near.sum(axis=1)), self.column_root_)
 
         # Scaled so that the rows with content sum to `content_weight` on average.
         total = content.sum(axis=1)
         self.level_ = float(self.content_weight * reciprocal(total[total > 0].mean())) if total.any() else 0.0
-        self.row_root_ = self.level_ * _roots(near.sum(axis=1))
+        self.row_root_ = self.level_ * roots(near.sum(axis=1))
         self.content_ = scaled(near, self.row_root_, self.column_root_)
 
         # Items with few users borrow the behaviour of similar items.
@@ -161,17 +157,9 @@ class HybridItems(ItemItem):
 
         return both + self.sequence_weight * order
 
-    def _nearest(self, queries: Float, items: Embeddings) -> sparse.csr_array:
-        """(items, queries) cosines of each query with its nearest items, where positive."""
-        found = nearest(items.vectors, queries, min(self.neighbours + 1, len(items.ids)), mask=items.has_content)
-        kept = (found.positions >= 0) & (found.scores > 0)
-        column = np.broadcast_to(np.arange(len(queries))[:, None], kept.shape)[kept]
-        shape = (len(items.ids), len(queries))
-        return sparse.coo_array((found.scores[kept], (found.positions[kept], column)), shape=shape).tocsr()
-
     def _kernel(self, cosines: sparse.csr_array, rows: Float, columns: Float) -> sparse.csr_array:
         """Cosines ** sharpness, after dividing each cosine by the roots of both items' local scales."""
-        out = scaled(cosines, _roots(rows), _roots(columns))
+        out = scaled(cosines, roots(rows), roots(columns))
         out.data **= np.float32(self.sharpness)
         return out
 
@@ -247,11 +235,13 @@ class HybridItems(ItemItem):
 
         # Cosines of new with old items; the old items keep their local scales.
         n, m = len(old.ids), len(fresh.ids)
-        found = scaled(self._nearest(fresh.vectors, old), None, fresh.has_content)
-        scale = _local_scale(found)
+        found = scaled(
+            nearest_cosines(fresh.vectors, old.vectors, old.has_content, self.neighbours), None, fresh.has_content
+        )
+        scale = local_scale(found)
         near = self._kernel(found, self.local_scale_, scale)
         stand_in = self._lookalikes(near)
-        root = _roots(near.sum(axis=0))  # the kernel is symmetric, so a new item's row sums to what its column does
+        root = roots(near.sum(axis=0))  # the kernel is symmetric, so a new item's row sums to what its column does
         content_column = scaled(near, self.row_root_, root)
         content_row = scaled(sparse.csr_array(near.T), self.level_ * root, self.column_root_)
 
@@ -384,49 +374,3 @@ def _empty(height: int, width: int) -> sparse.csr_array:
 
 def _blocks(top: list[sparse.csr_array | None], bottom: list[sparse.csr_array | None]) -> sparse.csr_array:
     return sparse.csr_array(sparse.block_array([top, bottom], format="csr"))
-
-
-def _roots(values: Float) -> Float:
-    """1 / sqrt(values), or 0 for values that are not positive."""
-    return np.sqrt(reciprocal(values)).astype(np.float32)
-
-
-def _local_scale(cosines: sparse.csr_array) -> Float:
-    """(columns,) mean of each column's 20 largest cosines, without those of equal vectors such as the item itself."""
-    others = cosines.copy()
-    others.data[others.data > _SAME] = 0
-    best = keep_largest(others, _NEAREST)
-    counts = np.asarray((best != 0).sum(axis=0))
-    return np.asarray(best.sum(axis=0) * reciprocal(counts), np.float32)
-
-
-def _agreed(behaviour: Matrix, items: Embeddings) -> Matrix:
-    """Each cell multiplied by 1 + relu(cosine) of its two items, then rescaled to the former sum of magnitudes.
-
-    Cells of items without content are unchanged.
-    """
-    present = items.has_content
-    if isinstance(behaviour, np.ndarray):
-        table = 1 + _AGREEMENT * np.maximum(items.vectors @ items.vectors.T, 0)
-        table[~(present[:, None] & present)] = np.nan
-        old, factor = behaviour.ravel(), table.ravel()
-    else:
-        out = sparse.coo_array(behaviour)
-        row, column = out.coords
-        factor = np.full(len(row), np.nan, np.float32)
-        both = np.flatnonzero(present[row] & present[column])
-        for start in range(0, len(both), _CELLS):
-            at = both[start : start + _CELLS]
-            cosine = np.einsum("ij,ij->i", items.vectors[row[at]], items.vectors[column[at]])
-            factor[at] = 1 + _AGREEMENT * np.maximum(cosine, 0)
-
-        old = out.data
-
-    size = np.abs(old)
-    changed = ~np.isnan(factor)
-    scale = (size[changed].sum() * reciprocal(np.array([size[changed] @ factor[changed]])))[0]
-    values = (old * np.where(changed, factor * scale, 1)).astype(np.float32)
-    if isinstance(behaviour, np.ndarray):
-        return values.reshape(behaviour.shape)
-
-    return sparse.csr_array(sparse.coo_array((values, (row, column)), shape=behaviour.shape))

@@ -13,12 +13,23 @@ from recotransfer.recommenders import (
     HybridItems,
     HybridRanker,
     ItemKNN,
+    LearnedHybrid,
     Popularity,
     RidgeProfiles,
     SASRec,
 )
 from recotransfer.registry import recommenders
 from recotransfer.testing import ITEMS, RecommenderContract, answer, checkerboard, colours
+
+
+class TestLearnedHybrid(RecommenderContract):
+    def make(self):
+        return LearnedHybrid(neighbours=8)
+
+
+class TestLearnedHybridWithContent(TestLearnedHybrid):
+    def embeddings(self):
+        return colours()
 
 
 class TestPopularity(RecommenderContract):

@@ -1,0 +1,243 @@
+"""The parts that `LearnedHybrid` adds up: item-item matrices of behaviour and of content, and whitened vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from recotransfer.data import Embeddings
+from recotransfer.numerics.ages import Steps, step_transitions
+from recotransfer.numerics.ridge import local_ridge, unobserved_metric
+from recotransfer.numerics.sparse import keep_largest, scaled, without_diagonal
+from recotransfer.numerics.vectors import Float, reciprocal, unit_rows
+from recotransfer.recommenders._content_kernel import agreed, local_scale, nearest_cosines, roots
+
+_DECAYS = {"order": 0.6, "wide order": 0.9}  # per step: memory of the last two or three items, and of the last dozen
+_PAST, _FUTURE = 1.5, 1.2  # powers of the decay on the two sides of a split: the nearest items predict each other best
+_REG, _ORDER_REG = 200.0, 50.0
+_SHARPNESS = 5.0  # power of the cosine in the kernels
+_UNOBSERVED = 0.1  # weight of the items' second moments against a ridge of 1 in the whitening
+BORROWED = "borrowed co-occurrence"
+
+
+class Kernel(NamedTuple):
+    """What is needed to extend a content kernel: cell = (scaled cosine ** sharpness) * row_root * column_root.
+
+    Attributes:
+        vectors: (items, dim) unit rows, zeros where an item has none.
+        scale: (items,) mean cosine to the nearest items.
+        row_root, column_root: (items,) factors that bring rows to a mean sum of 1.
+    """
+
+    vectors: Float
+    scale: Float
+    row_root: Float
+    column_root: Float
+
+
+@dataclass(frozen=True)
+class ItemParts:
+    """Parts as fitted, before anything is weighted.
+
+    Attributes:
+        users: (items,) number of users of each item.
+        matrices: part -> (items, items), row = item of the history, column = item scored.
+        vectors: part -> (items, dim); the score of one item from another is the product of their vectors.
+        whitening: part of `vectors` -> (dim, dim) map from unit vectors to them.
+        kernels: modality -> its kernel; "" is the kernel of all modalities together, which `lookalikes` come from.
+        lookalikes: (items, items) each column a mean of similar items with users; None without content.
+    """
+
+    users: NDArray[np.int64]
+    matrices: dict[str, sparse.csr_array] = field(default_factory=dict)
+    vectors: dict[str, Float] = field(default_factory=dict)
+    whitening: dict[str, Float] = field(default_factory=dict)
+    kernels: dict[str, Kernel] = field(default_factory=dict)
+    lookalikes: sparse.csr_array | None = None
+
+    @property
+    def curve_of(self) -> dict[str, str]:
+        """Part -> the name of its weights by age. Borrowed co-occurrence ages as co-occurrence does."""
+        names = [*self.matrices, *self.vectors]
+        return {name: "co-occurrence" if name == BORROWED else name for name in names}
+
+
+def item_parts(steps: Steps, timed: bool, items: Embeddings | None, n: int, neighbours: int) -> ItemParts:
+    """All parts of a log in `steps` and, unless they are None, of the vectors of its `n` items.
+
+    - co-occurrence: each item regressed on its `neighbours` best predictors (EASE; Steck, 2019).
+    - order and wide order, in timed logs: what comes next regressed on what came before (SLIST; Choi et al., 2021),
+      with a short and a long memory.
+    - borrowed co-occurrence: that of the items which an item looks like, for items of few users.
+    - near MODALITY: a sharp kernel of locally scaled cosines to the nearest items.
+    - far MODALITY: products of whitened vectors, to which every item of the history adds.
+    """
+    shape = (len(steps.start) - 1, n)
+    matrix = sparse.coo_array((steps.strength, (steps.user, steps.item)), shape=shape).tocsr()
+    gram = sparse.csr_array(matrix.T @ matrix)
+    out = ItemParts(np.bincount(steps.item, minlength=n))
+    out.matrices["co-occurrence"] = local_ridge(gram, gram, _REG, neighbours)
+    for name, decay in _DECAYS.items() if timed else ():
+        past, future = step_transitions(steps, n, decay**_PAST, decay**_FUTURE)
+        before, after = sparse.csr_array(past.T @ past), sparse.csr_array(past.T @ future)
+        out.matrices[name] = local_ridge(before, after, _ORDER_REG, neighbours)
+
+    if items is None:
+        return out
+
+    unit = _unit(items)
+    for name, part in out.matrices.items():
+        out.matrices[name] = agreed(part, unit)
+
+    whole = unit.vectors * unit.has_content[:, None]
+    near, out.kernels[""] = _kernel(whole, neighbours)
+    stand_in = _stand_in(near, out.users)
+    out.matrices[BORROWED] = _cut(out.matrices["co-occurrence"] @ stand_in, neighbours)
+    for name, vectors in _modalities(unit).items():
+        near, out.kernels[name] = _kernel(vectors, neighbours)
+        kernel = out.kernels[name]
+        out.matrices[f"near {name}"] = scaled(near, kernel.row_root, kernel.column_root)
+        out.whitening[f"far {name}"] = _whitening(vectors)
+        out.vectors[f"far {name}"] = vectors @ out.whitening[f"far {name}"]
+
+    return replace(out, lookalikes=stand_in)
+
+
+def extended_parts(parts: ItemParts, items: Embeddings, neighbours: int) -> ItemParts:
+    """The parts with rows and columns for new items, as a fit gives items without users; old cells stay."""
+    unit = _unit(items)
+    n, m = len(parts.users), len(items.ids)
+    near, whole = _extended_kernel(parts.kernels[""], unit.vectors * unit.has_content[:, None], neighbours)
+    stand_in = _stand_in(near, parts.users)
+    kernels, matrices, vectors = {"": whole}, {}, {}
+
+    # In a history, a new item stands for the items that it looks like; as a candidate it borrows from them.
+    for name, part in parts.matrices.items():
+        if not name.startswith("near "):
+            row = _cut(sparse.csr_array(part.T) @ stand_in, neighbours).T
+            column = _cut(parts.matrices["co-occurrence"] @ stand_in, neighbours) if name == BORROWED else _none(n, m)
+            matrices[name] = _bordered(part, row, column)
+
+    for name, fresh in _modalities(unit).items():
+        near, kernels[name] = _extended_kernel(parts.kernels[name], fresh, neighbours)
+        row_root, column_root = kernels[name].row_root, kernels[name].column_root
+        column = scaled(near, row_root[:n], column_root[n:])
+        row = scaled(sparse.csr_array(near.T), row_root[n:], column_root[:n])
+        matrices[f"near {name}"] = _bordered(parts.matrices[f"near {name}"], row, column)
+        vectors[f"far {name}"] = np.concatenate([parts.vectors[f"far {name}"], fresh @ parts.whitening[f"far {name}"]])
+
+    return replace(
+        parts,
+        users=np.pad(parts.users, (0, m)),
+        matrices={name: matrices[name] for name in parts.matrices},
+        vectors=vectors,
+        kernels=kernels,
+        lookalikes=_bordered(parts.lookalikes, _none(m, n), stand_in),
+    )
+
+
+def with_content(
+    parts: ItemParts,
+    items: Embeddings,
+    lookalikes: sparse.csr_array,
+    kernels: Mapping[str, Sequence[Float]],
+    whitening: Mapping[str, Float],
+) -> ItemParts:
+    """Parts as loaded, with what content adds: `kernels` has scale, row and column roots of each modality."""
+    unit = _unit(items)
+    modalities = _modalities(unit)
+    vectors = {"": unit.vectors * unit.has_content[:, None], **modalities}
+    return replace(
+        parts,
+        lookalikes=lookalikes,
+        kernels={name: Kernel(vectors[name], *arrays) for name, arrays in kernels.items()},
+        whitening=dict(whitening),
+        vectors={f"far {name}": modality @ whitening[f"far {name}"] for name, modality in modalities.items()},
+    )
+
+
+def _unit(items: Embeddings) -> Embeddings:
+    return Embeddings(items.ids, unit_rows(items.vectors), items.source, items.has_content, items.blocks)
+
+
+def _modalities(items: Embeddings) -> dict[str, Float]:
+    """Unit vectors (items, width) of each modality; zeros for items without content."""
+    out, first = {}, 0
+    for name, width in items.blocks:
+        out[name] = unit_rows(np.ascontiguousarray(items.vectors[:, first : first + width]))
+        out[name] *= items.has_content[:, None]
+        first += width
+
+    return out
+
+
+def _kernel(vectors: Float, neighbours: int) -> tuple[sparse.csr_array, Kernel]:
+    """(items, items) locally scaled cosines of the nearest ** sharpness, and what extends them."""
+    cosines = nearest_cosines(vectors, vectors, (vectors != 0).any(axis=1), neighbours)
+    scale = local_scale(cosines)
+    near = without_diagonal(_sharpened(cosines, scale, scale))
+    row, column = roots(near.sum(axis=1)), roots(near.sum(axis=0))
+    total = scaled(near, row, column).sum(axis=1)
+    level = reciprocal(total[total > 0].mean(keepdims=True))[0] if total.any() else 0.0
+
+    return near, Kernel(vectors, scale, np.asarray(level * row, np.float32), column)
+
+
+def _extended_kernel(kernel: Kernel, fresh: Float, neighbours: int) -> tuple[sparse.csr_array, Kernel]:
+    """(old items, new items) cells of the kernel before the roots, and the kernel of old and new items."""
+    old = kernel.vectors
+    cosines = nearest_cosines(fresh, old, (old != 0).any(axis=1), neighbours)
+    scale = local_scale(cosines)
+    near = _sharpened(cosines, kernel.scale, scale)
+    root = roots(near.sum(axis=0))  # the kernel is symmetric, so a new item's row sums to what its column does
+    level = (kernel.row_root * reciprocal(kernel.column_root)).max(initial=0.0)
+    joined = [(kernel.vectors, fresh), (kernel.scale, scale), (kernel.row_root, level * root)]
+    joined.append((kernel.column_root, root))
+
+    return near, Kernel(*(np.concatenate(pair).astype(np.float32) for pair in joined))
+
+
+def _sharpened(cosines: sparse.csr_array, rows: Float, columns: Float) -> sparse.csr_array:
+    out = scaled(cosines, roots(rows), roots(columns))
+    out.data **= np.float32(_SHARPNESS)
+    return out
+
+
+def _stand_in(near: sparse.csr_array, users: NDArray[np.int64]) -> sparse.csr_array:
+    """`near` among items with users, each column summing to 1: who stands in for an item without users."""
+    warm = scaled(near, users[: near.shape[0]] > 0, None)
+    warm.eliminate_zeros()
+    return scaled(warm, None, reciprocal(warm.sum(axis=0)))
+
+
+def _cut(matrix: sparse.csr_array, neighbours: int) -> sparse.csr_array:
+    """The 2 x `neighbours` largest of each column, without the diagonal of a square matrix."""
+    square = matrix.shape[0] == matrix.shape[1]
+    whole = sparse.csr_array(matrix)
+    return keep_largest(without_diagonal(whole) if square else whole, 2 * neighbours)
+
+
+def _none(height: int, width: int) -> sparse.csr_array:
+    return sparse.csr_array((height, width), dtype=np.float32)
+
+
+def _bordered(old: sparse.csr_array, row: sparse.csr_array, column: sparse.csr_array) -> sparse.csr_array:
+    """[[old, column], [row, 0]]."""
+    return sparse.csr_array(sparse.block_array([[old, column], [row, None]], format="csr"), dtype=np.float32)
+
+
+def _whitening(vectors: Float) -> Float:
+    """(dim, dim) root R of the ridge inverse of the vectors' second moments; rows of vectors @ R have mean length 1.
+
+    Directions that many items share say little about a taste and count less: what `RidgeProfiles` does, without its
+    step per user.
+    """
+    metric = unobserved_metric(vectors, 1.0, _UNOBSERVED)
+    root = np.linalg.cholesky(metric.astype(np.float64)).astype(np.float32)
+    size = np.square(vectors @ root).sum(axis=1)
+    return np.asarray(root / np.sqrt(size[size > 0].mean()) if size.any() else root, np.float32)
