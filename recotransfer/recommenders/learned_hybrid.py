@@ -228,7 +228,7 @@ class LearnedHybrid(Recommender):
 
     def _write(self, writer: ArtifactWriter) -> None:
         parts, blend = self.parts_, self.blend_
-        writer.array("users", parts.users)
+        writer.array("counts", parts.users)
         for name, matrix in parts.matrices.items():
             writer.matrix(name, matrix)
 
@@ -262,7 +262,7 @@ class LearnedHybrid(Recommender):
         popularity = {part: np.array(values) for part, values in facts["popularity"].items()}
         self.blend_ = BlendWeights(age, popularity, facts["appeal"], facts["lists"])
         matrices = {name: artifact.matrix(name) for name in facts["matrices"]}
-        self.items_, self.parts_ = None, ItemParts(artifact.array("users"), matrices)
+        self.items_, self.parts_ = None, ItemParts(artifact.array("counts"), matrices)
         if "blocks" in facts:
             blocks = tuple((name, width) for name, width in facts["blocks"])
             vectors, present = artifact.array("vectors"), artifact.array("present")
