@@ -12,7 +12,7 @@ from recotransfer.data import Interactions
 from recotransfer.numerics.histories import last_events
 from recotransfer.numerics.vectors import Float
 
-AGE_EDGES = (0, 1, 2, 4, 8, 16, 32, 64)  # youngest age in each bucket of `AgedHistories`
+AGE_EDGES = (0, 1, 2, 4, 8, 16, 32, 64)  # youngest age in each bucket
 _SHUFFLES = 5  # random orders that the order found within moments is compared with
 _EXCESS = 1.5  # how many times more often than by chance neighbours must recur for their order to count
 
@@ -73,8 +73,12 @@ def order_within_moments(events: Interactions, seed: int = 0) -> bool:
     """Whether the order of events that share user and time carries information, so that it should be kept.
 
     A log may list a basket as it was filled, or as a database returned it. In the first case the same two items follow
-    each other for several users far more often than if each basket were shuffled. True where a log has no such
-    recurring neighbours to judge by.
+    each other for several users far more often than if each basket were shuffled. Without such evidence the order is
+    taken to mean nothing; True where no moment has three events, so that there is little to decide.
+
+    Args:
+        events: the log, with times.
+        seed: random seed of the shuffled baskets.
     """
     steps = steps_of(events, by_moment=True)
     group = np.concatenate([[0], np.cumsum((np.diff(steps.user) != 0) | (np.diff(steps.step) != 0))])[: len(steps.item)]
@@ -99,27 +103,34 @@ def order_within_moments(events: Interactions, seed: int = 0) -> bool:
     return recurring(item) > _EXCESS * float(np.mean(by_chance))
 
 
-def step_transitions(
+def transitions(
     steps: Steps, items: int, past: float, future: float, horizon: int = 50
 ) -> tuple[sparse.csr_array, sparse.csr_array]:
     """Pasts and futures, both (splits, items): each user's history split before every step except the first.
 
     An item of the past weighs `past` ** (steps before the split's last past step), one of the future `future` **
     (steps after its first future step). Both reach at most `horizon` items from the split. With one item to a step
-    these are `transitions`, the inputs of SLIST (Choi et al., 2021).
+    they are the inputs of a directed item-item regression: Choi et al., "Session-aware linear item-item models" (SLIST,
+    2021).
+
+    Args:
+        steps: the histories.
+        items: number of items in the catalogue.
+        past: factor on the weight of an item of the past for each further step from the split.
+        future: the same for items of the future.
+        horizon: most items on either side of a split.
     """
     cut = 1 + np.flatnonzero((np.diff(steps.user) == 0) & (np.diff(steps.step) > 0))  # the first entry of the future
     owner = steps.user[cut]
     low = np.maximum(cut - horizon, steps.start[owner])
     high = np.minimum(cut + horizon, steps.start[owner + 1])
 
-    def side(first: NDArray[np.int64], end: NDArray[np.int64], decay: float, ahead: bool) -> sparse.csr_array:
-        width = end - first
+    def side(nearest: NDArray[np.int64], width: NDArray[np.int64], direction: int, decay: float) -> sparse.csr_array:
+        """For each split, `width` entries from `nearest` on in `direction`, decaying with the steps between them."""
         indptr = np.concatenate([[0], np.cumsum(width)])
-        entry = np.arange(indptr[-1]) + np.repeat(first - indptr[:-1], width)
-        split = np.repeat(np.arange(len(cut)), width)
-        gap = steps.step[entry] - steps.step[cut[split]] if ahead else steps.step[cut[split] - 1] - steps.step[entry]
-        data = (float(decay) ** gap).astype(np.float32)
-        return sparse.csr_array((data, steps.item[entry], indptr), shape=(len(cut), items))
+        distance = np.arange(indptr[-1]) - np.repeat(indptr[:-1], width)
+        entry = np.repeat(nearest, width) + direction * distance
+        gap = direction * (steps.step[entry] - np.repeat(steps.step[nearest], width))
+        return sparse.csr_array(((decay**gap).astype(np.float32), steps.item[entry], indptr), shape=(len(cut), items))
 
-    return side(low, cut, past, False), side(cut, high, future, True)
+    return side(cut - 1, cut - low, -1, past), side(cut, high - cut, 1, future)

@@ -78,33 +78,3 @@ def subset(events: Interactions, users: NDArray[np.int64]) -> Interactions:
         events.weight[rows],
         None if events.time is None else events.time[rows],
     )
-
-
-def transitions(
-    events: Interactions, past: float, future: float, horizon: int = 50
-) -> tuple[sparse.csr_array, sparse.csr_array]:
-    """Pasts and futures, both (splits, items): each user's sequence split before every item except the first.
-
-    An item of the past has weight `past` ** age, one of the future `future` ** gap; both reach at most `horizon` items
-    from the split. They are the inputs of a directed item-item regression: Choi et al., "Session-aware linear item-item
-    models" (SLIST, 2021).
-    """
-    last, _, start = last_events(events)
-    item, length = events.item[last], np.diff(start)
-
-    # Split r belongs to user owner[r], and its future begins with that user's item number cut[r].
-    cuts = np.maximum(length - 1, 0)
-    owner = np.repeat(np.arange(len(length)), cuts)
-    cut = np.arange(len(owner)) - np.repeat(np.cumsum(cuts) - cuts, cuts) + 1
-    back = np.minimum(cut, horizon)
-    ahead = np.minimum(length[owner] - cut, horizon)
-    shape = (len(owner), len(events.items))
-
-    def side(width: NDArray[np.int64], step: int, first: NDArray[np.int64], decay: float) -> sparse.csr_array:
-        """For each split, `width` items from number `first` on in direction `step`, decaying with their distance."""
-        indptr = np.concatenate([[0], np.cumsum(width)])
-        gap = np.arange(indptr[-1]) - np.repeat(indptr[:-1], width)
-        at = np.repeat(start[owner] + first, width) + step * gap
-        return sparse.csr_array(((decay**gap).astype(np.float32), item[at], indptr), shape=shape)
-
-    return side(back, -1, cut - 1, past), side(ahead, 1, cut, future)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
 from recotransfer.data import Embeddings
-from recotransfer.numerics.sparse import keep_largest
-from recotransfer.numerics.vectors import Float, reciprocal
+from recotransfer.numerics.sparse import keep_largest, scaled
+from recotransfer.numerics.vectors import Float, reciprocal, unit_rows
 from recotransfer.recommenders.base import Matrix
 from recotransfer.retrieval import nearest
 
@@ -29,6 +31,30 @@ def nearest_cosines(queries: Float, vectors: Float, present: NDArray[np.bool_], 
     shape = (len(vectors), len(queries))
 
     return sparse.coo_array((found.scores[kept], (found.positions[kept], column)), shape=shape).tocsr()
+
+
+def sharpened(cosines: sparse.csr_array, rows: Float, columns: Float, sharpness: float) -> sparse.csr_array:
+    """Cosines ** sharpness, after dividing each cosine by the roots of both items' local scales."""
+    out = scaled(cosines, roots(rows), roots(columns))
+    out.data **= np.float32(sharpness)
+    return out
+
+
+def stand_ins(near: sparse.csr_array, users: NDArray[Any]) -> sparse.csr_array:
+    """(items, m) `near` among items with users, columns summing to 1: who lends its behaviour.
+
+    Args:
+        near: (items, m) cells of the kernel.
+        users: number of users of each item, for at least these items.
+    """
+    warm = scaled(near, users[: near.shape[0]] > 0, None)
+    warm.eliminate_zeros()
+    return scaled(warm, None, reciprocal(warm.sum(axis=0)))
+
+
+def unit_embeddings(items: Embeddings) -> Embeddings:
+    """The same embeddings with rows of unit length."""
+    return Embeddings(items.ids, unit_rows(items.vectors), items.source, items.has_content, items.blocks)
 
 
 def roots(values: Float) -> Float:

@@ -11,11 +11,19 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recotransfer.data import Embeddings
-from recotransfer.numerics.ages import Steps, step_transitions
+from recotransfer.numerics.ages import Steps, transitions
 from recotransfer.numerics.ridge import local_ridge, unobserved_metric
 from recotransfer.numerics.sparse import keep_largest, scaled, without_diagonal
 from recotransfer.numerics.vectors import Float, reciprocal, unit_rows
-from recotransfer.recommenders._content_kernel import agreed, local_scale, nearest_cosines, roots
+from recotransfer.recommenders._content_kernel import (
+    agreed,
+    local_scale,
+    nearest_cosines,
+    roots,
+    sharpened,
+    stand_ins,
+    unit_embeddings,
+)
 
 _DECAYS = {"order": 0.6, "wide order": 0.9}  # per step: memory of the last two or three items, and of the last dozen
 _PAST, _FUTURE = 1.5, 1.2  # powers of the decay on the two sides of a split: the nearest items predict each other best
@@ -83,20 +91,20 @@ def item_parts(steps: Steps, timed: bool, items: Embeddings | None, n: int, neig
     out = ItemParts(np.bincount(steps.item, minlength=n))
     out.matrices["co-occurrence"] = local_ridge(gram, gram, _REG, neighbours)
     for name, decay in _DECAYS.items() if timed else ():
-        past, future = step_transitions(steps, n, decay**_PAST, decay**_FUTURE)
+        past, future = transitions(steps, n, decay**_PAST, decay**_FUTURE)
         before, after = sparse.csr_array(past.T @ past), sparse.csr_array(past.T @ future)
         out.matrices[name] = local_ridge(before, after, _ORDER_REG, neighbours)
 
     if items is None:
         return out
 
-    unit = _unit(items)
+    unit = unit_embeddings(items)
     for name, part in out.matrices.items():
         out.matrices[name] = agreed(part, unit)
 
     whole = unit.vectors * unit.has_content[:, None]
     near, out.kernels[""] = _kernel(whole, neighbours)
-    stand_in = _stand_in(near, out.users)
+    stand_in = stand_ins(near, out.users)
     out.matrices[BORROWED] = _cut(out.matrices["co-occurrence"] @ stand_in, neighbours)
     for name, vectors in _modalities(unit).items():
         near, out.kernels[name] = _kernel(vectors, neighbours)
@@ -110,10 +118,10 @@ def item_parts(steps: Steps, timed: bool, items: Embeddings | None, n: int, neig
 
 def extended_parts(parts: ItemParts, items: Embeddings, neighbours: int) -> ItemParts:
     """The parts with rows and columns for new items, as a fit gives items without users; old cells stay."""
-    unit = _unit(items)
+    unit = unit_embeddings(items)
     n, m = len(parts.users), len(items.ids)
     near, whole = _extended_kernel(parts.kernels[""], unit.vectors * unit.has_content[:, None], neighbours)
-    stand_in = _stand_in(near, parts.users)
+    stand_in = stand_ins(near, parts.users)
     kernels, matrices, vectors = {"": whole}, {}, {}
 
     # In a history, a new item stands for the items that it looks like; as a candidate it borrows from them.
@@ -149,7 +157,7 @@ def with_content(
     whitening: Mapping[str, Float],
 ) -> ItemParts:
     """Parts as loaded, with what content adds: `kernels` has scale, row and column roots of each modality."""
-    unit = _unit(items)
+    unit = unit_embeddings(items)
     modalities = _modalities(unit)
     vectors = {"": unit.vectors * unit.has_content[:, None], **modalities}
     return replace(
@@ -159,10 +167,6 @@ def with_content(
         whitening=dict(whitening),
         vectors={f"far {name}": modality @ whitening[f"far {name}"] for name, modality in modalities.items()},
     )
-
-
-def _unit(items: Embeddings) -> Embeddings:
-    return Embeddings(items.ids, unit_rows(items.vectors), items.source, items.has_content, items.blocks)
 
 
 def _modalities(items: Embeddings) -> dict[str, Float]:
@@ -180,7 +184,7 @@ def _kernel(vectors: Float, neighbours: int) -> tuple[sparse.csr_array, Kernel]:
     """(items, items) locally scaled cosines of the nearest ** sharpness, and what extends them."""
     cosines = nearest_cosines(vectors, vectors, (vectors != 0).any(axis=1), neighbours)
     scale = local_scale(cosines)
-    near = without_diagonal(_sharpened(cosines, scale, scale))
+    near = without_diagonal(sharpened(cosines, scale, scale, _SHARPNESS))
     row, column = roots(near.sum(axis=1)), roots(near.sum(axis=0))
     total = scaled(near, row, column).sum(axis=1)
     level = reciprocal(total[total > 0].mean(keepdims=True))[0] if total.any() else 0.0
@@ -193,26 +197,13 @@ def _extended_kernel(kernel: Kernel, fresh: Float, neighbours: int) -> tuple[spa
     old = kernel.vectors
     cosines = nearest_cosines(fresh, old, (old != 0).any(axis=1), neighbours)
     scale = local_scale(cosines)
-    near = _sharpened(cosines, kernel.scale, scale)
+    near = sharpened(cosines, kernel.scale, scale, _SHARPNESS)
     root = roots(near.sum(axis=0))  # the kernel is symmetric, so a new item's row sums to what its column does
     level = (kernel.row_root * reciprocal(kernel.column_root)).max(initial=0.0)
     joined = [(kernel.vectors, fresh), (kernel.scale, scale), (kernel.row_root, level * root)]
     joined.append((kernel.column_root, root))
 
     return near, Kernel(*(np.concatenate(pair).astype(np.float32) for pair in joined))
-
-
-def _sharpened(cosines: sparse.csr_array, rows: Float, columns: Float) -> sparse.csr_array:
-    out = scaled(cosines, roots(rows), roots(columns))
-    out.data **= np.float32(_SHARPNESS)
-    return out
-
-
-def _stand_in(near: sparse.csr_array, users: NDArray[np.int64]) -> sparse.csr_array:
-    """`near` among items with users, each column summing to 1: who stands in for an item without users."""
-    warm = scaled(near, users[: near.shape[0]] > 0, None)
-    warm.eliminate_zeros()
-    return scaled(warm, None, reciprocal(warm.sum(axis=0)))
 
 
 def _cut(matrix: sparse.csr_array, neighbours: int) -> sparse.csr_array:

@@ -13,11 +13,20 @@ from recotransfer.data import Embeddings, Interactions
 from recotransfer.errors import InputError
 from recotransfer.evaluation.metrics import POPULARITY_BUCKETS, popularity_bucket
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
-from recotransfer.numerics.histories import histories, transitions
+from recotransfer.numerics.ages import steps_of, transitions
+from recotransfer.numerics.histories import histories
 from recotransfer.numerics.ridge import ease, local_ridge, ridge
 from recotransfer.numerics.sparse import keep_largest, scaled, smoothed, without_diagonal
-from recotransfer.numerics.vectors import Float, reciprocal, unit_rows
-from recotransfer.recommenders._content_kernel import agreed, local_scale, nearest_cosines, roots
+from recotransfer.numerics.vectors import Float, reciprocal
+from recotransfer.recommenders._content_kernel import (
+    agreed,
+    local_scale,
+    nearest_cosines,
+    roots,
+    sharpened,
+    stand_ins,
+    unit_embeddings,
+)
 from recotransfer.recommenders.base import Matrix
 from recotransfer.recommenders.item_item import ItemItem, cells
 from recotransfer.settings import Decay, NonNegative, PositiveInt, Share, fits
@@ -109,7 +118,7 @@ class HybridItems(ItemItem):
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
         self.behaviour_weights_ = self._behaviour(events)
-        self.items_ = None if items is None else _unit(items)
+        self.items_ = None if items is None else unit_embeddings(items)
         if self.items_ is None:
             self.weights_ = self.behaviour_weights_
             return
@@ -120,7 +129,7 @@ class HybridItems(ItemItem):
         # The content kernel, with rows and columns divided by the roots of their sums.
         found = nearest_cosines(self.items_.vectors, self.items_.vectors, self.items_.has_content, self.neighbours)
         self.local_scale_ = local_scale(found)
-        near = without_diagonal(self._kernel(found, self.local_scale_, self.local_scale_))
+        near = without_diagonal(sharpened(found, self.local_scale_, self.local_scale_, self.sharpness))
         self.column_root_ = roots(near.sum(axis=0))
         content = scaled(near, roots(near.sum(axis=1)), self.column_root_)
 
@@ -131,7 +140,7 @@ class HybridItems(ItemItem):
         self.content_ = scaled(near, self.row_root_, self.column_root_)
 
         # Items with few users borrow the behaviour of similar items.
-        self.lookalikes_ = self._lookalikes(near)
+        self.lookalikes_ = stand_ins(near, self.popularity_)
         own = self._own_share()
         self.content_weights_ = without_diagonal(self._smoothed(self.lookalikes_, self.content_, own))
         self.weights_ = self._blend()
@@ -146,7 +155,9 @@ class HybridItems(ItemItem):
         if events.time is None or not self.sequence_weight:
             return both
 
-        past, future = transitions(events, self.history_decay**_PAST, self.history_decay**_FUTURE)
+        steps = steps_of(events, by_moment=False)
+        back, ahead = self.history_decay**_PAST, self.history_decay**_FUTURE
+        past, future = transitions(steps, len(events.items), back, ahead)
         gram, target = sparse.csr_array(past.T @ past), sparse.csr_array(past.T @ future)
         if dense:
             order = without_diagonal(ridge(gram.toarray(), target.toarray(), self.sequence_reg))
@@ -156,18 +167,6 @@ class HybridItems(ItemItem):
         self.order_ = order
 
         return both + self.sequence_weight * order
-
-    def _kernel(self, cosines: sparse.csr_array, rows: Float, columns: Float) -> sparse.csr_array:
-        """Cosines ** sharpness, after dividing each cosine by the roots of both items' local scales."""
-        out = scaled(cosines, roots(rows), roots(columns))
-        out.data **= np.float32(self.sharpness)
-        return out
-
-    def _lookalikes(self, near: sparse.csr_array) -> sparse.csr_array:
-        """W: the rows of `near` of warm items, with columns summing to 1: whose behaviour an item borrows."""
-        warm = scaled(near, self.popularity_[: near.shape[0]] > 0, None)
-        warm.eliminate_zeros()
-        return scaled(warm, None, reciprocal(warm.sum(axis=0)))
 
     def _own_share(self) -> Float:
         """(items,) share of an item's own behaviour, n / (n + prior_events).
@@ -229,7 +228,7 @@ class HybridItems(ItemItem):
         if self.items_ is None:
             raise InputError("this HybridItems cannot rank new items: it was fitted without embeddings")
 
-        old, fresh = self.items_, _unit(items)
+        old, fresh = self.items_, unit_embeddings(items)
         if fresh.dim != old.dim:
             raise InputError(f"new items have {fresh.dim} dimensions, the model was fitted with {old.dim}")
 
@@ -239,8 +238,8 @@ class HybridItems(ItemItem):
             nearest_cosines(fresh.vectors, old.vectors, old.has_content, self.neighbours), None, fresh.has_content
         )
         scale = local_scale(found)
-        near = self._kernel(found, self.local_scale_, scale)
-        stand_in = self._lookalikes(near)
+        near = sharpened(found, self.local_scale_, scale, self.sharpness)
+        stand_in = stand_ins(near, self.popularity_)
         root = roots(near.sum(axis=0))  # the kernel is symmetric, so a new item's row sums to what its column does
         content_column = scaled(near, self.row_root_, root)
         content_row = scaled(sparse.csr_array(near.T), self.level_ * root, self.column_root_)
@@ -353,11 +352,6 @@ class HybridItems(ItemItem):
         self.row_root_ = artifact.array("row_root")
         self.column_root_ = artifact.array("column_root")
         self.local_scale_ = artifact.array("reach")
-
-
-def _unit(items: Embeddings) -> Embeddings:
-    """The same embeddings with vectors of length 1."""
-    return Embeddings(items.ids, unit_rows(items.vectors), items.source, items.has_content, items.blocks)
 
 
 def _mix(matrix: Matrix, own: Float, other: Matrix) -> Matrix:

@@ -24,10 +24,8 @@ from recotransfer.recommenders.base import Recommender
 from recotransfer.recommenders.item_item import cells
 from recotransfer.settings import NonNegativeInt, PositiveInt
 
-_MOST_HELD_OUT, _LEAST_HISTORY = (
-    5,
-    3,
-)  # events held out per user, at most a fifth; users with fewer events teach nothing
+_MOST_HELD_OUT = 5  # events held out per user: a fifth of them, but at least one and at most this many
+_LEAST_HISTORY = 3  # users with fewer events have none held out
 _COLD_SHARE = 0.1  # share of the items that the first fit does not see, so that weights of new items can be learned
 _COLD_LEAST = 5  # users of an item whose events are left out: fewer would say little of who likes it
 _USERS, _COLD_USERS, _WIDTH = 1000, 500, 200  # lists learned from, and candidates in each
@@ -94,7 +92,7 @@ class LearnedHybrid(Recommender):
         aged = [matrix[users] for matrix in self._aged(first)]
         seen, right = seen_items(first)[users], right[users]
 
-        # Half of each list are the best items of the parts one by one, for a rough weight of age.
+        # Two thirds of a list come from the parts, each with a rough weight by age; the rest is sampled.
         recent = sum(matrix * np.float32(0.8**at) for at, matrix in enumerate(aged))
         inside = np.zeros(len(parts.users), bool)
         inside[pool] = True
@@ -146,12 +144,13 @@ class LearnedHybrid(Recommender):
         return sparse.csr_array(sum(weight * matrix for weight, matrix in zip(age, aged, strict=True)))
 
     def _sparse_side(self, weights: sparse.csr_array) -> sparse.csr_array:
-        """(users, rows of `weights_`) the history weights of matrix parts, and a 1 for popularity."""
+        """(users, rows of `weights_`) the weights that belong to matrices, and a 1 for popularity."""
         rows = self.weights_.shape[0] - 1
         ones = sparse.csr_array(np.ones((weights.shape[0], 1), np.float32))
         return sparse.csr_array(sparse.hstack([weights[:, :rows], ones], format="csr"))
 
     def _dense(self, weights: sparse.csr_array) -> Float:
+        """(users, items) scores: products with the matrices, and with vectors for items of few users."""
         n, first = len(self.parts_.users), self.weights_.shape[0] - 1
         scores = np.asarray((self._sparse_side(weights) @ self.weights_).toarray(), np.float32)
         for name, vectors in self.rare_vectors_.items():
@@ -185,10 +184,9 @@ class LearnedHybrid(Recommender):
     ) -> Mapping[str, Float]:
         n, parts = len(self.parts_.users), self.parts_
         bucket = popularity_bucket(parts.users[items])
-        first = np.unique(
-            history % n, return_index=True, return_inverse=True
-        )  # what an item adds stands at its first entry
-        at = first[1][first[2]]
+        # An item has one entry per curve; all that it contributes is counted at its first entry.
+        _, first, which = np.unique(history % n, return_index=True, return_inverse=True)
+        at = first[which]
         out: dict[str, Float] = {}
         for name, curve in parts.curve_of.items():
             of = np.flatnonzero(history // n == self.curves_.index(curve))

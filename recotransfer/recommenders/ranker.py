@@ -14,8 +14,9 @@ from recotransfer.data import Embeddings, Interactions
 from recotransfer.errors import ArtifactError, InputError, require
 from recotransfer.evaluation.splits import hold_out_last
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
+from recotransfer.numerics.ages import steps_of, transitions
 from recotransfer.numerics.candidates import add_candidate_cosines, add_candidate_sums, network_scores
-from recotransfer.numerics.histories import seen_items, sequences, subset, transitions
+from recotransfer.numerics.histories import seen_items, sequences, subset
 from recotransfer.numerics.sparse import by_line, scaled, smoothed
 from recotransfer.numerics.topk import TopK
 from recotransfer.numerics.vectors import Float, reciprocal, unit_rows
@@ -181,7 +182,7 @@ class HybridRanker(Recommender):
         self.base_ = base
         self.parts_ = {"cooccurrence": sparse.csr_array(base.cooccurrence_)}
         if events.time is not None:
-            past, future = transitions(events, 1.0, 1.0, horizon=1)
+            past, future = transitions(steps_of(events, by_moment=False), len(events.items), 1.0, 1.0, horizon=1)
             follows = sparse.csr_array(past.T @ future)
             self.parts_["next"] = scaled(follows, 1 / (follows.sum(axis=1) + _FEW), None)
 

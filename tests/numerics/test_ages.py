@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 
 from recotransfer.data import Interactions
-from recotransfer.numerics.ages import aged_histories, order_within_moments, step_transitions, steps_of
-from recotransfer.numerics.histories import histories, transitions
+from recotransfer.numerics.ages import aged_histories, order_within_moments, steps_of, transitions
+from recotransfer.numerics.histories import histories
 
 
 def log(rows):
@@ -41,16 +41,18 @@ def test_aged_histories_hold_every_pair_once(baskets):
     np.testing.assert_allclose(total, histories(baskets).toarray(), rtol=1e-6)
 
 
-def test_single_steps_give_the_transitions_of_a_sequence(baskets):
-    steps = steps_of(baskets, by_moment=False)
-    for found, expected in zip(
-        step_transitions(steps, len(baskets.items), 0.6, 0.8), transitions(baskets, 0.6, 0.8), strict=True
-    ):
-        np.testing.assert_allclose(found.toarray(), expected.toarray(), rtol=1e-6)
+def test_moments_of_one_event_are_steps_of_one_item(baskets):
+    apart = Interactions(
+        baskets.users, baskets.items, baskets.user, baskets.item, baskets.weight, np.arange(len(baskets), dtype=float)
+    )
+    n = len(apart.items)
+    by_moment, by_item = (steps_of(apart, by_moment=choice) for choice in (True, False))
+    for found, expected in zip(transitions(by_moment, n, 0.6, 0.8), transitions(by_item, n, 0.6, 0.8), strict=True):
+        np.testing.assert_array_equal(found.toarray(), expected.toarray())
 
 
 def test_no_split_falls_inside_a_moment(baskets):
-    past, future = step_transitions(steps_of(baskets, by_moment=True), len(baskets.items), 0.5, 0.5)
+    past, future = transitions(steps_of(baskets, by_moment=True), len(baskets.items), 0.5, 0.5)
     moments = len(np.unique(np.stack([baskets.user, baskets.time]), axis=1).T)
     assert past.shape[0] <= moments - len(baskets.users)
     assert (np.diff(past.indptr) > 0).all()

@@ -7,7 +7,8 @@ from scipy import sparse
 from recotransfer.data import IdMap, Interactions
 from recotransfer.errors import InputError
 from recotransfer.numerics import threads
-from recotransfer.numerics.histories import histories, transitions
+from recotransfer.numerics.ages import steps_of, transitions
+from recotransfer.numerics.histories import histories
 from recotransfer.numerics.ridge import ease, half_step, local_ridge, ridge, unobserved_metric
 from recotransfer.numerics.sparse import columns_to_csr, keep_largest, product_top_k, scaled, smoothed
 from recotransfer.numerics.vectors import reciprocal, unit_rows
@@ -105,6 +106,10 @@ def test_histories_equal_a_plain_loop(rows, decay, timed):
 # -- transitions -------------------------------------------------------------------------------------------------------
 
 
+def by_item(events, past, future, horizon=50):
+    return transitions(steps_of(events, by_moment=False), len(events.items), past, future, horizon)
+
+
 def naive_transitions(events, decay, horizon):
     pasts, futures = [], []
     for user in range(len(events.users)):
@@ -127,7 +132,7 @@ def naive_transitions(events, decay, horizon):
 def test_transitions_equal_a_plain_loop(rows, decay, horizon):
     events = log(rows, users=4, items=6)
     for found, wanted in zip(
-        transitions(events, decay, decay, horizon), naive_transitions(events, decay, horizon), strict=True
+        by_item(events, decay, decay, horizon), naive_transitions(events, decay, horizon), strict=True
     ):
         np.testing.assert_allclose(found.toarray(), wanted, rtol=1e-5)
 
@@ -361,8 +366,8 @@ def test_nothing_in_gives_nothing_out():
     none = np.zeros(0, np.float32)
     assert histories(nobody).shape == (0, 0)
     assert histories(vacant).toarray().tolist() == [[0, 0, 0], [0, 0, 0]]
-    assert [side.shape for side in transitions(nobody, 0.5, 0.5)] == [(0, 0), (0, 0)]
-    assert [side.shape for side in transitions(vacant, 0.5, 0.5)] == [(0, 3), (0, 3)]
+    assert [side.shape for side in by_item(nobody, 0.5, 0.5)] == [(0, 0), (0, 0)]
+    assert [side.shape for side in by_item(vacant, 0.5, 0.5)] == [(0, 3), (0, 3)]
     assert ridge(EMPTY.toarray(), EMPTY.toarray(), 1.0).shape == (0, 0)
     assert local_ridge(EMPTY, EMPTY, 1.0, 3).shape == (0, 0)
     assert keep_largest(EMPTY, 3).shape == (0, 0)
