@@ -18,6 +18,9 @@ Int: TypeAlias = NDArray[np.int32]
 Long: TypeAlias = NDArray[np.int64]
 Compressed: TypeAlias = tuple[Int, Long, Float]  # indices, starts and values, from `sparse.by_line`
 
+_COLUMNS = 4096  # columns of a dense matrix that are summed at a time
+_GROUP = 64  # scores that are compared with the least of a list at a time
+
 
 @compiled(fastmath=True)
 def local_ridge_columns(
@@ -238,7 +241,7 @@ def product_top_k(
     (indices, starts), which has no rows if nothing is excluded; `allowed` (n,) is empty if all items are. Ties go to
     the lower position.
     """
-    n, k = len(weights[1]) - 1, positions.shape[1]
+    n = len(weights[1]) - 1
     total = np.empty(n, np.float32)
     mark = np.full(n, -1, np.int32)
     seen = np.empty(n, np.int32)
@@ -256,20 +259,67 @@ def product_top_k(
         size = 0
         for q in range(count):
             i = seen[q]
-            score = total[i]
-            if score <= 0 or (len(allowed) and not allowed[i]):
-                continue
-            if size == k and (score < scores[u, k - 1] or (score == scores[u, k - 1] and i > positions[u, k - 1])):
-                continue
+            if total[i] > 0 and (len(allowed) == 0 or allowed[i]):
+                size = _insert(positions, scores, u, size, i, total[i])
 
-            # Insertion into the sorted list: k is small.
-            at = size if size < k else k - 1
-            while at > 0 and (scores[u, at - 1] < score or (scores[u, at - 1] == score and positions[u, at - 1] > i)):
-                scores[u, at], positions[u, at] = scores[u, at - 1], positions[u, at - 1]
-                at -= 1
 
-            scores[u, at], positions[u, at] = score, i
-            size = min(size + 1, k)
+@compiled()
+def dense_product_top_k(
+    history: Compressed,
+    weights: Float,
+    barred: tuple[Int, Long],
+    allowed: NDArray[np.bool_],
+    first: int,
+    last: int,
+    positions: Long,
+    scores: Float,
+) -> None:  # pragma: no cover - compiled
+    """`product_top_k` with dense `weights` (n, n)."""
+    n = weights.shape[1]
+    total = np.empty(n, np.float32)
+    for u in range(first, last):
+        # Sums over a few thousand columns at a time stay in the processor's first cache.
+        total[:] = 0
+        for start in range(0, n, _COLUMNS):
+            sums = total[start : start + _COLUMNS]
+            for q in range(history[1][u], history[1][u + 1]):
+                factor, row = history[2][q], weights[history[0][q], start : start + _COLUMNS]
+                for j in range(len(sums)):
+                    sums[j] += factor * row[j]
+
+        if len(barred[1]) > 1:
+            for q in range(barred[1][u], barred[1][u + 1]):
+                total[barred[0][q]] = -1
+
+        size = 0
+        for start in range(0, n, _GROUP):
+            # Counting first is a vectorised pass, and most groups turn out to hold nothing better.
+            least = scores[u, -1] if size == scores.shape[1] else np.float32(0)
+            better = 0
+            for i in range(start, min(n, start + _GROUP)):
+                better += total[i] > least
+
+            if better:
+                for i in range(start, min(n, start + _GROUP)):
+                    if total[i] > least and (len(allowed) == 0 or allowed[i]):
+                        size = _insert(positions, scores, u, size, i, total[i])
+
+
+@compiled()
+def _insert(positions: Long, scores: Float, u: int, size: int, i: int, score: float) -> int:
+    """Insert item i into the first `size` entries of row u, sorted by score, then position; returns the new size."""
+    k = positions.shape[1]
+    if size == k and (score < scores[u, k - 1] or (score == scores[u, k - 1] and i > positions[u, k - 1])):
+        return size
+
+    at = size if size < k else k - 1
+    while at > 0 and (scores[u, at - 1] < score or (scores[u, at - 1] == score and positions[u, at - 1] > i)):
+        scores[u, at], positions[u, at] = scores[u, at - 1], positions[u, at - 1]
+        at -= 1
+
+    scores[u, at], positions[u, at] = score, i
+
+    return min(size + 1, k)
 
 
 @compiled()

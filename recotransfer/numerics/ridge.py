@@ -10,10 +10,11 @@ from scipy import linalg, sparse
 
 from recotransfer.errors import InputError
 from recotransfer.numerics.sparse import by_line, columns_to_csr, empty_columns
-from recotransfer.numerics.threads import over_rows
+from recotransfer.numerics.threads import in_threads, one_blas_thread, over_rows, slices
 from recotransfer.numerics.vectors import Float
 
-_BLOCK = 1024  # users multiplied with a dense matrix at a time
+_BLOCK = 1024  # rows multiplied with a dense matrix at a time
+_AT_ONCE = 8  # multiplications that BLAS does in the time of one simple operation
 
 
 def ease(gram: Float, reg: float) -> Float:
@@ -55,7 +56,7 @@ def ease_updated(weights: Float, before: sparse.csr_array, after: sparse.csr_arr
         explained += np.asarray(block.multiply(block @ weights).sum(axis=0))
 
     # The inverse of the old system; items without events have only reg on their diagonal.
-    inverse = np.zeros((n, n), _precision(n), order="F")
+    inverse = np.zeros((n, n), _precision(n))
     inverse[:m, :m] = weights
     inverse[:m, :m] /= explained - power - reg
     inverse[np.arange(n), np.arange(n)] = 1 / reg
@@ -131,22 +132,35 @@ def half_step(history: sparse.csr_array, factors: Float, metric: Float) -> spars
     lemma it is one small system per user with one unknown per item, so that every weight belongs to one item.
     `metric` comes from `unobserved_metric`.
     """
-    dim = factors.shape[1]
-    root = np.linalg.cholesky(metric.astype(np.float64)).astype(np.float32)
     out = sparse.csr_array(history, dtype=np.float32, copy=True)
-    sizes = np.diff(history.indptr)
+    sizes, dim = np.diff(history.indptr), factors.shape[1]
+    used, place = np.unique(history.indices, return_inverse=True)
+    mapped = np.empty((len(used), dim), np.float32)
 
-    # Users with equally long histories are solved together, as many at a time as fit in some 100 MB.
-    for size in np.unique(sizes[sizes > 0]):
+    # Users with equally long histories are solved together, as many at a time as fit in some 30 MB.
+    groups = []
+    for size in np.unique(sizes[sizes > 0])[::-1]:
         rows = np.flatnonzero(sizes == size)
-        step = max(1, int(2e7 // (size * (size + dim))))
-        for s in range(0, len(rows), step):
-            at = history.indptr[rows[s : s + step], None] + np.arange(size)
-            strength = history.data[at].astype(np.float64)
-            mapped = factors[history.indices[at]] @ root
-            system = (mapped @ mapped.transpose(0, 2, 1)).astype(np.float64)
-            system[:, np.arange(size), np.arange(size)] += 1 / strength
+        groups += [rows[part] for part in slices(len(rows), max(1, int(4e6 // (size * (size + dim)))))]
+
+    def project(part: slice) -> None:
+        np.matmul(factors[used[part]], metric, out=mapped[part])
+
+    def solve(part: slice) -> None:
+        for rows in groups[part]:
+            size = sizes[rows[0]]
+            at = history.indptr[rows, None] + np.arange(size)
+            system = mapped[place[at]] @ factors[history.indices[at]].transpose(0, 2, 1)
+            system = system.astype(np.float64)
+            system[:, np.arange(size), np.arange(size)] += 1 / history.data[at].astype(np.float64)
             out.data[at] = np.linalg.solve(system, np.ones((len(at), size, 1)))[..., 0]
+
+    # Multiplications, of which BLAS does several at once: the projections, the systems and their solutions.
+    wide = sizes.astype(np.float64)
+    work = (len(used) * dim**2 + (wide**2 * dim + wide**3).sum()) / _AT_ONCE
+    with one_blas_thread():
+        in_threads(project, slices(len(used), _BLOCK), work)
+        in_threads(solve, slices(len(groups), 1), work)
 
     return out
 

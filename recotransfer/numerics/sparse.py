@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recotransfer.numerics.threads import over_rows
-from recotransfer.numerics.vectors import Float
+from recotransfer.numerics.vectors import Float, read_only
 
 _SORTING = 8  # simple operations to rank one cell, for the estimate of the work
 
@@ -42,7 +42,7 @@ def empty_columns(n: int, most: int) -> tuple[NDArray[np.int32], Float]:
 
 def product_top_k(
     history: sparse.csr_array,
-    weights: sparse.csr_array,
+    weights: sparse.csr_array | Float,
     k: int,
     exclude: sparse.csr_array | None,
     mask: NDArray[np.bool_] | None,
@@ -54,18 +54,27 @@ def product_top_k(
     from recotransfer.numerics import _item_loops
 
     # Empty arrays stand for None, because numba compiles a loop anew for every combination of types.
-    history_lines, weight_lines = by_line(history), by_line(weights)
-    excluded = by_line(sparse.csr_array((0, 0)) if exclude is None else exclude)[:2]
+    lines, excluded = by_line(history), by_line(sparse.csr_array((0, 0)) if exclude is None else exclude)[:2]
     allowed = np.empty(0, np.bool_) if mask is None else mask
     users, n = history.shape
-    positions, scores = np.full((users, k), -1, np.int64), np.full((users, k), -np.inf, np.float32)
+    out = np.full((users, k), -1, np.int64), np.full((users, k), -np.inf, np.float32)
 
-    def task(first: int, last: int) -> None:
-        _item_loops.product_top_k(history_lines, weight_lines, excluded, allowed, first, last, positions, scores)
+    if isinstance(weights, np.ndarray):
+        dense = read_only(np.ascontiguousarray(weights, np.float32))
+        over_rows(
+            lambda first, last: _item_loops.dense_product_top_k(lines, dense, excluded, allowed, first, last, *out),
+            users,
+            (history.nnz + users) * n,
+        )
+    else:
+        rows = by_line(weights)
+        over_rows(
+            lambda first, last: _item_loops.product_top_k(lines, rows, excluded, allowed, first, last, *out),
+            users,
+            history.nnz * weights.nnz / max(n, 1),
+        )
 
-    over_rows(task, users, history.nnz * weights.nnz / max(n, 1))
-
-    return positions, scores
+    return out
 
 
 def smoothed(
@@ -115,9 +124,7 @@ def by_line(matrix: sparse.csr_array | sparse.csc_array) -> tuple[NDArray[np.int
     """
     out = []
     for array, kind in ((matrix.indices, np.int32), (matrix.indptr, np.int64), (matrix.data, np.float32)):
-        view = array.astype(kind, copy=False).view()
-        view.flags.writeable = False
-        out.append(view)
+        out.append(read_only(array.astype(kind, copy=False)))
 
     return out[0], out[1], out[2]
 

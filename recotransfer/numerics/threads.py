@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from recotransfer.errors import require
 
@@ -59,8 +60,63 @@ def over_rows(task: Callable[[int, int], None], rows: int, work: float) -> None:
     in_threads(lambda part: task(part.start, part.stop), slices(rows, max(1, -(-rows // pieces))), work)
 
 
+class _BlasLimit:
+    """BLAS limited to one thread from the first `enter` to the last `leave`, in whatever threads they are called."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._found: Any = None  # the libraries that were loaded when there were `_modules` modules
+        self._modules = 0
+        self._limit: Any = None
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._inside:
+                with contextlib.suppress(ImportError):
+                    self._limit = self._libraries().limit(limits=1, user_api="blas")
+
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and self._limit is not None:
+                self._limit.restore_original_limits()
+                self._limit = None
+
+    def _libraries(self) -> Any:
+        """The thread pools loaded by now. Finding them takes milliseconds, so it is done again only after an import."""
+        if self._found is None or self._modules != len(sys.modules):
+            self._found = require("threadpoolctl").ThreadpoolController()
+            self._modules = len(sys.modules)
+
+        return self._found
+
+
+_blas = _BlasLimit()
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Limit BLAS to one thread, for many small matrices and for BLAS called in threads of our own.
+
+    On small matrices, threads of BLAS wait for one another far longer than they work. The limit holds for the whole
+    process; blocks may overlap in several threads, and the former limit returns after the last one. Nothing is limited
+    if threadpoolctl is not installed.
+    """
+    blas = _blas
+    blas.enter()
+    try:
+        yield
+    finally:
+        blas.leave()
+
+
 def _limit_openmp_in_child() -> None:
     """Limit OpenMP to one thread in a forked child: its other threads are not forked, and waiting for them hangs."""
+    global _blas
+    _blas = _BlasLimit()  # another thread of the parent may have held the lock
     if not _OPENMP & set(sys.modules):
         return
 

@@ -22,6 +22,7 @@ from scipy import sparse
 
 from recotransfer.errors import InputError
 from recotransfer.numerics.threads import in_threads, slices, thread_count
+from recotransfer.numerics.vectors import read_only
 
 _SMALL = 1 << 20  # multiplications below which a plain matrix product is faster than packing
 _AT_ONCE = 8  # multiplications that vector instructions do in the time of one simple operation
@@ -117,11 +118,11 @@ def top_k_of_scores(
     from recotransfer.numerics._topk_loops import best_of_scores
 
     exclude = _sorted_rows(exclude)
-    mask_array = _frozen(np.empty(0, np.bool_) if mask is None else mask)
+    mask_array = read_only(np.empty(0, np.bool_) if mask is None else mask)
 
     def task(rows: slice) -> bool:
         indptr, indices = _rows_of(exclude, rows)
-        block = _frozen(np.ascontiguousarray(scores[rows]))
+        block = read_only(np.ascontiguousarray(scores[rows]))
         return best_of_scores(block, indptr, indices, mask_array, out.positions[rows], out.scores[rows])
 
     if not all(in_threads(task, slices(b, max(1, min(256, -(-b // thread_count())))), scores.size)):
@@ -198,7 +199,7 @@ def pack_items(items: NDArray[np.float32], mask: NDArray[np.bool_] | None = None
     """
     from recotransfer.numerics._topk_loops import LANES, PAIRS, VECTORS
 
-    items = _frozen(np.ascontiguousarray(items, np.float32))
+    items = read_only(np.ascontiguousarray(items, np.float32))
     allowed = np.arange(len(items)) if mask is None else np.flatnonzero(mask)
     if not allowed.size:
         raise InputError("no item is allowed; there is nothing to pack")
@@ -220,7 +221,7 @@ def pack_items(items: NDArray[np.float32], mask: NDArray[np.bool_] | None = None
     norms, errors = in_order.reshape(2, -1, group).max(axis=2)
     norms = np.where(norms > 0, norms + np.float32(2.0**-100), norms)  # room for products that underflow
 
-    return PackedItems(items, _frozen(allowed), group, tiles, norms, errors, largest, exponent)
+    return PackedItems(items, read_only(allowed), group, tiles, norms, errors, largest, exponent)
 
 
 def _plain_top_k(
@@ -317,10 +318,10 @@ def _search(
     block = ROWS * max(1, min(block // ROWS, -(-b // (threads * ROWS))))
     work = b * packed.allowed.size * queries.shape[1] / _AT_ONCE
     out = _empty(b, k)
-    mask_array = _frozen(np.empty(0, np.bool_) if mask is None else mask)
+    mask_array = read_only(np.empty(0, np.bool_) if mask is None else mask)
 
     def task(rows: slice) -> None:
-        block_queries = _frozen(queries[rows])
+        block_queries = read_only(queries[rows])
         tiles, bounds, scales = _query_tiles(block_queries, packed)
         best = np.empty((bounds.shape[1], chunks * LANES), np.float32)
 
@@ -389,13 +390,6 @@ def _lengths(values: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np
     work = rows.size * values.shape[1]
     in_threads(lambda run: measure(values, rows[run], out[run]), slices(rows.size, 1 << 16), work)
     return out
-
-
-def _frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """A read-only view: numba compiles a loop anew for writable and for read-only arrays, so it gets only these."""
-    view = np.asarray(array).view(np.ndarray)
-    view.flags.writeable = False
-    return view
 
 
 def _sorted_rows(exclude: sparse.csr_array | None) -> sparse.csr_array | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,3 +36,10 @@ def unit_rows(vectors: Float) -> Float:
     """The rows scaled to length 1; zero rows stay zero."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors * reciprocal(lengths), np.float32)
+
+
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """A read-only view: numba compiles a loop anew for writable and for read-only arrays, so it gets only these."""
+    view = np.asarray(array).view(np.ndarray)
+    view.flags.writeable = False
+    return view

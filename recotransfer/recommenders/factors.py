@@ -14,6 +14,7 @@ from recotransfer.errors import require
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.numerics.histories import histories
 from recotransfer.numerics.ridge import half_step, unobserved_metric
+from recotransfer.numerics.threads import one_blas_thread
 from recotransfer.numerics.vectors import Float
 from recotransfer.recommenders.factor_model import FactorModel
 from recotransfer.settings import NonNegative, NonNegativeInt, Positive, PositiveInt
@@ -33,7 +34,7 @@ def _train(
         settings: arguments of the model.
     """
     # implicit starts its own threads, and BLAS threads inside them would slow training many times over.
-    with require("threadpoolctl").threadpool_limits(1, "blas"):
+    with one_blas_thread():
         model = kind(**settings)
         if begin is not None:  # implicit continues from factors that are already set
             model.user_factors, model.item_factors = begin

@@ -187,7 +187,7 @@ class HybridItems(ItemItem):
                 column += self.behaviour_ * own_column
 
             both = own[:, None] * column + (1 - own)[:, None] * (self.lookalikes_.T @ column) + content.toarray()
-            return np.asarray(both, np.float32)
+            return np.ascontiguousarray(both, np.float32)
 
         return smoothed(self.behaviour_, stand_in, own_column, self.lookalikes_, own, content, keep=2 * self.neighbours)
 

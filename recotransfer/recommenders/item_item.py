@@ -31,7 +31,11 @@ class ItemItem(Recommender):
     weights_: Matrix
 
     def _scores(self, events: Interactions) -> sparse.csr_array:
-        scores = sparse.csr_array(self._history_weights(events) @ self.weights_)
+        scores = self._history_weights(events) @ self.weights_
+        if isinstance(scores, np.ndarray):
+            return sparse.csr_array(np.maximum(scores, 0, out=scores))
+
+        scores = sparse.csr_array(scores)
         scores.data[scores.data < 0] = 0
         scores.eliminate_zeros()
         return scores
@@ -39,10 +43,7 @@ class ItemItem(Recommender):
     def _rank(
         self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
     ) -> TopK:
-        if isinstance(self.weights_, np.ndarray):
-            return super()._rank(events, k, exclude, mask)
-
-        # Products of sparse matrices are ranked row by row, without storing all scores.
+        # Products are ranked row by row, without storing all scores.
         return TopK(*product_top_k(self._history_weights(events), self.weights_, k, exclude, mask))
 
     def _contributions(

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from conftest import blas_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from threadpoolctl import threadpool_limits
 
 from recotransfer.data import IdMap, Interactions
 from recotransfer.errors import InputError
@@ -227,6 +229,16 @@ def test_half_step_leaves_its_history_alone_and_keeps_its_places():
     assert half_step(EMPTY, np.zeros((0, 2), np.float32), np.eye(2, dtype=np.float32)).shape == (0, 0)
 
 
+def test_half_step_solves_small_systems_with_one_blas_thread(monkeypatch):
+    history, factors = random_sparse(9, (10, 8)), np.ones((8, 2), np.float32)
+    metric, seen, solve = unobserved_metric(factors, 1.0, 0.1), [], np.linalg.solve
+    monkeypatch.setattr(np.linalg, "solve", lambda *a: seen.extend(blas_threads()) or solve(*a))
+    with threadpool_limits(2, "blas"):
+        half_step(history, factors, metric)
+        assert {*blas_threads()} == {2}
+    assert {*seen} == {1}
+
+
 # -- keep_largest ------------------------------------------------------------------------------------------------------
 
 
@@ -272,9 +284,22 @@ def test_product_top_k_equals_the_sorted_dense_product(seed, k, barring, masking
         scores[history.toarray() > 0] = -1
     if masking:
         scores[:, ~mask] = -1
-    positions, values = product_top_k(frozen(history), frozen(weights), k, exclude, mask)
-    np.testing.assert_array_equal(positions, naive_top_k(scores, k)[0])
-    np.testing.assert_array_equal(values, naive_top_k(scores, k)[1])
+    for form in (frozen(weights), weights.toarray()):
+        positions, values = product_top_k(frozen(history), form, k, exclude, mask)
+        np.testing.assert_array_equal(positions, naive_top_k(scores, k)[0])
+        np.testing.assert_array_equal(values, naive_top_k(scores, k)[1])
+
+
+@pytest.mark.parametrize("k", [1, 10, 3000])
+def test_a_wide_dense_product_is_ranked_as_a_narrow_one(k):
+    """Columns are summed and compared in several runs, the last of them short, with ties across runs."""
+    rng = np.random.default_rng(12)
+    weights = (rng.integers(-8, 9, (5, 10_007)) / 4).astype(np.float32)
+    history = sparse.csr_array(np.array([[1, 0, 2, 0, 1], [0, 0, 0, 0, 0], [0, 1, 1, 0, 0]], np.float32))
+    wanted = naive_top_k(history.toarray() @ weights, k)
+    for form in (weights, np.asfortranarray(weights)):
+        for found, right in zip(product_top_k(history, form, k, None, None), wanted, strict=True):
+            np.testing.assert_array_equal(found, right)
 
 
 def parts_of_a_hybrid(seed=0, n=14):
@@ -343,6 +368,8 @@ def test_the_number_of_threads_changes_nothing(monkeypatch):
     behaviour, lookalikes, content, own = parts_of_a_hybrid(n=40)
     b, w, c = as_sparse(behaviour, lookalikes, content)
     history = random_sparse(11, (50, 40))
+    factors = np.random.default_rng(13).normal(size=(40, 6)).astype(np.float32)
+    metric = unobserved_metric(factors, 1.0, 0.1)
     results = []
     for count in (1, 2, 3, 16):
         monkeypatch.setattr(threads, "thread_count", lambda count=count: count)
@@ -353,6 +380,8 @@ def test_the_number_of_threads_changes_nothing(monkeypatch):
                 keep_largest(gram, 5).toarray(),
                 smoothed(b, w, own, w, own, c, keep=8).toarray(),
                 *product_top_k(history, solved, 7, history, None),
+                *product_top_k(history, solved.toarray(), 7, history, None),
+                half_step(history, factors, metric).data,
             ]
         )
     for parts in zip(*results, strict=True):
@@ -373,6 +402,7 @@ def test_nothing_in_gives_nothing_out():
     assert keep_largest(EMPTY, 3).shape == (0, 0)
     assert smoothed(EMPTY, EMPTY, none, EMPTY, none, EMPTY, keep=3).shape == (0, 0)
     assert product_top_k(EMPTY, EMPTY, 3, None, None)[0].shape == (0, 3)
+    assert product_top_k(EMPTY, EMPTY.toarray(), 3, None, None)[0].shape == (0, 3)
     empty_rows = sparse.csr_array((2, 4), dtype=np.float32)
     weights = sparse.csr_array((4, 4), dtype=np.float32)
     assert product_top_k(empty_rows, weights, 2, empty_rows, np.zeros(4, bool))[0].tolist() == [[-1, -1], [-1, -1]]

@@ -8,11 +8,12 @@ import textwrap
 
 import numpy as np
 import pytest
-from conftest import REPO
+from conftest import REPO, blas_threads
+from threadpoolctl import threadpool_limits
 
 from recotransfer.data import Embeddings, IdMap, Interactions
 from recotransfer.numerics import threads
-from recotransfer.numerics.threads import in_threads, over_rows, slices, thread_count
+from recotransfer.numerics.threads import in_threads, one_blas_thread, over_rows, slices, thread_count
 from recotransfer.recommenders import (
     ALS,
     EASE,
@@ -105,6 +106,21 @@ def test_compiled_loops_start_no_threads_and_are_compiled_in_one_place():
             assert name != "prange", path
             if name in ("njit", "jit"):
                 assert path.name == "compiled.py", path
+
+
+def test_blas_gets_its_threads_back_when_the_last_of_overlapping_blocks_ends():
+    first, second = one_blas_thread(), one_blas_thread()
+    with threadpool_limits(2, "blas"):
+        first.__enter__()
+        second.__enter__()
+        assert {*blas_threads()} == {1}
+        first.__exit__(None, None, None)
+        assert {*blas_threads()} == {1}
+        second.__exit__(None, None, None)
+        assert {*blas_threads()} == {2}
+        with pytest.raises(ZeroDivisionError), one_blas_thread():
+            _ = 1 / 0
+        assert {*blas_threads()} == {2}
 
 
 @pytest.fixture
