@@ -319,7 +319,7 @@ def _insert(positions: Long, scores: Float, u: int, size: int, i: int, score: fl
 
     scores[u, at], positions[u, at] = score, i
 
-    return min(size + 1, k)
+    return size if size == k else size + 1
 
 
 @compiled()
