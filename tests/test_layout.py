@@ -79,7 +79,6 @@ STAGES = {
     "transfer.translator": "_decoder",
     "experiments.benchmark.processes": "benchmark.variants benchmark.work",
     "experiments.benchmark.report": "benchmark.charts benchmark.results benchmark.wording",
-    "experiments.benchmark.results": "benchmark.charts",
     "experiments.benchmark.runner": "benchmark.measure benchmark.processes benchmark.report benchmark.variants "
     "benchmark.work",
     "experiments.benchmark.wording": "benchmark.results",

@@ -94,7 +94,8 @@ def benchmark(**o: Any) -> None:
     say(table(results))
 
     for verdict in results["guard"]:
-        say(click.wrap_text(f"{verdict['variant']}: {verdict['words']}", 110, subsequent_indent="  "))
+        words = f"{verdict['variant']}, on validation: {verdict['words']}"
+        say(click.wrap_text(words, 110, subsequent_indent="  "))
 
     failed = [variant["name"] for variant in results["variants"] if variant["failed"] is not None]
     if failed:
@@ -138,6 +139,11 @@ def _split_of(o: Mapping[str, Any], items: Items) -> Split:
 
     name, seed = o["split"], o["seed"]
     if name == "time":
+        if events.time is None:
+            raise InputError(f"--split time (the default) needs times, and {o['events']} has none; give --split random, "
+                             "or --split leave-last if its rows are in the order of the events; if a column holds "
+                             "times, name it by --event-column time=COLUMN")  # fmt: skip
+
         return splits.time_cut(events)
     if name == "leave-last":
         return splits.leave_last(events)

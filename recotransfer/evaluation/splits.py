@@ -120,7 +120,8 @@ def time_cut(
         InputError: the log is untimed, shares or moments are out of range, or a part is empty.
     """
     if interactions.time is None:
-        raise InputError("time_cut needs times and the log has no times; leave_last goes by order in the log")
+        raise InputError("time_cut needs times and the log has no times; use random_per_user, or leave_last if the "
+                         "log is in the order of the events")  # fmt: skip
     if (valid_from is None) != (test_from is None):
         raise InputError("valid_from and test_from go together; give both, or neither to use the shares")
 

@@ -281,6 +281,17 @@ def test_tuning_reports_and_keeps_every_trial(place, run, hashed):
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
+def test_a_log_without_times_is_told_which_split_to_ask_for(place, run):
+    lines = Path("events.csv").read_text().splitlines()
+    at = lines[0].split(",").index(next(name for name in lines[0].split(",") if "time" in name))
+    bare = [",".join(cell for n, cell in enumerate(line.split(",")) if n != at) for line in lines]
+    Path("untimed.csv").write_text("\n".join(bare) + "\n")
+    words = ["benchmark", "--items", "items.csv", "--events", "untimed.csv", "--no-content", "--out", "bench"]
+    refused(run(*words), "untimed.csv has none; give --split random, or --split leave-last", "--event-column time=")
+    ran = run(*words, "--split", "random", "--model", "Popularity")
+    assert ran.status == 0, ran.err
+
+
 def test_a_benchmark_tells_what_was_asked_and_what_came_out(place, run):
     words = [*BENCH, "bench", "--split", "leave-last", "--model", "EASE(reg=50)", "--model", "<b>x</b>=Popularity"]
     ran = run(*words, "--k", 5, "--k", 10, "--k", 5, "--workers", 2)

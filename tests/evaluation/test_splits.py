@@ -261,7 +261,7 @@ def test_wrong_cuts_are_named(wrong, message):
 
 def test_a_cut_in_time_needs_times():
     rows = [("u", "abcd"[n], n // 2) for n in range(4)]
-    with pytest.raises(InputError, match="the log has no times; leave_last goes by order"):
+    with pytest.raises(InputError, match="the log has no times; use random_per_user, or leave_last"):
         time_cut(log(rows, timed=False))
     with pytest.raises(InputError, match="the log has 2 distinct times"):
         time_cut(log(rows))

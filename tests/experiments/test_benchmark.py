@@ -16,10 +16,11 @@ from threadpoolctl import threadpool_limits
 from recotransfer import splits
 from recotransfer.data import IdMap, Interactions, Items
 from recotransfer.encoders import HashingText
+from recotransfer.diagnostics import Guarded, guard
 from recotransfer.errors import ArtifactError, InputError
 from recotransfer.evaluation import metrics
 from recotransfer.evaluation.uncertainty import holm
-from recotransfer.experiments.benchmark import Benchmark, Variant, runner, variants_of
+from recotransfer.experiments.benchmark import Benchmark, Variant, runner, table, variants_of, work
 from recotransfer.experiments.benchmark.measure import measure, plain, rankings_of
 from recotransfer.experiments.benchmark.variants import ABLATION, GUARDED
 from recotransfer.experiments.benchmark.work import run_variant
@@ -105,12 +106,47 @@ def test_every_variant_and_its_ablation_and_guard_are_there(results):
     assert not variant(found, "HybridItems" + ABLATION)["content"]
     page = (out / "report.html").read_text()
     assert all(name in page for name in names)
-    best = max(found["variants"], key=lambda row: row["valid"])
+    models = [row for row in found["variants"] if row.get("same_as") is None]
+    best = max(models, key=lambda row: row["valid"])
     assert found["reference"] == best["name"]
     pairs = [(row["ranking"], row["variant"]) for row in found["comparisons"]]
     rankings = list(best["rankings"])
-    assert pairs == [(ranking, name) for ranking in rankings for name in names if name != found["reference"]]
+    assert pairs == [(ranking, row["name"]) for ranking in rankings for row in models if row is not best]
     assert all(row["p_holm"] >= row["p"] for row in found["comparisons"])
+
+
+@pytest.mark.parametrize(
+    ("kept", "trust", "original"),
+    [(False, (0.0, 0.0, 0.0, 0.0), ABLATION), (True, (1.0, 1.0, 1.0, 1.0), ""), (True, (1.0, 1.0, 1.0, 0.0), None)],
+)
+def test_a_guarded_form_that_is_another_model_has_its_figures_and_its_speed(
+    kept, trust, original, shop, tmp_path, monkeypatch
+):
+    def decided(transfer, ablation, *args, **settings):
+        found = guard(transfer, ablation, *args, **settings)
+        verdict = replace(found.verdict, trust=trust, helped="helps" if kept else "no difference")
+        return Guarded(transfer.with_trust(trust) if kept else ablation, verdict)
+
+    monkeypatch.setattr(work, "guard", decided)
+    found = run(tmp_path / "out", shop, ["HybridItems(reg=50)"])
+    mine = variant(found, "HybridItems(reg=50)" + GUARDED)
+    compared = [row["variant"] for row in found["comparisons"]]
+    text = table(found)
+    if original is None:
+        assert mine["same_as"] is None
+        assert mine["name"] in [*compared, found["reference"]]
+        assert "one model, measured once" not in text
+        return
+
+    other = variant(found, "HybridItems(reg=50)" + original)
+    assert mine["same_as"] == other["name"]
+    for name in ("rankings", "popularity", "beyond", "users_per_second", "memory_mib"):
+        assert mine[name] == other[name]
+    files = [pd.read_parquet(tmp_path / "out" / "variants" / variant_folder(row["name"]) / "users.parquet")
+             for row in (mine, other)]  # fmt: skip
+    pd.testing.assert_frame_equal(*files)
+    assert mine["name"] not in [*compared, found["reference"]]
+    assert f"{mine['name']} is {other['name']}: one model, measured once" in text
 
 
 def test_two_workers_give_the_numbers_of_one_variant_after_another(shop, tmp_path):

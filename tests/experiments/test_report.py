@@ -10,6 +10,7 @@ import pytest
 
 from recotransfer.errors import InputError
 from recotransfer.experiments.benchmark import table, write_report
+from recotransfer.experiments.benchmark.charts import LABEL, Panel, Point, Row, forest, scatter, wrapped
 from recotransfer.experiments.benchmark.wording import verdict
 
 VARIANTS = [  # name, class, content, ablation of, NDCG@10, fit seconds, users per second, training epochs
@@ -292,7 +293,7 @@ def test_the_verdict_says_what_is_more_than_chance(html):
     assert said(results) in " ".join(Page(html).text.split())
     del results["variants"][1]
     told = said(results)
-    assert "HybridItems is best: NDCG@10 0.0614 [0.0589, 0.0639] over 22,363 test users." in told
+    assert "HybridItems is best on the test: NDCG@10 0.0614 [0.0589, 0.0639] over 22,363 users." in told
     assert "runner-up SASRec with text is +0.0028 [+0.0014, +0.0042], significant after Holm" in told
     assert "best variant without content, HybridItems without content, is +0.0069" in told
     assert "Content helps in part: switched off for items of >20 users it gains +0.0077" in told
@@ -303,7 +304,7 @@ def test_the_verdict_says_what_is_more_than_chance(html):
 
 def test_the_verdict_owns_up_to_what_speaks_against_it():
     results = fake()
-    assert "Validation alone would have picked HybridItems (test 0.0614" in said(results)
+    assert "Validation alone would have picked HybridItems (on the test 0.0614" in said(results)
     assert "1 of 13 variants failed" in said(results)
     results["comparisons"] = []
     assert "were not tested against each other, their intervals overlap." in said(results)
@@ -311,6 +312,96 @@ def test_the_verdict_owns_up_to_what_speaks_against_it():
     for variant in results["variants"][:-1]:
         variant["rankings"]["all"]["users"] = 12
     assert "Number of users tested: only 12" in said(results)
+
+
+def guarded_as(results, name):
+    """The results if the guard had made the guarded form of HybridItems equal to the variant `name`."""
+    original = next(variant for variant in results["variants"] if variant["name"] == name)
+    results["variants"][1] = copy.deepcopy(original) | {
+        "name": "HybridItems guarded", "guard_of": "HybridItems", "ablation_of": None, "same_as": name,
+    }  # fmt: skip
+    results["comparisons"] = [row for row in results["comparisons"] if row["variant"] != "HybridItems guarded"]
+    return results
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["told", "of an earlier version"])
+def test_a_guarded_variant_that_is_its_ablation_is_neither_winner_nor_runner_up(knows, tmp_path):
+    results = guarded_as(fake(), "HybridItems without content")
+    if not knows:
+        del results["variants"][1]["same_as"]
+    told = said(results)
+    assert "runner-up SASRec with text" in told
+    assert "best variant without content, HybridItems without content," in told
+    assert "HybridItems guarded" not in told
+    results["variants"] = [variant for variant in results["variants"] if "Items" not in variant["name"]] + [
+        variant for variant in results["variants"] if variant["name"] in ("HybridItems guarded", "EASE")
+        or variant["name"] == "HybridItems without content"
+    ][:-1]  # fmt: skip
+    results |= {"reference": "SASRec without text", "guard": []}
+    del results["variants"][0]
+    told = said(results)
+    assert told.startswith("HybridItems without content is best on the test")
+    assert "HybridItems guarded is the same model: the guard kept no content." in told
+    assert "the runner-up SASRec without text" in told
+    page = written(results, tmp_path)
+    assert "the same model as HybridItems without content, measured once" in page
+    pictures = "".join(re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL))
+    assert "HybridItems without content<" in pictures
+    assert "HybridItems guarded<" not in pictures
+
+
+def test_a_guarded_variant_that_kept_all_content_is_the_variant():
+    results = guarded_as(fake(), "HybridItems")
+    told = said(results)
+    assert told.startswith("HybridItems is best on the test")
+    assert "HybridItems guarded is the same model: the guard kept all content." in told
+    assert "It is also best on validation" in told
+    assert "HybridItems guarded is HybridItems: one model, measured once" in table(results)
+
+
+def test_figures_of_validation_and_test_are_told_apart(html):
+    told = said(fake())
+    found = fake()["guard"][0]
+    assert f"On the test, content adds {found['test']['value']:+.4f}" in told
+    assert "On validation, where the guard decided about HybridItems: Content helps in part" in told
+    assert "content helps SASRec with text; on the test, all of it adds +0.0069" in told
+    text = Page(html).text
+    assert text.count("On validation: Content helps in part") == 2
+    for label in ("all, validation", "all, test", "guarded, test", "1-5 users, validation"):
+        assert label in text
+    head = html[html.index("<thead>", html.index('id="variants"')) : html.index("</thead>")]
+    assert "test NDCG@10" in head
+    assert ">validation<" in head
+    assert table(fake()).splitlines()[0].split()[2:4] == ["test", "NDCG@10"]
+    assert "valid: NDCG@10 on validation" in table(fake())
+
+
+def test_the_verdict_tells_how_cold_items_are_ranked():
+    results = fake()
+    assert "It is also best among cold items (without training events): NDCG@10 0.2100" in said(results)
+    cold = {variant["name"]: variant["rankings"]["cold"] for variant in results["variants"][:-1]}
+    cold["RidgeProfiles"]["metrics"]["ndcg@10"] = estimate(0.3, 134)
+    assert (
+        "Best among cold items (without training events) is RidgeProfiles: NDCG@10 0.3000 [0.1425, 0.4575] over 134 "
+        "users; HybridItems guarded has 0.2100 [" in said(results)
+    )
+    cold["RidgeProfiles"]["users"] = 12
+    assert "over 12 users, too few for firm conclusions; HybridItems" in said(results)
+    for variant in results["variants"][:-1]:
+        del variant["rankings"]["cold"]
+        variant["popularity"] = variant["popularity"][1:]
+    assert "cold" not in said(results)
+
+
+def test_the_verdict_of_a_cold_start_split_says_that_all_is_cold():
+    results = fake()
+    for variant in results["variants"][:-1]:
+        rankings = variant["rankings"]
+        variant["rankings"] = {"all": rankings["all"], "mixed": rankings["warm"]}
+        variant["popularity"] = [row | {"pairs": 24 * (row["bucket"] == "0")} for row in variant["popularity"]]
+    told = said(results)
+    assert "All held-out items are cold, that is, without training events." in told
+    assert "It is also best in the whole catalogue: NDCG@10 0.0624" in told
 
 
 def test_an_variant_without_content_can_win():
@@ -429,7 +520,7 @@ def test_the_table_for_the_terminal_is_aligned_and_sorted():
     assert rows[0].startswith("HybridItems guarded")
     assert "ablation" in rows[3]
     assert "MemoryError" in lines[-1]
-    assert max(map(len, lines)) <= 140
+    assert max(map(len, lines)) <= 141
 
 
 def test_moments_of_a_cut_are_written_as_dates(tmp_path):
@@ -446,6 +537,39 @@ def test_long_names_that_begin_and_end_alike_are_told_apart_in_plots(tmp_path):
     results["variants"] = [{**copy.deepcopy(first), "name": name} for name in names]
     results["reference"] = names[0]
     picture = re.search(r"<svg.*?</svg>", written(results, tmp_path), flags=re.DOTALL)[0]
-    labels = re.findall(r">(Hybrid[^<]*)<", picture)
-    assert len(set(labels)) == 3
-    assert max(map(len, labels)) <= 22
+    lines = re.findall(r">([^<>\n]+)</text>", picture)
+    assert lines.count("neighbours=200)") == 3
+    for reg in (10, 100, 1000):
+        assert f"HybridItems(reg={reg}," in lines
+    assert "…" not in picture
+
+
+def test_no_letter_of_a_label_is_lost_and_none_leaves_the_picture():
+    long = "mine=" + "a_rather_long_module_name." * 4 + "Recommender with every setting that it has"
+    assert wrapped(long).replace("\n", " ").replace(" ", "") == long.replace(" ", "")
+    assert max(map(len, wrapped(long).split("\n"))) <= LABEL
+    rows = [Row(long, 0.3, 0.2, 0.4), Row("EASE", 0.25, 0.2, 0.3)]
+    picture = forest("wide", [Panel("", rows)], axis="NDCG@10")
+    lines = re.findall(r'transform="translate\(([\d.-]+) [^>]*>([^<]+)<', picture)
+    assert "".join(text for _, text in lines).replace(" ", "") == long.replace(" ", "")
+    assert all(float(x) >= 0 for x, _ in lines)
+
+
+def test_a_far_off_baseline_is_an_arrow_and_does_not_squeeze_the_others():
+    close = [Row(f"model {n}", 0.100 + n / 1000, 0.098 + n / 1000, 0.102 + n / 1000) for n in range(4)]
+    far = Row("Popularity", 0.0123, 0.011, 0.013)
+
+    def length_of_intervals(rows):
+        picture = forest("plot", [Panel("", rows)], axis="NDCG@10")
+        ends = re.findall(r'd="M ([\d.]+) [\d.]+ \nL ([\d.]+) [\d.]+ \n" clip-path[^>]*stroke: var\(--plain\)', picture)
+        return picture, max(float(b) - float(a) for a, b in ends)
+
+    alone, before = length_of_intervals(close)
+    together, after = length_of_intervals([*close, far])
+    assert "←" not in alone
+    assert "← 0.0123" in together
+    assert after > 0.45 * before
+    points = [Point(1.0 + n, row) for n, row in enumerate([*close, far])]
+    picture = scatter("cloud", points, across="seconds", up="NDCG@10")
+    assert "Popularity ↓ 0.0123" in picture
+    assert "0.02" not in re.findall(r">([\d.]+)</text>", picture)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
 
 
 Float = NDArray[np.float64]
-LABEL = 22  # maximum length of a row's label, in characters
+LABEL = 30  # characters in a line of a label; longer labels continue on the next line
 WIDTH = 440  # pixels: two plots fit side by side on a desktop, one is still legible on a phone
 _TONES = ("ink", "muted", "grid", "card", "accent", "ablation", "good", "bad", "plain")
 _COLOUR = {tone: f"#0{n}0{n}0{n}" for n, tone in enumerate(_TONES, start=1)}  # placeholders, see `_svg`
 _FONT = 11.0
 _ROW = 17.0  # pixels between two rows of a forest
+_LINE = 12.0  # pixels that every further line of a label adds
+_CORE = 0.6  # share of the rows, the best ones, that an axis is made for
+_REACH = 1.0  # how far an axis reaches beyond those rows, in units of their range
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # names may contain dollar signs
@@ -99,8 +103,13 @@ class Line(NamedTuple):
     note: str = ""
 
 
-def forest(name: str, panels: Sequence[Panel], *, axis: str, columns: int = 1, zero: bool = False) -> str:
+def forest(
+    name: str, panels: Sequence[Panel], *, axis: str, columns: int = 1, zero: bool = False, whole: bool = False
+) -> str:
     """SVG of a forest plot: dots with intervals in panels on a common scale, labels on the left.
+
+    The scale is made for the best rows: a row far below them is an arrow at the edge with its value, so that it does
+    not squeeze their intervals.
 
     Args:
         name: name of the plot, unique on its page; screen readers read it.
@@ -108,29 +117,31 @@ def forest(name: str, panels: Sequence[Panel], *, axis: str, columns: int = 1, z
         axis: label of the value axis.
         columns: number of panels side by side.
         zero: mark zero and write signs, as for differences.
+        whole: whether the scale has to hold every row.
     """
     with _styled():
         depth = max(len(panel.rows) for panel in panels)
         lines = math.ceil(len(panels) / columns)
         head = _head(panels)
-        tall = depth * _ROW + 8
+        most = max(wrapped(row.label).count("\n") for panel in panels for row in panel.rows)
+        tall = depth * (_ROW + _LINE * most) + 8
         figure = _figure(lines * (head + tall + 22) + 15)
-        left = max(_extent(figure, shortened(row.label))[0] for panel in panels for row in panel.rows) + 10
+        left = max(_extent(figure, wrapped(row.label))[0] for panel in panels for row in panel.rows) + 10
         wide = (WIDTH - left - 6 - 14 * (columns - 1)) / columns
-        low, high = _range([v for p in panels for r in p.rows for v in (r.value, r.low, r.high)], zero)
+        low, high = _range([v for p in panels for v in _shown_values(p.rows, whole)], zero)
         for n, panel in enumerate(panels):
             line, column = divmod(n, columns)
             top = line * (head + tall + 22) + head
             axes = _axes(figure, left + column * (wide + 14), top, wide, tall)
-            _rows(axes, panel.rows, labels=column == 0)
             axes.set(xlim=(low, high), ylim=(depth - 0.4, -0.6))
+            _rows(axes, panel.rows, labels=column == 0, signed=zero)
             _number_ticks(axes.xaxis, wide, signed=zero)
             axes.grid(axis="x")
             if zero:
                 axes.axvline(0, color=_COLOUR["muted"], linewidth=1, zorder=1)
 
             if panel.title:
-                _title(figure, axes, panel.title, panel.note)
+                _title(axes, panel.title, panel.note)
 
         _below(figure, axis, left)
         return _svg(figure, name)
@@ -157,7 +168,8 @@ def scatter(name: str, points: Sequence[Point], *, across: str, up: str, log: bo
         else:
             axes.set_xlim(*_range(xs, False, 0.08))
 
-        axes.set_ylim(*_range([v for p in points for v in (p.row.value, p.row.low, p.row.high)], False, 0.06))
+        axes.set_ylim(*_range(_shown_values([point.row for point in points], whole=False), False, 0.06))
+        points = [_at_edge(point, *axes.get_ylim()) for point in points]
         for point in points:
             _dot(axes, point.x, point.row, upright=True)
 
@@ -181,8 +193,10 @@ def small_lines(name: str, panels: Sequence[Line], *, columns: int, axis: str, w
         whole: draw the line in steps, as for the best value so far, rather than from point to point.
     """
     with _styled():
-        lines, tall, head, gap = math.ceil(len(panels) / columns), 70.0, _head(panels), 44.0
+        lines, tall, gap = math.ceil(len(panels) / columns), 70.0, 44.0
         wide = (WIDTH - gap * columns - 6) / columns
+        room = int(wide / (0.62 * _FONT))  # a bold letter is about that wide
+        head = _head(panels) + _FONT * 1.2 * max(wrapped(panel.title, room).count("\n") for panel in panels)
         figure = _figure(lines * (head + tall + 24) + 14)
         for n, panel in enumerate(panels):
             line, column = divmod(n, columns)
@@ -195,7 +209,7 @@ def small_lines(name: str, panels: Sequence[Line], *, columns: int, axis: str, w
             _number_ticks(axes.xaxis, wide, integer=True)
             _number_ticks(axes.yaxis, tall * 1.5)
             axes.grid()
-            _title(figure, axes, panel.title, panel.note)
+            _title(axes, wrapped(panel.title, room), panel.note)
 
         _below(figure, axis, gap)
         return _svg(figure, name)
@@ -229,15 +243,36 @@ def _axes(figure: Figure, left: float, top: float, wide: float, tall: float) -> 
 
 def _extent(figure: Figure, text: str) -> tuple[float, float]:
     """Width and height of the text in pixels."""
-    box = figure.text(0, 0, text).get_window_extent()
+    box = figure.text(0, 0, text, linespacing=1.0).get_window_extent()
     figure.texts[-1].remove()
     return box.width, box.height
 
 
-def shortened(label: str, room: int = LABEL) -> str:
-    """The label, with an ellipsis in the middle if it is longer than `room` characters."""
-    keep = max(room - 1, 2)
-    return label if len(label) <= room else f"{label[: keep - keep // 3]}…{label[len(label) - keep // 3 :]}"
+def wrapped(label: str, room: int = LABEL) -> str:
+    """The whole label in lines of at most `room` characters, broken between words where that is possible."""
+    return "\n".join(textwrap.wrap(label, max(room, 2))) or label
+
+
+def _shown_values(rows: Sequence[Row], whole: bool) -> list[float]:
+    """The values that an axis has to hold: those of all rows, or without those of rows far below the best ones."""
+    finite = sorted((row for row in rows if math.isfinite(row.value)), key=lambda row: -row.value)
+    best = finite[: max(2, math.ceil(_CORE * len(finite)))]
+    ends = [value for row in best for value in (row.value, row.low, row.high) if math.isfinite(value)]
+    least = min(ends, default=0.0) - _REACH * (max(ends, default=0.0) - min(ends, default=0.0))
+    shown = [row for row in finite if whole or row.value >= least]
+
+    return [max(value, least) if not whole else value for row in shown for value in (row.value, row.low, row.high)]
+
+
+def _at_edge(point: Point, low: float, high: float) -> Point:
+    """The point; one that the axis from `low` to `high` leaves out at its lower end, with the value in its label."""
+    row = point.row
+    if not row.value < low:
+        return point
+
+    edge = low + 0.02 * (high - low)
+    label = f"{row.label} ↓ {_tick(float(f'{row.value:.3g}'))}"
+    return Point(point.x, row._replace(label=label, value=edge, low=math.nan, high=math.nan))
 
 
 def _range(values: Sequence[float], zero: bool, margin: float = 0.03) -> tuple[float, float]:
@@ -248,16 +283,11 @@ def _range(values: Sequence[float], zero: bool, margin: float = 0.03) -> tuple[f
     return low - room, high + room
 
 
-def _title(figure: Figure, axes: Axes, title: str, note: str) -> None:
-    """Write the heading above the panel, shortened to its width, and the note between the two."""
+def _title(axes: Axes, title: str, note: str) -> None:
+    """Write the heading above the panel, in as many lines as it has, and the note between the two."""
     frame = axes.get_window_extent()
-    letters = len(title)
-
-    while letters > 6 and _extent(figure, shortened(title, letters))[0] * 1.12 > frame.width:  # bold is wider
-        letters -= 1
-
-    up = (11 + (_FONT + 2) * bool(note)) / frame.height
-    axes.text(0, 1 + up, shortened(title, letters), transform=axes.transAxes, va="center", weight="bold")
+    up = (5 + (_FONT + 2) * bool(note)) / frame.height
+    axes.text(0, 1 + up, title, transform=axes.transAxes, va="bottom", weight="bold")
     small = axes.text(0, 1 + 10 / frame.height, note, transform=axes.transAxes, va="center", fontsize=_FONT - 1)
     small.set_color(_COLOUR["muted"])
 
@@ -270,15 +300,19 @@ def _head(panels: Sequence[Panel] | Sequence[Line]) -> float:
     return 22.0 if any(panel.title for panel in panels) else 4.0
 
 
-def _rows(axes: Axes, rows: Sequence[Row], labels: bool) -> None:
-    """Draw the rows of a panel, one below the other."""
+def _rows(axes: Axes, rows: Sequence[Row], labels: bool, signed: bool) -> None:
+    """Draw the rows of a panel, one below the other; those left of the axis as an arrow with their value."""
+    edge = axes.get_xlim()[0]
     for at, row in enumerate(rows):
-        if math.isfinite(row.value):
+        if row.value < edge:
+            text = f"← {_tick(float(f'{row.value:.3g}'), signed)}"
+            axes.text(edge, at, text, color=_COLOUR[row.tone], va="center", fontsize=_FONT - 1)
+        elif math.isfinite(row.value):
             _dot(axes, at, row, upright=False)
 
-    axes.set_yticks(range(len(rows)), [shortened(row.label) for row in rows] if labels else [""] * len(rows))
-    for text, row in zip(axes.get_yticklabels(), rows, strict=True):
-        text.set(color=_COLOUR["ink" if row.tone == "plain" else row.tone], fontsize=_FONT)
+    axes.set_yticks(range(len(rows)), [wrapped(row.label) for row in rows] if labels else [""] * len(rows))
+    for text_of, row in zip(axes.get_yticklabels(), rows, strict=True):
+        text_of.set(color=_COLOUR["ink" if row.tone == "plain" else row.tone], fontsize=_FONT, linespacing=1.0)
 
 
 def _dot(axes: Axes, at: float, row: Row, upright: bool) -> None:
@@ -343,7 +377,7 @@ def _place_labels(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
     upright = [[axes.transData.transform((p.x, end))[1] for end in pair] for p, pair in zip(points, ends, strict=True)]
     marks = [np.hstack([at - 5, at + 5])]
     marks.append(np.array([(x - 2, low, x + 2, high) for (x, _), (low, high) in zip(at, upright, strict=True)]))
-    sizes = np.array([_extent(figure, shortened(point.row.label)) for point in points])
+    sizes = np.array([_extent(figure, wrapped(point.row.label)) for point in points])
     places, far = _places()
     boxes = _label_boxes(at[:, None], places, far, sizes[:, None])
     frame = axes.get_window_extent()
@@ -407,7 +441,7 @@ def _write_label(axes: Axes, row: Row, point: Float, box: Float, far: bool) -> N
     edge = {"left": box[0], "right": box[2], "center": (box[0] + box[2]) / 2}[side]
     place = axes.transData.inverted().transform((edge, (box[1] + box[3]) / 2))
     colour = _COLOUR["ink" if row.tone == "plain" else row.tone]
-    axes.text(place[0], place[1], shortened(row.label), ha=side, va="center_baseline", color=colour)
+    axes.text(place[0], place[1], wrapped(row.label), ha=side, va="center_baseline", color=colour, linespacing=1.0)
 
 
 def _svg(figure: Figure, name: str) -> str:

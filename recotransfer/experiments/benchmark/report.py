@@ -82,8 +82,8 @@ def table(results: Results) -> str:
     """The main table as plain text, best variant first, with ablations marked and failed variants listed below."""
     results = checked_results(results)
     primary = results["primary"]
-    heads = ["variant", "content", metric_name(primary), "95% interval", "difference", "95% interval", "p (Holm)"]
-    heads += ["valid", "fit s", "users/s", "MiB"]
+    heads = ["variant", "content", f"test {metric_name(primary)}", "95% interval", "difference", "95% interval"]
+    heads += ["p, Holm", "valid", "fit s", "users/s", "MiB"]
     rows = [heads]
 
     for variant in ranked_variants(results):
@@ -112,8 +112,12 @@ def table(results: Results) -> str:
     if results["reference"] is not None:
         lines += [
             "",
-            f"difference: the variant minus {results['reference']}, paired over users; the best variant comes first",
+            f"difference: the variant minus {results['reference']} on the test, paired over users; best variant first",
+            f"valid: {metric_name(primary)} on validation, by which settings were chosen",
         ]
+
+    same = [variant for variant in ranked_variants(results) if variant["same_as"]]
+    lines += [f"{variant['name']} is {variant['same_as']}: one model, measured once" for variant in same]
 
     lines += [f"failed: {variant['name']}: {variant['failed']}" for variant in failed_variants(results)]
 
@@ -217,12 +221,14 @@ def _ends(figure: Mapping[str, Any]) -> tuple[float, float, float]:
 def _row(results: Results, variant: Variant, figure: Mapping[str, Any] | None) -> Row:
     """The variant as a row of a plot, with its own colour for the reference and another for ablations."""
     tone = "accent" if variant["name"] == results["reference"] else "ablation" if variant["ablation_of"] else "plain"
-    return Row(variant["label"], *_ends(figure or {}), tone, bool(variant["content"]))
+    return Row(variant["name"], *_ends(figure or {}), tone, bool(variant["content"]))
 
 
 def _plots(results: Results, variants: Sequence[Variant], tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Name -> SVG; plots without data are left out."""
+    """Name -> SVG, each model once; plots without data are left out."""
     from markupsafe import Markup
+
+    variants = [variant for variant in variants if variant["same_as"] is None]
 
     name = metric_name(results["primary"])
     rows = {variant["name"]: _row(results, variant, best_figure(results, variant)) for variant in variants}
@@ -299,7 +305,10 @@ def _guard_rows(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = [{"label": label, "pairs": None, **verdict[key]} for label, key in overall if verdict.get(key)]
     trust = dict(zip(POPULARITY_BUCKET_NAMES, verdict.get("trust") or (), strict=False))
     buckets = verdict.get("buckets") or ()
-    rows += [{"label": bucket["name"], **bucket, "trust": trust.get(bucket["name"])} for bucket in buckets]
+    rows += [
+        {"label": f"{bucket['name']} users, validation", **bucket, "trust": trust.get(bucket["name"])}
+        for bucket in buckets
+    ]
 
     for row in rows:
         row["side"] = "" if not is_known(row["low"]) else "good" if row["low"] > 0 else "bad" if row["high"] < 0 else ""
@@ -311,11 +320,11 @@ def _guard_plot(results: Results, verdict: Mapping[str, Any]) -> str:
     """The differences between a variant and its ablation, overall and by bucket."""
     rows = []
     for row in _guard_rows(verdict):
-        label = row["label"] if row["pairs"] is None else f"{row['label']} · {count(row['pairs'])} pairs"
+        label = row["label"] if row["pairs"] is None else f"{row['label']}, {count(row['pairs'])} pairs"
         rows.append(Row(label, *_ends(row), row["side"] or "plain"))
 
     axis = f"{metric_name(results['primary'])} with content minus without"
-    return forest(f"{axis}: {verdict['variant']}", [Panel("", rows)], axis=axis, zero=True)
+    return forest(f"{axis}: {verdict['variant']}", [Panel("", rows)], axis=axis, zero=True, whole=True)
 
 
 def _tuning_plot(results: Results, variants: Sequence[Variant]) -> str | None:
@@ -326,7 +335,7 @@ def _tuning_plot(results: Results, variants: Sequence[Variant]) -> str | None:
         if len(trials) > 1:
             numbers, values = zip(*trials, strict=True)
             best = [max(values[: n + 1]) for n in range(len(values))]
-            lines.append(Line(variant["label"], numbers, values, best, _row(results, variant, None).tone))
+            lines.append(Line(variant["name"], numbers, values, best, _row(results, variant, None).tone))
 
     axis = "number of the trial; vertical axis: validation"
 
@@ -341,7 +350,7 @@ def _training_plot(results: Results, variants: Sequence[Variant]) -> str | None:
             steps = [(step["epoch"], step[key]) for step in variant["curve"] or () if is_known(step.get(key))]
             if len(steps) > 1:
                 epochs, values = zip(*steps, strict=True)
-                lines.append(Line(variant["label"], epochs, values, values, _row(results, variant, None).tone, what))
+                lines.append(Line(variant["name"], epochs, values, values, _row(results, variant, None).tone, what))
 
     return small_lines("Training of each variant", lines, columns=2, axis="epoch", whole=False) if lines else None
 

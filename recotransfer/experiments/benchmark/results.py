@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recotransfer.errors import InputError
-from recotransfer.experiments.benchmark.charts import LABEL, shortened
 
 FORMAT = 1
 _REQUIRED = ("title", "created", "environment", "protocol", "primary", "reference", "variants", "comparisons", "guard")
 _OPTIONAL: Mapping[str, Any] = {
     **dict.fromkeys(
-        ("class", "ablation_of", "guard_of", "weights", "valid", "curve", "users_per_second", "memory_mib", "failed")
+        ("class", "ablation_of", "guard_of", "same_as", "weights", "valid", "curve", "users_per_second", "memory_mib", "failed")
     ),
     **{key: {} for key in ("settings", "given", "rankings", "beyond", "seconds")},
     **dict.fromkeys(("trials", "popularity", "ages", "histories"), ()),
@@ -23,7 +22,9 @@ Results = Mapping[str, Any]
 
 
 def checked_results(results: Results) -> Results:
-    """The validated results, with defaults for missing optional parts and a short label for each variant.
+    """The validated results, with defaults for missing optional parts.
+
+    A guarded variant without content is the ablation; `same_as` says so in results of earlier versions too.
 
     Raises:
         InputError: another format, a missing required part, two variants of one name, or an unknown reference.
@@ -55,23 +56,9 @@ def checked_results(results: Results) -> Results:
         for variant in results["variants"]
     ]
     protocol = dict.fromkeys(("form", "trials", "k", "seed", "encoders", "facts")) | dict(results["protocol"])
-    labels = _labels([variant["name"] for variant in variants])
-    variants = [{**variant, "label": labels[variant["name"]]} for variant in variants]
+    variants = [{**variant, "same_as": _original(variant, variants)} for variant in variants]
 
     return {"transferability": None, **results, "variants": variants, "protocol": {"split": "not named", **protocol}}
-
-
-def _labels(names: Sequence[str]) -> dict[str, str]:
-    """Name -> label short enough for a plot; labels that would be equal show the part where the names differ."""
-    out = {name: shortened(name) for name in names}
-    for label in set(out.values()):
-        alike = [name for name in names if out[name] == label]
-        if len(alike) > 1:
-            columns = enumerate(zip(*alike, strict=False))
-            start = max(next((n for n, letters in columns if len(set(letters)) > 1), 12) - 4, 8)
-            out |= {name: f"{name[:7]}…{name[start:]}"[:LABEL] for name in alike}
-
-    return out
 
 
 def value_at(value: Mapping[str, Any], *keys: str) -> Any:
@@ -82,10 +69,26 @@ def value_at(value: Mapping[str, Any], *keys: str) -> Any:
     return value
 
 
+def _original(variant: Variant, variants: Sequence[Variant]) -> str | None:
+    """Name of the variant, among those that finished, whose model this guarded variant is; None if it is its own."""
+    finished = {each["name"]: each for each in variants if not each["failed"]}
+    if variant["same_as"] in finished:
+        return str(variant["same_as"])
+    if variant["guard_of"] is None or variant["content"]:
+        return None
+
+    return next((name for name, each in finished.items() if each["ablation_of"] == variant["guard_of"]), None)
+
+
 def ranked_variants(results: Results) -> list[Variant]:
-    """Variants that finished, the best on the test first."""
+    """Variants that finished, the best on the test first; a variant before those that are the same model."""
     ran = [variant for variant in results["variants"] if not variant["failed"]]
-    return sorted(ran, key=lambda variant: -best_figure(results, variant)["value"])
+    return sorted(ran, key=lambda variant: (-best_figure(results, variant)["value"], variant["same_as"] is not None))
+
+
+def models(results: Results) -> list[Variant]:
+    """Variants that finished, the best on the test first, each model once."""
+    return [variant for variant in ranked_variants(results) if variant["same_as"] is None]
 
 
 def failed_variants(results: Results) -> list[Variant]:
@@ -109,6 +112,8 @@ def metric_names(results: Results) -> list[str]:
 
 def difference_between(results: Results, one: str, other: str, ranking: str = "all") -> dict[str, float] | None:
     """`one` minus `other` on the primary metric, tested in either direction; None if the two were not compared."""
+    same = {variant["name"]: variant["same_as"] or variant["name"] for variant in results["variants"]}
+    one, other = same.get(one, one), same.get(other, other)
     for found in results["comparisons"]:
         if found.get("metric") != results["primary"] or found.get("ranking", "all") != ranking:
             continue

@@ -253,7 +253,8 @@ class Benchmark:
             verdict["guarded_test"] = self._difference(users, verdict["variant"] + GUARDED, verdict["ablation"])
 
         # The reference of all comparisons is chosen on validation, so that the test does not influence it.
-        finished = [row for row in rows if row["failed"] is None]
+        # A guarded variant that is another's model is no variant of its own.
+        finished = [row for row in rows if row["failed"] is None and row.get("same_as") is None]
         reference = finished[first_best([row["valid"] for row in finished])]["name"] if finished else None
         results = {
             "format": 1,
@@ -264,7 +265,7 @@ class Benchmark:
             "primary": self.primary,
             "reference": reference,
             "variants": rows,
-            "comparisons": [] if reference is None else self._comparisons(users, reference),
+            "comparisons": [] if reference is None else self._comparisons({row["name"]: users[row["name"]] for row in finished}, reference),
             "guard": guards,
             "transferability": _transferability(work),
         }
@@ -284,7 +285,10 @@ class Benchmark:
         return {name: float(value) for name, value in paired(one, other, seed=self.seed)._asdict().items()}
 
     def _comparisons(self, users: Mapping[str, pd.DataFrame], reference: str) -> list[dict[str, Any]]:
-        """Each variant against the reference in each ranking, with Holm's correction over the ranking's variants."""
+        """Each variant against the reference in each ranking, with Holm's correction over the ranking's variants.
+
+        `users` holds each model once: a repeated test would make the correction stricter for the others.
+        """
         out = []
         for ranking in users[reference]["ranking"].unique():
             pairs = {name: self._difference(users, name, reference, ranking) for name in users if name != reference}

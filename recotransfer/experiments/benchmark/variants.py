@@ -16,6 +16,19 @@ from recotransfer.settings import parse_named, split_label
 
 ABLATION = " without content"  # suffix of the name of a variant's ablation
 GUARDED = " guarded"  # suffix of the name of a variant's guarded form
+_FLAGSHIP = "HybridItems"
+_DEFAULTS = (
+    _FLAGSHIP,
+    "HybridRanker",
+    "SASRec",
+    "EASE",
+    "ItemKNN",
+    "ALS",
+    "BPR",
+    "RidgeProfiles",
+    "ContentProfiles",
+    "Popularity",
+)
 _DENSE_ITEMS = 25_000  # larger catalogues get the sparse form of items x items models
 
 
@@ -63,7 +76,7 @@ def variants_of(words: Sequence[str], *, items: int = 0, content: bool = True) -
         InputError: two variants have the same name, or one needs content and there is none.
     """
     variants: list[Variant] = []
-    for word in words or _default_words(items, content):
+    for word in words or _default_words(content):
         variant = _variant_of(word, items)
         needs_content = variant.recommender.needs_items
         if needs_content and not content:
@@ -89,22 +102,9 @@ def check_labels(variants: Sequence[Variant]) -> None:
         raise InputError(f"two variants are called {twice[0]!r}; rename one of them, as in 'other=EASE'")
 
 
-def _default_words(items: int, content: bool) -> list[str]:
+def _default_words(content: bool) -> list[str]:
     """The recommenders of the package, without those that need content if there is none."""
-    words = [
-        "HybridItems",
-        "HybridRanker",
-        "SASRec",
-        "EASE",
-        "ItemKNN",
-        "ALS",
-        "BPR",
-        "RidgeProfiles",
-        "ContentProfiles",
-        "Popularity",
-    ]
-
-    return [word for word in words if content or not recommenders.find(word)().needs_items]
+    return [word for word in _DEFAULTS if content or not recommenders.find(word)().needs_items]
 
 
 def _variant_of(text: str, items: int) -> Variant:

@@ -13,7 +13,9 @@ from recotransfer.experiments.benchmark.results import (
     checked_results,
     difference_between,
     failed_variants,
+    models,
     ranked_variants,
+    value_at,
 )
 from recotransfer.numerics.rounding import first_best
 
@@ -85,9 +87,12 @@ def metric_name(name: str) -> str:
 
 
 def verdict(results: Results) -> list[str]:
-    """Sentences on which variant is best, by how much, whether that is significant, and whether content helped."""
+    """Sentences on which variant is best, by how much, whether that is significant, and whether content helped.
+
+    Every figure is from the test, unless its sentence says that it is from validation.
+    """
     results = checked_results(results)
-    variants = ranked_variants(results)
+    variants = models(results)
     if not variants:
         return ["No variant finished, so there is nothing to compare."]
 
@@ -95,27 +100,27 @@ def verdict(results: Results) -> list[str]:
     figure = best_figure(results, best)
     users = best["rankings"]["all"].get("users")
     sentences = [
-        f"{best['name']} is best: {name} {four(figure['value'])} {interval_words(figure)} "
-        f"over {count(users)} test users."
+        f"{best['name']} is best on the test: {name} {four(figure['value'])} {interval_words(figure)} "
+        f"over {count(users)} users."
     ]
-    if others := [variant for variant in variants if not _alike(best, variant)]:
+    sentences += [
+        f"{each['name']} is the same model: the guard kept {'all' if each['content'] else 'no'} content."
+        for each in ranked_variants(results)
+        if each["same_as"] == best["name"]
+    ]
+    if others := [variant for variant in variants if _family(variant) != _family(best)]:
         sentences += _leads(results, best, others)
 
+    sentences += _cold(results, best, variants)
     sentences += _transfers(results, best)
     sentences += _doubts(results, variants)
 
     return sentences
 
 
-def _alike(best: Variant, other: Variant) -> bool:
-    """Whether both are the same model: a variant and its guarded form, or an ablation that the guard fell back to."""
-    if (best["guard_of"] or best["name"]) == (other["guard_of"] or other["name"]):
-        return True
-
-    return any(
-        a["guard_of"] and not a["content"] and b["ablation_of"] == a["guard_of"]
-        for a, b in ((best, other), (other, best))
-    )
+def _family(variant: Variant) -> str:
+    """Name shared by a variant and its guarded form, which are one model with more or less content."""
+    return str(variant["guard_of"] or variant["name"])
 
 
 def _leads(results: Results, best: Variant, others: Sequence[Variant]) -> Iterator[str]:
@@ -151,19 +156,65 @@ def _p(value: float) -> str:
     return f"p {chance(value)}" if value < 0.001 else f"p = {chance(value)}"
 
 
+def _cold(results: Results, best: Variant, variants: Sequence[Variant]) -> Iterator[str]:
+    """How the variants rank items without training events, if the test has events of such items."""
+    name, pairs = metric_name(results["primary"]), {row["bucket"]: row.get("pairs") for row in best["popularity"]}
+    if pairs.get("0") and not any(size for bucket, size in pairs.items() if bucket != "0"):
+        yield "All held-out items are cold, that is, without training events."
+    elif not pairs.get("0") and "cold" not in best["rankings"]:
+        return
+
+    for ranking, among in (("cold", "among cold items (without training events)"), ("mixed", "in the whole catalogue")):
+        figures = {
+            variant["name"]: found
+            for variant in variants
+            if is_known((found := _figure_in(results, variant, ranking)).get("value"))
+        }
+        if not figures:
+            continue
+
+        first = list(figures)[first_best([float(figure["value"]) for figure in figures.values()])]
+        users = next(v for v in variants if v["name"] == first)["rankings"][ranking].get("users")
+        few = ", too few for firm conclusions" if is_known(users) and users < FEW else ""
+        told = [f"{four(figures[each]['value'])} {interval_words(figures[each])}" for each in (first, best["name"])
+                if each in figures]  # fmt: skip
+        if first == best["name"]:
+            yield f"It is also best {among}: {name} {told[0]} over {count(users)} users{few}."
+        else:
+            against = f"; {best['name']} has {told[1]}" if len(told) > 1 else ""
+            yield f"Best {among} is {first}: {name} {told[0]} over {count(users)} users{few}{against}."
+
+
+def _figure_in(results: Results, variant: Variant, ranking: str) -> Mapping[str, float]:
+    found: Mapping[str, float] = value_at(variant, "rankings", ranking, "metrics", results["primary"])
+    return found
+
+
 def _transfers(results: Results, best: Variant) -> Iterator[str]:
-    """Whether content helped: the guard's first sentence on the most important variant, less on the others."""
-    first = (best["name"], best["guard_of"], results["reference"])
+    """What content added on the test, and the guard's first sentence, which is about validation.
+
+    Both for the most important variant; for the others only whether content helped.
+    """
+    first = (best["name"], best["guard_of"], best["ablation_of"], results["reference"])
     found = sorted(results["guard"], key=lambda each: each["variant"] not in first)
 
     for n, each in enumerate(found):
         if n == 0:
             words = each["words"].split(". ")[0].rstrip(".")
-            yield f"{each['variant']} against its ablation, {each['ablation']}: {words}."
+            if gain := each.get("test"):
+                yield (
+                    f"On the test, content adds {signed(gain['value'])} {interval_words(gain, signed)} to "
+                    f"{each['variant']}, compared with {each['ablation']}."
+                )
+
+            yield f"On validation, where the guard decided about {each['variant']}: {words}."
         else:
             effect = {"helps": "helps", "hurts": "hurts"}.get(each["helped"], "makes no difference to")
-            gain = each.get("test") or each["overall"]
-            yield f"Content {effect} {each['variant']}: {signed(gain['value'])} {interval_words(gain, signed)}."
+            gain, part = (each["test"], "test") if each.get("test") else (each["overall"], "validation")
+            yield (
+                f"By the guard's decision on validation, content {effect} {each['variant']}; on the {part}, all of it "
+                f"adds {signed(gain['value'])} {interval_words(gain, signed)}."
+            )
 
 
 def _doubts(results: Results, variants: Sequence[Variant]) -> Iterator[str]:
@@ -174,8 +225,8 @@ def _doubts(results: Results, variants: Sequence[Variant]) -> Iterator[str]:
         if chosen is not variants[0]:
             figure = best_figure(results, chosen)
             yield (
-                f"Validation alone would have picked {chosen['name']} (test {four(figure['value'])} "
-                f"{interval_words(figure)}), so being best here may in part be the luck of this test set."
+                f"Validation alone would have picked {chosen['name']} (on the test {four(figure['value'])} "
+                f"{interval_words(figure)}), so being best on the test may in part be the luck of this test set."
             )
         else:
             yield "It is also best on validation, on which a choice would be based."

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recotransfer.data import Embeddings, Interactions, Items
-from recotransfer.diagnostics import guard
+from recotransfer.diagnostics import Guarded, guard
 from recotransfer.encoders import encoder_from_spec
 from recotransfer.evaluation import metrics
 from recotransfer.evaluation.split import Split
@@ -23,6 +23,8 @@ from recotransfer.io.artifacts import atomic_file, read_json, write_json
 from recotransfer.recommenders import Recommender
 from recotransfer.task import TransferTask
 from recotransfer.transfer import Transfer
+
+_FILES = ("users.parquet", "test-lists.parquet")  # of a variant: metrics per user, and the lists
 
 
 @dataclass(frozen=True)
@@ -212,10 +214,10 @@ def _test(work: Work, task: TransferTask, folder: Path) -> dict[str, Any]:
 
     vectors = work.embeddings[0] if work.embeddings else None
     measured = measure(lists, split, work.ks, items=work.items, vectors=vectors)
-    with atomic_file(folder / "users.parquet") as file:
+    with atomic_file(folder / _FILES[0]) as file:
         measured.per_user.to_parquet(file, index=False)
 
-    with atomic_file(folder / "test-lists.parquet") as file:
+    with atomic_file(folder / _FILES[1]) as file:
         lists["all"].to_frame().to_parquet(file, index=False)
 
     return {
@@ -251,16 +253,41 @@ def _guarded_variant(work: Work, variant: Variant, ablation: Variant, folder: Pa
 
     # If the guard keeps no content, the guarded form is the ablation.
     task, row = (tasks[0], rows[0]) if result.verdict.kept else (tasks[1], rows[1])
+    original = _unchanged(result, variant, ablation)
     task.recommender = recommender
     task.save(folder / "model")
-    facts = _test(work, task, folder)
+    facts = _test(work, task, folder) if original is None else _test_of(rows, original, work, folder)
     inherited = ("content", "settings", "weights", "curve")
 
     return {
         **{name: row[name] for name in inherited}, "guard_of": variant.name, "trials": [], "valid": valid, **facts,
         "seconds": {**facts["seconds"], "guard": seconds, "fit": row["seconds"]["fit"]},
+        "same_as": None if original is None else original.name,
         "guard": {"variant": variant.name, "ablation": ablation.name, **result.verdict.to_dict()},
     }  # fmt: skip
+
+
+def _unchanged(result: Guarded, variant: Variant, ablation: Variant) -> Variant | None:
+    """The variant whose model the guarded form is: the ablation without content, the variant with all of it."""
+    if not result.verdict.kept:
+        return ablation
+
+    return variant if result.verdict.trust is None or min(result.verdict.trust) == 1 else None
+
+
+def _test_of(rows: Sequence[Mapping[str, Any]], original: Variant, work: Work, folder: Path) -> dict[str, Any]:
+    """The test results of a variant, as those of another with the same model, so that it has one speed and one memory.
+
+    Copies its metrics per user and lists as well.
+    """
+    for name in _FILES:
+        with atomic_file(folder / name) as file:
+            file.write((work.folder(original) / name).read_bytes())
+
+    (row,) = (row for row in rows if row["name"] == original.name)
+    measured = ("rankings", "popularity", "ages", "histories", "beyond", "users_per_second", "memory_mib", "failed")
+
+    return {**{name: row[name] for name in measured if name in row}, "seconds": {"recommend": row["seconds"]["recommend"]}}
 
 
 def peak_memory_mib() -> float:
