@@ -11,7 +11,18 @@ FORMAT = 1
 _REQUIRED = ("title", "created", "environment", "protocol", "primary", "reference", "variants", "comparisons", "guard")
 _OPTIONAL: Mapping[str, Any] = {
     **dict.fromkeys(
-        ("class", "ablation_of", "guard_of", "same_as", "weights", "valid", "curve", "users_per_second", "memory_mib", "failed")
+        (
+            "class",
+            "ablation_of",
+            "guard_of",
+            "same_as",
+            "weights",
+            "valid",
+            "curve",
+            "users_per_second",
+            "memory_mib",
+            "failed",
+        )
     ),
     **{key: {} for key in ("settings", "given", "rankings", "beyond", "seconds")},
     **dict.fromkeys(("trials", "popularity", "ages", "histories"), ()),

@@ -265,7 +265,9 @@ class Benchmark:
             "primary": self.primary,
             "reference": reference,
             "variants": rows,
-            "comparisons": [] if reference is None else self._comparisons({row["name"]: users[row["name"]] for row in finished}, reference),
+            "comparisons": []
+            if reference is None
+            else self._comparisons({row["name"]: users[row["name"]] for row in finished}, reference),
             "guard": guards,
             "transferability": _transferability(work),
         }

@@ -287,7 +287,10 @@ def _test_of(rows: Sequence[Mapping[str, Any]], original: Variant, work: Work, f
     (row,) = (row for row in rows if row["name"] == original.name)
     measured = ("rankings", "popularity", "ages", "histories", "beyond", "users_per_second", "memory_mib", "failed")
 
-    return {**{name: row[name] for name in measured if name in row}, "seconds": {"recommend": row["seconds"]["recommend"]}}
+    return {
+        **{name: row[name] for name in measured if name in row},
+        "seconds": {"recommend": row["seconds"]["recommend"]},
+    }
 
 
 def peak_memory_mib() -> float:
