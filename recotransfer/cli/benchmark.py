@@ -140,9 +140,11 @@ def _split_of(o: Mapping[str, Any], items: Items) -> Split:
     name, seed = o["split"], o["seed"]
     if name == "time":
         if events.time is None:
-            raise InputError(f"--split time (the default) needs times, and {o['events']} has none; give --split random, "
-                             "or --split leave-last if its rows are in the order of the events; if a column holds "
-                             "times, name it by --event-column time=COLUMN")  # fmt: skip
+            raise InputError(
+                f"--split time (the default) needs times, and {o['events']} has none; give --split random, or "
+                "--split leave-last if its rows are in the order of the events; if a column holds times, name it by "
+                "--event-column time=COLUMN"
+            )
 
         return splits.time_cut(events)
     if name == "leave-last":

@@ -15,8 +15,8 @@ from threadpoolctl import threadpool_limits
 
 from recotransfer import splits
 from recotransfer.data import IdMap, Interactions, Items
-from recotransfer.encoders import HashingText
 from recotransfer.diagnostics import Guarded, guard
+from recotransfer.encoders import HashingText
 from recotransfer.errors import ArtifactError, InputError
 from recotransfer.evaluation import metrics
 from recotransfer.evaluation.uncertainty import holm
