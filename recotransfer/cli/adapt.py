@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import click
 
-from recotransfer.cli.options import config_option
+from recotransfer.cli.options import config_option, threads_option
 from recotransfer.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def adapt() -> None:
 @click.option("--encoder", required=True, help="transformers vision model: a folder or a name on the hub.")
 @click.option("--column", default="image", show_default=True, help="Column of pictures, as paths or bytes.")
 @_learning_options
+@threads_option
 @config_option
 def vision(table: str | Path, **o: Any) -> None:
     """Classify pictures. TABLE is CSV, Parquet, or a folder with one subfolder of pictures per label.
@@ -89,6 +90,7 @@ def vision(table: str | Path, **o: Any) -> None:
 )  # fmt: skip
 @click.option("--encoder", help="sentence-transformers model: a folder or hub name; by default all-MiniLM-L6-v2.")
 @_learning_options
+@threads_option
 @config_option
 def nlp(table: str | Path, **o: Any) -> None:
     """Classify texts. TABLE is CSV, Parquet or a database URL.
@@ -113,6 +115,7 @@ def nlp(table: str | Path, **o: Any) -> None:
 @click.option("--encoder", help="Pictures: a transformers vision model, a folder or a name on the hub.")
 @click.option("--column", help="Column of pictures or sequences; by default image or sequence.")
 @_learning_options
+@threads_option
 @config_option
 def medical(table: str | Path, **o: Any) -> None:
     """Predict diagnoses from pictures, tables or DNA, with calibrated probabilities. Not for clinical use.
@@ -163,6 +166,7 @@ def medical(table: str | Path, **o: Any) -> None:
 @click.argument("table", callback=_source)
 @click.option("--out", required=True, type=_PATH, help="CSV or Parquet file: row, label, rank, score.")
 @click.option("--k", type=click.IntRange(1), default=1, show_default=True, help="Labels per row.")
+@threads_option
 @config_option
 def label(model: Path, table: str | Path, out: Path, k: int) -> None:
     """Write the likeliest labels of every row of TABLE, which needs the columns that the model was fitted on.

@@ -25,6 +25,7 @@ from recotransfer.cli.options import (
     filter_options,
     say,
     settings,
+    threads_option,
 )
 from recotransfer.errors import InputError, RecoTransferError
 from recotransfer.registry import import_module
@@ -82,6 +83,7 @@ def cli(modules: Sequence[str]) -> None:
               help="Factor models: choose the fastest index with this recall for single requests.")  # fmt: skip
 @click.option("--index", metavar="NAME(SETTINGS)",
               help="Factor models: index for single requests; your own as package.module:Class.")  # fmt: skip
+@threads_option
 @config_option
 def fit(**o: Any) -> None:
     """Encode the items of a catalogue, fit a recommender on a log of events, and save it.
@@ -198,6 +200,7 @@ def _fit_tuned(task: TransferTask, items: Items, events: Interactions, o: Mappin
 @click.option("--reasons", is_flag=True, help="Also write which items of the history and model parts contributed.")
 @click.option("--shard", type=click.IntRange(1), default=20_000, show_default=True, help="Users per file.")
 @click.option("--resume", is_flag=True, help="Resume an interrupted job.")
+@threads_option
 @config_option
 def recommend(model: Path, out: str, **o: Any) -> None:
     """Write the best items for all users, or for selected ones, to Parquet or to a database.

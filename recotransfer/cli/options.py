@@ -137,6 +137,24 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
+def threads_option(command: Any) -> Any:
+    """Add `--threads N`, which limits the threads of the package and of its libraries while the command runs."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(1),
+        expose_value=False,
+        callback=_limit_threads,
+        help="Threads to use; by default one per core.",
+    )(command)
+
+
+def _limit_threads(context: click.Context, _: click.Parameter, count: int | None) -> None:
+    from recotransfer.numerics.threads import limited_threads
+
+    if count is not None:
+        context.with_resource(limited_threads(count))
+
+
 PATH = click.Path(path_type=Path)
 
 

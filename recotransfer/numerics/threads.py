@@ -19,6 +19,7 @@ from recotransfer.errors import require
 # Simple operations, a few milliseconds' worth, below which a thread pool costs more than it saves.
 WORTH_THREADS: Final = 1 << 22
 _LIMITS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")
+_VARIABLES = (*_LIMITS, "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _OPENMP = {"torch", "faiss", "implicit", "sklearn"}
 _T = TypeVar("_T")
 
@@ -28,6 +29,39 @@ def thread_count() -> int:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limits = [int(value) for name in _LIMITS if (value := os.environ.get(name, "")).isdigit()]
     return max(1, min([count, *limits]))
+
+
+@contextlib.contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Use at most `count` threads within the block, in this package and in the libraries that it calls.
+
+    Libraries that are loaded by then are limited themselves; those loaded later, and processes started in the block,
+    read the limit from the environment.
+    """
+    wanted = {**dict.fromkeys(_VARIABLES, str(count)), "OMP_WAIT_POLICY": "PASSIVE"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else None
+
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError):
+            stack.enter_context(require("threadpoolctl").threadpool_limits(count))
+
+        try:
+            if torch:
+                torch.set_num_threads(count)
+
+            yield
+        finally:
+            if torch:
+                torch.set_num_threads(threads)
+
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def slices(total: int, size: int) -> list[slice]:

@@ -14,14 +14,17 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REPO
+from conftest import REPO, blas_threads
+from threadpoolctl import threadpool_limits
 
 from recotransfer import encoders, task
+from recotransfer.cli import adapt
 from recotransfer.cli import main as cli
 from recotransfer.cli.main import main
 from recotransfer.cli.options import settings
 from recotransfer.encoders import HashingText
 from recotransfer.errors import InputError
+from recotransfer.numerics.threads import thread_count
 from recotransfer.recommenders import EASE, HybridItems
 
 SHOP = REPO / "sample_data"
@@ -276,6 +279,39 @@ def test_tuning_reports_and_keeps_every_trial(place, run, hashed):
     assert trials.loc[0, "reg"] == HybridItems().reg
     assert {"weight.text", "weight.attributes"} <= set(trials)
     assert ran.err.count("items, ") == 2, "each encoder reports once, for its vectors are not made twice"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "fit --items i.csv --events e.csv --out m",
+        "recommend m --out r",
+        "label m table.csv --out labels.csv",
+        "adapt nlp table.csv --out m",
+    ],
+)
+def test_threads_are_limited_while_the_command_runs(tmp_path, monkeypatch, run, words):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    seen = []
+
+    def stop(*_):
+        seen.append((thread_count(), {*blas_threads()}, torch.get_num_threads(), os.environ["OPENBLAS_NUM_THREADS"]))
+        raise InputError("far enough")
+
+    for place in (cli, "read_catalogue"), (task.TransferTask, "load"), (adapt, "_frame"):
+        monkeypatch.setattr(*place, stop)
+
+    before = torch.get_num_threads()
+    with threadpool_limits(2, "blas"):
+        assert "far enough" in run(*words.split(), "--threads", 3).err
+        assert (thread_count(), {*blas_threads()}, torch.get_num_threads()) == (8, {2}, before)
+    assert seen == [(3, {3}, 3, "3")]
+    assert "0 is not in the range" in run(*words.split(), "--threads", 0).err
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

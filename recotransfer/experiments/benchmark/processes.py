@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
@@ -22,7 +22,6 @@ from recotransfer.experiments.benchmark.variants import Variant, guarded
 from recotransfer.experiments.benchmark.work import Work, done, exit_reason, run_variant, write_failed
 from recotransfer.progress import draw_in_this_process_only
 
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 PROCESS_NAME = "recotransfer variant"  # name of the processes that variants run in
 SCRIPT_AGAIN = 97  # exit status of such a process if importing the script would start the benchmark again
 _PACKAGES = ("recotransfer", "numpy", "scipy", "torch", "implicit", "faiss-cpu", "faiss-gpu", "numba", "optuna")
@@ -103,23 +102,6 @@ def _check_ended(work: Work, job: tuple[Variant, ...], status: int) -> None:
     variant = job[0] if len(job) == 1 else guarded(job[0])
     if status and not done(work.folder(variant)):
         write_failed(work.folder(variant), variant, exit_reason(status))
-
-
-@contextlib.contextmanager
-def limited_threads(count: int) -> Iterator[None]:
-    """Limit the thread pools of processes started in this context; libraries read the limits when they are loaded."""
-    wanted = {**dict.fromkeys(_THREADS, str(count)), "OMP_WAIT_POLICY": "PASSIVE"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def environment() -> dict[str, Any]:

@@ -33,7 +33,6 @@ from recotransfer.experiments.benchmark.processes import (
     SCRIPT_AGAIN,
     check_script,
     environment,
-    limited_threads,
     run_each,
 )
 from recotransfer.experiments.benchmark.report import write_report
@@ -41,6 +40,7 @@ from recotransfer.experiments.benchmark.variants import GUARDED, Variant, check_
 from recotransfer.experiments.benchmark.work import Work, done
 from recotransfer.io.artifacts import digest, digest_of_events, read_json, write_json
 from recotransfer.numerics.rounding import first_best
+from recotransfer.numerics.threads import limited_threads
 from recotransfer.progress import progress_bar
 from recotransfer.registry import transfers
 from recotransfer.task import TransferTask
