@@ -39,7 +39,7 @@ FLAGSHIP = "HybridRanker"  # tested on warm items against every variant without 
 BASELINES = ["EASE", "ItemKNN", "ALS", "RidgeProfiles", "ContentProfiles", "Popularity"]
 MODELS = {
     "leave-one-out": ["HybridRanker", "HybridItems", "SASRec()", "EASE as in BARS=EASE(reg=100, history_decay=0.6)",
-                      *BASELINES],
+                      "TransitionRings", *BASELINES],
     "cold": ["HybridRanker", "HybridItems", "RidgeProfiles", "ContentProfiles", "MiniLM cosine=ContentProfiles()"],
     "mixed": ["HybridRanker", "HybridItems", *BASELINES],
     "noise": ["HybridRanker", "HybridItems"],

@@ -199,6 +199,7 @@ recommenders = Registry(
         recommenders__probe="Probe",
         recommenders__ranker="HybridRanker",
         recommenders__sasrec="SASRec",
+        recommenders__transition_rings="TransitionRings",
     ),
 )
 encoders = Registry(

@@ -37,8 +37,8 @@ class Steps:
     @property
     def age(self) -> NDArray[np.int64]:
         """(entries,) number of the user's later steps: 0 for the newest."""
-        newest = np.where(np.diff(self.start) > 0, self.step[np.maximum(self.start[1:], 1) - 1], 0)
-        return newest[self.user] - self.step
+        last = self.start[1:][self.user] - 1  # every entry's user has entries, so there is a last one
+        return self.step[last] - self.step
 
 
 def steps_of(events: Interactions, *, by_moment: bool) -> Steps:

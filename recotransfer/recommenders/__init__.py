@@ -16,6 +16,7 @@ from recotransfer.recommenders.popularity import Popularity
 from recotransfer.recommenders.probe import Probe
 from recotransfer.recommenders.ranker import HybridRanker
 from recotransfer.recommenders.sasrec import SASRec
+from recotransfer.recommenders.transition_rings import TransitionRings
 
 __all__ = [
     "ALS",
@@ -34,6 +35,7 @@ __all__ = [
     "RidgeProfiles",
     "SASRec",
     "StackedFusion",
+    "TransitionRings",
     "WeightedFusion",
     "audience",
 ]

@@ -131,6 +131,15 @@ class RecommenderContract:
         known = checkerboard()
         np.testing.assert_array_equal(model.recommend(k=3, histories=known).positions, model.recommend(k=3).positions)
 
+    def test_users_without_events_get_the_most_popular_items(self) -> None:
+        """An empty history is no error, also where nobody else is asked for."""
+        model = self.fitted()
+        if model.scores_new_users:
+            none = checkerboard().select(np.zeros(0, np.int64))
+            found = model.recommend(["u0", "u1"], 3, histories=none)
+            most = np.argsort(-model.popularity_, kind="stable")[:3]
+            assert found.positions.tolist() == [most.tolist()] * 2
+
     def test_refit_equals_fresh_fit_and_inputs_stay_untouched(self) -> None:
         """Nothing of an earlier fit remains, and nothing given is changed."""
         events = checkerboard()

@@ -17,6 +17,7 @@ from recotransfer.recommenders import (
     Popularity,
     RidgeProfiles,
     SASRec,
+    TransitionRings,
 )
 from recotransfer.registry import recommenders
 from recotransfer.testing import ITEMS, RecommenderContract, answer, checkerboard, colours
@@ -78,6 +79,11 @@ class TestContentProfiles(RecommenderContract):
 class TestRidgeProfiles(RecommenderContract):
     def make(self):
         return RidgeProfiles()
+
+
+class TestTransitionRings(RecommenderContract):
+    def make(self):
+        return TransitionRings()
 
 
 class TestSASRec(RecommenderContract):
