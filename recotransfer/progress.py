@@ -1,14 +1,19 @@
-"""Progress bars on a terminal, drawn by tqdm; there are none if it is not installed."""
+"""Progress of long jobs: a bar on a terminal, drawn by tqdm; a line now and then elsewhere, such as in a log file."""
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 T = TypeVar("T")
+
+_SECONDS = 5.0  # least time between two lines
+_SHARE = 0.05  # the same as a share of the time so far, so that a job of hours writes some hundred lines
 
 
 class Bar(Protocol):
@@ -33,7 +38,7 @@ class Bar(Protocol):
 
 
 class _NoBar:
-    """Replaces the bar if tqdm is not installed."""
+    """Replaces the bar if none is to be shown."""
 
     n: float = 0
 
@@ -55,8 +60,51 @@ class _NoBar:
         pass
 
 
+class _Lines:
+    """Replaces the bar if stderr is no terminal: a line every few seconds, and a last one if there were any."""
+
+    def __init__(self, total: int, desc: str, delay: float) -> None:
+        self.n: float = 0
+        self._total = total
+        self._desc = desc
+        self._remark = ""
+        self._start = time.monotonic()
+        self._due = self._start + max(delay, _SECONDS)
+        self._last: float | None = None  # `n` in the last line
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._last is not None and self._last != self.n:
+            self._write()
+
+    def update(self, n: float = 1) -> None:
+        self.n += n
+        self.refresh()
+
+    def refresh(self) -> None:
+        if time.monotonic() >= self._due:
+            self._write()
+
+    def set_postfix_str(self, s: str) -> None:
+        self._remark = s
+
+    def _write(self) -> None:
+        now = time.monotonic()
+        spent = now - self._start
+        self._due = now + max(_SECONDS, _SHARE * spent)
+        self._last = self.n
+        remark = f", {self._remark}" if self._remark else ""
+        print(
+            f"{self._desc}: {self.n:,.0f} of {self._total:,} after {spent:.0f} s{remark}", file=sys.stderr, flush=True
+        )
+
+
 def progress_bar(total: int, *, desc: str, unit: str = "it", shown: bool = True, delay: float = 0) -> Bar:
-    """A progress bar for a `with` block, drawn on a terminal only.
+    """A progress bar for a `with` block; lines of text if stderr is no terminal, or tqdm is not installed.
 
     Args:
         total: the count when all is done.
@@ -65,12 +113,17 @@ def progress_bar(total: int, *, desc: str, unit: str = "it", shown: bool = True,
         shown: False hides the bar.
         delay: seconds to wait before the bar appears.
     """
+    if not shown or sys.stderr is None:
+        return _NoBar()
+    if not sys.stderr.isatty():
+        return _Lines(total, desc, delay)
+
     try:
         from tqdm import tqdm
     except ImportError:
-        return _NoBar()
+        return _Lines(total, desc, delay)
 
-    bar: Bar = tqdm(total=total, desc=desc, unit=unit, disable=None if shown else True, delay=delay)
+    bar: Bar = tqdm(total=total, desc=desc, unit=unit, delay=delay)
     return bar
 
 

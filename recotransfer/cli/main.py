@@ -74,7 +74,11 @@ def cli(modules: Sequence[str]) -> None:
 @click.option("--no-content", is_flag=True, help="Use behaviour only (the ablation).")
 @content_options
 @event_options
-@click.option("--trials", type=click.IntRange(1), help="Tune settings on held-out events by fitting this many models.")
+@click.option(
+    "--trials",
+    type=click.IntRange(1),
+    help="Tune settings on held-out events by fitting this many models; resumes if interrupted.",
+)
 @click.option("--valid", help="Events to tune settings on; by default each user's last event is held out.")
 @click.option("--valid-allow", type=PATH, help="File of item ids: rank only these items during tuning.")
 @click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="List length during tuning.")
@@ -116,6 +120,7 @@ def fit(**o: Any) -> None:
         say(task.recommender.use_index(index).index_report_)
 
     task.save(o["out"])
+    _journal(o["out"]).unlink(missing_ok=True)
     users, catalogue = count_of(len(events.users), "user"), count_of(len(task.recommender.catalogue_), "item")
     spent = f"{seconds:.1f} s{', tuning included' if o['trials'] else ''}"
     say(f"fitted {type(recommender).__name__} on {count_of(len(events), 'event')} of {users} and {catalogue} "
@@ -155,15 +160,29 @@ def _recommender(o: Mapping[str, Any]) -> Recommender:
     return made
 
 
+def _journal(out: Path) -> Path:
+    """The file of finished trials, beside the folder of the model."""
+    return out.with_name(out.name + ".trials.json")
+
+
 def _fit_tuned(task: TransferTask, items: Items, events: Interactions, o: Mapping[str, Any]) -> TransferTask:
-    """A task fitted with the best settings on held-out events. The trials are written to a file beside the model."""
+    """A task fitted with the best settings on held-out events. The trials are written to a file beside the model.
+
+    Until the model is saved, they are also in a journal there, from which an interrupted search continues.
+    """
     from recotransfer.experiments import tune
     from recotransfer.io.artifacts import atomic_file
     from recotransfer.task import TransferTask
 
     valid = None if o["valid"] is None else read_events(o["valid"], o, items.ids, events.users)
     allow = None if o["valid_allow"] is None else ids_of(o["valid_allow"], "item", items.ids)
-    tuned = tune(task, items, events, valid=valid, allow=allow, trials=o["trials"], k=o["k"], seed=o["seed"])
+    journal = _journal(o["out"])
+    if journal.exists():
+        say(f"continuing the search in {journal}")
+
+    tuned = tune(
+        task, items, events, valid=valid, allow=allow, trials=o["trials"], k=o["k"], seed=o["seed"], journal=journal
+    )
     first, best = tuned.trials["ndcg"].iloc[0], tuned.trials["ndcg"].max()
     chosen = json.dumps({**tuned.params, **({"weights": tuned.weights} if tuned.weights else {})})
     trials = count_of(len(tuned.trials), "trial")
@@ -366,8 +385,8 @@ def main() -> None:
         )
     except (click.Abort, KeyboardInterrupt):
         _stop(
-            "recotransfer: interrupted; finished shards, variants and trials (see --resume) and cached vectors "
-            "(see --cache) are kept",
+            "recotransfer: interrupted; finished shards and variants (see --resume), trials of fit (run it again) and "
+            "cached vectors (see --cache) are kept",
             130,
         )
 

@@ -20,7 +20,7 @@ from recotransfer.errors import InputError, require
 from recotransfer.evaluation.metrics import hits, ndcg, recall
 from recotransfer.evaluation.splits import hold_out_last
 from recotransfer.io.artifacts import digest, digest_of_events, read_json, write_json
-from recotransfer.progress import counted
+from recotransfer.progress import progress_bar
 from recotransfer.recommenders import Recommender
 from recotransfer.registry import transfers
 from recotransfer.task import TransferTask
@@ -244,7 +244,7 @@ class _Journal:
             raise InputError(f"{path} holds no trials; give another folder, or remove this one and start again")
         if changed := sorted(name for name in self.job if before.get(name) != self.job[name]):
             raise InputError(f"{path} holds the trials of another search: {', '.join(changed)} changed; "
-                             "give another folder, or the same settings")  # fmt: skip
+                             "give the same settings, or remove that file to start again")  # fmt: skip
 
         self.rows = rows
 
@@ -269,30 +269,37 @@ def _search(objective: _Objective, trials: int, seed: int, journal: _Journal) ->
     ranges = {name: _distribution(low, high) for name, (low, high) in bounds.items()}
     inside = all(start[name] is not None and low <= start[name] <= high for name, (low, high) in bounds.items())
 
-    for number in counted(range(trials), desc="choosing settings", shown=objective.task.progress):
-        trial = None
-        if number == len(journal.rows):
-            if number:
-                # Trials are few: a quarter of them are random, the others near the best so far.
-                random = trials // 4
-                study.sampler = optuna.samplers.TPESampler(
-                    seed=seed + number, n_startup_trials=random, multivariate=True
-                )
-                trial = study.ask(ranges)
+    with progress_bar(trials, desc="choosing settings", unit=" trials", shown=objective.task.progress) as bar:
+        for number in range(trials):
+            trial = None
+            if number == len(journal.rows):
+                if number:
+                    # Trials are few: a quarter of them are random, the others near the best so far.
+                    random = trials // 4
+                    study.sampler = optuna.samplers.TPESampler(
+                        seed=seed + number, n_startup_trials=random, multivariate=True
+                    )
+                    trial = study.ask(ranges)
 
-            settings = start if trial is None else trial.params
-            journal.add({**settings, **objective(settings)})
+                settings = start if trial is None else trial.params
+                journal.add({**settings, **objective(settings)})
 
-        # The sampler learns from every trial within the bounds, whether it was run now or read from the journal.
-        row = journal.rows[number]
-        if trial is not None:
-            study.tell(trial, row[Tuned.metric])
-        elif number or inside:
-            params = {name: row[name] for name in bounds}
-            done = optuna.trial.create_trial(params=params, distributions=ranges, value=row[Tuned.metric])
-            study.add_trial(done)
+            # The sampler learns from every trial within the bounds, whether it was run now or read from the journal.
+            row = journal.rows[number]
+            if trial is not None:
+                study.tell(trial, row[Tuned.metric])
+            elif number or inside:
+                params = {name: row[name] for name in bounds}
+                done = optuna.trial.create_trial(params=params, distributions=ranges, value=row[Tuned.metric])
+                study.add_trial(done)
 
-    return journal.rows[:trials]
+            best = max(row[Tuned.metric] for row in journal.rows[: number + 1])
+            bar.set_postfix_str(f"best NDCG@{objective.k} {best:.4f}")
+            bar.update()
+
+    # In one order, whether a row was measured now or read from the journal.
+    names = [*bounds, *_METRICS]
+    return [{name: row[name] for name in names} for row in journal.rows[:trials]]
 
 
 def _encoded(

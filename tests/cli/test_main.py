@@ -17,13 +17,14 @@ import pytest
 from conftest import REPO, blas_threads
 from threadpoolctl import threadpool_limits
 
-from recotransfer import encoders, task
+from recotransfer import encoders, progress, task
 from recotransfer.cli import adapt
 from recotransfer.cli import main as cli
 from recotransfer.cli.main import main
 from recotransfer.cli.options import settings
 from recotransfer.encoders import HashingText
 from recotransfer.errors import InputError
+from recotransfer.experiments import tuning
 from recotransfer.numerics.threads import thread_count
 from recotransfer.recommenders import EASE, HybridItems
 
@@ -279,6 +280,49 @@ def test_tuning_reports_and_keeps_every_trial(place, run, hashed):
     assert trials.loc[0, "reg"] == HybridItems().reg
     assert {"weight.text", "weight.attributes"} <= set(trials)
     assert ran.err.count("items, ") == 2, "each encoder reports once, for its vectors are not made twice"
+
+
+def test_an_interrupted_search_goes_on_where_it_stopped(place, run, hashed, monkeypatch):
+    words = "--trials", 5, "--seed", 1, "--recommender", "EASE"
+    assert run(*FIT, "whole", *words).status == 0
+    measured, lists_for = [], tuning.lists_for
+
+    def stopping(*args, **options):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+
+        measured.append(1)
+        return lists_for(*args, **options)
+
+    monkeypatch.setattr(tuning, "lists_for", stopping)
+    ran = run(*FIT, "deep/cut", *words)
+    assert (ran.status, Path("deep/cut").exists()) == (130, False)
+    assert "trials of fit (run it again)" in ran.err
+    assert len(json.loads(Path("deep/cut.trials.json").read_text())["trials"]) == 2
+
+    measured.clear()
+    monkeypatch.setattr(tuning, "lists_for", lambda *a, **o: measured.append(1) or lists_for(*a, **o))
+    refused(run(*FIT, "deep/cut", *words, "--k", 5), "cut.trials.json holds the trials of another search: k changed; "
+            "give the same settings, or remove that file")  # fmt: skip
+    assert measured == []
+
+    ran = run(*FIT, "deep/cut", *words)
+    assert ran.status == 0, ran.err
+    assert f"continuing the search in {Path('deep/cut.trials.json')}" in ran.err
+    assert len(measured) == 3
+    assert Path("deep/cut.trials.csv").read_bytes() == Path("whole.trials.csv").read_bytes()
+    one, other = (task.TransferTask.load(Path(name)).recommender for name in ("whole", "deep/cut"))
+    assert one.params() == other.params()
+    np.testing.assert_array_equal(one.weights_, other.weights_)
+    assert not Path("deep/cut.trials.json").exists(), "so that the next fit, on other events, begins anew"
+
+
+def test_a_search_that_writes_to_a_file_reports_its_progress_in_lines(place, run, hashed, monkeypatch):
+    monkeypatch.setattr(progress, "_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_SHARE", 0.0)
+    ran = run(*FIT, "m", "--trials", 3, "--recommender", "EASE")
+    found = re.findall(r"^choosing settings: (\d) of 3 after \d+ s, best NDCG@10 0\.\d{4}$", ran.err, re.MULTILINE)
+    assert found == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize(
