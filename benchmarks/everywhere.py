@@ -47,12 +47,12 @@ from recotransfer.encoders import Encoder, default_encoders
 from recotransfer.errors import InputError
 from recotransfer.evaluation.metrics import hits, ndcg, recall
 from recotransfer.evaluation.uncertainty import interval, paired
-from recotransfer.experiments.benchmark.processes import environment, limited_threads
+from recotransfer.experiments.benchmark.processes import environment
 from recotransfer.experiments.benchmark.work import peak_memory_mib
 from recotransfer.io.artifacts import atomic_file
 from recotransfer.io.readers import read_interactions, read_items
 from recotransfer.numerics.histories import last_events
-from recotransfer.numerics.threads import thread_count
+from recotransfer.numerics.threads import limited_threads, thread_count
 from recotransfer.recommenders import Recommender
 from recotransfer.registry import recommenders
 from recotransfer.task import TransferTask
