@@ -213,6 +213,7 @@ encoders = Registry(
         encoders__static="StaticText",
         encoders__tabular="StandardTable TabularAttributes",
         encoders__text="HashingText SentenceText",
+        encoders__words="TfidfText",
     ),
 )
 transfers = Registry(

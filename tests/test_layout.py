@@ -90,7 +90,7 @@ SETTINGS = {
     "reg", "dim", "epochs", "learning_rate", "seed", "alpha", "neighbours", "shrink", "half_life", "history_decay",
     "unobserved", "sequence_weight", "sequence_reg", "content_weight", "sharpness", "prior_events", "form", "trust",
     "blocks", "dropout", "length", "negatives", "batch_size", "patience",
-    "members", "depth", "base", "cold_odds", "hidden", "temperature",
+    "members", "depth", "base", "cold_odds", "hidden", "temperature", "standardise", "block",
 }  # fmt: skip
 OTHER_WORDS_FOR_THEM = {
     "factors", "embedding_dim", "n_factors", "lambda_", "l2", "regularization", "iterations", "n_epochs", "num_epochs",

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from recotransfer import experiments
 from recotransfer.data import Embeddings, IdMap, Interactions, Items
-from recotransfer.encoders import Encoder, SentenceText
+from recotransfer.encoders import Encoder, SentenceText, TfidfText
 from recotransfer.errors import InputError
 from recotransfer.evaluation.split import Split
 from recotransfer.experiments import Outcome, Predictions, Problem
@@ -55,6 +55,24 @@ def classification(
     return Problem(
         name, items, split, experiments.LABEL_METRICS, encoders=_encoders(encoders, items), groups=group_numbers
     )
+
+
+def words_of(problem: Problem) -> TfidfText:
+    """TF-IDF of the words of the problem's texts, with a vocabulary from its training part: a rival of every encoder.
+
+    Fit it with `Probe(standardise=False)`.
+
+    Args:
+        problem: made by `classification`.
+
+    Raises:
+        InputError: no training text holds a word.
+    """
+    train = problem.split.train
+    items = problem.items.take(problem.items.ids.positions(train.items.take(np.unique(train.item))))
+    columns = items.of_kind("text")
+
+    return TfidfText.learned(TfidfText(column=columns).values(items), column=columns)
 
 
 def folds(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,11 +18,13 @@ from recotransfer.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from recotransfer.encoders import Encoder
     from recotransfer.experiments import Outcome, Problem
     from recotransfer.task import TransferTask
 
 
 _PATH = click.Path(path_type=Path)
+_STACKING = ({"reg": 1.0}, {"reg": 0.1}, {"reg": 0.01})  # its members have their chosen settings already
 
 
 def _source(context: click.Context, parameter: click.Parameter, value: str) -> str | Path:
@@ -95,6 +98,8 @@ def vision(table: str | Path, **o: Any) -> None:
 def nlp(table: str | Path, **o: Any) -> None:
     """Classify texts. TABLE is CSV, Parquet or a database URL.
 
+    Compares the encoder with the words alone (TF-IDF), and with both stacked, and saves what is best on validation.
+
     \b
     Example:
       recotransfer adapt nlp reviews.csv --column title --column review --label stars --out model --tune
@@ -105,7 +110,8 @@ def nlp(table: str | Path, **o: Any) -> None:
     frame = _frame(table, [*o["columns"], o["label"]])
     encoders = [SentenceText(model=o["encoder"], column=list(o["columns"]))]
     texts, part, groups = frame[list(o["columns"])], _parts(frame, o), _groups(frame, o)
-    _learn(adapter.classification(texts, _labels(frame, o), part, encoders=encoders, groups=groups), "text", o)
+    problem = adapter.classification(texts, _labels(frame, o), part, encoders=encoders, groups=groups)
+    _learn(problem, "text", o, words=adapter.words_of(problem), calibrate=len(problem.split.valid) > 0)
 
 
 @adapt.command()
@@ -303,8 +309,14 @@ def _groups(frame: pd.DataFrame, o: Mapping[str, Any]) -> list[Any] | None:
     return None if o["group"] is None else frame[o["group"]].tolist()
 
 
-def _learn(problem: Problem, modality: str, o: Mapping[str, Any], **run_options: Any) -> None:
-    """Fit the variants on a problem, print their results, and save the one that is best on validation."""
+def _learn(
+    problem: Problem, modality: str, o: Mapping[str, Any], *, words: Encoder | None = None, **run_options: Any
+) -> None:
+    """Fit the variants on a problem, print their results, and save the one that is best on validation.
+
+    With an encoder `words`, two of them are the words alone and the words stacked with the frozen encoder. Stacking
+    learns from the members' probabilities, so it calibrates itself, and those should be calibrated.
+    """
     from recotransfer import experiments
     from recotransfer.io.artifacts import check_replaceable, write_json
     from recotransfer.recommenders import Probe
@@ -314,14 +326,28 @@ def _learn(problem: Problem, modality: str, o: Mapping[str, Any], **run_options:
     check_replaceable(o["out"])
     work = o["out"].with_name(o["out"].name + ".tuning")
     probe = Probe(seed=o["seed"])
-    variants = {"frozen encoder": TransferTask(probe, cache=o["cache"])}
+    cache = o["cache"]
+    if words is not None and cache is None:  # two variants need the same vectors
+        cache = work / "vectors"
+
+    variants = {"frozen encoder": TransferTask(probe, cache=cache)}
+    if words is not None:
+        plain = Probe(standardise=False, seed=o["seed"])
+        variants["words only"] = TransferTask(plain, encoders=[words])
+
     if o["tune"]:
         tuner = FineTune(folder=work, objective="labels", epochs=o["epochs"], seed=o["seed"])
-        variants["tuned encoder"] = TransferTask(probe, tuners={modality: tuner}, cache=o["cache"])
+        variants["tuned encoder"] = TransferTask(probe, tuners={modality: tuner}, cache=cache)
 
     outcomes = [experiments.run(problem, task, name=name, **run_options) for name, task in variants.items()]
+    if words is not None:
+        task = _stacked(problem, outcomes[:2], words, modality, cache)
+        settings = _STACKING if len(problem.split.valid) else None
+        outcomes.insert(2, experiments.run(problem, task, name="words and frozen encoder", settings=settings))
+
     best = max(outcomes, key=lambda outcome: outcome.valid)
     table = experiments.table(outcomes, problem.metrics, ablation="frozen encoder")
+    table.insert(1, f"valid {next(iter(problem.metrics))}", [outcome.valid for outcome in outcomes])
     click.echo(table.to_csv(index=False, float_format="%.4f"), nl=False)
     best.task.notice = o.get("notice")
     best.task.save(o["out"])
@@ -329,7 +355,8 @@ def _learn(problem: Problem, modality: str, o: Mapping[str, Any], **run_options:
     if o["report"] is not None:
         write_json(o["report"], _report(problem, outcomes, best, json.loads(table.to_json(orient="records"))))
 
-    saved = f"saved the {best.name}, the best on validation" if len(outcomes) > 1 else "saved"
+    reason = "there is no validation part to choose by" if math.isnan(best.valid) else "the best on validation"
+    saved = f"saved the {best.name}, {reason}" if len(outcomes) > 1 else "saved"
     unread = int(best.predictions.unanswered.sum())
     wrong = f", {unread:,} of them without readable content, counted as wrong" if unread else ""
     click.echo(f"{len(best.predictions.queries):,} in the test{wrong}; {saved}", err=True)
@@ -337,6 +364,25 @@ def _learn(problem: Problem, modality: str, o: Mapping[str, Any], **run_options:
         click.echo(best.task.notice, err=True)
 
     click.echo(o["out"])
+
+
+def _stacked(
+    problem: Problem, outcomes: Sequence[Outcome], words: Encoder, modality: str, cache: Path | None
+) -> TransferTask:
+    """A task that stacks the probes of the two outcomes, the frozen encoder and the words, at their chosen settings.
+
+    A tuned encoder is left out: it has seen the labels from which the stacking is learned.
+    """
+    from recotransfer.recommenders import StackedFusion
+    from recotransfer.task import TransferTask
+
+    blocks = (modality, words.modality)
+    members = [
+        outcome.task.recommender.with_settings({"block": block})
+        for outcome, block in zip(outcomes, blocks, strict=True)
+    ]
+
+    return TransferTask(StackedFusion(members=members), encoders=[*(problem.encoders or ()), words], cache=cache)
 
 
 def _report(

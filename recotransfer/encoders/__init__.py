@@ -16,6 +16,7 @@ from recotransfer.encoders.sequence import KmerSequence
 from recotransfer.encoders.static import StaticText
 from recotransfer.encoders.tabular import StandardTable, TabularAttributes
 from recotransfer.encoders.text import HashingText, SentenceText
+from recotransfer.encoders.words import TfidfText
 
 __all__ = [
     "EncodeReport",
@@ -33,6 +34,7 @@ __all__ = [
     "StandardTable",
     "StaticText",
     "TabularAttributes",
+    "TfidfText",
     "TrainableEncoder",
     "block_names",
     "default_encoders",

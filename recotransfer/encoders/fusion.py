@@ -17,6 +17,7 @@ from recotransfer.errors import InputError, NotFittedError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
 
 _MAX_ROWS = 20_000  # more rows change the regression between blocks by less than its own error
+_WIDEST = 2048  # columns of predictors whose eigenvectors are computed in seconds
 _PENALTIES = np.geomspace(1e-5, 10, 13)  # ridge penalties tried, in units of the sources' mean eigenvalue
 
 
@@ -269,7 +270,8 @@ def _penalty(
 ) -> float:
     """The ridge penalty that best predicts the target block from the others on a held-out fifth of complete items."""
     complete = _sample(np.flatnonzero(np.all(masks, axis=0)), rng)
-    if len(complete) < 20:  # too few to choose by, so the strongest penalty is safest
+    width = sum(row.shape[1] for at, row in enumerate(rows) if at != target)
+    if len(complete) < 20 or width > _WIDEST:  # too few or too costly to choose by, so the strongest penalty is safest
         return float(_PENALTIES[-1])
 
     complete = rng.permutation(complete)

@@ -34,6 +34,9 @@ class Probe(Recommender):
     Args:
         reg: ridge penalty on the weights of the standardised vectors, relative to the log loss summed over items.
         hidden: width of a hidden layer; None for a linear model.
+        standardise: divide each column of the vectors by its standard deviation; leave it off for TF-IDF, whose columns
+            are weighted already.
+        block: name of the one modality to read, such as "text", of vectors that hold several; None for all.
         temperature: divisor of the logits (Guo et al., "On calibration of modern neural networks", 2017);
             `experiments.run(calibrate=True)` fits it to held-out items.
         seed: random seed of the hidden layer.
@@ -41,6 +44,7 @@ class Probe(Recommender):
     Attributes:
         labels_: positions of the users with at least one labelled item that has content.
         exclusive_: whether every labelled item has exactly one label.
+        blocks_: (name, width) of the modalities side by side in the vectors.
     """
 
     needs_items: ClassVar[bool] = True
@@ -55,11 +59,15 @@ class Probe(Recommender):
         *,
         reg: NonNegative = 10.0,
         hidden: PositiveInt | None = None,
+        standardise: bool = True,
+        block: str | None = None,
         temperature: Positive = 1.0,
         seed: NonNegativeInt = 0,
     ) -> None:
         self.reg = reg
         self.hidden = hidden
+        self.standardise = standardise
+        self.block = block
         self.temperature = temperature
         self.seed = seed
 
@@ -68,6 +76,7 @@ class Probe(Recommender):
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
         assert items is not None  # fit checks needs_items
         self.vectors_, self.present_ = items.vectors, items.has_content
+        self.blocks_ = items.blocks
         labels = sparse.csr_array(events.binary_matrix().T)
         rows = np.flatnonzero((np.diff(labels.indptr) > 0) & self.present_)
         if not len(rows):
@@ -82,11 +91,26 @@ class Probe(Recommender):
 
         has_label = labels[rows][:, self.labels_].toarray() > 0
         self.exclusive_ = bool((has_label.sum(axis=1) == 1).all())
-        self._learn(items.vectors[rows], has_label)
+        self._learn(self._read_columns(items.vectors)[rows], has_label)
+
+    def _read_columns(self, vectors: Float) -> Float:
+        """(n, width) the columns of the vectors that the model reads."""
+        if self.block is None:
+            return vectors
+
+        names = [name for name, _ in self.blocks_]
+        if self.block not in names:
+            raise InputError(f"Probe: block is {self.block!r}, but the vectors hold {', '.join(names)}; choose one of "
+                             "these, or give its encoder too")  # fmt: skip
+
+        ends = np.cumsum([width for _, width in self.blocks_])
+        at = names.index(self.block)
+
+        return vectors[:, ends[at] - self.blocks_[at][1] : ends[at]]
 
     def _learn(self, x: Float, has_label: NDArray[np.bool_]) -> None:
         """Fit to vectors `x` (n, dim) and labels `has_label` (n, labels) bool."""
-        spread = x.std(axis=0)
+        spread = x.std(axis=0) if self.standardise else np.ones(x.shape[1])
         self.mean_ = x.mean(axis=0).astype(np.float32)
         self.scale_ = np.where(spread > _CONSTANT * max(float(spread.max()), 1e-12), spread, np.inf).astype(np.float32)
         z = (x - self.mean_) / self.scale_
@@ -150,7 +174,7 @@ class Probe(Recommender):
 
     def _label_probabilities(self, vectors: Float, users: NDArray[np.int64]) -> Float:
         """(n, users) probability of each label at the positions `users`; 0 for labels without examples."""
-        p = _probabilities(self._logits(vectors) / self.temperature, self.exclusive_)
+        p = _probabilities(self._logits(self._read_columns(vectors)) / self.temperature, self.exclusive_)
         place = np.full(len(self.events_.users), -1)
         place[self.labels_] = np.arange(len(self.labels_))
         at = place[users]
@@ -177,7 +201,7 @@ class Probe(Recommender):
 
     def _content(self) -> Embeddings:
         known = IdMap(self.catalogue_.take(np.arange(len(self.vectors_))))
-        return Embeddings(known, self.vectors_, present=self.present_)
+        return Embeddings(known, self.vectors_, present=self.present_, blocks=self.blocks_)
 
     def _extend(self, items: Embeddings) -> None:
         self.vectors_ = np.concatenate([self.vectors_, items.vectors])
@@ -192,14 +216,17 @@ class Probe(Recommender):
         for name in ("vectors", "present", "labels"):
             writer.array(name, getattr(self, f"{name}_"))
 
-        writer.json("probe", {"exclusive": self.exclusive_})
+        writer.json("probe", {"exclusive": self.exclusive_, "blocks": self.blocks_})
 
     def _read(self, artifact: Artifact) -> None:
         for name in (*_STATE, "vectors", "present", "labels"):
             setattr(self, f"{name}_", artifact.array(name))
 
         self.inner_ = artifact.array("inner") if "inner.npy" in artifact else None
-        self.exclusive_ = artifact.json("probe")["exclusive"]
+        facts = artifact.json("probe")
+        self.exclusive_ = facts["exclusive"]
+        blocks = facts.get("blocks", [("content", self.vectors_.shape[1])])  # earlier versions did not save them
+        self.blocks_ = tuple((name, width) for name, width in blocks)
 
 
 def _two_class_logits(weights: NDArray[Any], bias: NDArray[Any]) -> tuple[Float, Float]:

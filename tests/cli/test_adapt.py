@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from recotransfer.adapters.medical import NOTICE
 from recotransfer.cli import adapt as adapt_module
 from recotransfer.cli import main as cli
+from recotransfer.encoders import HashingText
 
 
 def run(*words, folder):
@@ -180,6 +181,82 @@ def test_a_group_is_one_unit_of_every_interval(tmp_path, monkeypatch, words):
     done = CliRunner().invoke(cli.cli, ["adapt", *words, "--group", "who", "--out", str(tmp_path / "model")])
     assert done.exit_code == 0, done.output
     np.testing.assert_array_equal(seen[0].groups, np.repeat(np.arange(10), 3))
+
+
+class Reader(HashingText):
+    """A stand-in for a pretrained encoder: it knows what the numbers in a text mean, and nothing of its words."""
+
+    name = "Reader/1"
+
+    def encode(self, values):
+        out = np.random.default_rng(0).normal(size=(len(values), 8)).astype(np.float32)
+        for row, text in zip(out, values, strict=True):
+            numbers = [int(word) for word in text.split() if word.isdigit()]
+            row[0] = sum(4.0 if number % 2 else -4.0 for number in numbers)
+        return out
+
+
+def written_texts(folder, numbered, worded):
+    """400 texts of one of two labels, which shows in a number, in a word, or in neither."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for at in range(400):
+        label = at % 2
+        filler = " ".join(draw.choice(["the", "film", "was", "seen", "by", "us", "all", "here"], 5))
+        number = 2 * (1000 + at) + (label if numbered(at) else int(draw.integers(2)))
+        word = (["dull", "fine"] if worded(at) else ["old", "old"])[label]
+        part = "test" if at % 5 == 0 else "valid" if at % 5 == 1 else "train"
+        rows.append((f"{filler} {word} {number}", ["bad", "good"][label], part))
+    pd.DataFrame(rows, columns=["text", "label", "part"]).to_csv(folder / "texts.csv", index=False)
+
+
+@pytest.mark.parametrize(
+    ("numbered", "worded", "best"),
+    [
+        (lambda at: False, lambda at: True, {"words only"}),
+        (lambda at: True, lambda at: False, {"frozen encoder"}),
+        (lambda at: at % 4 < 2, lambda at: at % 4 >= 2, {"words and frozen encoder"}),
+    ],
+    ids=["the words know", "the encoder knows", "each knows half"],
+)
+def test_texts_are_compared_by_words_encoder_and_both(tmp_path, monkeypatch, numbered, worded, best):
+    from recotransfer import encoders
+
+    monkeypatch.setattr(encoders, "SentenceText", lambda model=None, column="text": Reader(column=column, dim=8))
+    written_texts(tmp_path, numbered, worded)
+    done = run("adapt", "nlp", "texts.csv", "--part", "part", "--out", "model", "--report", "r.json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(io.StringIO(done.stdout.rpartition("model")[0]), index_col="variant")
+    assert table.index.tolist() == ["frozen encoder", "words only", "words and frozen encoder"]
+    told = json.loads((tmp_path / "r.json").read_text())
+    singles = table["accuracy"][["frozen encoder", "words only"]]
+    if best == {"words and frozen encoder"}:
+        assert table["accuracy"]["words and frozen encoder"] > singles.max() + 0.1
+        assert told["saved"] == "words and frozen encoder"
+    else:
+        assert singles[next(iter(best))] > 0.95
+        assert singles[next(iter({"frozen encoder", "words only"} - best))] < 0.7
+        assert table["accuracy"]["words and frozen encoder"] > 0.95
+        assert told["saved"] != next(iter({"frozen encoder", "words only"} - best))
+    assert table["valid accuracy"][told["saved"]] == table["valid accuracy"].max()
+    assert not list(tmp_path.glob("*.tuning"))
+    done = run("label", "model", "texts.csv", "--out", "labels.csv", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = pd.read_csv(tmp_path / "labels.csv")["label"]
+    assert (found == pd.read_csv(tmp_path / "texts.csv")["label"]).mean() > 0.9
+
+
+def test_texts_without_a_validation_part_keep_the_encoder(tmp_path, monkeypatch):
+    from recotransfer import encoders
+
+    monkeypatch.setattr(encoders, "SentenceText", lambda model=None, column="text": Reader(column=column, dim=8))
+    written_texts(tmp_path, lambda at: True, lambda at: False)
+    frame = pd.read_csv(tmp_path / "texts.csv")
+    frame["part"] = frame["part"].replace("valid", "train")
+    frame.to_csv(tmp_path / "texts.csv", index=False)
+    done = run("adapt", "nlp", "texts.csv", "--part", "part", "--out", "model", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "saved the frozen encoder, there is no validation part to choose by" in done.stderr
 
 
 @pytest.mark.parametrize(

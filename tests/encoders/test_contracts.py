@@ -18,6 +18,7 @@ from recotransfer.encoders import (
     StandardTable,
     StaticText,
     TabularAttributes,
+    TfidfText,
 )
 from recotransfer.encoders.static import write_static
 from recotransfer.testing import EncoderContract, titles
@@ -43,6 +44,11 @@ class TestHashingText(EncoderContract):
 class TestHashingOfSeveralColumns(EncoderContract):
     def make(self):
         return HashingText(column=["title", "brand"], dim=32)
+
+
+class TestTfidfText(EncoderContract):
+    def make(self):
+        return TfidfText.learned(titles().columns["title"], column="title")
 
 
 class TestSentenceText(EncoderContract):

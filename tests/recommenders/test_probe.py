@@ -117,6 +117,38 @@ def test_one_label_or_no_temperature_is_refused():
         Probe(temperature=0.0).fit(relations, items)
 
 
+def test_a_block_is_all_that_is_read_of_vectors_that_hold_several(tmp_path):
+    items, relations, _ = clusters()
+    noise = np.random.default_rng(1).normal(size=(len(items.ids), 3)).astype(np.float32)
+    both = Embeddings(
+        items.ids, np.concatenate([noise, items.vectors], axis=1), blocks=(("words", 3), ("text", items.dim))
+    )
+    asked = both.align(IdMap(both.ids.take(np.arange(0, len(both.ids), 4))))
+    model = Probe(block="text").fit(relations, both)
+    alone = Probe().fit(relations, items).label(held_out(items)[0], 3)
+    np.testing.assert_allclose(model.label(asked, 3).scores, alone.scores, rtol=1e-4)
+    model.save(tmp_path / "probe")
+    found = Probe.load(tmp_path / "probe")
+    np.testing.assert_array_equal(found.label(asked, 3).scores, model.label(asked, 3).scores)
+    assert found.updated(relations, None).label(asked, 3).items[:, 0].tolist() == alone.items[:, 0].tolist()
+    with pytest.raises(InputError, match="block is 'image', but the vectors hold words, text"):
+        Probe(block="image").fit(relations, both)
+
+
+def test_columns_keep_their_own_scales_unless_they_are_standardised():
+    items, relations, label = clusters(noise=1.5)
+    wild = Embeddings(items.ids, items.vectors * np.geomspace(1, 1e-4, items.dim, dtype=np.float32)[::-1])
+    asked, rows = held_out(wild)
+    right = {
+        standardise: (
+            Probe(standardise=standardise).fit(relations, wild).label(asked, 1).items[:, 0]
+            == np.array([f"class {v}" for v in label[rows]])
+        ).mean()
+        for standardise in (True, False)
+    }
+    assert right[True] > right[False] + 0.2
+
+
 def test_a_saved_probe_labels_the_same(tmp_path):
     items, relations, _ = clusters()
     for model in (Probe(), Probe(hidden=8, reg=0.1, temperature=1.5)):
