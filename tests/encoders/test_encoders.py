@@ -617,6 +617,21 @@ def test_inferred_blocks_beat_zeros_and_are_shorter_where_less_is_known():
     assert np.linalg.norm(vague[lost], axis=1).mean() < 0.9 < np.linalg.norm(fused[lost], axis=1).mean()
 
 
+def test_predictors_of_thousands_of_columns_are_not_searched_for_the_best_penalty(monkeypatch):
+    from recotransfer.encoders import fusion
+
+    def searched(*_):
+        raise AssertionError("the eigenvectors of thousands of columns take minutes")
+
+    _, text, image, _ = planted(missing=0.3)
+    monkeypatch.setattr(fusion, "_WIDEST", 4)
+    monkeypatch.setattr(fusion.linalg, "eigh", searched)
+    vectors = fuse([text, image]).vectors
+    lost = ~image.has_content
+    assert np.isfinite(vectors).all()
+    assert np.linalg.norm(vectors[lost, 20:], axis=1).max() < np.linalg.norm(vectors[~lost, 20:], axis=1).min()
+
+
 def test_an_item_without_a_picture_ranks_among_its_like():
     cause, text, image, _ = planted(missing=0.3)
     fused = fuse([text, image])

@@ -567,6 +567,8 @@ def test_a_far_off_baseline_is_an_arrow_and_does_not_squeeze_the_others():
     alone, before = length_of_intervals(close)
     together, after = length_of_intervals([*close, far])
     assert "←" not in alone
+    baselines = [Row(f"baseline {n}", 0.04, 0.039, 0.041) for n in range(3)]
+    assert forest("plot", [Panel("", [*close[:2], *baselines])], axis="NDCG@10").count("← 0.04<") == 3
     assert "← 0.0123" in together
     assert after > 0.45 * before
     points = [Point(1.0 + n, row) for n, row in enumerate([*close, far])]

@@ -34,8 +34,8 @@ _COLOUR = {tone: f"#0{n}0{n}0{n}" for n, tone in enumerate(_TONES, start=1)}  # 
 _FONT = 11.0
 _ROW = 17.0  # pixels between two rows of a forest
 _LINE = 12.0  # pixels that every further line of a label adds
-_CORE = 0.6  # share of the rows, the best ones, that an axis is made for
-_REACH = 1.0  # how far an axis reaches beyond those rows, in units of their range
+_CORE = 0.5  # share of the rows, the best ones, that an axis is made for
+_REACH = 1.5  # how far an axis reaches beyond those rows, in units of their range
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # names may contain dollar signs
@@ -256,7 +256,7 @@ def wrapped(label: str, room: int = LABEL) -> str:
 def _shown_values(rows: Sequence[Row], whole: bool) -> list[float]:
     """The values that an axis has to hold: those of all rows, or without those of rows far below the best ones."""
     finite = sorted((row for row in rows if math.isfinite(row.value)), key=lambda row: -row.value)
-    best = finite[: max(2, math.ceil(_CORE * len(finite)))]
+    best = finite[: max(2, int(_CORE * len(finite)))]
     ends = [value for row in best for value in (row.value, row.low, row.high) if math.isfinite(value)]
     least = min(ends, default=0.0) - _REACH * (max(ends, default=0.0) - min(ends, default=0.0))
     shown = [row for row in finite if whole or row.value >= least]
