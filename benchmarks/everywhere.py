@@ -18,8 +18,9 @@ the process held before it: data, vectors and libraries.
 
 Every cell of the matrix runs in its own process and is kept in OUT under a name made from its set, split, model with
 settings, encoders and data: it is not measured again without `--again`, so use that after a change of a model's code;
-every row names the commit it was measured at. `results/everywhere.json` is written after every cell. The text of the musical instruments is their reviews, held-out ones included. `--tiny` runs two models on a
-part of the sample shop and writes no results.
+every row names the commit it was measured at. `results/everywhere.json` is written after every cell. The text of the
+musical instruments is their reviews, held-out ones included. `--tiny` runs two models on a part of the sample shop and
+writes no results.
 """
 
 from __future__ import annotations
