@@ -12,6 +12,7 @@ from recotransfer.data import Interactions
 from recotransfer.errors import InputError
 from recotransfer.numerics.ridge import ridge
 from recotransfer.numerics.sparse import scaled
+from recotransfer.numerics.threads import one_blas_thread
 from recotransfer.numerics.vectors import reciprocal
 from recotransfer.settings import NonNegative, PositiveInt, Share
 from recotransfer.transfer.base import Array, Transfer
@@ -275,7 +276,8 @@ def _right_factors(matrix: sparse.csr_array, trivial: tuple[Double, Double], dim
             dtype=np.float64,
         )
         start = np.random.default_rng(0).normal(size=least)
-        _, values, axes = svds(rest, k=dim, v0=start, return_singular_vectors="vh")
+        with one_blas_thread():  # thousands of products of small matrices
+            _, values, axes = svds(rest, k=dim, v0=start, return_singular_vectors="vh")
     else:
         _, values, axes = np.linalg.svd(matrix.toarray() - np.outer(left, right), full_matrices=False)
 

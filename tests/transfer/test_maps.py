@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import blas_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from planted import agreement, log, planted
+from scipy.sparse import linalg
+from threadpoolctl import threadpool_limits
 
 from recotransfer.data import Embeddings, IdMap, Interactions
 from recotransfer.encoders import fuse
@@ -161,6 +164,16 @@ def test_keep_moves_between_the_map_and_the_original(make):
     assert apart[0.0] > apart[0.5] > apart[1.0]
     with pytest.raises(InputError, match="keep must be a number from 0 to 1"):
         make(keep=1.5).fit(items, events)
+
+
+def test_factors_are_found_with_one_blas_thread(monkeypatch):
+    items, events, _ = planted()
+    seen, svds = [], linalg.svds
+    monkeypatch.setattr(linalg, "svds", lambda *a, **o: seen.extend(blas_threads()) or svds(*a, **o))
+    with threadpool_limits(2, "blas"):
+        RidgeMap(dim=4).fit(items, events)
+        assert {*blas_threads()} == {2}
+    assert {*seen} == {1}
 
 
 def test_factors_of_labels_tell_every_class_from_the_others():
