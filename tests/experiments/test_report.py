@@ -329,6 +329,14 @@ def test_a_guarded_variant_that_is_its_ablation_is_neither_winner_nor_runner_up(
     results = guarded_as(fake(), "HybridItems without content")
     if not knows:
         del results["variants"][1]["same_as"]
+        results["variants"][1] |= {"users_per_second": 12_345, "memory_mib": 77}
+    rows = [
+        line.split()[-3:]
+        for line in table(results).splitlines()
+        if re.match("HybridItems (guarded|without content) .*\\[", line)
+    ]
+    assert len(rows) == 2
+    assert rows[0] == rows[1]
     told = said(results)
     assert "runner-up SASRec with text" in told
     assert "best variant without content, HybridItems without content," in told
@@ -571,6 +579,8 @@ def test_a_far_off_baseline_is_an_arrow_and_does_not_squeeze_the_others():
     assert forest("plot", [Panel("", [*close[:2], *baselines])], axis="NDCG@10").count("← 0.04<") == 3
     assert "← 0.0123" in together
     assert after > 0.45 * before
+    differences = [Row("second", -0.04, -0.06, -0.02), *(Row(name, -0.4, -0.41, -0.39) for name in "abc")]
+    assert forest("plot", [Panel("", differences)], axis="minus", zero=True).count("← −0.4<") == 3
     points = [Point(1.0 + n, row) for n, row in enumerate([*close, far])]
     picture = scatter("cloud", points, across="seconds", up="NDCG@10")
     assert "Popularity ↓ 0.0123" in picture

@@ -128,7 +128,8 @@ def forest(
         figure = _figure(lines * (head + tall + 22) + 15)
         left = max(_extent(figure, wrapped(row.label))[0] for panel in panels for row in panel.rows) + 10
         wide = (WIDTH - left - 6 - 14 * (columns - 1)) / columns
-        low, high = _range([v for p in panels for v in _shown_values(p.rows, whole)], zero)
+        reference = [Row("", 0.0, 0.0, 0.0)] * zero  # what differences are to, one of the rows to show
+        low, high = _range([v for p in panels for v in _shown_values([*p.rows, *reference], whole)], zero)
         for n, panel in enumerate(panels):
             line, column = divmod(n, columns)
             top = line * (head + tall + 22) + head

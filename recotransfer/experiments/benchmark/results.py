@@ -67,7 +67,7 @@ def checked_results(results: Results) -> Results:
         for variant in results["variants"]
     ]
     protocol = dict.fromkeys(("form", "trials", "k", "seed", "encoders", "facts")) | dict(results["protocol"])
-    variants = [{**variant, "same_as": _original(variant, variants)} for variant in variants]
+    variants = [{**variant, **_as_original(variant, variants)} for variant in variants]
 
     return {"transferability": None, **results, "variants": variants, "protocol": {"split": "not named", **protocol}}
 
@@ -78,6 +78,15 @@ def value_at(value: Mapping[str, Any], *keys: str) -> Any:
         value = value.get(key) or {}
 
     return value
+
+
+def _as_original(variant: Variant, variants: Sequence[Variant]) -> dict[str, Any]:
+    """`same_as`, and the cost of that variant: earlier versions measured it for each, and one model has one."""
+    name = _original(variant, variants)
+    costs = ("seconds", "users_per_second", "memory_mib")
+    found = next(({cost: each[cost] for cost in costs} for each in variants if each["name"] == name), {})
+
+    return {"same_as": name, **found}
 
 
 def _original(variant: Variant, variants: Sequence[Variant]) -> str | None:
