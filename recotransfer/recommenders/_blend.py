@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +14,17 @@ from recotransfer.numerics.vectors import Float
 
 Doubles = NDArray[np.float64]
 BUCKETS = 4  # of popularity: 0, 1-5, 6-20 and more users
+_AGES = len(AGE_EDGES)
 _MOST_ANSWERS = 20  # held-out items of one user that are learned from
 _PULL = 1.0  # precision of the prior of each log weight
 _SMOOTH = 2.0  # precision of the difference of neighbouring log age weights from their prior difference
 _SCALE = 0.1  # precision of the prior of the log scale of all weights together: a log sets it freely
-_STEPS = 150  # of L-BFGS
+_FARTHEST = 6.0  # most that a log weight may move from its prior: keeps every exponential finite
+_STEPS = 150  # of L-BFGS, in each of the two stages
 _POPULARITY, _POWER = 5.0, 2.0  # prior means of the weight of popularity and of the power of the score
 _OLDEST = -2.5  # least log weight of an age bucket under the prior
+_GAIN = 2.0  # weight of a list's NDCG against the prior
+_SHARPER = 12.0  # times the learned power: how sharply one item outranks another in the smooth NDCG
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class BlendWeights:
     """Weights of a score that is a sum over parts p and age buckets b: age[p][b] * popularity[p][bucket] * feature.
 
     Attributes:
-        age: curve -> (8,) weight of history items by age bucket; parts that share a curve share these.
+        age: curve -> (2, 8) weight of history items by age bucket, for candidates without users and for all others;
+            parts that share a curve share these.
         popularity: part -> (4,) weight by the candidate's popularity bucket.
         appeal: weight of the candidate's popularity itself.
         lists: number of users that they were learned from; 0 for the prior.
@@ -45,7 +50,7 @@ class Lists:
     """Candidates of some users, what they chose, and what each part says of each candidate.
 
     Attributes:
-        features: part -> (8, users x candidates) score of the part for history items of each age bucket.
+        features: (users x candidates, parts x 8) score of each part for history items of each age bucket.
         chosen: (users, candidates) True for the user's held-out items.
         present: (users, candidates) False where the list is padded.
         log_weight: (users, candidates) log of how many items a candidate stands for: 0 for one listed for itself, and
@@ -54,7 +59,7 @@ class Lists:
         appeal: (users, candidates) popularity, from 0 to 1.
     """
 
-    features: Mapping[str, Float]
+    features: sparse.csr_array
     chosen: NDArray[np.bool_]
     present: NDArray[np.bool_]
     log_weight: Float
@@ -62,98 +67,183 @@ class Lists:
     appeal: Float
 
 
-def prior(curve_of: Mapping[str, str]) -> tuple[dict[str, Doubles], dict[str, Doubles]]:
-    """Mean log weights by curve and by part: what to believe of a log before seeing it."""
+def prior(curve_of: Mapping[str, str]) -> BlendWeights:
+    """What to believe of a log before seeing it."""
     middle = np.array([(low + high - 1) / 2 for low, high in zip(AGE_EDGES, (*AGE_EDGES[1:], 128), strict=True)])
     age, popularity = {}, {}
     for part, curve in curve_of.items():
         decay = 0.6 if part == "order" else 0.9
-        age[curve] = np.maximum(np.log(decay) * middle, _OLDEST)
+        age[curve] = np.exp(np.tile(np.maximum(np.log(decay) * middle, _OLDEST), (2, 1)))
         if part.startswith("borrowed"):
-            by_bucket = np.log([100.0, 10, 2, 0.5])
+            popularity[part] = np.array([100.0, 10, 2, 0.5])
         elif part in ("co-occurrence", "order", "wide order"):
-            by_bucket = np.log([10.0, 30, 60, 60])
+            popularity[part] = np.array([10.0, 30, 60, 60])
         else:
-            by_bucket = np.log([20.0, 5, 2, 1])
+            popularity[part] = np.array([20.0, 5, 2, 1])
 
-        popularity[part] = by_bucket
-
-    return age, popularity
+    return BlendWeights(age, popularity, _POPULARITY, 0)
 
 
 def learn(lists: Sequence[Lists], curve_of: Mapping[str, str]) -> BlendWeights:
-    """The weights under which the users' held-out items are most probable, with a prior for what a log leaves open.
+    """The weights that rank the users' held-out items best, with a prior for what a log leaves open.
 
-    The probability of an item is proportional to (1 + score) ** power, with the power learned too: a linear utility
-    would let the few greatest scores decide everything. The sum over the catalogue is estimated from the candidates and
-    a weighted sample of the other items; without these weights, items that are rarely drawn would seem likely. Weights
-    are positive: their logarithms have a normal prior, whose pull fades as lists are added.
+    Two stages, both by L-BFGS on the logarithms of the weights, which are therefore positive:
+
+    1. The held-out items are made most probable, where the probability of an item is proportional to (1 + score) **
+       power, with the power learned too: under a linear utility the few greatest scores would decide everything. This
+       loss is smooth and finds the region, but it spends most of its effort on items that no list will show.
+    2. From there, the mean NDCG of the lists is maximised, with each rank a sum of sigmoids (ApproxNDCG; Qin, Liu and
+       Li, 2010). The weights of the first stage are its prior.
+
+    Both estimate the whole catalogue from the candidates and a weighted sample of the other items: without these
+    weights, items that are rarely drawn would seem likely.
+
+    Args:
+        lists: what to learn from; empty for the prior.
+        curve_of: part -> its curve, in the order of the features' columns.
     """
-    from scipy.optimize import minimize
+    known = prior(curve_of)
+    if not lists:
+        return known
 
-    parts, curves = list(curve_of), list(dict.fromkeys(curve_of.values()))
-    place = [curves.index(curve_of[part]) for part in parts]
-    age, popularity = prior(curve_of)
-    ages = np.stack([age[curve] for curve in curves])
-    buckets = np.stack([popularity[part] for part in parts])
-    split = np.cumsum([ages.size, buckets.size, 1, 1])
+    problem = _Problem(lists, curve_of)
+    start = problem.packed(known)
+    likely = problem.minimised(_unlikelihood, start, _PULL)
+    found = problem.minimised(_lost_ndcg, np.where(problem.is_power, likely + np.log(_SHARPER), likely), _PULL)
 
-    def unpacked(x: Doubles) -> tuple[Doubles, Doubles, float, float, float]:
-        a, c, appeal, power, scale = np.split(x, split)
-        return a.reshape(ages.shape), c.reshape(buckets.shape), float(appeal[0]), float(power[0]), float(scale[0])
+    return problem.unpacked(found, sum(len(some.chosen) for some in lists))
 
-    def loss(x: Doubles) -> tuple[float, Doubles]:
-        a, c, appeal, power, scale = unpacked(x)
-        by_age = np.exp(a)[place].astype(np.float32)
-        by_bucket = np.exp(c + scale).astype(np.float32)
-        attraction, gamma = _POPULARITY * np.exp(appeal + scale), _POWER * np.exp(power)
-        total, to_age, to_bucket, to_appeal, to_power = 0.0, np.zeros_like(a), np.zeros_like(c), 0.0, 0.0
-        for some in lists:
-            bucket = some.bucket.ravel()
-            bare = np.stack([by_age[i] @ some.features[part] for i, part in enumerate(parts)])
-            factor = by_bucket[:, bucket]
-            score = ((bare * factor).sum(axis=0) + attraction * some.appeal.ravel()).astype(np.float64)
-            level = np.sign(score) * np.log1p(np.abs(score))
-            utility = (gamma * level).reshape(some.chosen.shape) + some.log_weight
-            utility[~some.present] = -np.inf
-            top = utility.max(axis=1, keepdims=True)
-            odds = np.exp(utility - top)
-            whole = odds.sum(axis=1, keepdims=True)
-            target = some.chosen / some.chosen.sum(axis=1, keepdims=True)
-            total += float((top + np.log(whole)).sum() - (target * np.where(some.present, utility, 0)).sum())
 
-            slope = (odds / whole - target).ravel()
-            to_power += float(slope @ level) * gamma
-            slope = (slope * gamma / (1 + np.abs(score))).astype(np.float32)
-            for i, part in enumerate(parts):
-                to_age[place[i]] += (some.features[part] @ (slope * factor[i])) * by_age[i]
-                to_bucket[i] += np.bincount(bucket, weights=slope * bare[i], minlength=BUCKETS) * by_bucket[i]
+class _Problem:
+    """A loss of some lists as a function of the logs of all weights, in one vector.
 
-            to_appeal += float(slope @ some.appeal.ravel()) * attraction
+    The vector holds the weights by age (2, curves, 8), by popularity (parts, 4), of appeal, the scale of all of them,
+    and the power of the score. For candidates of one popularity bucket the score is linear in their products.
+    """
 
-        to_scale = to_bucket.sum() + to_appeal
-        off, steep = a - ages, np.diff(a - ages, axis=1)
-        apart = c - buckets
-        total += _PULL / 2 * float((off**2).sum() + (apart**2).sum() + appeal**2 + power**2)
-        total += _SMOOTH / 2 * float((steep**2).sum())
-        to_age += _PULL * off - _SMOOTH * np.diff(steep, axis=1, prepend=0, append=0)
-        to_bucket += _PULL * apart
-        total += _SCALE / 2 * scale**2
-        tail = [to_appeal + _PULL * appeal, to_power + _PULL * power, to_scale + _SCALE * scale]
+    def __init__(self, lists: Sequence[Lists], curve_of: Mapping[str, str]) -> None:
+        self.lists, self.parts = lists, list(curve_of)
+        self.curves = list(dict.fromkeys(curve_of.values()))
+        self.place = [self.curves.index(curve_of[part]) for part in self.parts]
+        self.shapes = [(2, len(self.curves), _AGES), (len(self.parts), BUCKETS), (3,)]
+        self.split = np.cumsum([np.prod(shape) for shape in self.shapes])
+        self.is_power = np.arange(self.split[-1]) == self.split[-1] - 1
+        self.rows = [[np.flatnonzero(some.bucket.ravel() == b) for b in range(BUCKETS)] for some in lists]
+        self.features = [[some.features[at] for at in rows] for some, rows in zip(lists, self.rows, strict=True)]
 
-        return total, np.concatenate([to_age.ravel(), to_bucket.ravel(), tail])
+    def packed(self, weights: BlendWeights) -> Doubles:
+        age = np.stack([weights.age[curve] for curve in self.curves], axis=1)
+        popularity = np.stack([weights.popularity[part] for part in self.parts])
+        rest = np.array([weights.appeal, 1, _POWER])
+        return np.asarray(np.log(np.concatenate([age.ravel(), popularity.ravel(), rest])), np.float64)
 
-    begin = np.concatenate([ages.ravel(), buckets.ravel(), np.zeros(3)])
-    count = sum(len(some.chosen) for some in lists)
-    found = minimize(loss, begin, jac=True, method="L-BFGS-B", options={"maxiter": _STEPS}).x if count else begin
-    a, c, appeal, _, scale = unpacked(found)
+    def unpacked(self, x: Doubles, lists: int) -> BlendWeights:
+        age, popularity, (appeal, scale, _) = self._shaped(np.exp(x))
+        return BlendWeights(
+            {curve: age[:, i] for i, curve in enumerate(self.curves)},
+            {part: popularity[i] * scale for i, part in enumerate(self.parts)},
+            float(appeal * scale),
+            lists,
+        )
 
-    return BlendWeights(
-        {curve: np.exp(a[i]) for i, curve in enumerate(curves)},
-        {part: np.exp(c[i] + scale) for i, part in enumerate(parts)},
-        float(_POPULARITY * np.exp(appeal + scale)),
-        count,
-    )
+    def _shaped(self, x: Doubles) -> list[Doubles]:
+        pieces = np.split(x, self.split[:-1])
+        return [piece.reshape(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+
+    def minimised(
+        self, loss: Callable[[Doubles, Lists], tuple[float, Doubles]], centre: Doubles, pull: float
+    ) -> Doubles:
+        """The vector of least loss and distance from `centre`; `loss` gives the value and its slope by utility."""
+        from scipy.optimize import minimize
+
+        def whole(x: Doubles) -> tuple[float, Doubles]:
+            total, slope = self._penalty(x - centre, pull)
+            for at in range(len(self.lists)):
+                value, by_weight = self._of_lists(x, at, loss)
+                total += value
+                slope += by_weight
+
+            return total, slope
+
+        bounds = np.stack([centre - _FARTHEST, centre + _FARTHEST], axis=1)
+        if loss is _lost_ndcg:  # the greater the power, the nearer the smooth ranks to ranks: it is not to be learned
+            bounds[self.is_power] = centre[self.is_power]
+
+        found = minimize(whole, centre, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _STEPS})
+        return np.asarray(found.x, np.float64)
+
+    def _of_lists(
+        self, x: Doubles, at: int, loss: Callable[[Doubles, Lists], tuple[float, Doubles]]
+    ) -> tuple[float, Doubles]:
+        some = self.lists[at]
+        age, popularity, (appeal, scale, power) = self._shaped(np.exp(x))
+        attraction = some.appeal.ravel().astype(np.float64) * appeal * scale
+        weights = [age[int(b > 0), self.place] * popularity[:, b, None] * scale for b in range(BUCKETS)]
+        score = attraction.copy()
+        for b, rows in enumerate(self.rows[at]):
+            score[rows] += self.features[at][b] @ weights[b].ravel()
+
+        level = np.sign(score) * np.log1p(np.abs(score))
+        value, slope = loss((power * level).reshape(some.chosen.shape), some)
+        by_score = slope.ravel() * power / (1 + np.abs(score))
+
+        # A derivative by the log of a weight is the derivative by the weight, times the weight.
+        to_age, to_popularity, (to_appeal, to_scale, to_power) = self._shaped(np.zeros_like(x))
+        for b, rows in enumerate(self.rows[at]):
+            product = (self.features[at][b].T @ by_score[rows]).reshape(weights[b].shape) * weights[b]
+            np.add.at(to_age[int(b > 0)], self.place, product)
+            to_popularity[:, b] = product.sum(axis=1)
+
+        to_appeal = by_score @ attraction
+        to_scale = to_popularity.sum() + to_appeal
+        to_power = slope.ravel() @ level * power
+        tail = [to_appeal, to_scale, to_power]
+
+        return value, np.concatenate([to_age.ravel(), to_popularity.ravel(), tail])
+
+    def _penalty(self, off: Doubles, pull: float) -> tuple[float, Doubles]:
+        """Of being `off` the centre: each weight for itself, and neighbouring ages for changing differently."""
+        precision = np.full(len(off), pull)
+        precision[-2] = _SCALE * pull
+        slope = precision * off
+        steep = np.diff(self._shaped(off)[0], axis=2)
+        smooth = pull * _SMOOTH
+        slope[: self.split[0]] -= smooth * np.diff(steep, axis=2, prepend=0, append=0).ravel()
+
+        return float(precision @ off**2 + smooth * (steep**2).sum()) / 2, slope
+
+
+def _unlikelihood(utility: Doubles, some: Lists) -> tuple[float, Doubles]:
+    """Minus the log probability of the chosen items, a mean per list, and its slope."""
+    utility = np.where(some.present, utility + some.log_weight, -np.inf)
+    top = utility.max(axis=1, keepdims=True)
+    odds = np.exp(utility - top)
+    whole = odds.sum(axis=1, keepdims=True)
+    target = some.chosen / some.chosen.sum(axis=1, keepdims=True)
+    value = float((top + np.log(whole)).sum() - (target * np.where(some.present, utility, 0)).sum())
+
+    return value, odds / whole - target
+
+
+def _lost_ndcg(utility: Doubles, some: Lists) -> tuple[float, Doubles]:
+    """Minus the NDCG of each list with smooth ranks, and its slope."""
+    row, column = np.nonzero(some.chosen)
+    count = some.chosen.sum(axis=1)
+    ideal = np.cumsum(1 / np.log2(np.arange(2, count.max(initial=1) + 2)))[count - 1]
+    stands_for = np.exp(some.log_weight) * (some.present & ~some.chosen)
+
+    gap = np.clip(utility[row] - utility[row, column][:, None], -40, 40)
+    ahead = 1 / (1 + np.exp(-gap))
+    rank = 1 + (ahead * stands_for[row]).sum(axis=1)
+    gain = _GAIN * np.log(2) / np.log1p(rank) / ideal[row]
+
+    by_rank = gain / np.log1p(rank) / (1 + rank)
+    by_gap = by_rank[:, None] * ahead * (1 - ahead) * stands_for[row]
+    slope = np.zeros(utility.shape)
+    np.add.at(slope, row, by_gap)
+    np.subtract.at(slope, (row, column), by_gap.sum(axis=1))
+
+    return -float(gain.sum()), slope
 
 
 def candidates(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -15,11 +16,12 @@ from recotransfer.evaluation.metrics import popularity_bucket
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.numerics.ages import AGE_EDGES, aged_histories, order_within_moments, steps_of
 from recotransfer.numerics.histories import seen_items
-from recotransfer.numerics.sparse import product_top_k, scaled
-from recotransfer.numerics.topk import TopK, top_k_of_scores
+from recotransfer.numerics.sparse import product_top_k
+from recotransfer.numerics.topk import TopK
 from recotransfer.numerics.vectors import Float
-from recotransfer.recommenders._blend import BlendWeights, Lists, candidates, learn
+from recotransfer.recommenders._blend import BlendWeights, Lists, candidates, learn, prior
 from recotransfer.recommenders._item_parts import BORROWED, ItemParts, extended_parts, item_parts, with_content
+from recotransfer.recommenders._stacked import RARE, Stacked, appeal
 from recotransfer.recommenders.base import Recommender
 from recotransfer.recommenders.item_item import cells
 from recotransfer.settings import NonNegativeInt, PositiveInt
@@ -27,11 +29,9 @@ from recotransfer.settings import NonNegativeInt, PositiveInt
 _MOST_HELD_OUT = 5  # events held out per user: a fifth of them, but at least one and at most this many
 _LEAST_HISTORY = 3  # users with fewer events have none held out
 _COLD_SHARE = 0.1  # share of the items that the first fit does not see, so that weights of new items can be learned
+_ROUGH = 0.8  # weight of an age bucket against the one before, where each part lists candidates
 _COLD_LEAST = 5  # users of an item whose events are left out: fewer would say little of who likes it
-_USERS, _COLD_USERS, _WIDTH = 1000, 500, 200  # lists learned from, and candidates in each
-_POPULAR = 500  # items that popularity lifts
-_RARE = 1  # highest popularity bucket whose items are scored by whitened vectors
-_CELLS = 20_000_000  # scores held at a time
+_USERS, _COLD_USERS, _WIDTH = 3000, 1000, 200  # lists learned from, and candidates in each
 
 
 class LearnedHybrid(Recommender):
@@ -66,7 +66,7 @@ class LearnedHybrid(Recommender):
 
         self.blend_ = learn([each for each in lists if len(each.chosen)], parts.curve_of)
         self.parts_, self.items_ = self._parts(events, items), items
-        self._assemble()
+        self.stacked_ = Stacked(self.parts_, self.blend_)
 
     def _parts(self, events: Interactions, items: Embeddings | None) -> ItemParts:
         steps = steps_of(events, by_moment=self.by_moment_)
@@ -92,13 +92,15 @@ class LearnedHybrid(Recommender):
         aged = [matrix[users] for matrix in self._aged(first)]
         seen, right = seen_items(first)[users], right[users]
 
-        # Two thirds of a list come from the parts, each with a rough weight by age; the rest is sampled.
-        recent = sum(matrix * np.float32(0.8**at) for at, matrix in enumerate(aged))
+        # Three quarters of a list are what the prior and each part for itself would recommend; the rest is sampled.
         inside = np.zeros(len(parts.users), bool)
         inside[pool] = True
-        each = max(5, _WIDTH * 2 // 3 // len(parts.matrices))
-        best = [
-            product_top_k(sparse.csr_array(recent), part, each, seen, inside)[0] for part in parts.matrices.values()
+        believed = Stacked(replace(parts, vectors={}), prior(parts.curve_of))
+        history = sum(matrix * np.float32(_ROUGH**age) for age, matrix in enumerate(aged))
+        best = [believed.top_k(believed.history(aged), _WIDTH // 3, seen, inside).positions]
+        each = max(5, _WIDTH // 3 // len(parts.matrices))
+        best += [
+            product_top_k(sparse.csr_array(history), part, each, seen, inside)[0] for part in parts.matrices.values()
         ]
         items, chosen, log_weight = candidates(right, seen, np.concatenate(best, axis=1), pool, _WIDTH, rng)
 
@@ -107,77 +109,24 @@ class LearnedHybrid(Recommender):
         items, chosen, log_weight = items[fit], chosen[fit], log_weight[fit]
         present, at = items >= 0, np.maximum(items, 0)
         bucket = popularity_bucket(parts.users[at])
-        features = {name: _cells(aged, part, at, present) for name, part in parts.matrices.items()}
-        for name, vectors in parts.vectors.items():
-            features[name] = _products(aged, vectors, at, present & (bucket <= _RARE))
+        blocks = [_cells(aged, part, at, present) for part in parts.matrices.values()]
+        blocks += [_products(aged, vectors, at, present & (bucket <= RARE)) for vectors in parts.vectors.values()]
+        features = sparse.csr_array(sparse.hstack(blocks, format="csr"))
 
-        appeal = _appeal(parts.users)[at]
-        return Lists(features, chosen, present, log_weight, bucket, appeal)
+        return Lists(features, chosen, present, log_weight, bucket, appeal(parts.users)[at])
 
     # -- scores --------------------------------------------------------------------------------------------------------
 
-    def _assemble(self) -> None:
-        """What requests read: the parts of each curve added up, with columns weighted by popularity."""
-        parts, blend, curve_of = self.parts_, self.blend_, self.parts_.curve_of
-        bucket = popularity_bucket(parts.users)
-        merged: dict[str, sparse.csr_array] = {}
-        for name, part in parts.matrices.items():
-            curve, weighted = curve_of[name], scaled(part, None, blend.popularity[name][bucket])
-            merged[curve] = sparse.csr_array(merged[curve] + weighted) if curve in merged else weighted
-
-        appeal = sparse.csr_array((blend.appeal * _appeal(parts.users))[None, :].astype(np.float32))
-        self.curves_ = [*merged, *parts.vectors]
-        self.weights_ = sparse.csr_array(sparse.vstack([*merged.values(), appeal], format="csr"))
-        self.rare_ = np.flatnonzero(bucket <= _RARE)
-        self.rare_vectors_ = {
-            name: np.asarray(vectors[self.rare_] * blend.popularity[name][bucket[self.rare_], None], np.float32)
-            for name, vectors in parts.vectors.items()
-        }
-
     def _history_weights(self, events: Interactions) -> sparse.csr_array:
-        """(users, curves x items) weight of each history item in each curve, side by side."""
-        aged = self._aged(events)
-        return sparse.csr_array(sparse.hstack([self._weighted(aged, curve) for curve in self.curves_], format="csr"))
-
-    def _weighted(self, aged: list[sparse.csr_array], curve: str) -> sparse.csr_array:
-        age = self.blend_.age[curve].astype(np.float32)
-        return sparse.csr_array(sum(weight * matrix for weight, matrix in zip(age, aged, strict=True)))
-
-    def _sparse_side(self, weights: sparse.csr_array) -> sparse.csr_array:
-        """(users, rows of `weights_`) the weights that belong to matrices, and a 1 for popularity."""
-        rows = self.weights_.shape[0] - 1
-        ones = sparse.csr_array(np.ones((weights.shape[0], 1), np.float32))
-        return sparse.csr_array(sparse.hstack([weights[:, :rows], ones], format="csr"))
-
-    def _dense(self, weights: sparse.csr_array) -> Float:
-        """(users, items) scores: products with the matrices, and with vectors for items of few users."""
-        n, first = len(self.parts_.users), self.weights_.shape[0] - 1
-        scores = np.asarray((self._sparse_side(weights) @ self.weights_).toarray(), np.float32)
-        for name, vectors in self.rare_vectors_.items():
-            profile = weights[:, first : first + n] @ self.parts_.vectors[name]
-            scores[:, self.rare_] += profile @ vectors.T
-            first += n
-
-        return scores
+        return self.stacked_.history(self._aged(events))
 
     def _scores(self, events: Interactions) -> Float:
-        return self._dense(self._history_weights(events))
+        return self.stacked_.scores(self._history_weights(events))
 
     def _rank(
         self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
     ) -> TopK:
-        weights = self._history_weights(events)
-        if not self.rare_vectors_ or not len(self.rare_):
-            return TopK(*product_top_k(self._sparse_side(weights), self.weights_, k, exclude, mask))
-
-        found = []
-        step = max(1, _CELLS // max(len(self.catalogue_), 1))
-        for start in range(0, max(weights.shape[0], 1), step):
-            rows = slice(start, start + step)
-            seen = None if exclude is None else exclude[rows]
-            found.append(top_k_of_scores(self._dense(weights[rows]), k, exclude=seen, mask=mask))
-
-        return TopK(*(np.concatenate(part) for part in zip(*found, strict=True)))
+        return self.stacked_.top_k(self._history_weights(events), k, exclude, mask)
 
     def _contributions(
         self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]
@@ -189,17 +138,22 @@ class LearnedHybrid(Recommender):
         at = first[which]
         out: dict[str, Float] = {}
         for name, curve in parts.curve_of.items():
-            of = np.flatnonzero(history // n == self.curves_.index(curve))
-            rows, weight = history[of] % n, self.blend_.popularity[name][bucket]
-            if name in parts.matrices:
-                values = cells(parts.matrices[name], rows, items)
-            else:
-                values = parts.vectors[name][rows] @ parts.vectors[name][items].T * (bucket <= _RARE)
-
             modality = name.partition(" ")[2] if name.startswith(("near ", "far ")) else None
             component = modality or ("behaviour of similar items" if name == BORROWED else "behaviour")
             whole = out.setdefault(component, np.zeros((len(history), len(items)), np.float32))
-            np.add.at(whole, at[of], strength[of, None] * values * weight)
+            for which_curve, (key, used) in enumerate(self.stacked_.curves):
+                if key != curve:
+                    continue
+
+                of = np.flatnonzero(history // n == which_curve)
+                rows = history[of] % n
+                weight = self.blend_.popularity[name][bucket] * ((bucket > 0) == used)
+                if name in parts.matrices:
+                    values = cells(parts.matrices[name], rows, items)
+                else:
+                    values = parts.vectors[name][rows] @ parts.vectors[name][items].T * (bucket <= RARE)
+
+                np.add.at(whole, at[of], strength[of, None] * values * weight)
 
         return out
 
@@ -220,7 +174,7 @@ class LearnedHybrid(Recommender):
         vectors = np.concatenate([old.vectors, items.vectors])
         present = np.concatenate([old.has_content, items.has_content])
         self.items_ = Embeddings(self.catalogue_, vectors, old.source, present, old.blocks)
-        self._assemble()
+        self.stacked_ = Stacked(self.parts_, self.blend_)
 
     # -- persistence ---------------------------------------------------------------------------------------------------
 
@@ -277,7 +231,7 @@ class LearnedHybrid(Recommender):
                 {f"far {name}": artifact.array(f"whitening far {name}") for name in names},
             )
 
-        self._assemble()
+        self.stacked_ = Stacked(self.parts_, self.blend_)
 
 
 def _left_out(
@@ -305,31 +259,19 @@ def _left_out(
     return first, answers, events.select(order[of_cold]), np.flatnonzero(cold)
 
 
-def _appeal(users: NDArray[np.int64]) -> Float:
-    """(items,) popularity of the most popular items, 1 for the first; 0 for the others."""
-    out = np.zeros(len(users), np.float32)
-    top = np.argsort(-users, kind="stable")[:_POPULAR]
-    out[top] = users[top] / max(int(users.max(initial=0)), 1)
-    return out
-
-
 def _cells(
     aged: list[sparse.csr_array], part: sparse.csr_array, items: NDArray[np.int64], present: NDArray[np.bool_]
-) -> Float:
-    """(8, users x candidates) score of each candidate from the history items of each age bucket."""
-    out = np.zeros((len(AGE_EDGES), items.size), np.float32)
+) -> sparse.csr_array:
+    """(users x candidates, 8) score of each candidate from the history items of each age bucket."""
     row = np.repeat(np.arange(len(items)), items.shape[1])
-    for at, matrix in enumerate(aged):
-        if matrix.nnz:
-            out[at] = np.asarray(sparse.csr_array(matrix @ part)[row, items.ravel()]).ravel()
-
-    out[:, ~present.ravel()] = 0
-    return out
+    columns = [sparse.csr_array(matrix @ part)[row, items.ravel()] for matrix in aged]
+    out = np.stack([np.asarray(column.todense() if sparse.issparse(column) else column).ravel() for column in columns])
+    return sparse.csr_array((out * present.ravel()).T, dtype=np.float32)
 
 
 def _products(
     aged: list[sparse.csr_array], vectors: Float, items: NDArray[np.int64], present: NDArray[np.bool_]
-) -> Float:
+) -> sparse.csr_array:
     """The same for a part given by vectors."""
     out = np.zeros((len(AGE_EDGES), *items.shape), np.float32)
     for at, matrix in enumerate(aged):
@@ -338,5 +280,4 @@ def _products(
             profile = matrix.data[entries] @ vectors[matrix.indices[entries]]
             out[at, row] = vectors[items[row]] @ profile
 
-    out[:, ~present] = 0
-    return out.reshape(len(AGE_EDGES), -1)
+    return sparse.csr_array((out * present).reshape(len(AGE_EDGES), -1).T)
