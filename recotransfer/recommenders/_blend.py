@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +38,14 @@ class BlendWeights:
         popularity: part -> (4,) weight by the candidate's popularity bucket.
         appeal: weight of the candidate's popularity itself.
         lists: number of users that they were learned from; 0 for the prior.
+        shares: part -> (4, 8) what it adds to the scores of the chosen items, by popularity bucket and age.
     """
 
     age: Mapping[str, Doubles]
     popularity: Mapping[str, Doubles]
     appeal: float
     lists: int
+    shares: Mapping[str, Doubles] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,18 @@ class Lists:
     bucket: NDArray[np.int64]
     appeal: Float
 
+    def taken(self, at: NDArray[np.bool_]) -> Lists:
+        """The lists where `at` (users,) is True."""
+        width = self.chosen.shape[1]
+        return Lists(
+            self.features[np.repeat(at, width)],
+            self.chosen[at],
+            self.present[at],
+            self.log_weight[at],
+            self.bucket[at],
+            self.appeal[at],
+        )
+
 
 def prior(curve_of: Mapping[str, str]) -> BlendWeights:
     """What to believe of a log before seeing it."""
@@ -84,7 +99,7 @@ def prior(curve_of: Mapping[str, str]) -> BlendWeights:
     return BlendWeights(age, popularity, _POPULARITY, 0)
 
 
-def learn(lists: Sequence[Lists], curve_of: Mapping[str, str]) -> BlendWeights:
+def learn(lists: Sequence[Lists], curve_of: Mapping[str, str], steps: int = _STEPS) -> BlendWeights:
     """The weights that rank the users' held-out items best, with a prior for what a log leaves open.
 
     Two stages, both by L-BFGS on the logarithms of the weights, which are therefore positive:
@@ -101,17 +116,33 @@ def learn(lists: Sequence[Lists], curve_of: Mapping[str, str]) -> BlendWeights:
     Args:
         lists: what to learn from; empty for the prior.
         curve_of: part -> its curve, in the order of the features' columns.
+        steps: most steps of L-BFGS in each stage.
     """
     known = prior(curve_of)
+    lists = [some for some in lists if len(some.chosen)]
     if not lists:
         return known
 
     problem = _Problem(lists, curve_of)
     start = problem.packed(known)
-    likely = problem.minimised(_unlikelihood, start, _PULL)
-    found = problem.minimised(_lost_ndcg, np.where(problem.is_power, likely + np.log(_SHARPER), likely), _PULL)
+    likely = problem.minimised(_unlikelihood, start, steps)
+    found = problem.minimised(_lost_ndcg, np.where(problem.is_power, likely + np.log(_SHARPER), likely), steps)
 
-    return problem.unpacked(found, sum(len(some.chosen) for some in lists))
+    return replace(problem.unpacked(found, sum(len(some.chosen) for some in lists)), shares=problem.shares(found))
+
+
+def ndcg(lists: Lists, weights: BlendWeights, curve_of: Mapping[str, str], k: int = 20) -> Doubles:
+    """(users,) NDCG@k of each list under the weights, with the ranks that the whole catalogue would give."""
+    problem = _Problem([lists], curve_of)
+    score = problem.scores(problem.packed(weights), 0).reshape(lists.chosen.shape)
+    row, column, ideal, stands_for = _targets(lists, k)
+    ahead = score[row] > score[row, column][:, None]
+    rank = 1 + (ahead * stands_for).sum(axis=1)
+    gain = np.where(rank <= k, 1 / np.log2(1 + rank), 0) / ideal
+    return np.asarray(np.bincount(row, weights=gain, minlength=len(lists.chosen)), np.float64)
+
+
+_Loss: TypeAlias = Callable[[Doubles, Lists], tuple[float, Doubles]]
 
 
 class _Problem:
@@ -150,14 +181,12 @@ class _Problem:
         pieces = np.split(x, self.split[:-1])
         return [piece.reshape(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
-    def minimised(
-        self, loss: Callable[[Doubles, Lists], tuple[float, Doubles]], centre: Doubles, pull: float
-    ) -> Doubles:
+    def minimised(self, loss: _Loss, centre: Doubles, steps: int) -> Doubles:
         """The vector of least loss and distance from `centre`; `loss` gives the value and its slope by utility."""
         from scipy.optimize import minimize
 
         def whole(x: Doubles) -> tuple[float, Doubles]:
-            total, slope = self._penalty(x - centre, pull)
+            total, slope = self._penalty(x - centre)
             for at in range(len(self.lists)):
                 value, by_weight = self._of_lists(x, at, loss)
                 total += value
@@ -169,48 +198,73 @@ class _Problem:
         if loss is _lost_ndcg:  # the greater the power, the nearer the smooth ranks to ranks: it is not to be learned
             bounds[self.is_power] = centre[self.is_power]
 
-        found = minimize(whole, centre, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _STEPS})
+        found = minimize(whole, centre, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": steps})
         return np.asarray(found.x, np.float64)
 
-    def _of_lists(
-        self, x: Doubles, at: int, loss: Callable[[Doubles, Lists], tuple[float, Doubles]]
-    ) -> tuple[float, Doubles]:
-        some = self.lists[at]
-        age, popularity, (appeal, scale, power) = self._shaped(np.exp(x))
-        attraction = some.appeal.ravel().astype(np.float64) * appeal * scale
-        weights = [age[int(b > 0), self.place] * popularity[:, b, None] * scale for b in range(BUCKETS)]
-        score = attraction.copy()
+    def scores(self, x: Doubles, at: int) -> Doubles:
+        """(users x candidates,) scores of the lists number `at`."""
+        appeal, scale, _ = self._shaped(np.exp(x))[2]
+        out: Doubles = self.lists[at].appeal.ravel() * (appeal * scale)
         for b, rows in enumerate(self.rows[at]):
-            score[rows] += self.features[at][b] @ weights[b].ravel()
+            out[rows] += self.features[at][b] @ self._weights(x)[b].ravel()
 
+        return out
+
+    def shares(self, x: Doubles) -> dict[str, Doubles]:
+        """Part -> (4, 8) what it adds to the scores of all chosen items, by popularity bucket and age."""
+        out = np.zeros((BUCKETS, len(self.parts), _AGES))
+        for some, rows, features in zip(self.lists, self.rows, self.features, strict=True):
+            for b, weights in enumerate(self._weights(x)):
+                of_chosen = features[b].T @ some.chosen.ravel()[rows[b]].astype(np.float32)
+                out[b] += of_chosen.reshape(weights.shape) * weights
+
+        return {part: np.maximum(out[:, i], 0) for i, part in enumerate(self.parts)}
+
+    def _weights(self, x: Doubles) -> list[Doubles]:
+        """(parts, 8) weights of the features of each popularity bucket's candidates."""
+        age, popularity, (_, scale, _) = self._shaped(np.exp(x))
+        return [age[int(b > 0), self.place] * popularity[:, b, None] * scale for b in range(BUCKETS)]
+
+    def _of_lists(self, x: Doubles, at: int, loss: _Loss) -> tuple[float, Doubles]:
+        some, weights, score = self.lists[at], self._weights(x), self.scores(x, at)
+        appeal, scale, power = self._shaped(np.exp(x))[2]
         level = np.sign(score) * np.log1p(np.abs(score))
         value, slope = loss((power * level).reshape(some.chosen.shape), some)
         by_score = slope.ravel() * power / (1 + np.abs(score))
 
         # A derivative by the log of a weight is the derivative by the weight, times the weight.
-        to_age, to_popularity, (to_appeal, to_scale, to_power) = self._shaped(np.zeros_like(x))
+        to_age, to_popularity, _ = self._shaped(np.zeros_like(x))
         for b, rows in enumerate(self.rows[at]):
             product = (self.features[at][b].T @ by_score[rows]).reshape(weights[b].shape) * weights[b]
             np.add.at(to_age[int(b > 0)], self.place, product)
             to_popularity[:, b] = product.sum(axis=1)
 
-        to_appeal = by_score @ attraction
+        to_appeal = by_score @ some.appeal.ravel() * appeal * scale
         to_scale = to_popularity.sum() + to_appeal
         to_power = slope.ravel() @ level * power
         tail = [to_appeal, to_scale, to_power]
 
         return value, np.concatenate([to_age.ravel(), to_popularity.ravel(), tail])
 
-    def _penalty(self, off: Doubles, pull: float) -> tuple[float, Doubles]:
+    def _penalty(self, off: Doubles) -> tuple[float, Doubles]:
         """Of being `off` the centre: each weight for itself, and neighbouring ages for changing differently."""
-        precision = np.full(len(off), pull)
-        precision[-2] = _SCALE * pull
+        precision = np.full(len(off), _PULL)
+        precision[-2] = _SCALE
         slope = precision * off
         steep = np.diff(self._shaped(off)[0], axis=2)
-        smooth = pull * _SMOOTH
-        slope[: self.split[0]] -= smooth * np.diff(steep, axis=2, prepend=0, append=0).ravel()
+        slope[: self.split[0]] -= _SMOOTH * np.diff(steep, axis=2, prepend=0, append=0).ravel()
 
-        return float(precision @ off**2 + smooth * (steep**2).sum()) / 2, slope
+        return float(precision @ off**2 + _SMOOTH * (steep**2).sum()) / 2, slope
+
+
+def _targets(some: Lists, k: int | None = None) -> tuple[NDArray[np.intp], NDArray[np.intp], Doubles, Doubles]:
+    """List and place of each chosen item, its list's greatest DCG, and how many items each rival stands for."""
+    row, column = np.nonzero(some.chosen)
+    count = some.chosen.sum(axis=1)
+    most = count if k is None else np.minimum(count, k)
+    ideal = np.cumsum(1 / np.log2(np.arange(2, max(count.max(initial=1), 1) + 2)))[most - 1]
+    stands_for = np.exp(some.log_weight.astype(np.float64)) * (some.present & ~some.chosen)
+    return row, column, ideal[row], stands_for[row]
 
 
 def _unlikelihood(utility: Doubles, some: Lists) -> tuple[float, Doubles]:
@@ -227,18 +281,14 @@ def _unlikelihood(utility: Doubles, some: Lists) -> tuple[float, Doubles]:
 
 def _lost_ndcg(utility: Doubles, some: Lists) -> tuple[float, Doubles]:
     """Minus the NDCG of each list with smooth ranks, and its slope."""
-    row, column = np.nonzero(some.chosen)
-    count = some.chosen.sum(axis=1)
-    ideal = np.cumsum(1 / np.log2(np.arange(2, count.max(initial=1) + 2)))[count - 1]
-    stands_for = np.exp(some.log_weight) * (some.present & ~some.chosen)
-
+    row, column, ideal, stands_for = _targets(some)
     gap = np.clip(utility[row] - utility[row, column][:, None], -40, 40)
     ahead = 1 / (1 + np.exp(-gap))
-    rank = 1 + (ahead * stands_for[row]).sum(axis=1)
-    gain = _GAIN * np.log(2) / np.log1p(rank) / ideal[row]
+    rank = 1 + (ahead * stands_for).sum(axis=1)
+    gain = _GAIN * np.log(2) / np.log1p(rank) / ideal
 
     by_rank = gain / np.log1p(rank) / (1 + rank)
-    by_gap = by_rank[:, None] * ahead * (1 - ahead) * stands_for[row]
+    by_gap = by_rank[:, None] * ahead * (1 - ahead) * stands_for
     slope = np.zeros(utility.shape)
     np.add.at(slope, row, by_gap)
     np.subtract.at(slope, (row, column), by_gap.sum(axis=1))

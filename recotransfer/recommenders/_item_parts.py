@@ -74,16 +74,35 @@ class ItemParts:
         names = [*self.matrices, *self.vectors]
         return {name: "co-occurrence" if name == BORROWED else name for name in names}
 
+    @property
+    def of_content(self) -> list[str]:
+        """The parts that need content."""
+        return [name for name in self.curve_of if name == BORROWED or name.startswith(("near ", "far "))]
 
-def item_parts(steps: Steps, timed: bool, items: Embeddings | None, n: int, neighbours: int) -> ItemParts:
-    """All parts of a log in `steps` and, unless they are None, of the vectors of its `n` items.
+
+@dataclass(frozen=True)
+class Content:
+    """What the vectors of the items say, whatever the log.
+
+    Attributes:
+        unit: the vectors with rows of unit length.
+        near: modality -> (items, items) cells of its kernel; "" is the kernel of all modalities together.
+        kernels, whitening, vectors: as in `ItemParts`.
+    """
+
+    unit: Embeddings
+    near: dict[str, sparse.csr_array]
+    kernels: dict[str, Kernel]
+    whitening: dict[str, Float]
+    vectors: dict[str, Float]
+
+
+def behaviour_parts(steps: Steps, timed: bool, n: int, neighbours: int) -> ItemParts:
+    """The parts that a log in `steps` gives for its `n` items.
 
     - co-occurrence: each item regressed on its `neighbours` best predictors (EASE; Steck, 2019).
     - order and wide order, in timed logs: what comes next regressed on what came before (SLIST; Choi et al., 2021),
       with a short and a long memory.
-    - borrowed co-occurrence: that of the items which an item looks like, for items of few users.
-    - near MODALITY: a sharp kernel of locally scaled cosines to the nearest items.
-    - far MODALITY: products of whitened vectors, to which every item of the history adds.
     """
     shape = (len(steps.start) - 1, n)
     matrix = sparse.coo_array((steps.strength, (steps.user, steps.item)), shape=shape).tocsr()
@@ -95,25 +114,48 @@ def item_parts(steps: Steps, timed: bool, items: Embeddings | None, n: int, neig
         before, after = sparse.csr_array(past.T @ past), sparse.csr_array(past.T @ future)
         out.matrices[name] = local_ridge(before, after, _ORDER_REG, neighbours)
 
-    if items is None:
-        return out
+    return out
 
+
+def content_of(items: Embeddings, neighbours: int) -> Content:
+    """The kernels and whitened vectors of the items.
+
+    - near MODALITY: a sharp kernel of locally scaled cosines to the nearest items.
+    - far MODALITY: products of whitened vectors, to which every item of the history adds.
+    """
     unit = unit_embeddings(items)
-    for name, part in out.matrices.items():
-        out.matrices[name] = agreed(part, unit)
-
-    whole = unit.vectors * unit.has_content[:, None]
-    near, out.kernels[""] = _kernel(whole, neighbours)
-    stand_in = stand_ins(near, out.users)
-    out.matrices[BORROWED] = _cut(out.matrices["co-occurrence"] @ stand_in, neighbours)
+    out = Content(unit, {}, {}, {}, {})
+    out.near[""], out.kernels[""] = _kernel(unit.vectors * unit.has_content[:, None], neighbours)
     for name, vectors in _modalities(unit).items():
-        near, out.kernels[name] = _kernel(vectors, neighbours)
-        kernel = out.kernels[name]
-        out.matrices[f"near {name}"] = scaled(near, kernel.row_root, kernel.column_root)
+        out.near[name], out.kernels[name] = _kernel(vectors, neighbours)
         out.whitening[f"far {name}"] = _whitening(vectors)
         out.vectors[f"far {name}"] = vectors @ out.whitening[f"far {name}"]
 
-    return replace(out, lookalikes=stand_in)
+    return out
+
+
+def joined(behaviour: ItemParts, content: Content, neighbours: int, *, agree: bool) -> ItemParts:
+    """Behaviour and content side by side, with the co-occurrence that items of few users borrow from similar ones.
+
+    Args:
+        behaviour: the parts of `behaviour_parts`.
+        content: the same items' content.
+        neighbours: how many items each item is scored from.
+        agree: whether behaviour weighs more between items of similar content.
+    """
+    matrices = dict(behaviour.matrices)
+    if agree:
+        matrices = {name: agreed(part, content.unit) for name, part in matrices.items()}
+
+    stand_in = stand_ins(content.near[""], behaviour.users)
+    matrices[BORROWED] = _cut(matrices["co-occurrence"] @ stand_in, neighbours)
+    for name in [name for name in content.near if name]:
+        kernel = content.kernels[name]
+        matrices[f"near {name}"] = scaled(content.near[name], kernel.row_root, kernel.column_root)
+
+    return ItemParts(
+        behaviour.users, matrices, dict(content.vectors), dict(content.whitening), dict(content.kernels), stand_in
+    )
 
 
 def extended_parts(parts: ItemParts, items: Embeddings, neighbours: int) -> ItemParts:

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
+from scipy import sparse
 
 from recotransfer.data import Embeddings, IdMap, Interactions
 from recotransfer.errors import InputError
 from recotransfer.numerics.ages import AGE_EDGES
 from recotransfer.recommenders import LearnedHybrid
 from recotransfer.recommenders._blend import Lists, candidates, learn
+from recotransfer.recommenders._lessons import Lessons
 
 USERS, ITEMS, GROUPS, STEPS = 300, 60, 6, 10
 
@@ -46,7 +48,7 @@ def vectors(events, *modalities):
 
 def weight(model, part, bucket=3):
     """The largest weight that the part has at any age, for items of more than 20 users, or `bucket`."""
-    return model.blend_.age[part].max() * model.blend_.popularity[part][bucket]
+    return model.blend_.age[part][int(bucket > 0)].max() * model.blend_.popularity[part][bucket]
 
 
 def test_order_counts_where_items_follow_each_other():
@@ -60,8 +62,35 @@ def test_noise_counts_less_than_what_tells_items_apart():
     events = planted(chained=False)
     model = LearnedHybrid(neighbours=20).fit(events, vectors(events, "words", "noise"))
     assert model.blend_.lists > 0
-    for part in ("near", "far"):
-        assert weight(model, f"{part} words", 0) > 1.2 * weight(model, f"{part} noise", 0)
+    said = {
+        name: sum(model.blend_.shares[f"{part} {name}"][0].sum() for part in ("near", "far"))
+        for name in ("words", "noise")
+    }
+    assert said["words"] > 2 * said["noise"]
+    assert any("words" in line and "noise" in line for line in model.in_words())
+
+
+def test_the_guard_keeps_content_that_tells_items_apart_and_says_so():
+    events = planted(chained=False)
+    model = LearnedHybrid(neighbours=20).fit(events, vectors(events, "words"))
+    assert model.verdict_.users > 0
+    assert model.verdict_.kept
+    assert model.in_words()[-1].startswith("Guard: content counts for items with users")
+    assert LearnedHybrid(neighbours=20, guard=False).fit(events, vectors(events, "words")).verdict_.users == 0
+
+
+def test_content_that_is_dropped_still_ranks_new_items(monkeypatch):
+    level = iter((0.0, 100.0))  # first with content, then without
+    monkeypatch.setattr(Lessons, "_judged", lambda self, lists: np.arange(100.0) + next(level))
+    events, content = planted(chained=False), vectors(planted(chained=False), "words")
+    known = events.select(np.flatnonzero(events.item != 0))
+    model = LearnedHybrid(neighbours=20).fit(known, content)
+    assert not model.verdict_.kept
+    for part in ("near words", "far words"):
+        np.testing.assert_array_equal(model.blend_.popularity[part] > 0, [True, False, False, False])
+
+    found = model.recommend(["u0"], ITEMS, exclude_seen=False)
+    assert found.scores[0][found.positions[0] == 0] > 0
 
 
 def test_new_items_are_ranked_by_what_they_look_like():
@@ -115,22 +144,18 @@ def test_learned_weights_follow_the_part_that_is_right():
     rng = np.random.default_rng(0)
     chosen = np.zeros((200, 20), bool)
     chosen[np.arange(200), rng.integers(20, size=200)] = True
-    features = {}
     guess = chosen ^ (rng.random((200, 1)) < 0.3)  # of three lists in ten, all but the right one
-    for name, right in (("co-occurrence", 0.5 * guess), ("order", rng.random(chosen.shape))):
-        features[name] = np.zeros((len(AGE_EDGES), chosen.size), np.float32)
-        features[name][0] = right.ravel()
+    features = np.zeros((chosen.size, 2 * len(AGE_EDGES)), np.float32)
+    features[:, 0], features[:, len(AGE_EDGES)] = 0.5 * guess.ravel(), rng.random(chosen.size)
 
     blank = np.zeros(chosen.shape, np.float32)
-    lists = Lists(features, chosen, np.ones_like(chosen), blank, np.full(chosen.shape, 2), blank)
-    found = learn([lists], {name: name for name in features})
-    weights = {name: found.age[name][0] * found.popularity[name][2] for name in features}
+    lists = Lists(sparse.csr_array(features), chosen, np.ones_like(chosen), blank, np.full(chosen.shape, 2), blank)
+    found = learn([lists], {name: name for name in ("co-occurrence", "order")})
+    weights = {name: found.age[name][1, 0] * found.popularity[name][2] for name in found.age}
     assert weights["co-occurrence"] > 5 * weights["order"]
 
 
 def test_candidates_stand_for_the_whole_catalogue():
-    from scipy import sparse
-
     answers, seen = (sparse.csr_array(np.eye(100)[[row]]) for row in (3, 4))
     shortlist = np.array([[5, 6, 3, 4, -1]])
     items, chosen, log_weight = candidates(answers, seen, shortlist, np.arange(100), 12, np.random.default_rng(0))

@@ -1,0 +1,284 @@
+"""What `LearnedHybrid` learns its weights from: events held out of its own log, and what they say of the content."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from recotransfer.data import Interactions
+from recotransfer.evaluation.metrics import POPULARITY_BUCKET_NAMES, popularity_bucket
+from recotransfer.evaluation.uncertainty import paired
+from recotransfer.numerics.ages import AGE_EDGES, aged_histories, steps_of
+from recotransfer.numerics.histories import seen_items
+from recotransfer.numerics.sparse import product_top_k
+from recotransfer.numerics.vectors import Float
+from recotransfer.recommenders._blend import BlendWeights, Lists, candidates, learn, ndcg, prior
+from recotransfer.recommenders._item_parts import Content, ItemParts, behaviour_parts, joined
+from recotransfer.recommenders._stacked import RARE, Stacked, appeal
+
+_MOST_HELD_OUT = 5  # events held out per user: a fifth of them, but at least one and at most this many
+_LEAST_HISTORY = 3  # users with fewer events have none held out
+_COLD_SHARE = 0.1  # share of the items that the first fit does not see, so that weights of new items can be learned
+_ROUGH = 0.8  # weight of an age bucket against the one before, where each part lists candidates
+_COLD_LEAST = 5  # users of an item whose events are left out: fewer would say little of who likes it
+_USERS, _COLD_USERS, _WIDTH = 3000, 1000, 200  # lists learned from, and candidates in each
+_LEAST_JUDGED = 50  # lists below which content is not judged
+_95_PERCENT = 1.96  # standard errors on each side of a 95% interval
+_JUDGED_STEPS = 40  # of L-BFGS, where weights are only compared
+_MATTERS = 0.9  # share of the weight that "the last items" hold
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether content counts for items that have users, and why.
+
+    Attributes:
+        kept: whether it does.
+        users: number of held-out users that judged it; 0 where it was not judged.
+        with_content, without: mean NDCG@20 of their lists.
+        low, high: 95% interval of the difference.
+    """
+
+    kept: bool = True
+    users: int = 0
+    with_content: float = 0.0
+    without: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+
+
+class Lessons:
+    """A log split into events to fit parts on and events that the parts' weights are learned from.
+
+    Left out are each user's last events (at most five, or a fifth) and every event of a tenth of the items.
+
+    Args:
+        events: the log.
+        content: of its items; None for behaviour only.
+        neighbours: how many items each item is scored from, in each part.
+        by_moment: whether events of one time share a step; see `steps_of`.
+        seed: random seed of the items that are left out and of the candidates.
+    """
+
+    def __init__(
+        self, events: Interactions, content: Content | None, neighbours: int, *, by_moment: bool, seed: int
+    ) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._first, answers, cold_answers, cold = _left_out(events, content is not None, self._rng)
+        steps, n = steps_of(self._first, by_moment=by_moment), len(events.items)
+        self._aged = aged_histories(steps, (len(events.users), n))
+        self._behaviour = behaviour_parts(steps, events.time is not None, n, neighbours)
+        self._content, self._neighbours = content, neighbours
+        self._parts = self._joined(agree=True)
+        self._rolls = [self._roll(answers, np.arange(n), _USERS)]
+        if len(cold):
+            self._rolls.append(self._roll(cold_answers, cold, _COLD_USERS))
+
+    def learned(self, *, guarded: bool) -> tuple[BlendWeights, Verdict]:
+        """The weights that rank the left-out events best, and whether content counts for items that have users.
+
+        With `guarded` it counts unless the lists of held-out users are worse with it, by more than a standard error,
+        than with content for items without users only. Each half of the users judges weights learned from the other.
+        """
+        curve_of = self._parts.curve_of
+        whole = [roll.lists(self._parts) for roll in self._rolls]
+        if not guarded or self._content is None or len(whole[0].chosen) < _LEAST_JUDGED:
+            return learn(whole, curve_of), Verdict()
+
+        plain = self._joined(agree=False)
+        bare = [roll.lists(plain, only_new=True) for roll in self._rolls]
+        scores = [self._judged(lists) for lists in (whole, bare)]
+        difference = paired(scores[0], scores[1])
+        with_content, without = (float(score.mean()) for score in scores)
+        deviation = (difference.high - difference.low) / (2 * _95_PERCENT)
+        kept = with_content - without >= -deviation
+        verdict = Verdict(kept, len(scores[0]), with_content, without, difference.low, difference.high)
+        if verdict.kept:
+            return learn(whole, curve_of), verdict
+
+        blend = learn(bare, curve_of)
+        only_new = np.array([1.0, 0, 0, 0])
+        silent = {part: blend.popularity[part] * only_new for part in plain.of_content}
+        return replace(blend, popularity={**blend.popularity, **silent}), verdict
+
+    def _judged(self, lists: Sequence[Lists]) -> NDArray[np.float64]:
+        """NDCG@20 of each of the first lists, under weights learned from the half that it is not in."""
+        out = np.zeros(len(lists[0].chosen))
+        for half in (0, 1):
+            taught = [some.taken(np.arange(len(some.chosen)) % 2 != half) for some in lists]
+            weights = learn(taught, self._parts.curve_of, steps=_JUDGED_STEPS)
+            judged = np.arange(len(out)) % 2 == half
+            out[judged] = ndcg(lists[0].taken(judged), weights, self._parts.curve_of)
+
+        return out
+
+    def _joined(self, *, agree: bool) -> ItemParts:
+        if self._content is None:
+            return self._behaviour
+
+        return joined(self._behaviour, self._content, self._neighbours, agree=agree)
+
+    def _roll(self, answers: Interactions, pool: NDArray[np.int64], most: int) -> _Roll:
+        """Candidates for a sample of users with both a history and answers."""
+        right, parts = answers.binary_matrix(), self._parts
+        users = np.flatnonzero((np.diff(right.indptr) > 0) & (np.diff(self._first.offsets) > 0))
+        users = np.sort(self._rng.permutation(users)[:most])
+        aged = [matrix[users] for matrix in self._aged]
+        seen, right = seen_items(self._first)[users], right[users]
+
+        # Three quarters of a list are what the prior and each part for itself would recommend; the rest is sampled.
+        inside = np.zeros(len(parts.users), bool)
+        inside[pool] = True
+        believed = Stacked(replace(parts, vectors={}), prior(parts.curve_of))
+        history = sparse.csr_array(sum(matrix * np.float32(_ROUGH**age) for age, matrix in enumerate(aged)))
+        best = [believed.top_k(believed.history(aged), _WIDTH // 3, seen, inside).positions]
+        each = max(5, _WIDTH // 3 // len(parts.matrices))
+        best += [product_top_k(history, part, each, seen, inside)[0] for part in parts.matrices.values()]
+        items, chosen, log_weight = candidates(right, seen, np.concatenate(best, axis=1), pool, _WIDTH, self._rng)
+
+        fit = chosen.any(axis=1) & ((items >= 0) & ~chosen).any(axis=1)
+        return _Roll([matrix[fit] for matrix in aged], items[fit], chosen[fit], log_weight[fit])
+
+
+@dataclass(frozen=True)
+class _Roll:
+    """Some users' histories by age, their candidates (padded with -1), and those that they chose."""
+
+    aged: list[sparse.csr_array]
+    items: NDArray[np.int64]
+    chosen: NDArray[np.bool_]
+    log_weight: Float
+
+    def lists(self, parts: ItemParts, *, only_new: bool = False) -> Lists:
+        """The candidates with what `parts` say of them; with `only_new`, content speaks of items without users only."""
+        present, at = self.items >= 0, np.maximum(self.items, 0)
+        bucket = popularity_bucket(parts.users[at])
+        by_content = present & (bucket == 0) if only_new else present
+        blocks = [
+            _cells(self.aged, part, at, by_content if name in parts.of_content else present)
+            for name, part in parts.matrices.items()
+        ]
+        blocks += [
+            _products(self.aged, vectors, at, by_content & (bucket <= RARE)) for vectors in parts.vectors.values()
+        ]
+        features = sparse.csr_array(sparse.hstack(blocks, format="csr"))
+
+        return Lists(features, self.chosen, present, self.log_weight, bucket, appeal(parts.users)[at])
+
+
+def in_words(blend: BlendWeights, verdict: Verdict) -> list[str]:
+    """Sentences on what the weights say of the log."""
+    if not blend.lists:
+        return ["The log is too small to learn from: the weights are those of an average log."]
+
+    shares = blend.shares
+    behaviour = {part: share for part, share in shares.items() if part in ("co-occurrence", "order", "wide order")}
+    known = {part: float(share[1:].sum()) for part, share in shares.items()}
+    out = [f"Weights were learned from the held-out events of {blend.lists:,} users."]
+
+    if "order" in known:
+        of_all = sum(known[part] for part in behaviour)
+        order = (known["order"] + known["wide order"]) / max(of_all, 1e-12)
+        amount = "little" if order < 0.25 else "much" if order > 0.6 else "as much as what is bought together"
+        out.append(f"Order matters {amount} here: {order:.0%} of what behaviour says of the chosen items.")
+
+    by_age = sum(share[1:].sum(axis=0) for share in behaviour.values())
+    reach = int(np.searchsorted(np.cumsum(by_age), _MATTERS * by_age.sum()))
+    last = AGE_EDGES[reach + 1] if reach + 1 < len(AGE_EDGES) else None
+    out.append(
+        f"The last {last} items of a history hold {_MATTERS:.0%} of its weight."
+        if last and last > 1
+        else f"The last item of a history holds {_MATTERS:.0%} of its weight."
+        if last
+        else "Histories count to their far end."
+    )
+
+    content = [part for part in shares if part not in behaviour]
+    if content:
+        out += _of_content(blend, verdict, content)
+
+    return out
+
+
+def _of_content(blend: BlendWeights, verdict: Verdict, content: Sequence[str]) -> list[str]:
+    """Sentences on how much content counts, by modality and by popularity of the item."""
+    totals = {part: share.sum(axis=1) for part, share in blend.shares.items()}
+    of_bucket = np.sum(list(totals.values()), axis=0)
+    by_content = np.sum([totals[part] for part in content], axis=0)
+    seen = [at for at in range(len(of_bucket)) if of_bucket[at] > 0]
+    told = ", ".join(f"{by_content[at] / of_bucket[at]:.0%} ({POPULARITY_BUCKET_NAMES[at]})" for at in seen)
+    out = [f"Share of content in the score of chosen items, by number of their users: {told}."]
+
+    modalities: dict[str, float] = {}
+    for part in content:
+        modality = part.partition(" ")[2]
+        if part.startswith(("near ", "far ")):
+            modalities[modality] = modalities.get(modality, 0.0) + float(totals[part].sum())
+
+    if len(modalities) > 1:
+        whole = max(sum(modalities.values()), 1e-12)
+        ordered = sorted(modalities.items(), key=lambda pair: -pair[1])
+        out.append("Of what content says: " + ", ".join(f"{name} {value / whole:.0%}" for name, value in ordered) + ".")
+
+    if verdict.users:
+        change = f"NDCG@20 {verdict.with_content:.4f} with it, {verdict.without:.4f} without"
+        interval = f"[{verdict.low:+.4f}, {verdict.high:+.4f}], {verdict.users:,} held-out users"
+        decision = "counts for items with users, too" if verdict.kept else "is used for items without users only"
+        out.append(f"Guard: content {decision} ({change}; difference {interval}).")
+    else:
+        out.append("Guard: content was not judged and counts for all items.")
+
+    return out
+
+
+def _left_out(
+    events: Interactions, with_content: bool, rng: np.random.Generator
+) -> tuple[Interactions, Interactions, Interactions, NDArray[np.int64]]:
+    """Events for the first fit, each user's last events, the events of items made cold, and those items."""
+    order = events.order
+    if events.time is None:  # the order means nothing: any events may be held out
+        order = rng.permutation(order)
+        order = order[np.argsort(events.user[order], kind="stable")]
+
+    count = np.bincount(events.user, minlength=len(events.users))
+    place = np.arange(len(order)) - (np.cumsum(count) - count)[events.user[order]]
+    out = np.minimum(_MOST_HELD_OUT, np.maximum(count // 5, count >= _LEAST_HISTORY))
+    held = place >= (count - out)[events.user[order]]
+
+    cold = np.zeros(len(events.items), bool)
+    if with_content:
+        users = np.bincount(events.item, minlength=len(events.items))
+        warm = np.flatnonzero(users >= min(_COLD_LEAST, users.max()))
+        cold[rng.permutation(warm)[: int(_COLD_SHARE * len(warm))]] = True
+
+    of_cold = cold[events.item[order]]
+    first, answers = events.select(order[~held & ~of_cold]), events.select(order[held])
+    return first, answers, events.select(order[of_cold]), np.flatnonzero(cold)
+
+
+def _cells(
+    aged: list[sparse.csr_array], part: sparse.csr_array, items: NDArray[np.int64], present: NDArray[np.bool_]
+) -> sparse.csr_array:
+    """(users x candidates, 8) score of each candidate from the history items of each age bucket."""
+    row = np.repeat(np.arange(len(items)), items.shape[1])
+    columns = [sparse.csr_array(matrix @ part)[row, items.ravel()] for matrix in aged]
+    out = np.stack([np.asarray(column.todense() if sparse.issparse(column) else column).ravel() for column in columns])
+    return sparse.csr_array((out * present.ravel()).T, dtype=np.float32)
+
+
+def _products(
+    aged: list[sparse.csr_array], vectors: Float, items: NDArray[np.int64], present: NDArray[np.bool_]
+) -> sparse.csr_array:
+    """The same for a part given by vectors."""
+    out = np.zeros((len(AGE_EDGES), *items.shape), np.float32)
+    for at, matrix in enumerate(aged):
+        for row in np.flatnonzero(np.diff(matrix.indptr)):
+            entries = slice(matrix.indptr[row], matrix.indptr[row + 1])
+            profile = matrix.data[entries] @ vectors[matrix.indices[entries]]
+            out[at, row] = vectors[items[row]] @ profile
+
+    return sparse.csr_array((out * present).reshape(len(AGE_EDGES), -1).T)
