@@ -36,7 +36,7 @@ from recotransfer.encoders import (
 from recotransfer.errors import InputError, NotFittedError
 from recotransfer.io.artifacts import Artifact, ArtifactWriter, open_artifact, write_artifact
 from recotransfer.io.values import check_ids
-from recotransfer.recommenders import HybridItems, Recommender, audience
+from recotransfer.recommenders import LearnedHybrid, Recommender, audience
 from recotransfer.transfer import Transfer, Tuner, fit_transfers, tune_encoders
 
 _BEFORE_TUNING = "this task's tuners have not run yet; call task.tuned(items, events) and use the task that it returns"
@@ -47,7 +47,7 @@ class TransferTask:
     """A recommender that knows items by pretrained encodings of their content, new items included.
 
     Args:
-        recommender: the model that ranks; `HybridItems()` by default.
+        recommender: the model that ranks; `LearnedHybrid()` by default.
         encoders: encoders of the items' content; by default chosen by the kinds of the columns. An empty sequence gives
             the ablation: behaviour only.
         weights: modality ("text", "image", "attributes") -> its weight in the fused vectors, 1 if not named.
@@ -85,7 +85,7 @@ class TransferTask:
         progress: bool = True,
         notice: str | None = None,
     ) -> None:
-        self.recommender = HybridItems() if recommender is None else recommender
+        self.recommender = LearnedHybrid() if recommender is None else recommender
         self.encoders = encoders
         self.weights = weights
         self.progress = progress
@@ -193,7 +193,7 @@ class TransferTask:
         if not (model.needs_items or model.scores_new_items):
             return []
         if self.encoders is not None and not len(self.encoders) and model.needs_items and not vectors_given:
-            raise InputError(f"{type(model).__name__} ranks by content alone; give encoders, or take HybridItems")
+            raise InputError(f"{type(model).__name__} ranks by content alone; give encoders, or take LearnedHybrid")
 
         return default_encoders(items) if self.encoders is None else list(self.encoders)
 

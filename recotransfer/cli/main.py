@@ -68,10 +68,13 @@ def cli(modules: Sequence[str]) -> None:
 @click.option("--items", required=True, help="Catalogue: CSV, Parquet or database URL.")
 @click.option("--events", required=True, help="Log of events: CSV, Parquet or database URL.")
 @click.option("--out", required=True, type=PATH, help="Folder for the model.")
-@click.option("--recommender", default="HybridItems", show_default=True,
+@click.option("--recommender", default="LearnedHybrid", show_default=True,
               help="Recommender, e.g. 'EASE(reg=100)'; your own as package.module:Class.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the recommender.")
 @click.option("--no-content", is_flag=True, help="Use behaviour only (the ablation).")
+@click.option(
+    "--no-guard", is_flag=True, help="LearnedHybrid: use content even where held-out events speak against it."
+)
 @content_options
 @event_options
 @click.option(
@@ -99,6 +102,7 @@ def fit(**o: Any) -> None:
     """  # noqa: D301
     from recotransfer.experiments.benchmark.work import peak_memory_mib
     from recotransfer.recommenders.factor_model import FactorModel
+    from recotransfer.recommenders.learned_hybrid import LearnedHybrid
     from recotransfer.registry import indexes
 
     index = indexes.make(o["index"]) if o["index"] else None
@@ -118,6 +122,10 @@ def fit(**o: Any) -> None:
         say(task.recommender.choose_index(o["index_recall"]).index_report_)
     elif isinstance(task.recommender, FactorModel) and index is not None:
         say(task.recommender.use_index(index).index_report_)
+
+    if isinstance(task.recommender, LearnedHybrid):
+        for sentence in task.recommender.in_words():
+            say(sentence)
 
     task.save(o["out"])
     _journal(o["out"]).unlink(missing_ok=True)
@@ -141,6 +149,7 @@ def _check_out(out: Path, cache: Path | None) -> None:
 def _recommender(o: Mapping[str, Any]) -> Recommender:
     """The recommender that the options describe, not fitted."""
     from recotransfer.recommenders.factor_model import FactorModel
+    from recotransfer.recommenders.learned_hybrid import LearnedHybrid
     from recotransfer.registry import recommenders
 
     kind: type[Recommender] = recommenders.find(parse_named(o["recommender"]).name)
@@ -155,7 +164,14 @@ def _recommender(o: Mapping[str, Any]) -> Recommender:
                          "the held-out events; tune it in a run of its own and give its folder as --text-encoder "
                          "here")  # fmt: skip
 
-    made: Recommender = recommenders.make(o["recommender"], **settings(kind, o["settings"]))
+    given = settings(kind, o["settings"])
+    if o["no_guard"]:
+        if not issubclass(kind, LearnedHybrid):
+            raise InputError(f"{kind.__name__} has no guard to switch off; leave --no-guard out")
+
+        given["guard"] = False
+
+    made: Recommender = recommenders.make(o["recommender"], **given)
 
     return made
 
@@ -315,6 +331,7 @@ def inspect(model: Path) -> None:
     from recotransfer.encoders import encoder_spec
     from recotransfer.io.artifacts import open_artifact
     from recotransfer.recommenders.factor_model import FactorModel
+    from recotransfer.recommenders.learned_hybrid import LearnedHybrid
 
     artifact = open_artifact(model)
     task = _load(model)
@@ -336,6 +353,9 @@ def inspect(model: Path) -> None:
         "new items": recommender.scores_new_items,
         "new users": recommender.scores_new_users,
     }
+    if isinstance(recommender, LearnedHybrid):
+        facts["weights in words"] = recommender.in_words()
+
     if isinstance(recommender, FactorModel):
         facts["index"] = recommender.index_report_
 

@@ -19,7 +19,7 @@ from recotransfer.errors import InputError
 from recotransfer.evaluation.metrics import POPULARITY_BUCKET_NAMES, hits, ndcg, popularity_bucket
 from recotransfer.evaluation.uncertainty import Difference, paired
 from recotransfer.numerics.rounding import exceeds, first_best
-from recotransfer.recommenders import HybridItems, Recommender
+from recotransfer.recommenders import HybridItems, LearnedHybrid, Recommender
 
 Trust = tuple[float, ...]
 Float = NDArray[np.float64]
@@ -130,7 +130,8 @@ def guard(
       against the better of the ablation and the transfer variant with its content off, so that better settings are
       not mistaken for better content.
 
-    Other recommenders are kept or dropped as a whole, by their gain over the ablation.
+    Other recommenders are kept or dropped as a whole, by their gain over the ablation. `LearnedHybrid` has judged its
+    content by its own held-out events before, so there ties keep it.
 
     Args:
         transfer: a recommender fitted with content.
@@ -164,7 +165,9 @@ def guard(
     if isinstance(transfer, HybridItems) and transfer.items_ is not None:
         trust, gained = _choose_trust(held_out, transfer, without, whole, draws, seed)
 
-    kept = gained.low > 0 and trust != _NONE
+    # LearnedHybrid has weighed its content already, and new items have nothing else: a tie keeps it.
+    weighed = isinstance(transfer, LearnedHybrid) and transfer.guard
+    kept = (gained.high >= 0 if weighed else gained.low > 0) and trust != _NONE
     helped: Literal["helps", "no difference", "hurts"]
     helped = "helps" if kept else "hurts" if overall.high < 0 else "no difference"
     if trust is not None and not kept:

@@ -110,8 +110,8 @@ def learn(lists: Sequence[Lists], curve_of: Mapping[str, str], steps: int = _STE
     2. From there, the mean NDCG of the lists is maximised, with each rank a sum of sigmoids (ApproxNDCG; Qin, Liu and
        Li, 2010). The weights of the first stage are its prior.
 
-    Both estimate the whole catalogue from the candidates and a weighted sample of the other items: without these
-    weights, items that are rarely drawn would seem likely.
+    Both stages estimate the whole catalogue from the candidates and a weighted sample of the other items: without these
+    weights, items that are rarely drawn would seem likely. The result is scaled so that chosen items score 1 on average.
 
     Args:
         lists: what to learn from; empty for the prior.
@@ -128,7 +128,9 @@ def learn(lists: Sequence[Lists], curve_of: Mapping[str, str], steps: int = _STE
     likely = problem.minimised(_unlikelihood, start, steps)
     found = problem.minimised(_lost_ndcg, np.where(problem.is_power, likely + np.log(_SHARPER), likely), steps)
 
-    return replace(problem.unpacked(found, sum(len(some.chosen) for some in lists)), shares=problem.shares(found))
+    shares = problem.shares(found)
+    found[problem.is_scale] -= np.log(problem.mean_of_chosen(found))
+    return replace(problem.unpacked(found, sum(len(some.chosen) for some in lists)), shares=shares)
 
 
 def ndcg(lists: Lists, weights: BlendWeights, curve_of: Mapping[str, str], k: int = 20) -> Doubles:
@@ -159,6 +161,7 @@ class _Problem:
         self.shapes = [(2, len(self.curves), _AGES), (len(self.parts), BUCKETS), (3,)]
         self.split = np.cumsum([np.prod(shape) for shape in self.shapes])
         self.is_power = np.arange(self.split[-1]) == self.split[-1] - 1
+        self.is_scale = np.arange(self.split[-1]) == self.split[-1] - 2
         self.rows = [[np.flatnonzero(some.bucket.ravel() == b) for b in range(BUCKETS)] for some in lists]
         self.features = [[some.features[at] for at in rows] for some, rows in zip(lists, self.rows, strict=True)]
 
@@ -209,6 +212,12 @@ class _Problem:
             out[rows] += self.features[at][b] @ self._weights(x)[b].ravel()
 
         return out
+
+    def mean_of_chosen(self, x: Doubles) -> float:
+        """The mean score of the chosen items, 1 if it is not positive."""
+        of_chosen = [self.scores(x, at)[some.chosen.ravel()] for at, some in enumerate(self.lists)]
+        mean = float(np.concatenate(of_chosen).mean())
+        return mean if mean > 0 else 1.0
 
     def shares(self, x: Doubles) -> dict[str, Doubles]:
         """Part -> (4, 8) what it adds to the scores of all chosen items, by popularity bucket and age."""

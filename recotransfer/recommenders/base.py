@@ -232,7 +232,7 @@ class Recommender(FittedState):
     def _take_in(self, items: Embeddings, columns: Items | None) -> None:
         """Add the new items among `items` to the catalogue, in place."""
         if not self.scores_new_items:
-            raise InputError(f"{type(self).__name__} cannot rank items unseen in fit; refit it or use HybridItems")
+            raise InputError(f"{type(self).__name__} cannot rank items unseen in fit; refit it or use LearnedHybrid")
 
         known = items.ids.positions(self.catalogue_.ids, missing="negative")
         fresh = np.setdiff1d(np.arange(len(items.ids)), known)

@@ -35,7 +35,7 @@ Doubles: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_] | None
 Pairs: TypeAlias = sparse.csr_array | None
 DEFAULT_MEMBERS: Members = (
-    {"class": "HybridItems", "settings": {}},
+    {"class": "LearnedHybrid", "settings": {}},
     {"class": "EASE", "settings": {"neighbours": 100}},
 )
 TOP = 10  # list length of the NDCG in `validation_`

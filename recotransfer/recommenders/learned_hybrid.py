@@ -50,6 +50,7 @@ class LearnedHybrid(Recommender):
     """
 
     scores_new_items: ClassVar[bool] = True
+    search_space: ClassVar[Mapping[str, tuple[float, float]]] = {"neighbours": (60, 250)}
 
     def __init__(self, *, neighbours: PositiveInt = 100, guard: bool = True, seed: NonNegativeInt = 0) -> None:
         self.neighbours = neighbours

@@ -16,9 +16,10 @@ from recotransfer.settings import parse_named, split_label
 
 ABLATION = " without content"  # suffix of the name of a variant's ablation
 GUARDED = " guarded"  # suffix of the name of a variant's guarded form
-_FLAGSHIP = "HybridItems"
+_FLAGSHIP = "LearnedHybrid"
 _DEFAULTS = (
     _FLAGSHIP,
+    "HybridItems",
     "HybridRanker",
     "SASRec",
     "EASE",
