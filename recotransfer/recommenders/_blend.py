@@ -110,7 +110,7 @@ def learn(lists: Sequence[Lists], curve_of: Mapping[str, str], steps: int = _STE
     2. From there, the mean NDCG of the lists is maximised, with each rank a sum of sigmoids (ApproxNDCG; Qin, Liu and
        Li, 2010). The weights of the first stage are its prior.
 
-    Both stages estimate the whole catalogue from the candidates and a weighted sample of the other items: without these
+    Both estimate the whole catalogue from the candidates and a weighted sample of the other items: without these
     weights, items that are rarely drawn would seem likely. The result is scaled so that chosen items score 1 on average.
 
     Args:
