@@ -62,7 +62,7 @@ SAMPLE = Path(__file__).parent.parent / "sample_data"
 K = 20
 COLD_LEAST = 5  # users that an item needs before it may be held out
 FLAGSHIP, ABLATION = "flagship", "flagship without content"
-BASELINES = ("LearnedHybrid", "HybridRanker", "EASE", "ItemKNN", "ALS", "RidgeProfiles", "ContentProfiles",
+BASELINES = ("HybridItems", "HybridRanker", "EASE", "ItemKNN", "ALS", "RidgeProfiles", "ContentProfiles",
              "TransitionRings", "Popularity")  # fmt: skip
 TINY = (FLAGSHIP, "Popularity")
 METRICS = {f"ndcg@{K}": ndcg, f"recall@{K}": recall}
