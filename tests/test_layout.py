@@ -70,7 +70,9 @@ STAGES = {
     "recommenders._item_parts": "_content_kernel",
     "recommenders.hybrid": "_content_kernel",
     "recommenders.learned_fusion": "_fusion_examples fusion",
-    "recommenders.learned_hybrid": "_blend _item_parts",
+    "recommenders._lessons": "_blend _item_parts _stacked",
+    "recommenders._stacked": "_blend _item_parts",
+    "recommenders.learned_hybrid": "_blend _item_parts _lessons _stacked",
     "recommenders.ranker": "hybrid",
     "recommenders.sasrec": "_sasrec_network",
     "transfer.distillation": "distillation_run",
@@ -90,7 +92,7 @@ SETTINGS = {
     "reg", "dim", "epochs", "learning_rate", "seed", "alpha", "neighbours", "shrink", "half_life", "history_decay",
     "unobserved", "sequence_weight", "sequence_reg", "content_weight", "sharpness", "prior_events", "form", "trust",
     "blocks", "dropout", "length", "negatives", "batch_size", "patience",
-    "members", "depth", "base", "cold_odds", "hidden", "temperature", "standardise", "block",
+    "guard", "members", "depth", "base", "cold_odds", "hidden", "temperature", "standardise", "block",
 }  # fmt: skip
 OTHER_WORDS_FOR_THEM = {
     "factors", "embedding_dim", "n_factors", "lambda_", "l2", "regularization", "iterations", "n_epochs", "num_epochs",

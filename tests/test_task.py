@@ -18,12 +18,22 @@ from recotransfer.data import Filter, IdMap, Interactions, Items
 from recotransfer.encoders import HashingText, SentenceText, TabularAttributes, encode_items
 from recotransfer.errors import ArtifactError, InputError, NotFittedError, UnknownIdError
 from recotransfer.io.readers import read_interactions, read_items
-from recotransfer.recommenders import ALS, BPR, EASE, ContentProfiles, HybridItems, ItemKNN, Popularity, RidgeProfiles
+from recotransfer.recommenders import (
+    ALS,
+    BPR,
+    EASE,
+    ContentProfiles,
+    HybridItems,
+    ItemKNN,
+    LearnedHybrid,
+    Popularity,
+    RidgeProfiles,
+)
 from recotransfer.serving.batch import BatchJob
 from recotransfer.task import TransferTask
 from recotransfer.transfer import Tuner, Whitening
 
-ALL = (HybridItems, EASE, ItemKNN, RidgeProfiles, ContentProfiles, ALS, BPR, Popularity)
+ALL = (LearnedHybrid, HybridItems, EASE, ItemKNN, RidgeProfiles, ContentProfiles, ALS, BPR, Popularity)
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +110,7 @@ def test_extending_encodes_the_new_items_only_and_fits_nothing(tables, fitted, m
     encoded, fits = [], []
     for kind in (HashingText, TabularAttributes):
         monkeypatch.setattr(kind, "encode", counting(kind.encode, encoded))
-    monkeypatch.setattr(HybridItems, "_fit", lambda *_: fits.append(1))
+    monkeypatch.setattr(LearnedHybrid, "_fit", lambda *_: fits.append(1))
     for i in range(6):
         fitted.extend(items.take(np.array([590 + i])))
     assert encoded == [1] * 12
@@ -182,8 +192,8 @@ def test_the_ablation_variant_is_behaviour_alone_over_the_same_items(tables):
     items, events = tables
     ablation = TransferTask(encoders=[]).fit(items, events)
     assert ablation.recommender.catalogue_ == items.ids
-    same(ablation.recommend(k=5), HybridItems().fit(events).recommend(k=5))
-    with pytest.raises(InputError, match="HybridItems cannot rank new items: it was fitted without encoders"):
+    same(ablation.recommend(k=5), LearnedHybrid().fit(events).recommend(k=5))
+    with pytest.raises(InputError, match="LearnedHybrid cannot rank new items: it was fitted without encoders"):
         ablation.extend(Items(IdMap(["new"]), items.columns.head(1)))
     bought = Interactions.from_frame(pd.DataFrame({"user": ["a", "b", "a"], "item": ["i1", "i1", "i2"]}))
     assert len(quick(EASE()).fit(little()[0], bought).recommender.catalogue_) == 5
@@ -437,7 +447,7 @@ def test_a_second_fit_replaces_the_model_at_a_path(tmp_path):
 
 def test_other_folders_are_no_tasks(fitted, tmp_path):
     fitted.recommender.save(tmp_path / "model")
-    with pytest.raises(ArtifactError, match="was saved by HybridItems, not TransferTask"):
+    with pytest.raises(ArtifactError, match="was saved by LearnedHybrid, not TransferTask"):
         TransferTask.load(tmp_path / "model")
     with pytest.raises(ArtifactError, match=r"holds no manifest\.json"):
         TransferTask.load(tmp_path)

@@ -111,7 +111,8 @@ def learn(lists: Sequence[Lists], curve_of: Mapping[str, str], steps: int = _STE
        Li, 2010). The weights of the first stage are its prior.
 
     Both estimate the whole catalogue from the candidates and a weighted sample of the other items: without these
-    weights, items that are rarely drawn would seem likely. The result is scaled so that chosen items score 1 on average.
+    weights, items that are rarely drawn would seem likely. The result is scaled so that chosen items score 1 on
+    average.
 
     Args:
         lists: what to learn from; empty for the prior.

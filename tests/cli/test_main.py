@@ -26,7 +26,7 @@ from recotransfer.encoders import HashingText
 from recotransfer.errors import InputError
 from recotransfer.experiments import tuning
 from recotransfer.numerics.threads import thread_count
-from recotransfer.recommenders import EASE, HybridItems
+from recotransfer.recommenders import EASE, HybridItems, LearnedHybrid
 
 SHOP = REPO / "sample_data"
 
@@ -158,7 +158,7 @@ def test_stdout_is_for_machines_and_stderr_for_people(place, run):
     ran = run(*FIT, "m", "--no-content")
     assert (ran.status, ran.out) == (0, "m\n")
     assert "40 rows read, 40 kept" in ran.err
-    assert "fitted HybridItems on 150 events of 30 users and 40 items" in ran.err
+    assert "fitted LearnedHybrid on 150 events of 30 users and 40 items" in ran.err
     ran = run("recommend", "m", "--out", "r", "--k", 3)
     assert (ran.status, ran.out) == (0, "r\n")
     assert "90 rows for 30 users" in ran.err
@@ -167,8 +167,9 @@ def test_stdout_is_for_machines_and_stderr_for_people(place, run):
     assert list(table) == ["item", "similar", "rank", "score", "title"]
     assert table["item"].tolist() == [100, 100, 101, 101]
     facts = json.loads(run("inspect", "m").out)
-    assert facts["recommender"] == "HybridItems"
+    assert facts["recommender"] == "LearnedHybrid"
     assert facts["items"] == 40
+    assert facts["weights in words"][0].startswith(("Weights were learned", "The log is too small"))
     assert not facts["encoders"]
 
 
@@ -277,9 +278,9 @@ def test_tuning_reports_and_keeps_every_trial(place, run, hashed):
     assert "3 trials: NDCG@10 on held-out events" in ran.err
     trials = pd.read_csv("m.trials.csv")
     assert len(trials) == 3
-    assert trials.loc[0, "reg"] == HybridItems().reg
+    assert trials.loc[0, "neighbours"] == LearnedHybrid().neighbours
     assert {"weight.text", "weight.attributes"} <= set(trials)
-    assert ran.err.count("items, ") == 2, "each encoder reports once, for its vectors are not made twice"
+    assert len(re.findall(r"\d items, ", ran.err)) == 2, "each encoder reports once, for its vectors are not made twice"
 
 
 def test_an_interrupted_search_goes_on_where_it_stopped(place, run, hashed, monkeypatch):
@@ -394,22 +395,23 @@ def test_a_benchmark_tells_what_was_asked_and_what_came_out(place, run):
         ([*FIT, "m", "--colour", "red"], ["No such option", "--colour"]),
         (["fit", "--items", "no.csv", "--events", "events.csv", "--out", "m"], ["no.csv does not exist"]),
         ([*FIT, "m", "--recommender", "Oracle"], ["no recommender is called 'Oracle'", "known are ALS"]),
-        ([*FIT, "m", "--set", "rge=3"], ["HybridItems has no setting 'rge'", "it has reg, "]),
-        ([*FIT, "m", "--set", "reg=abc"], ["--set reg=abc: reg must be a number"]),
-        ([*FIT, "m", "--set", "reg=NaN"], ["--set reg=NaN: reg must be a number"]),
-        ([*FIT, "m", "--set", "reg=true"], ["--set reg=true: reg must be a number"]),
+        ([*FIT, "m", "--set", "rge=3"], ["LearnedHybrid has no setting 'rge'", "it has neighbours, guard, seed"]),
+        ([*FIT, "m", "--set", "neighbours=abc"], ["--set neighbours=abc: neighbours must be a whole number"]),
+        ([*FIT, "m", "--recommender", "HybridItems", "--set", "reg=NaN"], ["--set reg=NaN: reg must be a number"]),
+        ([*FIT, "m", "--recommender", "HybridItems", "--set", "reg=true"], ["--set reg=true: reg must be a number"]),
         ([*FIT, "m", "--set", "neighbours=2.5"], ["neighbours must be a whole number"]),
-        ([*FIT, "m", "--set", "form=round"], ["form must be \"sparse\" or \"dense\""]),
+        ([*FIT, "m", "--recommender", "HybridItems", "--set", "form=round"], ["form must be \"sparse\" or \"dense\""]),
         ([*FIT, "m", "--set", "reg"], ["--set 'reg' is incomplete; write NAME=VALUE"]),
-        ([*FIT, "m", "--no-content", "--set", "reg=-1"], ["--set reg=-1: reg must be a number of at least 0"]),
+        ([*FIT, "m", "--recommender", "EASE", "--set", "reg=-1"], ["--set reg=-1: reg must be a number of at least 0"]),
         ([*FIT, "m", "--weight", "text=heavy"], ["--weight text=heavy: 'heavy' is not a number"]),
         ([*FIT, "m", "--weight", "txt=1"], ["'txt'", "text, attributes"]),
         ([*FIT, "m", "--only", "colour"], ["no column 'colour' to encode"]),
         ([*FIT, "m", "--kind", "title=words"], ["kinds must be a dict from text to 'text', 'image'"]),
         ([*FIT, "m", "--image-encoder", "clip"], ["items.csv has no image column"]),
         ([*FIT, "m", "--k", "0"], ["'--k': 0 is not in the range"]),
-        ([*FIT, "m", "--index-recall", "0.9"], ["HybridItems has no index to choose"]),
-        ([*FIT, "m", "--index", "ExactIndex"], ["HybridItems has no index to choose; leave --index out"]),
+        ([*FIT, "m", "--index-recall", "0.9"], ["LearnedHybrid has no index to choose"]),
+        ([*FIT, "m", "--recommender", "EASE", "--no-guard"], ["EASE has no guard to switch off; leave --no-guard out"]),
+        ([*FIT, "m", "--index", "ExactIndex"], ["LearnedHybrid has no index to choose; leave --index out"]),
         ([*FIT, "m", "--index", "ExactIndx"], ["no index is called 'ExactIndx'; did you mean 'ExactIndex'?"]),
         ([*FIT, "m", "--recommender", "EAZE"], ["no recommender is called 'EAZE'; did you mean 'EASE'?"]),
         ([*FIT, "m", "--recommender", "EASE(rge=3)"], ["EASE has no setting 'rge'; it has reg, "]),
@@ -509,7 +511,7 @@ def test_an_earlier_model_may_be_replaced(place, run):
     before = Path("model/manifest.json").read_bytes()
     assert run(*FIT, "model", "--no-content").status == 0
     assert Path("model/manifest.json").read_bytes() == before
-    assert run(*FIT, "model", "--no-content", "--set", "reg=7").status == 0
+    assert run(*FIT, "model", "--no-content", "--set", "neighbours=7").status == 0
     assert Path("model/manifest.json").read_bytes() != before
     next(Path("model").glob("*.npy")).write_bytes(b"damaged")
     assert run(*FIT, "model", "--no-content").status == 0, "what the error of a damaged model advises"
@@ -555,7 +557,7 @@ def test_settings_are_read_as_their_types():
 def test_flags_come_from_a_file_and_the_command_line_wins(place, run):
     Path("shop.toml").write_text(
         'items = "items.csv"\nevents = "events.csv"\nno-content = true\n'
-        '[fit]\nout = "m"\n[fit.set]\nreg = 33\nform = "dense"\n'
+        '[fit]\nout = "m"\nrecommender = "HybridItems"\n[fit.set]\nreg = 33\nform = "dense"\n'
         '[recommend]\nmodel = "m"\nout = "r"\nk = 3\nwhere = "price < 45"\nreasons = true\n'
     )
     assert run("fit", "--config", "shop.toml").status == 0

@@ -36,7 +36,7 @@ def shelf():
 
 def task(recommender=None, **settings):
     encoders = [HashingText(dim=64), TabularAttributes(columns=["brand"], dim=32)]
-    return TransferTask(recommender, **{"encoders": encoders, "progress": False, **settings})
+    return TransferTask(recommender or HybridItems(), **{"encoders": encoders, "progress": False, **settings})
 
 
 def test_a_seed_gives_the_same_choice(shelf):
