@@ -186,22 +186,25 @@ def in_words(blend: BlendWeights, verdict: Verdict) -> list[str]:
         amount = "little" if order < 0.25 else "much" if order > 0.6 else "as much as what is bought together"
         out.append(f"Order matters {amount} here: {order:.0%} of what behaviour says of the chosen items.")
 
-    by_age = sum(share[1:].sum(axis=0) for share in behaviour.values())
-    reach = int(np.searchsorted(np.cumsum(by_age), _MATTERS * by_age.sum()))
-    last = AGE_EDGES[reach + 1] if reach + 1 < len(AGE_EDGES) else None
-    out.append(
-        f"The last {last} items of a history hold {_MATTERS:.0%} of its weight."
-        if last and last > 1
-        else f"The last item of a history holds {_MATTERS:.0%} of its weight."
-        if last
-        else "Histories count to their far end."
-    )
+        out.append(_of_ages(sum(share[1:].sum(axis=0) for share in behaviour.values())))
+    else:
+        out.append("The log has no times: all items of a history count alike.")
 
     content = [part for part in shares if part not in behaviour]
     if content:
         out += _of_content(blend, verdict, content)
 
     return out
+
+
+def _of_ages(weight: NDArray[np.float64]) -> str:
+    """A sentence on how far back a history counts, by the weight of each age bucket."""
+    reach = int(np.searchsorted(np.cumsum(weight), _MATTERS * weight.sum()))
+    if reach + 1 >= len(AGE_EDGES):
+        return "Histories count to their far end."
+
+    last = "item of a history holds" if reach == 0 else f"{AGE_EDGES[reach + 1]} items of a history hold"
+    return f"The last {last} {_MATTERS:.0%} of its weight."
 
 
 def _of_content(blend: BlendWeights, verdict: Verdict, content: Sequence[str]) -> list[str]:

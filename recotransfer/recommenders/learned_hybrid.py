@@ -60,7 +60,7 @@ class LearnedHybrid(Recommender):
     # -- fit -----------------------------------------------------------------------------------------------------------
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
-        self.by_moment_ = events.time is not None and not order_within_moments(events)
+        self.by_moment_ = events.time is None or not order_within_moments(events)
         content = None if items is None else content_of(items, self.neighbours)
         lessons = Lessons(events, content, self.neighbours, by_moment=self.by_moment_, seed=self.seed)
         self.blend_, self.verdict_ = lessons.learned(guarded=self.guard)

@@ -164,3 +164,22 @@ def test_candidates_stand_for_the_whole_catalogue():
     assert 4 not in items
     assert {5, 6} <= set(items[0].tolist())
     assert np.exp(log_weight[0]).sum() == pytest.approx(99)
+
+
+def test_without_times_all_items_of_a_history_count_alike():
+    log = planted(chained=True)
+    untimed = Interactions(log.users, log.items, log.user, log.item, log.weight)
+    model = LearnedHybrid(neighbours=20).fit(untimed)
+    assert set(model.blend_.age) == {"co-occurrence"}
+    assert "The log has no times: all items of a history count alike." in model.in_words()
+    shuffled = np.random.default_rng(0).permutation(len(log.user))
+    other = Interactions(log.users, log.items, log.user[shuffled], log.item[shuffled], log.weight)
+    lists = [model.recommend(k=5, histories=each).positions for each in (untimed, other)]
+    np.testing.assert_array_equal(*lists)
+
+
+def test_words_say_how_far_back_a_history_counts():
+    walk, groups = (LearnedHybrid(neighbours=20).fit(planted(chained=chained)).in_words() for chained in (True, False))
+    assert any(line.startswith("Order matters much") for line in walk)
+    assert any("of a history hold" in line for line in walk)
+    assert not any(line.startswith("Order matters much") for line in groups)
