@@ -9,7 +9,8 @@ own:
 
     warm    the last fifth of each user's events is held out (at random in logs without times); all items are ranked
     cold    a tenth of the items with at least five users is held out with all their events; only these are ranked
-    all     these items and a tenth of the other pairs, at random, are held out; all items are ranked in one list
+    all     these items and, of the others, the last fifth of each user's events are held out; all items are ranked in
+            one list
 
 Scores are NDCG@20 and recall@20, means over the users with a history and with something held out, with 95% bootstrap
 intervals; items of the history are not ranked. Differences are paired over users. Seconds are processor time of the
@@ -204,8 +205,8 @@ def exam(events: Interactions, train: Any, held: Any, candidates: Sequence[Any] 
     return Exam(events.select(train), events.select(held[known[events.user[held]]]), candidates)
 
 
-def warm(events: Interactions, seed: int = 0) -> Exam:
-    rows = last_events(events)[0]
+def _last_fifth(events: Interactions, rows: Any, seed: int) -> tuple[Any, Any]:
+    """The rows in order, and which are the last fifth of their user's; in a log without times, any fifth."""
     if events.time is None:
         rows = rows[np.random.default_rng(seed).permutation(len(rows))]
         rows = rows[np.argsort(events.user[rows], kind="stable")]
@@ -213,7 +214,11 @@ def warm(events: Interactions, seed: int = 0) -> Exam:
     user = events.user[rows]
     count = np.bincount(user, minlength=len(events.users))
     place = np.arange(len(rows)) - (np.cumsum(count) - count)[user]
-    held = place >= (count - count // 5)[user]
+    return rows, place >= (count - count // 5)[user]
+
+
+def warm(events: Interactions, seed: int = 0) -> Exam:
+    rows, held = _last_fifth(events, last_events(events)[0], seed)
     return exam(events, rows[~held], rows[held])
 
 
@@ -234,11 +239,10 @@ def cold(events: Interactions, seed: int = 0) -> Exam:
 
 
 def everything(events: Interactions, seed: int = 0) -> Exam:
-    rows, rng = last_events(events)[0], np.random.default_rng(seed)
-    held = _new_items(events, rows, rng)[events.item[rows]]
-    others = rng.permutation(np.flatnonzero(~held))
-    held[others[: len(others) // 10]] = True
-    return exam(events, rows[~held], rows[held])
+    rows = last_events(events)[0]
+    new = _new_items(events, rows, np.random.default_rng(seed))[events.item[rows]]
+    others, held = _last_fifth(events, rows[~new], seed)
+    return exam(events, others[~held], np.concatenate([rows[new], others[held]]))
 
 
 SPLITS: dict[str, Callable[[Interactions], Exam]] = {"warm": warm, "cold": cold, "all": everything}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recotransfer.numerics.ages import AGE_EDGES
+from recotransfer.numerics.threads import one_blas_thread
 from recotransfer.numerics.vectors import Float
 
 Doubles = NDArray[np.float64]
@@ -212,7 +213,10 @@ class _Problem:
         if loss is _lost_ndcg:  # the greater the power, the nearer the smooth ranks to ranks: it is not to be learned
             bounds[self.is_power] = centre[self.is_power]
 
-        found = minimize(whole, centre, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": steps})
+        # Its vectors are short: a second BLAS thread would only wait for work, at three times the processor time.
+        with one_blas_thread():
+            found = minimize(whole, centre, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": steps})
+
         return np.asarray(found.x, np.float64)
 
     def scores(self, x: Doubles, at: int) -> Doubles:

@@ -28,7 +28,7 @@ _COLD_LEAST = 5  # users of an item whose events are left out: fewer would say l
 _USERS, _COLD_USERS, _WIDTH = 3000, 1000, 200  # lists learned from, and candidates in each
 _LEAST_JUDGED = 50  # lists below which content is not judged
 _95_PERCENT = 1.96  # standard errors on each side of a 95% interval
-_JUDGED_STEPS = 40  # of L-BFGS, where weights are only compared
+_JUDGED_STEPS = 25  # of L-BFGS, where weights are only compared
 _MATTERS = 0.9  # share of the weight that "the last items" hold
 
 
