@@ -74,9 +74,9 @@ class Lessons:
         self._behaviour = behaviour_parts(steps, events.time is not None, n, neighbours)
         self._content, self._neighbours = content, neighbours
         self._parts = self._joined(agree=True)
-        self._rolls = [self._roll(answers, np.arange(n), _USERS)]
+        self._samples = [self._sample(answers, np.arange(n), _USERS)]
         if len(cold):
-            self._rolls.append(self._roll(cold_answers, cold, _COLD_USERS))
+            self._samples.append(self._sample(cold_answers, cold, _COLD_USERS))
 
     def learned(self, *, guarded: bool) -> tuple[BlendWeights, Verdict]:
         """The weights that rank the left-out events best, and whether content counts for items that have users.
@@ -85,12 +85,12 @@ class Lessons:
         than with content for items without users only. Each half of the users judges weights learned from the other.
         """
         curve_of = self._parts.curve_of
-        whole = [roll.lists(self._parts) for roll in self._rolls]
+        whole = [sample.lists(self._parts) for sample in self._samples]
         if not guarded or self._content is None or len(whole[0].chosen) < _LEAST_JUDGED:
             return learn(whole, curve_of), Verdict()
 
         plain = self._joined(agree=False)
-        bare = [roll.lists(plain, only_new=True) for roll in self._rolls]
+        bare = [sample.lists(plain, only_new=True) for sample in self._samples]
         scores = [self._judged(lists) for lists in (whole, bare)]
         difference = paired(scores[0], scores[1])
         with_content, without = (float(score.mean()) for score in scores)
@@ -106,7 +106,10 @@ class Lessons:
         return replace(blend, popularity={**blend.popularity, **silent}), verdict
 
     def _judged(self, lists: Sequence[Lists]) -> NDArray[np.float64]:
-        """NDCG@20 of each of the first lists, under weights learned from the half that it is not in."""
+        """(users,) NDCG@20 of each of the first lists, under weights learned from the half that it is not in.
+
+        The lists of items made cold are halved by themselves, so their half may hold the same user's other answers.
+        """
         out = np.zeros(len(lists[0].chosen))
         for half in (0, 1):
             taught = [some.taken(np.arange(len(some.chosen)) % 2 != half) for some in lists]
@@ -122,7 +125,7 @@ class Lessons:
 
         return joined(self._behaviour, self._content, self._neighbours, agree=agree)
 
-    def _roll(self, answers: Interactions, pool: NDArray[np.int64], most: int) -> _Roll:
+    def _sample(self, answers: Interactions, pool: NDArray[np.int64], most: int) -> _Sample:
         """Candidates for a sample of users with both a history and answers."""
         right, parts = answers.binary_matrix(), self._parts
         users = np.flatnonzero((np.diff(right.indptr) > 0) & (np.diff(self._first.offsets) > 0))
@@ -141,11 +144,11 @@ class Lessons:
         items, chosen, log_weight = candidates(right, seen, np.concatenate(best, axis=1), pool, _WIDTH, self._rng)
 
         fit = chosen.any(axis=1) & ((items >= 0) & ~chosen).any(axis=1)
-        return _Roll([matrix[fit] for matrix in aged], items[fit], chosen[fit], log_weight[fit])
+        return _Sample([matrix[fit] for matrix in aged], items[fit], chosen[fit], log_weight[fit])
 
 
 @dataclass(frozen=True)
-class _Roll:
+class _Sample:
     """Some users' histories by age, their candidates (padded with -1), and those that they chose."""
 
     aged: list[sparse.csr_array]
