@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,11 @@ _MOST_ANSWERS = 20  # held-out items of one user that are learned from
 _PULL = 1.0  # precision of the prior of each log weight
 _SMOOTH = 2.0  # precision of the difference of neighbouring log age weights from their prior difference
 _SCALE = 0.1  # precision of the prior of the log scale of all weights together: a log sets it freely
-_FARTHEST = 6.0  # most that a log weight may move from its prior: keeps every exponential finite
-_STEPS = 150  # of L-BFGS, in each of the two stages
-_POPULARITY, _POWER = 1.5, 2.0  # prior means of the weight of popularity and of the power of the score
+FARTHEST = 6.0  # most that a log weight may move from its prior: keeps every exponential finite
+STEPS = 150  # of L-BFGS, in each of the two stages
+_POPULARITY, POWER = 1.5, 2.0  # prior means of the weight of popularity and of the power of the score
 _GAIN = 2.0  # weight of a list's NDCG against the prior
-_SHARPER = 12.0  # times the learned power: how sharply one item outranks another in the smooth NDCG
+SHARPER = 12.0  # times the learned power: how sharply one item outranks another in the smooth NDCG
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,19 @@ class BlendWeights:
     appeal: float
     lists: int
     shares: Mapping[str, Doubles] = field(default_factory=dict)
+
+
+class Choices(Protocol):
+    """Candidates of some users and what they chose; see `Lists`."""
+
+    @property
+    def chosen(self) -> NDArray[np.bool_]: ...
+
+    @property
+    def present(self) -> NDArray[np.bool_]: ...
+
+    @property
+    def log_weight(self) -> Float: ...
 
 
 @dataclass(frozen=True)
@@ -110,7 +123,7 @@ def prior(curve_of: Mapping[str, str]) -> BlendWeights:
     return BlendWeights(age, popularity, _POPULARITY, 0)
 
 
-def learn(lists: Sequence[Lists], curve_of: Mapping[str, str], steps: int = _STEPS) -> BlendWeights:
+def learn(lists: Sequence[Lists], curve_of: Mapping[str, str], steps: int = STEPS) -> BlendWeights:
     """The weights that rank the users' held-out items best, with a prior for what a log leaves open.
 
     Two stages, both by L-BFGS on the logarithms of the weights, which are therefore positive:
@@ -137,8 +150,8 @@ def learn(lists: Sequence[Lists], curve_of: Mapping[str, str], steps: int = _STE
 
     problem = _Problem(lists, curve_of)
     start = problem.packed(known)
-    likely = problem.minimised(_unlikelihood, start, steps)
-    found = problem.minimised(_lost_ndcg, np.where(problem.is_power, likely + np.log(_SHARPER), likely), steps)
+    likely = problem.minimised(unlikelihood, start, steps)
+    found = problem.minimised(lost_ndcg, np.where(problem.is_power, likely + np.log(SHARPER), likely), steps)
 
     shares = problem.shares(found)
     found[problem.is_scale] -= np.log(problem.mean_of_chosen(found))
@@ -156,7 +169,7 @@ def ndcg(lists: Lists, weights: BlendWeights, curve_of: Mapping[str, str], k: in
     return np.asarray(np.bincount(row, weights=gain, minlength=len(lists.chosen)), np.float64)
 
 
-_Loss: TypeAlias = Callable[[Doubles, Lists], tuple[float, Doubles]]
+Loss: TypeAlias = Callable[[Doubles, Choices], tuple[float, Doubles]]
 
 
 class _Problem:
@@ -180,7 +193,7 @@ class _Problem:
     def packed(self, weights: BlendWeights) -> Doubles:
         age = np.stack([weights.age[curve] for curve in self.curves], axis=1)
         popularity = np.stack([weights.popularity[part] for part in self.parts])
-        rest = np.array([weights.appeal, 1, _POWER])
+        rest = np.array([weights.appeal, 1, POWER])
         return np.asarray(np.log(np.concatenate([age.ravel(), popularity.ravel(), rest])), np.float64)
 
     def unpacked(self, x: Doubles, lists: int) -> BlendWeights:
@@ -196,7 +209,7 @@ class _Problem:
         pieces = np.split(x, self.split[:-1])
         return [piece.reshape(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
-    def minimised(self, loss: _Loss, centre: Doubles, steps: int) -> Doubles:
+    def minimised(self, loss: Loss, centre: Doubles, steps: int) -> Doubles:
         """The vector of least loss and distance from `centre`; `loss` gives the value and its slope by utility."""
         from scipy.optimize import minimize
 
@@ -209,8 +222,8 @@ class _Problem:
 
             return total, slope
 
-        bounds = np.stack([centre - _FARTHEST, centre + _FARTHEST], axis=1)
-        if loss is _lost_ndcg:  # the greater the power, the nearer the smooth ranks to ranks: it is not to be learned
+        bounds = np.stack([centre - FARTHEST, centre + FARTHEST], axis=1)
+        if loss is lost_ndcg:  # the greater the power, the nearer the smooth ranks to ranks: it is not to be learned
             bounds[self.is_power] = centre[self.is_power]
 
         # Its vectors are short: a second BLAS thread would only wait for work, at three times the processor time.
@@ -249,12 +262,10 @@ class _Problem:
         age, popularity, (_, scale, _) = self._shaped(np.exp(x))
         return [age[int(b > 0), self.place] * popularity[:, b, None] * scale for b in range(BUCKETS)]
 
-    def _of_lists(self, x: Doubles, at: int, loss: _Loss) -> tuple[float, Doubles]:
+    def _of_lists(self, x: Doubles, at: int, loss: Loss) -> tuple[float, Doubles]:
         some, weights, score = self.lists[at], self._weights(x), self.scores(x, at)
         appeal, scale, power = self._shaped(np.exp(x))[2]
-        level = np.sign(score) * np.log1p(np.abs(score))
-        value, slope = loss((power * level).reshape(some.chosen.shape), some)
-        by_score = slope.ravel() * power / (1 + np.abs(score))
+        value, by_score, to_power = loss_of_scores(score, power, some, loss)
 
         # A derivative by the log of a weight is the derivative by the weight, times the weight.
         to_age, to_popularity, _ = self._shaped(np.zeros_like(x))
@@ -265,7 +276,6 @@ class _Problem:
 
         to_appeal = by_score @ some.appeal.ravel() * appeal * scale
         to_scale = to_popularity.sum() + to_appeal
-        to_power = slope.ravel() @ level * power
         tail = [to_appeal, to_scale, to_power]
 
         return value, np.concatenate([to_age.ravel(), to_popularity.ravel(), tail])
@@ -281,7 +291,14 @@ class _Problem:
         return float(precision @ off**2 + _SMOOTH * (steep**2).sum()) / 2, slope
 
 
-def _targets(some: Lists, k: int | None = None) -> tuple[NDArray[np.intp], NDArray[np.intp], Doubles, Doubles]:
+def loss_of_scores(score: Doubles, power: float, some: Choices, loss: Loss) -> tuple[float, Doubles, float]:
+    """The loss where candidates have these (users x candidates,) scores; its slopes by them and by the log power."""
+    level = np.sign(score) * np.log1p(np.abs(score))
+    value, slope = loss((power * level).reshape(some.chosen.shape), some)
+    return value, slope.ravel() * power / (1 + np.abs(score)), float(slope.ravel() @ level * power)
+
+
+def _targets(some: Choices, k: int | None = None) -> tuple[NDArray[np.intp], NDArray[np.intp], Doubles, Doubles]:
     """List and place of each chosen item, its list's greatest DCG, and how many items each rival stands for."""
     row, column = np.nonzero(some.chosen)
     count = some.chosen.sum(axis=1)
@@ -291,7 +308,7 @@ def _targets(some: Lists, k: int | None = None) -> tuple[NDArray[np.intp], NDArr
     return row, column, ideal[row], stands_for[row]
 
 
-def _unlikelihood(utility: Doubles, some: Lists) -> tuple[float, Doubles]:
+def unlikelihood(utility: Doubles, some: Choices) -> tuple[float, Doubles]:
     """Minus the log probability of the chosen items, a mean per list, and its slope."""
     utility = np.where(some.present, utility + some.log_weight, -np.inf)
     top = utility.max(axis=1, keepdims=True)
@@ -303,7 +320,7 @@ def _unlikelihood(utility: Doubles, some: Lists) -> tuple[float, Doubles]:
     return value, odds / whole - target
 
 
-def _lost_ndcg(utility: Doubles, some: Lists) -> tuple[float, Doubles]:
+def lost_ndcg(utility: Doubles, some: Choices) -> tuple[float, Doubles]:
     """Minus the NDCG of each list with smooth ranks, and its slope."""
     row, column, ideal, stands_for = _targets(some)
     gap = np.clip(utility[row] - utility[row, column][:, None], -40, 40)

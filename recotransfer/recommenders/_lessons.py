@@ -14,8 +14,10 @@ from recotransfer.evaluation.metrics import POPULARITY_BUCKET_NAMES, popularity_
 from recotransfer.evaluation.uncertainty import paired
 from recotransfer.numerics.ages import AGE_EDGES, aged_histories, steps_of
 from recotransfer.numerics.histories import seen_items
+from recotransfer.numerics.repeats import repeats_of
 from recotransfer.numerics.sparse import product_top_k
 from recotransfer.numerics.vectors import Float
+from recotransfer.recommenders._again import Again, Sampled
 from recotransfer.recommenders._blend import BlendWeights, Lists, candidates, learn, ndcg, prior
 from recotransfer.recommenders._item_parts import Content, ItemParts, behaviour_parts, joined
 from recotransfer.recommenders._stacked import RARE, Stacked, appeal
@@ -26,6 +28,7 @@ _COLD_SHARE = 0.1  # share of the items that the first fit does not see, so that
 _ROUGH = 0.8  # weight of an age bucket against the one before, where each part lists candidates
 _COLD_LEAST = 5  # users of an item whose events are left out: fewer would say little of who likes it
 _USERS, _COLD_USERS, _WIDTH = 3000, 1000, 200  # lists learned from, and candidates in each
+_OWN, _BEST = 80, 60  # of the candidates where repeats are learned: items of the history, and best others
 _LEAST_JUDGED = 50  # lists below which content is not judged
 _95_PERCENT = 1.96  # standard errors on each side of a 95% interval
 _JUDGED_STEPS = 25  # of L-BFGS, where weights are only compared
@@ -72,6 +75,7 @@ class Lessons:
         steps, n = steps_of(self._first, by_moment=by_moment), len(events.items)
         self._aged = aged_histories(steps, (len(events.users), n))
         self._behaviour = behaviour_parts(steps, events.time is not None, n, neighbours)
+        self._answers, self._cold, self._by_moment = answers, cold, by_moment
         self._content, self._neighbours = content, neighbours
         self._parts = self._joined(agree=True)
         self._samples = [self._sample(answers, np.arange(n), _USERS)]
@@ -100,10 +104,46 @@ class Lessons:
         if verdict.kept:
             return learn(whole, curve_of), verdict
 
+        self._parts = plain
         blend = learn(bare, curve_of)
         only_new = np.array([1.0, 0, 0, 0])
         silent = {part: blend.popularity[part] * only_new for part in plain.of_content}
         return replace(blend, popularity={**blend.popularity, **silent}), verdict
+
+    def again(self, blend: BlendWeights) -> Again | None:
+        """The part for items that users come back to, on the scale of `blend`; None if no left-out event is a repeat.
+
+        Histories end before the moment of the user's first left-out event: the rest of a basket is neither known nor
+        wrong. Candidates are items of the history, the best others under `blend`, and a sample of the rest.
+        """
+        history, hidden = _before(self._first, self._answers)
+        right, seen, n = self._answers.binary_matrix(), seen_items(history), len(history.items)
+        if not right.multiply(seen).nnz:
+            return None
+
+        users = np.flatnonzero((np.diff(right.indptr) > 0) & (np.diff(seen.indptr) > 0))
+        users = np.sort(self._rng.permutation(users)[:_USERS])
+        steps = steps_of(history, by_moment=self._by_moment)
+        stacked = Stacked(self._parts, blend)
+        weights = stacked.history([matrix[users] for matrix in aged_histories(steps, (len(history.users), n))])
+
+        pool = np.setdiff1d(np.arange(n), self._cold)
+        others = stacked.top_k(weights, _BEST, seen[users], np.isin(np.arange(n), pool)).positions
+        shortlist = np.concatenate([_some_of_each(seen[users], _OWN, self._rng), others], axis=1)
+        unknown = seen_items(hidden)[users]
+        items, chosen, log_weight = candidates(right[users], unknown, shortlist, pool, _WIDTH, self._rng)
+        fit = chosen.any(axis=1) & ((items >= 0) & ~chosen).any(axis=1)
+        users, items, base = users[fit], items[fit], stacked.scores_at(weights, items)[fit]
+
+        repeats = repeats_of(history)
+        key, wanted = repeats.user * n + repeats.item, np.where(items >= 0, users[:, None] * n + items, -1)
+        at = np.minimum(np.searchsorted(key, wanted), len(key) - 1)
+        pair = np.where(key[at] == wanted, at, -1)
+        if not (chosen[fit] & (pair >= 0)).any():
+            return None
+
+        some = Sampled(chosen[fit], items >= 0, log_weight[fit])
+        return Again.of(history, repeats).learned(repeats, base, pair, some)
 
     def _judged(self, lists: Sequence[Lists]) -> NDArray[np.float64]:
         """(users,) NDCG@20 of each of the first lists, under weights learned from the half that it is not in.
@@ -173,7 +213,7 @@ class _Sample:
         return Lists(features, self.chosen, present, self.log_weight, bucket, appeal(parts.users)[at])
 
 
-def in_words(blend: BlendWeights, verdict: Verdict) -> list[str]:
+def in_words(blend: BlendWeights, verdict: Verdict, again: Again | None) -> list[str]:
     """Sentences on what the weights say of the log."""
     if not blend.lists:
         return ["The log is too small to learn from: the weights are those of an average log."]
@@ -193,6 +233,7 @@ def in_words(blend: BlendWeights, verdict: Verdict) -> list[str]:
     else:
         out.append("The log has no times: all items of a history count alike.")
 
+    out += again.in_words() if again is not None else []
     content = [part for part in shares if part not in behaviour]
     if content:
         out += _of_content(blend, verdict, content)
@@ -264,6 +305,27 @@ def _left_out(
     of_cold = cold[events.item[order]]
     first, answers = events.select(order[~held & ~of_cold]), events.select(order[held])
     return first, answers, events.select(order[of_cold]), np.flatnonzero(cold)
+
+
+def _before(first: Interactions, answers: Interactions) -> tuple[Interactions, Interactions]:
+    """The events of `first` before the user's first answer, and those of its moment or later; none without times."""
+    if first.time is None or answers.time is None:
+        return first, first.select(np.zeros(len(first), bool))
+
+    begin = np.full(len(first.users), np.inf)
+    np.minimum.at(begin, answers.user, answers.time)
+    before = first.time < begin[first.user]
+    return first.select(before), first.select(~before)
+
+
+def _some_of_each(seen: sparse.csr_array, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """(users, most) positions of stored columns of each row, padded with -1; drawn at random where there are more."""
+    out = np.full((seen.shape[0], most), -1, np.int64)
+    for row in range(len(out)):
+        some = rng.permutation(seen.indices[seen.indptr[row] : seen.indptr[row + 1]])[:most]
+        out[row, : len(some)] = some
+
+    return out
 
 
 def _cells(

@@ -15,6 +15,7 @@ from recotransfer.numerics.vectors import Float
 from recotransfer.recommenders._blend import BlendWeights
 from recotransfer.recommenders._item_parts import ItemParts
 
+AGAIN = "bought before"  # the curve of items that users come back to; `_again` has its weights
 RARE = 1  # highest popularity bucket whose items are scored by whitened vectors
 _POPULAR = 500  # items that popularity lifts
 _CELLS = 20_000_000  # scores held at a time
@@ -26,11 +27,15 @@ class Stacked:
     A curve counts twice where it has cells for both: once for candidates without users and once for the others, whose
     weights by age differ. Vectors, which score every item from every other, are kept apart for items of few users.
 
+    Args:
+        parts, blend: what is added up, and with which weights.
+        diagonal: (items,) what an item of a history adds to its own score, under the curve `AGAIN`; None for nothing.
+
     Attributes:
         curves: (name, 0 for candidates without users or 1 for the others), in the order of the rows.
     """
 
-    def __init__(self, parts: ItemParts, blend: BlendWeights) -> None:
+    def __init__(self, parts: ItemParts, blend: BlendWeights, diagonal: Float | None = None) -> None:
         self.parts, self.blend = parts, blend
         bucket = popularity_bucket(parts.users)
         merged: dict[tuple[str, int], sparse.csr_array] = {}
@@ -42,6 +47,9 @@ class Stacked:
                 key = parts.curve_of[name], used
                 if weighted.nnz:
                     merged[key] = sparse.csr_array(merged[key] + weighted) if key in merged else weighted
+
+        if diagonal is not None:
+            merged[AGAIN, 1] = sparse.csr_array(sparse.diags_array(diagonal), dtype=np.float32)
 
         self._rare = {used: np.flatnonzero((bucket <= RARE) & ((bucket > 0) == used)) for used in (0, 1)}
         self._vectors = {
@@ -55,9 +63,15 @@ class Stacked:
         attraction = sparse.csr_array((blend.appeal * appeal(parts.users))[None, :].astype(np.float32))
         self._weights = sparse.csr_array(sparse.vstack([*merged.values(), attraction], format="csr"))
 
-    def history(self, aged: Sequence[sparse.csr_array]) -> sparse.csr_array:
-        """(users, curves x items) weight of each history item under each curve, side by side."""
-        blocks = [_by_age(aged, self.blend.age[name][used]) for name, used in self.curves]
+    def history(self, aged: Sequence[sparse.csr_array], again: sparse.csr_array | None = None) -> sparse.csr_array:
+        """(users, curves x items) weight of each history item under each curve, side by side.
+
+        `again` holds those under the curve `AGAIN`, if there is one; None leaves it out.
+        """
+        repeated = sparse.csr_array(aged[0].shape, dtype=np.float32) if again is None else again
+        blocks = [
+            repeated if name == AGAIN else _by_age(aged, self.blend.age[name][used]) for name, used in self.curves
+        ]
         empty = sparse.csr_array((aged[0].shape[0], 0), dtype=np.float32)
         return sparse.csr_array(sparse.hstack([empty, *blocks], format="csr"))
 
@@ -72,6 +86,14 @@ class Stacked:
 
         return out
 
+    def scores_at(self, weights: sparse.csr_array, items: NDArray[np.int64]) -> Float:
+        """(users, width) scores of the items at these positions, for users with the given `history`."""
+        out = np.empty(items.shape, np.float32)
+        for rows in self._blocks(len(items)):
+            out[rows] = np.take_along_axis(self.scores(weights[rows]), np.maximum(items[rows], 0), axis=1)
+
+        return out
+
     def top_k(
         self, weights: sparse.csr_array, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
     ) -> TopK:
@@ -80,13 +102,16 @@ class Stacked:
             return TopK(*product_top_k(self._sparse_side(weights), self._weights, k, exclude, mask))
 
         found = []
-        step = max(1, _CELLS // max(len(self.parts.users), 1))
-        for start in range(0, max(weights.shape[0], 1), step):
-            rows = slice(start, start + step)
+        for rows in self._blocks(weights.shape[0]):
             seen = None if exclude is None else exclude[rows]
             found.append(top_k_of_scores(self.scores(weights[rows]), k, exclude=seen, mask=mask))
 
         return TopK(*(np.concatenate(part) for part in zip(*found, strict=True)))
+
+    def _blocks(self, users: int) -> list[slice]:
+        """Rows of users whose scores are held at a time; at least one block."""
+        step = max(1, _CELLS // max(len(self.parts.users), 1))
+        return [slice(start, start + step) for start in range(0, max(users, 1), step)]
 
     def _sparse_side(self, weights: sparse.csr_array) -> sparse.csr_array:
         """The columns of `weights` that belong to matrices, and a 1 for popularity."""

@@ -17,6 +17,7 @@ from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.numerics.ages import aged_histories, order_within_moments, steps_of
 from recotransfer.numerics.topk import TopK
 from recotransfer.numerics.vectors import Float
+from recotransfer.recommenders._again import Again
 from recotransfer.recommenders._blend import BlendWeights
 from recotransfer.recommenders._item_parts import (
     BORROWED,
@@ -28,7 +29,7 @@ from recotransfer.recommenders._item_parts import (
     with_content,
 )
 from recotransfer.recommenders._lessons import Lessons, Verdict, in_words
-from recotransfer.recommenders._stacked import RARE, Stacked
+from recotransfer.recommenders._stacked import AGAIN, RARE, Stacked
 from recotransfer.recommenders.base import Recommender
 from recotransfer.recommenders.item_item import cells
 from recotransfer.settings import NonNegativeInt, PositiveInt
@@ -40,7 +41,8 @@ class LearnedHybrid(Recommender):
     A first fit leaves out each user's last events (at most five, or a fifth) and every event of a tenth of the items.
     Under `learn`, the weights of each part by age of the history item and by popularity of the candidate are those that
     rank the left-out events best, so that known and new items share one scale. The parts are then fitted again on all
-    events. A user is their history, so new users need no refit.
+    events. A user is their history, so new users need no refit. If users come back to items, a part for repeats ranks
+    these among the others; it only counts with `exclude_seen=False`.
 
     Args:
         neighbours: how many items each item is scored from, in each part.
@@ -64,6 +66,8 @@ class LearnedHybrid(Recommender):
         content = None if items is None else content_of(items, self.neighbours)
         lessons = Lessons(events, content, self.neighbours, by_moment=self.by_moment_, seed=self.seed)
         self.blend_, self.verdict_ = lessons.learned(guarded=self.guard)
+        again = lessons.again(self.blend_)
+        self.again_ = None if again is None else again.refitted(events)
 
         steps = steps_of(events, by_moment=self.by_moment_)
         self.parts_ = behaviour_parts(steps, events.time is not None, len(events.items), self.neighbours)
@@ -71,18 +75,22 @@ class LearnedHybrid(Recommender):
             self.parts_ = joined(self.parts_, content, self.neighbours, agree=self.verdict_.kept)
 
         self.items_ = items
-        self.stacked_ = Stacked(self.parts_, self.blend_)
+        self._stack()
+
+    def _stack(self) -> None:
+        self.stacked_ = Stacked(self.parts_, self.blend_, None if self.again_ is None else self.again_.diagonal)
 
     def in_words(self) -> list[str]:
         """What the weights say of the log: how much order, age and content count, and what the guard decided."""
         self._check_fitted()
-        return in_words(self.blend_, self.verdict_)
+        return in_words(self.blend_, self.verdict_, self.again_)
 
     # -- scores --------------------------------------------------------------------------------------------------------
 
-    def _history_weights(self, events: Interactions) -> sparse.csr_array:
+    def _history_weights(self, events: Interactions, *, repeats: bool = True) -> sparse.csr_array:
         steps = steps_of(events, by_moment=self.by_moment_)
-        return self.stacked_.history(aged_histories(steps, (len(events.users), len(events.items))))
+        again = self.again_.history(events) if repeats and self.again_ is not None else None
+        return self.stacked_.history(aged_histories(steps, (len(events.users), len(events.items))), again)
 
     def _scores(self, events: Interactions) -> Float:
         return self.stacked_.scores(self._history_weights(events))
@@ -90,7 +98,7 @@ class LearnedHybrid(Recommender):
     def _rank(
         self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
     ) -> TopK:
-        return self.stacked_.top_k(self._history_weights(events), k, exclude, mask)
+        return self.stacked_.top_k(self._history_weights(events, repeats=exclude is None), k, exclude, mask)
 
     def _contributions(
         self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]
@@ -119,6 +127,13 @@ class LearnedHybrid(Recommender):
 
                 np.add.at(whole, at[of], strength[of, None] * values * weight)
 
+        if self.again_ is not None:
+            of = np.flatnonzero(history // n == self.stacked_.curves.index((AGAIN, 1)))
+            rows = history[of] % n
+            out[AGAIN] = np.zeros((len(history), len(items)), np.float32)
+            values = self.again_.diagonal[rows, None] * (rows[:, None] == items)
+            np.add.at(out[AGAIN], at[of], strength[of, None] * values)
+
         return out
 
     # -- new items -----------------------------------------------------------------------------------------------------
@@ -134,11 +149,12 @@ class LearnedHybrid(Recommender):
             raise InputError(f"new items have {items.dim} dimensions, the model was fitted with {self.items_.dim}")
 
         self.parts_ = extended_parts(self.parts_, items, self.neighbours)
+        self.again_ = None if self.again_ is None else self.again_.extended(len(items.ids))
         old = self.items_
         vectors = np.concatenate([old.vectors, items.vectors])
         present = np.concatenate([old.has_content, items.has_content])
         self.items_ = Embeddings(self.catalogue_, vectors, old.source, present, old.blocks)
-        self.stacked_ = Stacked(self.parts_, self.blend_)
+        self._stack()
 
     # -- persistence ---------------------------------------------------------------------------------------------------
 
@@ -158,6 +174,11 @@ class LearnedHybrid(Recommender):
             "shares": {part: values.tolist() for part, values in blend.shares.items()},
             "verdict": asdict(self.verdict_),
         }
+        if self.again_ is not None:
+            writer.array("again.rate", self.again_.rate)
+            writer.array("again.gap", self.again_.gap)
+            facts["again"] = self.again_.facts()
+
         if self.items_ is not None:
             assert parts.lookalikes is not None  # there are lookalikes where there is content
             writer.matrix("lookalikes", parts.lookalikes)
@@ -181,6 +202,11 @@ class LearnedHybrid(Recommender):
         shares = {part: np.array(values) for part, values in facts["shares"].items()}
         self.blend_ = BlendWeights(age, popularity, facts["appeal"], facts["lists"], shares)
         self.verdict_ = Verdict(**facts["verdict"])
+        self.again_ = None  # as in models saved before there was this part
+        if "again" in facts:
+            arrays = artifact.array("again.rate"), artifact.array("again.gap")
+            self.again_ = Again.from_facts(*arrays, facts["again"])
+
         matrices = {name: artifact.matrix(name) for name in facts["matrices"]}
         self.items_, self.parts_ = None, ItemParts(artifact.array("counts"), matrices)
         if "blocks" in facts:
@@ -199,4 +225,4 @@ class LearnedHybrid(Recommender):
                 {f"far {name}": artifact.array(f"whitening far {name}") for name in names},
             )
 
-        self.stacked_ = Stacked(self.parts_, self.blend_)
+        self._stack()
