@@ -65,22 +65,29 @@ class Lessons:
         neighbours: how many items each item is scored from, in each part.
         by_moment: whether events of one time share a step; see `steps_of`.
         seed: random seed of the items that are left out and of the candidates.
+
+    Attributes:
+        first: the events to fit parts on.
+        answers: each user's last events, those of the items made cold among them.
+        cold_answers: all events of the items made cold.
+        cold: (any,) these items.
+        parts: fitted on `first`; after `learned`, those that its weights are for.
     """
 
     def __init__(
         self, events: Interactions, content: Content | None, neighbours: int, *, by_moment: bool, seed: int
     ) -> None:
         self._rng = np.random.default_rng(seed)
-        self._first, answers, cold_answers, cold = _left_out(events, content is not None, self._rng)
-        steps, n = steps_of(self._first, by_moment=by_moment), len(events.items)
+        self.first, self.answers, self.cold_answers, self.cold = _left_out(events, content is not None, self._rng)
+        steps, n = steps_of(self.first, by_moment=by_moment), len(events.items)
         self._aged = aged_histories(steps, (len(events.users), n))
         self._behaviour = behaviour_parts(steps, events.time is not None, n, neighbours)
-        self._answers, self._cold, self._by_moment = answers, cold, by_moment
+        self._by_moment = by_moment
         self._content, self._neighbours = content, neighbours
-        self._parts = self._joined(agree=True)
-        self._samples = [self._sample(answers, np.arange(n), _USERS)]
-        if len(cold):
-            self._samples.append(self._sample(cold_answers, cold, _COLD_USERS))
+        self.parts = self._joined(agree=True)
+        self._samples = [self._sample(self.answers, np.arange(n), _USERS)]
+        if len(self.cold):
+            self._samples.append(self._sample(self.cold_answers, self.cold, _COLD_USERS))
 
     def learned(self, *, guarded: bool) -> tuple[BlendWeights, Verdict]:
         """The weights that rank the left-out events best, and whether content counts for items that have users.
@@ -88,8 +95,8 @@ class Lessons:
         With `guarded` it counts unless the lists of held-out users are worse with it, by more than a standard error,
         than with content for items without users only. Each half of the users judges weights learned from the other.
         """
-        curve_of = self._parts.curve_of
-        whole = [sample.lists(self._parts) for sample in self._samples]
+        curve_of = self.parts.curve_of
+        whole = [sample.lists(self.parts) for sample in self._samples]
         if not guarded or self._content is None or len(whole[0].chosen) < _LEAST_JUDGED:
             return learn(whole, curve_of), Verdict()
 
@@ -104,7 +111,7 @@ class Lessons:
         if verdict.kept:
             return learn(whole, curve_of), verdict
 
-        self._parts = plain
+        self.parts = plain
         blend = learn(bare, curve_of)
         only_new = np.array([1.0, 0, 0, 0])
         silent = {part: blend.popularity[part] * only_new for part in plain.of_content}
@@ -116,18 +123,18 @@ class Lessons:
         Histories end before the moment of the user's first left-out event: the rest of a basket is neither known nor
         wrong. Candidates are items of the history, the best others under `blend`, and a sample of the rest.
         """
-        history, hidden = _before(self._first, self._answers)
-        right, seen, n = self._answers.binary_matrix(), seen_items(history), len(history.items)
+        history, hidden = _before(self.first, self.answers)
+        right, seen, n = self.answers.binary_matrix(), seen_items(history), len(history.items)
         if not right.multiply(seen).nnz:
             return None
 
         users = np.flatnonzero((np.diff(right.indptr) > 0) & (np.diff(seen.indptr) > 0))
         users = np.sort(self._rng.permutation(users)[:_USERS])
         steps = steps_of(history, by_moment=self._by_moment)
-        stacked = Stacked(self._parts, blend)
+        stacked = Stacked(self.parts, blend)
         weights = stacked.history([matrix[users] for matrix in aged_histories(steps, (len(history.users), n))])
 
-        pool = np.setdiff1d(np.arange(n), self._cold)
+        pool = np.setdiff1d(np.arange(n), self.cold)
         others = stacked.top_k(weights, _BEST, seen[users], np.isin(np.arange(n), pool)).positions
         shortlist = np.concatenate([_some_of_each(seen[users], _OWN, self._rng), others], axis=1)
         unknown = seen_items(hidden)[users]
@@ -153,9 +160,9 @@ class Lessons:
         out = np.zeros(len(lists[0].chosen))
         for half in (0, 1):
             taught = [some.taken(np.arange(len(some.chosen)) % 2 != half) for some in lists]
-            weights = learn(taught, self._parts.curve_of, steps=_JUDGED_STEPS)
+            weights = learn(taught, self.parts.curve_of, steps=_JUDGED_STEPS)
             judged = np.arange(len(out)) % 2 == half
-            out[judged] = ndcg(lists[0].taken(judged), weights, self._parts.curve_of)
+            out[judged] = ndcg(lists[0].taken(judged), weights, self.parts.curve_of)
 
         return out
 
@@ -167,11 +174,11 @@ class Lessons:
 
     def _sample(self, answers: Interactions, pool: NDArray[np.int64], most: int) -> _Sample:
         """Candidates for a sample of users with both a history and answers."""
-        right, parts = answers.binary_matrix(), self._parts
-        users = np.flatnonzero((np.diff(right.indptr) > 0) & (np.diff(self._first.offsets) > 0))
+        right, parts = answers.binary_matrix(), self.parts
+        users = np.flatnonzero((np.diff(right.indptr) > 0) & (np.diff(self.first.offsets) > 0))
         users = np.sort(self._rng.permutation(users)[:most])
         aged = [matrix[users] for matrix in self._aged]
-        seen, right = seen_items(self._first)[users], right[users]
+        seen, right = seen_items(self.first)[users], right[users]
 
         # Three quarters of a list are what the prior and each part for itself would recommend; the rest is sampled.
         inside = np.zeros(len(parts.users), bool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from recotransfer.recommenders._again import Again
 from recotransfer.recommenders._blend import BlendWeights
 from recotransfer.recommenders._item_parts import (
     BORROWED,
+    Content,
     ItemParts,
     behaviour_parts,
     content_of,
@@ -62,13 +63,20 @@ class LearnedHybrid(Recommender):
     # -- fit -----------------------------------------------------------------------------------------------------------
 
     def _fit(self, events: Interactions, items: Embeddings | None) -> None:
-        self.by_moment_ = events.time is None or not order_within_moments(events)
         content = None if items is None else content_of(items, self.neighbours)
+        self._learn(events, content)
+        self._fit_parts(events, items, content)
+
+    def _learn(self, events: Interactions, content: Content | None) -> Lessons:
+        """Set the weights, and return the lessons that they were learned from."""
+        self.by_moment_ = events.time is None or not order_within_moments(events)
         lessons = Lessons(events, content, self.neighbours, by_moment=self.by_moment_, seed=self.seed)
         self.blend_, self.verdict_ = lessons.learned(guarded=self.guard)
-        again = lessons.again(self.blend_)
-        self.again_ = None if again is None else again.refitted(events)
+        self.again_ = lessons.again(self.blend_)
+        return lessons
 
+    def _fit_parts(self, events: Interactions, items: Embeddings | None, content: Content | None) -> None:
+        self.again_ = None if self.again_ is None else self.again_.refitted(events)
         steps = steps_of(events, by_moment=self.by_moment_)
         self.parts_ = behaviour_parts(steps, events.time is not None, len(events.items), self.neighbours)
         if content is not None:
@@ -76,6 +84,33 @@ class LearnedHybrid(Recommender):
 
         self.items_ = items
         self._stack()
+
+    def fit_twice(self, events: Interactions, items: Embeddings | None) -> tuple[Self, Lessons]:
+        """The model fitted on the events that its weights did not learn from, and the lessons; self is fitted on all.
+
+        For a second stage, which needs a first stage that has not seen the events it learns from.
+
+        Args:
+            events: the log, sorted by user and time.
+            items: embeddings aligned with `events.items`.
+        """
+        content = None if items is None else content_of(items, self.neighbours)
+        self._take(events)
+        lessons = self._learn(events, content)
+        first = self._copied()
+        first._take(lessons.first)
+        first.parts_, first.items_ = lessons.parts, items
+        first._stack()
+        self._fit_parts(events, items, content)
+
+        return first, lessons
+
+    def refitted(self, events: Interactions, items: Embeddings | None) -> Self:
+        """A copy with its parts fitted on other events, and the weights kept; arguments as in `fit_twice`."""
+        out = self._copied()
+        out._take(events)
+        out._fit_parts(events, items, None if items is None else content_of(items, self.neighbours))
+        return out
 
     def _stack(self) -> None:
         self.stacked_ = Stacked(self.parts_, self.blend_, None if self.again_ is None else self.again_.diagonal)
