@@ -85,7 +85,7 @@ class LearnedHybrid(Recommender):
         self.items_ = items
         self._stack()
 
-    def fit_twice(self, events: Interactions, items: Embeddings | None) -> tuple[Self, Lessons]:
+    def _fit_twice(self, events: Interactions, items: Embeddings | None) -> tuple[Self, Lessons]:
         """The model fitted on the events that its weights did not learn from, and the lessons; self is fitted on all.
 
         For a second stage, which needs a first stage that has not seen the events it learns from.
@@ -105,8 +105,8 @@ class LearnedHybrid(Recommender):
 
         return first, lessons
 
-    def refitted(self, events: Interactions, items: Embeddings | None) -> Self:
-        """A copy with its parts fitted on other events, and the weights kept; arguments as in `fit_twice`."""
+    def _refitted(self, events: Interactions, items: Embeddings | None) -> Self:
+        """A copy with its parts fitted on other events, and the weights kept; arguments as in `_fit_twice`."""
         out = self._copied()
         out._take(events)
         out._fit_parts(events, items, None if items is None else content_of(items, self.neighbours))
