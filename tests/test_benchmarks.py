@@ -52,6 +52,7 @@ def run(monkeypatch, capsys):
         "cross_shop.py",
         "distill.py",
         "everywhere.py",
+        "repeats.py",
     ],
 )
 def test_small_runs_print_their_header_and_write_no_results(run, script):
@@ -167,3 +168,25 @@ def test_everywhere_measures_only_what_is_not_finished_and_lists_losses(everywhe
     a.again, bare = False, shop._replace(encoders=[], digest="changed")
     everywhere.matrix(a, list(level), written.append)
     assert len(ran) == 2, "other data, other cells"
+
+
+def test_repeats_holds_out_whole_visits_and_counts_them(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import repeats
+
+    rng = np.random.default_rng(1)
+    frame = pd.DataFrame(
+        {"user": rng.integers(0, 9, 400), "item": rng.integers(0, 30, 400), "t": rng.integers(0, 60, 400)}
+    )
+    events = Interactions.from_frame(frame, time="t")
+    cut = repeats.last_visits(events)
+    train, held = of(cut.train).groupby("user")["t"], of(cut.truth).groupby("user")["t"]
+    assert (train.max() < held.min()).all()
+    assert (held.nunique() == (train.nunique() + held.nunique()) // 5).all()
+    assert len(cut.train) + len(cut.truth) == len(events)
+
+    few = pd.DataFrame({"user": [0] * 5 + [1, 2], "item": [1, 1, 2, 2, 2, 3, 3], "t": [0, 1, 0, 0, 9, 0, 0]})
+    log = Interactions.from_frame(few.assign(t=few["t"] * repeats.DAY), time="t")
+    monkeypatch.setattr(repeats, "K", 3)
+    lists = [repeats.by_frequency(log, np.array([0]), days).items[0].tolist() for days in (np.inf, 1)]
+    assert lists == [[1, 2, 3], [2, 1, 3]]
