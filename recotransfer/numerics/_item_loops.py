@@ -383,6 +383,48 @@ def candidate_sums(
                     out[u, c, columns[t]] = np.log(max(sums[c, t], 0) + floor)
 
 
+@compiled()
+def candidate_sums_by_age(
+    start: Long,
+    item: Long,
+    age: Long,
+    weight: Float,
+    matrix: Compressed,
+    candidates: Long,
+    first: int,
+    last: int,
+    out: Float,
+) -> None:  # pragma: no cover - compiled
+    """Add to `out` (users, m, ages) the cells of the user's items; see `candidates.sums_by_age`."""
+    place = np.full(len(matrix[1]) - 1, -1, np.int32)
+    for u in range(first, last):
+        for c in range(candidates.shape[1]):
+            if candidates[u, c] >= 0:
+                place[candidates[u, c]] = c
+
+        for q in range(start[u], start[u + 1]):
+            for p in range(matrix[1][item[q]], matrix[1][item[q] + 1]):
+                c = place[matrix[0][p]]
+                if c >= 0:
+                    out[u, c, age[q]] += weight[q] * matrix[2][p]
+
+        for c in range(candidates.shape[1]):
+            if candidates[u, c] >= 0:
+                place[candidates[u, c]] = -1
+
+
+@compiled(fastmath=True)
+def cell_products(matrix: Compressed, vectors: Float, first: int, last: int, out: Float) -> None:  # pragma: no cover
+    """Fill `out` (cells,) with the inner products of the vectors of each cell's row and column."""
+    for row in range(first, last):
+        for p in range(matrix[1][row], matrix[1][row + 1]):
+            total = np.float32(0)
+            for d in range(vectors.shape[1]):
+                total += vectors[row, d] * vectors[matrix[0][p], d]
+
+            out[p] = total
+
+
 @compiled(fastmath=True)
 def candidate_cosines(
     queries: Float, vectors: Float, candidates: Long, column: int, first: int, last: int, out: Float

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from recotransfer.numerics.threads import over_rows
 from recotransfer.numerics.vectors import Float
@@ -41,6 +43,28 @@ def add_candidate_sums(
         candidate_sums(start, item, weight, matrix, candidates, columns, first, last, out)
 
     over_rows(task, len(candidates), work)
+
+
+def sums_by_age(aged: Sequence[sparse.csr_array], matrix: sparse.csr_array, candidates: NDArray[np.int64]) -> Float:
+    """(users, m, ages) item-item weights summed over each user's items of each age, for each candidate.
+
+    Args:
+        aged: (users, items) histories by bucket of age.
+        matrix: an item-item matrix from `sparse.by_line`; row = item of the history, column = candidate.
+        candidates: (users, m) positions without repeats in a row, padded with -1.
+    """
+    from recotransfer.numerics._item_loops import candidate_sums_by_age
+
+    joined = sparse.csr_array(sparse.hstack(aged, format="csr"))
+    age, item = np.divmod(joined.indices.astype(np.int64), aged[0].shape[1])
+    start, weight = joined.indptr.astype(np.int64), joined.data.astype(np.float32)
+    out = np.zeros((*candidates.shape, len(aged)), np.float32)
+
+    def task(first: int, last: int) -> None:
+        candidate_sums_by_age(start, item, age, weight, matrix, candidates, first, last, out)
+
+    over_rows(task, len(candidates), candidates.size + len(item) * (len(matrix[0]) / max(len(matrix[1]) - 1, 1)))
+    return out
 
 
 def add_candidate_cosines(

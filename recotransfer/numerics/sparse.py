@@ -129,6 +129,19 @@ def by_line(matrix: sparse.csr_array | sparse.csc_array) -> tuple[NDArray[np.int
     return out[0], out[1], out[2]
 
 
+def cell_products(matrix: sparse.csr_array, vectors: Float) -> Float:
+    """(cells,) inner product of the vectors (n, dim) of row and column of each cell of the matrix (n, n)."""
+    from recotransfer.numerics._item_loops import cell_products as loop
+
+    lines, out = by_line(matrix), np.empty(matrix.nnz, np.float32)
+
+    def task(first: int, last: int) -> None:
+        loop(lines, vectors, first, last, out)
+
+    over_rows(task, matrix.shape[0], matrix.nnz * vectors.shape[1])
+    return out
+
+
 def scaled(
     matrix: sparse.csr_array, rows: NDArray[np.number | np.bool_] | None, columns: NDArray[np.number | np.bool_] | None
 ) -> sparse.csr_array:

@@ -82,6 +82,13 @@ class Lists:
     bucket: NDArray[np.int64]
     appeal: Float
 
+    @classmethod
+    def joined(cls, some: Sequence[Lists]) -> Lists:
+        """The lists of all, one after the other."""
+        features = sparse.csr_array(sparse.vstack([each.features for each in some], format="csr"))
+        names = ("chosen", "present", "log_weight", "bucket", "appeal")
+        return cls(features, *(np.concatenate([getattr(each, name) for each in some]) for name in names))
+
     def taken(self, at: NDArray[np.bool_]) -> Lists:
         """The lists where `at` (users,) is True."""
         width = self.chosen.shape[1]

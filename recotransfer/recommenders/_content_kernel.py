@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recotransfer.data import Embeddings
-from recotransfer.numerics.sparse import keep_largest, scaled
+from recotransfer.numerics.sparse import cell_products, keep_largest, scaled
 from recotransfer.numerics.vectors import Float, reciprocal, unit_rows
 from recotransfer.recommenders.base import Matrix
 from recotransfer.retrieval import nearest
@@ -17,7 +17,6 @@ from recotransfer.retrieval import nearest
 _AGREEMENT = 1.0  # relative gain of a behaviour weight between items of equal content; 1 to 3 measured alike
 _NEAREST = 20  # neighbours whose mean cosine is an item's local scale
 _SAME = 1 - 1e-6  # cosine above which two vectors count as equal
-_CELLS = 200_000  # cosines computed at a time, which bounds memory
 
 
 def nearest_cosines(queries: Float, vectors: Float, present: NDArray[np.bool_], neighbours: int) -> sparse.csr_array:
@@ -82,16 +81,9 @@ def agreed(behaviour: Matrix, items: Embeddings) -> Matrix:
         table[~(present[:, None] & present)] = np.nan
         old, factor = behaviour.ravel(), table.ravel()
     else:
-        out = sparse.coo_array(behaviour)
-        row, column = out.coords
-        factor = np.full(len(row), np.nan, np.float32)
-        both = np.flatnonzero(present[row] & present[column])
-        for start in range(0, len(both), _CELLS):
-            at = both[start : start + _CELLS]
-            cosine = np.einsum("ij,ij->i", items.vectors[row[at]], items.vectors[column[at]])
-            factor[at] = 1 + _AGREEMENT * np.maximum(cosine, 0)
-
-        old = out.data
+        both = np.repeat(present, np.diff(behaviour.indptr)) & present[behaviour.indices]
+        cosine = cell_products(behaviour, items.vectors)
+        old, factor = behaviour.data, np.where(both, 1 + _AGREEMENT * np.maximum(cosine, 0), np.nan)
 
     size = np.abs(old)
     changed = ~np.isnan(factor)
@@ -100,4 +92,4 @@ def agreed(behaviour: Matrix, items: Embeddings) -> Matrix:
     if isinstance(behaviour, np.ndarray):
         return values.reshape(behaviour.shape)
 
-    return sparse.csr_array(sparse.coo_array((values, (row, column)), shape=behaviour.shape))
+    return sparse.csr_array((values, behaviour.indices, behaviour.indptr), shape=behaviour.shape)

@@ -31,6 +31,7 @@ _REG, _ORDER_REG = 200.0, 50.0
 _SHARPNESS = 5.0  # power of the cosine in the kernels
 _UNOBSERVED = 0.1  # weight of the items' second moments against a ridge of 1 in the whitening
 BORROWED = "borrowed co-occurrence"
+JOINT = "far content"  # all modalities side by side
 
 
 class Kernel(NamedTuple):
@@ -128,8 +129,10 @@ def content_of(items: Embeddings, neighbours: int) -> Content:
     out.near[""], out.kernels[""] = _kernel(unit.vectors * unit.has_content[:, None], neighbours)
     for name, vectors in _modalities(unit).items():
         out.near[name], out.kernels[name] = _kernel(vectors, neighbours)
-        out.whitening[f"far {name}"] = _whitening(vectors)
-        out.vectors[f"far {name}"] = vectors @ out.whitening[f"far {name}"]
+
+    for name, vectors in _far(unit).items():
+        out.whitening[name] = _whitening(vectors)
+        out.vectors[name] = vectors @ out.whitening[name]
 
     return out
 
@@ -158,6 +161,27 @@ def joined(behaviour: ItemParts, content: Content, neighbours: int, *, agree: bo
     )
 
 
+def made_new(parts: ItemParts, content: Content, cold: NDArray[np.bool_], neighbours: int) -> ItemParts:
+    """The parts as if the items where `cold` (items,) is True had no users; parts of content alone do not change.
+
+    Rows of these items stay: histories must not contain them.
+    """
+    users = np.where(cold, 0, parts.users)
+    kept = (~cold).astype(np.float32)
+    matrices = dict(parts.matrices)
+    for name, part in parts.matrices.items():
+        if name == BORROWED or not name.startswith("near "):
+            matrices[name] = scaled(part, None, kept)
+            matrices[name].eliminate_zeros()
+
+    of_cold = scaled(content.near[""], None, cold.astype(np.float32))
+    of_cold.eliminate_zeros()
+    borrowed = _cut(matrices["co-occurrence"] @ stand_ins(of_cold, users), neighbours)
+    matrices[BORROWED] = sparse.csr_array(matrices[BORROWED] + borrowed)
+
+    return replace(parts, users=users, matrices=matrices)
+
+
 def extended_parts(parts: ItemParts, items: Embeddings, neighbours: int) -> ItemParts:
     """The parts with rows and columns for new items, as a fit gives items without users; old cells stay."""
     unit = unit_embeddings(items)
@@ -179,7 +203,10 @@ def extended_parts(parts: ItemParts, items: Embeddings, neighbours: int) -> Item
         column = scaled(near, row_root[:n], column_root[n:])
         row = scaled(sparse.csr_array(near.T), row_root[n:], column_root[:n])
         matrices[f"near {name}"] = _bordered(parts.matrices[f"near {name}"], row, column)
-        vectors[f"far {name}"] = np.concatenate([parts.vectors[f"far {name}"], fresh @ parts.whitening[f"far {name}"]])
+
+    far = _far(unit)
+    for name, old in parts.vectors.items():
+        vectors[name] = np.concatenate([old, far[name] @ parts.whitening[name]])
 
     return replace(
         parts,
@@ -207,7 +234,7 @@ def with_content(
         lookalikes=lookalikes,
         kernels={name: Kernel(vectors[name], *arrays) for name, arrays in kernels.items()},
         whitening=dict(whitening),
-        vectors={f"far {name}": modality @ whitening[f"far {name}"] for name, modality in modalities.items()},
+        vectors={name: vectors @ whitening[name] for name, vectors in _far(unit).items() if name in whitening},
     )
 
 
@@ -220,6 +247,12 @@ def _modalities(items: Embeddings) -> dict[str, Float]:
         first += width
 
     return out
+
+
+def _far(unit: Embeddings) -> dict[str, Float]:
+    """Unit vectors (items, width) of each modality, and of all modalities side by side where there are several."""
+    out = {f"far {name}": vectors for name, vectors in _modalities(unit).items()}
+    return out if len(out) == 1 else {**out, JOINT: unit.vectors * unit.has_content[:, None]}
 
 
 def _kernel(vectors: Float, neighbours: int) -> tuple[sparse.csr_array, Kernel]:

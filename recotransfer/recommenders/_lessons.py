@@ -13,18 +13,18 @@ from recotransfer.data import Interactions
 from recotransfer.evaluation.metrics import POPULARITY_BUCKET_NAMES, popularity_bucket
 from recotransfer.evaluation.uncertainty import paired
 from recotransfer.numerics.ages import AGE_EDGES, aged_histories, steps_of
+from recotransfer.numerics.candidates import sums_by_age
 from recotransfer.numerics.histories import seen_items
-from recotransfer.numerics.repeats import repeats_of
-from recotransfer.numerics.sparse import product_top_k
+from recotransfer.numerics.sparse import by_line, product_top_k, scaled
 from recotransfer.numerics.vectors import Float
 from recotransfer.recommenders._again import Again, Sampled
 from recotransfer.recommenders._blend import BlendWeights, Lists, candidates, learn, ndcg, prior
-from recotransfer.recommenders._item_parts import Content, ItemParts, behaviour_parts, joined
+from recotransfer.recommenders._item_parts import Content, ItemParts, behaviour_parts, joined, made_new
 from recotransfer.recommenders._stacked import RARE, Stacked, appeal
 
 _MOST_HELD_OUT = 5  # events held out per user: a fifth of them, but at least one and at most this many
 _LEAST_HISTORY = 3  # users with fewer events have none held out
-_COLD_SHARE = 0.1  # share of the items that the first fit does not see, so that weights of new items can be learned
+_COLD_SHARE, _TURNS = 0.1, 5  # share of the items that count as new in a turn, and number of turns
 _ROUGH = 0.8  # weight of an age bucket against the one before, where each part lists candidates
 _COLD_LEAST = 5  # users of an item whose events are left out: fewer would say little of who likes it
 _USERS, _COLD_USERS, _WIDTH = 3000, 1000, 200  # lists learned from, and candidates in each
@@ -57,7 +57,9 @@ class Verdict:
 class Lessons:
     """A log split into events to fit parts on and events that the parts' weights are learned from.
 
-    Left out are each user's last events (at most five, or a fifth) and every event of a tenth of the items.
+    Left out are each user's last events (at most five, or a fifth). So that weights for new items are learned as well,
+    users are asked in turns, and in each turn another tenth of the items counts as new: without parts of behaviour and
+    in nobody's history. One tenth alone would say more of these few items than of new items.
 
     Args:
         events: the log.
@@ -67,27 +69,42 @@ class Lessons:
         seed: random seed of the items that are left out and of the candidates.
 
     Attributes:
-        first: the events to fit parts on.
-        answers: each user's last events, those of the items made cold among them.
-        cold_answers: all events of the items made cold.
-        cold: (any,) these items.
-        parts: fitted on `first`; after `learned`, those that its weights are for.
+        answers: each user's last events.
+        cold: (any,) items that count as new in the first turn.
+        first: the other events, without those of items in `cold`.
+        cold_answers: all events of items in `cold`.
+        parts: those of the first turn; after `learned`, those that its weights are for.
     """
 
     def __init__(
         self, events: Interactions, content: Content | None, neighbours: int, *, by_moment: bool, seed: int
     ) -> None:
         self._rng = np.random.default_rng(seed)
-        self.first, self.answers, self.cold_answers, self.cold = _left_out(events, content is not None, self._rng)
-        steps, n = steps_of(self.first, by_moment=by_moment), len(events.items)
+        self._first, self.answers = _left_out(events, self._rng)
+        steps, n = steps_of(self._first, by_moment=by_moment), len(events.items)
         self._aged = aged_histories(steps, (len(events.users), n))
         self._behaviour = behaviour_parts(steps, events.time is not None, n, neighbours)
         self._by_moment = by_moment
         self._content, self._neighbours = content, neighbours
-        self.parts = self._joined(agree=True)
-        self._samples = [self._sample(self.answers, np.arange(n), _USERS)]
-        if len(self.cold):
-            self._samples.append(self._sample(self.cold_answers, self.cold, _COLD_USERS))
+        self._whole = self._joined(agree=True)
+
+        last, every, seen = self.answers.binary_matrix(), events.binary_matrix(), seen_items(self._first)
+        turns = self._turns(events)
+        known = np.array_split(self._drawn(last, _USERS), len(turns))
+        self._samples: list[list[_Sample]] = []
+        for new, users in zip(turns, known, strict=True):
+            view = self._as_if(self._whole, new)
+            asked = [self._sample(view, new, last[users], seen[users], users, np.ones(n, bool))]
+            if new.any():
+                of_new = scaled(every, None, new)
+                users = self._drawn(of_new, _COLD_USERS // len(turns))
+                asked.append(self._sample(view, new, of_new[users], scaled(seen[users], None, ~new), users, new))
+
+            self._samples.append(asked)
+
+        self.cold, self.parts = np.flatnonzero(turns[0]), self._as_if(self._whole, turns[0])
+        self.first = self._first.select(~turns[0][self._first.item])
+        self.cold_answers = events.select(turns[0][events.item])
 
     def learned(self, *, guarded: bool) -> tuple[BlendWeights, Verdict]:
         """The weights that rank the left-out events best, and whether content counts for items that have users.
@@ -95,13 +112,13 @@ class Lessons:
         With `guarded` it counts unless the lists of held-out users are worse with it, by more than a standard error,
         than with content for items without users only. Each half of the users judges weights learned from the other.
         """
-        curve_of = self.parts.curve_of
-        whole = [sample.lists(self.parts) for sample in self._samples]
+        curve_of = self._whole.curve_of
+        whole = self._lists(self._whole)
         if not guarded or self._content is None or len(whole[0].chosen) < _LEAST_JUDGED:
             return learn(whole, curve_of), Verdict()
 
         plain = self._joined(agree=False)
-        bare = [sample.lists(plain, only_new=True) for sample in self._samples]
+        bare = self._lists(plain, only_new=True)
         scores = [self._judged(lists) for lists in (whole, bare)]
         difference = paired(scores[0], scores[1])
         with_content, without = (float(score.mean()) for score in scores)
@@ -111,7 +128,7 @@ class Lessons:
         if verdict.kept:
             return learn(whole, curve_of), verdict
 
-        self.parts = plain
+        self._whole, self.parts = plain, self._as_if(plain, self._samples[0][0].new)
         blend = learn(bare, curve_of)
         only_new = np.array([1.0, 0, 0, 0])
         silent = {part: blend.popularity[part] * only_new for part in plain.of_content}
@@ -123,7 +140,7 @@ class Lessons:
         Histories end before the moment of the user's first left-out event: the rest of a basket is neither known nor
         wrong. Candidates are items of the history, the best others under `blend`, and a sample of the rest.
         """
-        history, hidden = _before(self.first, self.answers)
+        history, hidden = _before(self._first, self.answers)
         right, seen, n = self.answers.binary_matrix(), seen_items(history), len(history.items)
         if not right.multiply(seen).nnz:
             return None
@@ -131,14 +148,13 @@ class Lessons:
         users = np.flatnonzero((np.diff(right.indptr) > 0) & (np.diff(seen.indptr) > 0))
         users = np.sort(self._rng.permutation(users)[:_USERS])
         steps = steps_of(history, by_moment=self._by_moment)
-        stacked = Stacked(self.parts, blend)
+        stacked = Stacked(self._whole, blend)
         weights = stacked.history([matrix[users] for matrix in aged_histories(steps, (len(history.users), n))])
 
-        pool = np.setdiff1d(np.arange(n), self.cold)
-        others = stacked.top_k(weights, _BEST, seen[users], np.isin(np.arange(n), pool)).positions
+        others = stacked.top_k(weights, _BEST, seen[users], None).positions
         shortlist = np.concatenate([_some_of_each(seen[users], _OWN, self._rng), others], axis=1)
         unknown = seen_items(hidden)[users]
-        items, chosen, log_weight = candidates(right[users], unknown, shortlist, pool, _WIDTH, self._rng)
+        items, chosen, log_weight = candidates(right[users], unknown, shortlist, np.arange(n), _WIDTH, self._rng)
         fit = chosen.any(axis=1) & ((items >= 0) & ~chosen).any(axis=1)
         users, items, base = users[fit], items[fit], stacked.scores_at(weights, items)[fit]
 
@@ -160,9 +176,9 @@ class Lessons:
         out = np.zeros(len(lists[0].chosen))
         for half in (0, 1):
             taught = [some.taken(np.arange(len(some.chosen)) % 2 != half) for some in lists]
-            weights = learn(taught, self.parts.curve_of, steps=_JUDGED_STEPS)
+            weights = learn(taught, self._whole.curve_of, steps=_JUDGED_STEPS)
             judged = np.arange(len(out)) % 2 == half
-            out[judged] = ndcg(lists[0].taken(judged), weights, self.parts.curve_of)
+            out[judged] = ndcg(lists[0].taken(judged), weights, self._whole.curve_of)
 
         return out
 
@@ -172,36 +188,73 @@ class Lessons:
 
         return joined(self._behaviour, self._content, self._neighbours, agree=agree)
 
-    def _sample(self, answers: Interactions, pool: NDArray[np.int64], most: int) -> _Sample:
-        """Candidates for a sample of users with both a history and answers."""
-        right, parts = answers.binary_matrix(), self.parts
-        users = np.flatnonzero((np.diff(right.indptr) > 0) & (np.diff(self.first.offsets) > 0))
-        users = np.sort(self._rng.permutation(users)[:most])
-        aged = [matrix[users] for matrix in self._aged]
-        seen, right = seen_items(self.first)[users], right[users]
+    def _turns(self, events: Interactions) -> NDArray[np.bool_]:
+        """(turns, items) which items count as new in each turn; one turn without any where there is no content."""
+        n = len(events.items)
+        users = np.bincount(events.item, minlength=n)
+        warm = self._rng.permutation(np.flatnonzero(users >= min(_COLD_LEAST, users.max(initial=1))))
+        size = int(_COLD_SHARE * len(warm))
+        if self._content is None or not size:
+            return np.zeros((1, n), bool)
 
-        # Three quarters of a list are what the prior and each part for itself would recommend; the rest is sampled.
-        inside = np.zeros(len(parts.users), bool)
-        inside[pool] = True
+        out = np.zeros((_TURNS, n), bool)
+        for turn in range(_TURNS):
+            out[turn, warm[turn * size : (turn + 1) * size]] = True
+
+        return out
+
+    def _as_if(self, parts: ItemParts, new: NDArray[np.bool_]) -> ItemParts:
+        return parts if self._content is None else made_new(parts, self._content, new, self._neighbours)
+
+    def _drawn(self, answers: sparse.csr_array, most: int) -> NDArray[np.int64]:
+        """A sample of users with both a history and answers, in random order."""
+        users = np.flatnonzero((answers.sum(axis=1) > 0) & (np.diff(self._first.offsets) > 0))
+        return self._rng.permutation(users)[:most]
+
+    def _lists(self, parts: ItemParts, *, only_new: bool = False) -> list[Lists]:
+        """The lists of all items, and those of new items if there are any."""
+        found = []
+        for asked in self._samples:
+            view = self._as_if(parts, asked[0].new)
+            found.append([sample.lists(view, only_new=only_new) for sample in asked])
+
+        return [Lists.joined(some) for some in zip(*found, strict=True)]
+
+    def _sample(
+        self,
+        parts: ItemParts,
+        new: NDArray[np.bool_],
+        answers: sparse.csr_array,
+        seen: sparse.csr_array,
+        users: NDArray[np.int64],
+        pool: NDArray[np.bool_],
+    ) -> _Sample:
+        """Candidates for `users`, from the items where `pool` is True.
+
+        Three quarters of a list are what the prior and each part for itself would recommend; the rest is sampled.
+        """
+        aged = [scaled(matrix[users], None, ~new) for matrix in self._aged]
         believed = Stacked(replace(parts, vectors={}), prior(parts.curve_of))
         history = sparse.csr_array(sum(matrix * np.float32(_ROUGH**age) for age, matrix in enumerate(aged)))
-        best = [believed.top_k(believed.history(aged), _WIDTH // 3, seen, inside).positions]
+        best = [believed.top_k(believed.history(aged), _WIDTH // 3, seen, pool).positions]
         each = max(5, _WIDTH // 3 // len(parts.matrices))
-        best += [product_top_k(history, part, each, seen, inside)[0] for part in parts.matrices.values()]
-        items, chosen, log_weight = candidates(right, seen, np.concatenate(best, axis=1), pool, _WIDTH, self._rng)
+        best += [product_top_k(history, part, each, seen, pool)[0] for part in parts.matrices.values()]
+        shortlist = np.concatenate(best, axis=1)
+        items, chosen, log_weight = candidates(answers, seen, shortlist, np.flatnonzero(pool), _WIDTH, self._rng)
 
         fit = chosen.any(axis=1) & ((items >= 0) & ~chosen).any(axis=1)
-        return _Sample([matrix[fit] for matrix in aged], items[fit], chosen[fit], log_weight[fit])
+        return _Sample([matrix[fit] for matrix in aged], items[fit], chosen[fit], log_weight[fit], new)
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """Some users' histories by age, their candidates (padded with -1), and those that they chose."""
+    """Some users' histories by age, their candidates (padded with -1), those that they chose, and the new items."""
 
     aged: list[sparse.csr_array]
     items: NDArray[np.int64]
     chosen: NDArray[np.bool_]
     log_weight: Float
+    new: NDArray[np.bool_]
 
     def lists(self, parts: ItemParts, *, only_new: bool = False) -> Lists:
         """The candidates with what `parts` say of them; with `only_new`, content speaks of items without users only."""
@@ -209,7 +262,9 @@ class _Sample:
         bucket = popularity_bucket(parts.users[at])
         by_content = present & (bucket == 0) if only_new else present
         blocks = [
-            _cells(self.aged, part, at, by_content if name in parts.of_content else present)
+            _columns(
+                sums_by_age(self.aged, by_line(part), self.items), by_content if name in parts.of_content else present
+            )
             for name, part in parts.matrices.items()
         ]
         blocks += [
@@ -289,10 +344,8 @@ def _of_content(blend: BlendWeights, verdict: Verdict, content: Sequence[str]) -
     return out
 
 
-def _left_out(
-    events: Interactions, with_content: bool, rng: np.random.Generator
-) -> tuple[Interactions, Interactions, Interactions, NDArray[np.int64]]:
-    """Events for the first fit, each user's last events, the events of items made cold, and those items."""
+def _left_out(events: Interactions, rng: np.random.Generator) -> tuple[Interactions, Interactions]:
+    """Events for the first fit, and each user's last events."""
     order = events.order
     if events.time is None:  # the order means nothing: any events may be held out
         order = rng.permutation(order)
@@ -302,58 +355,23 @@ def _left_out(
     place = np.arange(len(order)) - (np.cumsum(count) - count)[events.user[order]]
     out = np.minimum(_MOST_HELD_OUT, np.maximum(count // 5, count >= _LEAST_HISTORY))
     held = place >= (count - out)[events.user[order]]
-
-    cold = np.zeros(len(events.items), bool)
-    if with_content:
-        users = np.bincount(events.item, minlength=len(events.items))
-        warm = np.flatnonzero(users >= min(_COLD_LEAST, users.max()))
-        cold[rng.permutation(warm)[: int(_COLD_SHARE * len(warm))]] = True
-
-    of_cold = cold[events.item[order]]
-    first, answers = events.select(order[~held & ~of_cold]), events.select(order[held])
-    return first, answers, events.select(order[of_cold]), np.flatnonzero(cold)
-
-
-def _before(first: Interactions, answers: Interactions) -> tuple[Interactions, Interactions]:
-    """The events of `first` before the user's first answer, and those of its moment or later; none without times."""
-    if first.time is None or answers.time is None:
-        return first, first.select(np.zeros(len(first), bool))
-
-    begin = np.full(len(first.users), np.inf)
-    np.minimum.at(begin, answers.user, answers.time)
-    before = first.time < begin[first.user]
-    return first.select(before), first.select(~before)
-
-
-def _some_of_each(seen: sparse.csr_array, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """(users, most) positions of stored columns of each row, padded with -1; drawn at random where there are more."""
-    out = np.full((seen.shape[0], most), -1, np.int64)
-    for row in range(len(out)):
-        some = rng.permutation(seen.indices[seen.indptr[row] : seen.indptr[row + 1]])[:most]
-        out[row, : len(some)] = some
-
-    return out
-
-
-def _cells(
-    aged: list[sparse.csr_array], part: sparse.csr_array, items: NDArray[np.int64], present: NDArray[np.bool_]
-) -> sparse.csr_array:
-    """(users x candidates, 8) score of each candidate from the history items of each age bucket."""
-    row = np.repeat(np.arange(len(items)), items.shape[1])
-    columns = [sparse.csr_array(matrix @ part)[row, items.ravel()] for matrix in aged]
-    out = np.stack([np.asarray(column.todense() if sparse.issparse(column) else column).ravel() for column in columns])
-    return sparse.csr_array((out * present.ravel()).T, dtype=np.float32)
+    return events.select(order[~held]), events.select(order[held])
 
 
 def _products(
     aged: list[sparse.csr_array], vectors: Float, items: NDArray[np.int64], present: NDArray[np.bool_]
 ) -> sparse.csr_array:
-    """The same for a part given by vectors."""
-    out = np.zeros((len(AGE_EDGES), *items.shape), np.float32)
+    """(users x candidates, 8) the same as `sums_by_age` for a part given by vectors."""
+    out = np.zeros((*items.shape, len(AGE_EDGES)), np.float32)
     for at, matrix in enumerate(aged):
         for row in np.flatnonzero(np.diff(matrix.indptr)):
             entries = slice(matrix.indptr[row], matrix.indptr[row + 1])
             profile = matrix.data[entries] @ vectors[matrix.indices[entries]]
-            out[at, row] = vectors[items[row]] @ profile
+            out[row, :, at] = vectors[items[row]] @ profile
 
-    return sparse.csr_array((out * present).reshape(len(AGE_EDGES), -1).T)
+    return _columns(out, present)
+
+
+def _columns(values: Float, present: NDArray[np.bool_]) -> sparse.csr_array:
+    """(users x candidates, 8) values (users, candidates, 8) where `present` (users, candidates) is True."""
+    return sparse.csr_array((values * present[..., None]).reshape(-1, values.shape[2]))

@@ -39,11 +39,11 @@ from recotransfer.settings import NonNegativeInt, PositiveInt
 class LearnedHybrid(Recommender):
     """Scores are sums over the parts of `item_parts`, weighted by what predicts this log's held-out events.
 
-    A first fit leaves out each user's last events (at most five, or a fifth) and every event of a tenth of the items.
-    Under `learn`, the weights of each part by age of the history item and by popularity of the candidate are those that
-    rank the left-out events best, so that known and new items share one scale. The parts are then fitted again on all
-    events. A user is their history, so new users need no refit. If users come back to items, a part for repeats ranks
-    these among the others; it only counts with `exclude_seen=False`.
+    A first fit leaves out each user's last events (at most five, or a fifth). Under `learn`, the weights of each part
+    by age of the history item and by popularity of the candidate are those that rank the left-out events best; in
+    turns, tenths of the items count as new, so that known and new items share one scale. The parts are then fitted
+    again on all events. A user is their history, so new users need no refit. If users come back to items, a part for
+    repeats ranks these among the others; it only counts with `exclude_seen=False`.
 
     Args:
         neighbours: how many items each item is scored from, in each part.
@@ -257,7 +257,7 @@ class LearnedHybrid(Recommender):
                     name: [artifact.array(f"kernel {name}.{field}") for field in ("scale", "row_root", "column_root")]
                     for name in ("", *names)
                 },
-                {f"far {name}": artifact.array(f"whitening far {name}") for name in names},
+                {name: artifact.array(f"whitening {name}") for name in facts["popularity"] if name.startswith("far ")},
             )
 
         self._stack()
