@@ -15,11 +15,12 @@ from recotransfer.evaluation.uncertainty import paired
 from recotransfer.numerics.ages import AGE_EDGES, aged_histories, steps_of
 from recotransfer.numerics.candidates import sums_by_age
 from recotransfer.numerics.histories import seen_items
+from recotransfer.numerics.repeats import repeats_of
 from recotransfer.numerics.sparse import by_line, product_top_k, scaled
 from recotransfer.numerics.vectors import Float
 from recotransfer.recommenders._again import Again, Sampled
 from recotransfer.recommenders._blend import BlendWeights, Lists, candidates, learn, ndcg, prior
-from recotransfer.recommenders._item_parts import Content, ItemParts, behaviour_parts, joined, made_new
+from recotransfer.recommenders._item_parts import JOINT, Content, ItemParts, behaviour_parts, joined, made_new
 from recotransfer.recommenders._stacked import RARE, Stacked, appeal
 
 _MOST_HELD_OUT = 5  # events held out per user: a fifth of them, but at least one and at most this many
@@ -328,7 +329,9 @@ def _of_content(blend: BlendWeights, verdict: Verdict, content: Sequence[str]) -
         if part.startswith(("near ", "far ")):
             modalities[modality] = modalities.get(modality, 0.0) + float(totals[part].sum())
 
+    together = modalities.pop(JOINT.partition(" ")[2], 0.0)
     if len(modalities) > 1:
+        modalities["all of it together"] = together
         whole = max(sum(modalities.values()), 1e-12)
         ordered = sorted(modalities.items(), key=lambda pair: -pair[1])
         out.append("Of what content says: " + ", ".join(f"{name} {value / whole:.0%}" for name, value in ordered) + ".")
@@ -356,6 +359,27 @@ def _left_out(events: Interactions, rng: np.random.Generator) -> tuple[Interacti
     out = np.minimum(_MOST_HELD_OUT, np.maximum(count // 5, count >= _LEAST_HISTORY))
     held = place >= (count - out)[events.user[order]]
     return events.select(order[~held]), events.select(order[held])
+
+
+def _before(first: Interactions, answers: Interactions) -> tuple[Interactions, Interactions]:
+    """The events of `first` before the user's first answer, and those of its moment or later; none without times."""
+    if first.time is None or answers.time is None:
+        return first, first.select(np.zeros(len(first), bool))
+
+    begin = np.full(len(first.users), np.inf)
+    np.minimum.at(begin, answers.user, answers.time)
+    before = first.time < begin[first.user]
+    return first.select(before), first.select(~before)
+
+
+def _some_of_each(seen: sparse.csr_array, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """(users, most) positions of stored columns of each row, padded with -1; drawn at random where there are more."""
+    out = np.full((seen.shape[0], most), -1, np.int64)
+    for row in range(len(out)):
+        some = rng.permutation(seen.indices[seen.indptr[row] : seen.indptr[row + 1]])[:most]
+        out[row, : len(some)] = some
+
+    return out
 
 
 def _products(
