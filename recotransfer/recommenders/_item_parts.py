@@ -122,8 +122,8 @@ def content_of(items: Embeddings, neighbours: int) -> Content:
     """The kernels and whitened vectors of the items.
 
     - near MODALITY: a sharp kernel of locally scaled cosines to the nearest items.
-    - far MODALITY: products of whitened vectors, to which every item of the history adds; far content: the same with all
-      modalities side by side.
+    - far MODALITY: products of whitened vectors, to which every item of the history adds.
+    - far content: the same with all modalities side by side.
     """
     unit = unit_embeddings(items)
     out = Content(unit, {}, {}, {}, {})
