@@ -36,6 +36,7 @@ _USUAL = np.concatenate([[6.0, 1.2, 1.6], np.zeros(_AGES + _PHASES)])
 _BY_AGE, _BY_PHASE = slice(3, 3 + _AGES), slice(3 + _AGES, 3 + _AGES + _PHASES)
 _PULL = {"level": 0.1, "slopes": 0.5, "age": 1.0, "phase": 5.0, "power": 1.0}  # precisions of the prior of the weights
 _SMOOTH = {"age": 2.0, "phase": 10.0}  # precisions of the difference of neighbouring weights
+_GREATEST = 40.0  # log of the greatest weight in a history, which keeps scores finite
 _CYCLIC = 1.3  # how much more often than at once an item must be repeated after its usual gap, to say so
 _DAY = 86400.0
 
@@ -78,7 +79,7 @@ class Again:
         """The rates and gaps of a log that has repeats, with the usual weights."""
         n = len(events.items)
         chances, again = repeats.chances.sum(), (repeats.count - 1).sum()
-        usual_rate = again / max(chances, 1)
+        usual_rate = (again + 1) / (chances + _SHRINK_RATE)  # above 0 in a log whose only repeats were held out
         of_item = np.bincount(repeats.item, repeats.count - 1, minlength=n)
         rate = of_item + _SHRINK_RATE * usual_rate
         rate /= np.bincount(repeats.item, repeats.chances, minlength=n) + _SHRINK_RATE
@@ -101,7 +102,8 @@ class Again:
     def history(self, events: Interactions) -> sparse.csr_array:
         """(users, items) weight of each pair by count, age and phase."""
         repeats = repeats_of(events)
-        values = np.exp(self._features(repeats)[:, 2:] @ self.weights[2:]).astype(np.float32)
+        power = self._features(repeats, np.arange(len(repeats.item)))[:, 2:] @ self.weights[2:]
+        values = np.exp(np.minimum(power, _GREATEST)).astype(np.float32)
         shape = (len(events.users), len(events.items))
         return sparse.csr_array(sparse.coo_array((values, (repeats.user, repeats.item)), shape=shape).tocsr())
 
@@ -125,7 +127,7 @@ class Again:
         from scipy.optimize import minimize
 
         known = pair.ravel() >= 0
-        x = self._features(repeats)[pair.ravel()[known]]
+        x = self._features(repeats, pair.ravel()[known])
         precision = _precision()
 
         def whole(theta: Doubles, loss: Loss, centre: Doubles) -> tuple[float, Doubles]:
@@ -159,7 +161,8 @@ class Again:
 
     def in_words(self) -> list[str]:
         """Sentences on how often and when items are repeated."""
-        out = f"{self.share:.0%} of the held-out events repeat an earlier one of the user"
+        share = f"{self.share:.0%}" if self.share >= 0.01 else "Less than 1%"
+        out = f"{share} of the held-out events repeat an earlier one of the user"
         if self.moments is not None:
             after = f"{self.moments:.0f} {'visit' if self.moments == 1 else 'visits'}"
             after += f" and about {_duration(self.seconds)}" if self.seconds is not None else ""
@@ -190,13 +193,12 @@ class Again:
         usual = usual_rate, np.inf if usual_gap is None else usual_gap
         return cls(rate, gap, np.array(facts["weights"]), usual, facts["share"], facts["moments"], facts["seconds"])
 
-    def _features(self, repeats: Repeats) -> Doubles:
-        """(pairs, 18) what the weights multiply."""
-        out = np.zeros((len(repeats.item), len(_USUAL)))
-        rows = np.arange(len(out))
-        out[:, 0], out[:, 1], out[:, 2] = 1, np.log(self.rate[repeats.item]), np.log(repeats.count)
-        out[rows, _BY_AGE.start + np.searchsorted(AGE_EDGES, repeats.age, side="right") - 1] = 1
-        phase = repeats.since / self.gap[repeats.item]
+    def _features(self, repeats: Repeats, at: NDArray[np.int64]) -> Doubles:
+        """(len(at), 18) what the weights multiply, for the pairs at these rows of `repeats`."""
+        out, rows, item = np.zeros((len(at), len(_USUAL))), np.arange(len(at)), repeats.item[at]
+        out[:, 0], out[:, 1], out[:, 2] = 1, np.log(self.rate[item]), np.log(repeats.count[at])
+        out[rows, _BY_AGE.start + np.searchsorted(AGE_EDGES, repeats.age[at], side="right") - 1] = 1
+        phase = repeats.since[at] / self.gap[item]
         out[rows, _BY_PHASE.start + np.searchsorted(_PHASE_EDGES, phase, side="right") - 1] = 1
 
         return out

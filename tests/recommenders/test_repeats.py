@@ -14,7 +14,7 @@ USERS, ITEMS, DAY, START = 200, 40, 86400.0, 1.7e9
 
 def log(rows):
     """Events from (user, item, day)."""
-    user, item, day = np.array(sorted(rows)).T
+    user, item, day = np.array(sorted(rows, key=lambda row: (row[0], row[2]))).T
     ids = IdMap([f"u{i}" for i in range(user.max() + 1)]), IdMap([f"i{i}" for i in range(ITEMS)])
     return Interactions(*ids, user, item, np.ones(len(user), np.float32), START + DAY * day)
 
@@ -151,3 +151,15 @@ def test_users_without_repeats_or_events_get_full_lists(shop):
     visits = log([(0, 5, 0), (0, 6, 3), (1, 2, 0)]).select(np.array([0, 1]))
     found = shop.recommend(k=5, histories=visits, exclude_seen=False)
     assert (found.positions >= 0).all()
+
+
+def test_repeats_that_are_all_held_out_are_learned_from():
+    events = favourites(again=False)
+    last = np.arange(19, len(events), 20)  # each user's last event becomes the first one again
+    items = events.item.copy()
+    items[last] = items[last - 19]
+    repeated = Interactions(events.users, events.items, events.user, items, events.weight, events.time)
+    model = LearnedHybrid(neighbours=20).fit(repeated)
+    assert np.isfinite(model.again_.weights).all()
+    found = model.recommend(k=3, exclude_seen=False)
+    assert np.isfinite(found.scores).all()
