@@ -23,7 +23,10 @@ _SMOOTH = 2.0  # precision of the difference of neighbouring log age weights fro
 _SCALE = 0.1  # precision of the prior of the log scale of all weights together: a log sets it freely
 FARTHEST = 6.0  # most that a log weight may move from its prior: keeps every exponential finite
 STEPS = 150  # of L-BFGS, in each of the two stages
-_POPULARITY, POWER = 1.5, 2.0  # prior means of the weight of popularity and of the power of the score
+_APPEAL, POWER = (
+    (1.2, 0.3),
+    2.0,
+)  # prior means of the weights of popularity, all and late, and of the power of the score
 _GAIN = 2.0  # weight of a list's NDCG against the prior
 SHARPER = 12.0  # times the learned power: how sharply one item outranks another in the smooth NDCG
 
@@ -36,14 +39,14 @@ class BlendWeights:
         age: curve -> (2, 8) weight of history items by age bucket, for candidates without users and for all others;
             parts that share a curve share these.
         popularity: part -> (4,) weight by the candidate's popularity bucket.
-        appeal: weight of the candidate's popularity itself.
+        appeal: weights of the candidate's popularity itself, in the whole log and lately.
         lists: number of users that they were learned from; 0 for the prior.
         shares: part -> (4, 8) what it adds to the scores of the chosen items, by popularity bucket and age.
     """
 
     age: Mapping[str, Doubles]
     popularity: Mapping[str, Doubles]
-    appeal: float
+    appeal: tuple[float, float]
     lists: int
     shares: Mapping[str, Doubles] = field(default_factory=dict)
 
@@ -72,7 +75,7 @@ class Lists:
         log_weight: (users, candidates) log of how many items a candidate stands for: 0 for one listed for itself, and
             more for one sampled from the rest of the catalogue.
         bucket: (users, candidates) popularity bucket.
-        appeal: (users, candidates) popularity, from 0 to 1.
+        appeal: (users, candidates, 2) popularity in the whole log and lately, from 0 to 1.
     """
 
     features: sparse.csr_array
@@ -127,7 +130,7 @@ def prior(curve_of: Mapping[str, str]) -> BlendWeights:
         if new:
             age[curve] = np.array([new, used], float)
 
-    return BlendWeights(age, popularity, _POPULARITY, 0)
+    return BlendWeights(age, popularity, _APPEAL, 0)
 
 
 def learn(lists: Sequence[Lists], curve_of: Mapping[str, str], steps: int = STEPS) -> BlendWeights:
@@ -190,7 +193,7 @@ class _Problem:
         self.lists, self.parts = lists, list(curve_of)
         self.curves = list(dict.fromkeys(curve_of.values()))
         self.place = [self.curves.index(curve_of[part]) for part in self.parts]
-        self.shapes = [(2, len(self.curves), _AGES), (len(self.parts), BUCKETS), (3,)]
+        self.shapes = [(2, len(self.curves), _AGES), (len(self.parts), BUCKETS), (4,)]
         self.split = np.cumsum([np.prod(shape) for shape in self.shapes])
         self.is_power = np.arange(self.split[-1]) == self.split[-1] - 1
         self.is_scale = np.arange(self.split[-1]) == self.split[-1] - 2
@@ -200,15 +203,15 @@ class _Problem:
     def packed(self, weights: BlendWeights) -> Doubles:
         age = np.stack([weights.age[curve] for curve in self.curves], axis=1)
         popularity = np.stack([weights.popularity[part] for part in self.parts])
-        rest = np.array([weights.appeal, 1, POWER])
+        rest = np.array([*weights.appeal, 1, POWER])
         return np.asarray(np.log(np.concatenate([age.ravel(), popularity.ravel(), rest])), np.float64)
 
     def unpacked(self, x: Doubles, lists: int) -> BlendWeights:
-        age, popularity, (appeal, scale, _) = self._shaped(np.exp(x))
+        age, popularity, (overall, lately, scale, _) = self._shaped(np.exp(x))
         return BlendWeights(
             {curve: age[:, i] for i, curve in enumerate(self.curves)},
             {part: popularity[i] * scale for i, part in enumerate(self.parts)},
-            float(appeal * scale),
+            (float(overall * scale), float(lately * scale)),
             lists,
         )
 
@@ -241,8 +244,8 @@ class _Problem:
 
     def scores(self, x: Doubles, at: int) -> Doubles:
         """(users x candidates,) scores of the lists number `at`."""
-        appeal, scale, _ = self._shaped(np.exp(x))[2]
-        out: Doubles = self.lists[at].appeal.ravel() * (appeal * scale)
+        *appeal, scale, _ = self._shaped(np.exp(x))[2]
+        out: Doubles = self.lists[at].appeal.reshape(-1, 2) @ np.array(appeal) * scale
         for b, rows in enumerate(self.rows[at]):
             out[rows] += self.features[at][b] @ self._weights(x)[b].ravel()
 
@@ -266,12 +269,12 @@ class _Problem:
 
     def _weights(self, x: Doubles) -> list[Doubles]:
         """(parts, 8) weights of the features of each popularity bucket's candidates."""
-        age, popularity, (_, scale, _) = self._shaped(np.exp(x))
+        age, popularity, (*_, scale, _) = self._shaped(np.exp(x))
         return [age[int(b > 0), self.place] * popularity[:, b, None] * scale for b in range(BUCKETS)]
 
     def _of_lists(self, x: Doubles, at: int, loss: Loss) -> tuple[float, Doubles]:
         some, weights, score = self.lists[at], self._weights(x), self.scores(x, at)
-        appeal, scale, power = self._shaped(np.exp(x))[2]
+        *appeal, scale, power = self._shaped(np.exp(x))[2]
         value, by_score, to_power = loss_of_scores(score, power, some, loss)
 
         # A derivative by the log of a weight is the derivative by the weight, times the weight.
@@ -281,9 +284,9 @@ class _Problem:
             np.add.at(to_age[int(b > 0)], self.place, product)
             to_popularity[:, b] = product.sum(axis=1)
 
-        to_appeal = by_score @ some.appeal.ravel() * appeal * scale
-        to_scale = to_popularity.sum() + to_appeal
-        tail = [to_appeal, to_scale, to_power]
+        to_appeal = by_score @ some.appeal.reshape(-1, 2) * appeal * scale
+        to_scale = to_popularity.sum() + to_appeal.sum()
+        tail = [*to_appeal, to_scale, to_power]
 
         return value, np.concatenate([to_age.ravel(), to_popularity.ravel(), tail])
 

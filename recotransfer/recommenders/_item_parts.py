@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recotransfer.data import Embeddings
-from recotransfer.numerics.ages import Steps, transitions
+from recotransfer.data import Embeddings, Interactions
+from recotransfer.numerics.ages import steps_of, transitions
 from recotransfer.numerics.ridge import local_ridge, unobserved_metric
 from recotransfer.numerics.sparse import keep_largest, scaled, without_diagonal
 from recotransfer.numerics.vectors import Float, reciprocal, unit_rows
@@ -30,6 +30,7 @@ _PAST, _FUTURE = 1.5, 1.2  # powers of the decay on the two sides of a split: th
 _REG, _ORDER_REG = 200.0, 50.0
 _SHARPNESS = 5.0  # power of the cosine in the kernels
 _UNOBSERVED = 0.1  # weight of the items' second moments against a ridge of 1 in the whitening
+_LATELY = 0.1  # share of the log's events
 BORROWED = "borrowed co-occurrence"
 JOINT = "far content"  # all modalities side by side
 
@@ -55,6 +56,7 @@ class ItemParts:
 
     Attributes:
         users: (items,) number of users of each item.
+        lately: (items,) number of events in the last tenth of the log; zeros without times.
         matrices: part -> (items, items), row = item of the history, column = item scored.
         vectors: part -> (items, dim); the score of one item from another is the product of their vectors.
         whitening: part of `vectors` -> (dim, dim) map from unit vectors to them.
@@ -63,6 +65,7 @@ class ItemParts:
     """
 
     users: NDArray[np.int64]
+    lately: NDArray[np.int64]
     matrices: dict[str, sparse.csr_array] = field(default_factory=dict)
     vectors: dict[str, Float] = field(default_factory=dict)
     whitening: dict[str, Float] = field(default_factory=dict)
@@ -98,19 +101,20 @@ class Content:
     vectors: dict[str, Float]
 
 
-def behaviour_parts(steps: Steps, timed: bool, n: int, neighbours: int) -> ItemParts:
-    """The parts that a log in `steps` gives for its `n` items.
+def behaviour_parts(events: Interactions, neighbours: int, *, by_moment: bool) -> ItemParts:
+    """The parts that a log gives for its items; `by_moment` as in `steps_of`.
 
     - co-occurrence: each item regressed on its `neighbours` best predictors (EASE; Steck, 2019).
     - order and wide order, in timed logs: what comes next regressed on what came before (SLIST; Choi et al., 2021),
       with a short and a long memory.
     """
-    shape = (len(steps.start) - 1, n)
+    steps, n = steps_of(events, by_moment=by_moment), len(events.items)
+    shape = (len(events.users), n)
     matrix = sparse.coo_array((steps.strength, (steps.user, steps.item)), shape=shape).tocsr()
     gram = sparse.csr_array(matrix.T @ matrix)
-    out = ItemParts(np.bincount(steps.item, minlength=n))
+    out = ItemParts(np.bincount(steps.item, minlength=n), _lately(events))
     out.matrices["co-occurrence"] = local_ridge(gram, gram, _REG, neighbours)
-    for name, decay in _DECAYS.items() if timed else ():
+    for name, decay in _DECAYS.items() if events.time is not None else ():
         past, future = transitions(steps, n, decay**_PAST, decay**_FUTURE)
         before, after = sparse.csr_array(past.T @ past), sparse.csr_array(past.T @ future)
         out.matrices[name] = local_ridge(before, after, _ORDER_REG, neighbours)
@@ -158,7 +162,13 @@ def joined(behaviour: ItemParts, content: Content, neighbours: int, *, agree: bo
         matrices[f"near {name}"] = scaled(content.near[name], kernel.row_root, kernel.column_root)
 
     return ItemParts(
-        behaviour.users, matrices, dict(content.vectors), dict(content.whitening), dict(content.kernels), stand_in
+        behaviour.users,
+        behaviour.lately,
+        matrices,
+        dict(content.vectors),
+        dict(content.whitening),
+        dict(content.kernels),
+        stand_in,
     )
 
 
@@ -180,7 +190,7 @@ def made_new(parts: ItemParts, content: Content, cold: NDArray[np.bool_], neighb
     borrowed = _cut(matrices["co-occurrence"] @ stand_ins(of_cold, users), neighbours)
     matrices[BORROWED] = sparse.csr_array(matrices[BORROWED] + borrowed)
 
-    return replace(parts, users=users, matrices=matrices)
+    return replace(parts, users=users, lately=np.where(cold, 0, parts.lately), matrices=matrices)
 
 
 def extended_parts(parts: ItemParts, items: Embeddings, neighbours: int) -> ItemParts:
@@ -212,6 +222,7 @@ def extended_parts(parts: ItemParts, items: Embeddings, neighbours: int) -> Item
     return replace(
         parts,
         users=np.pad(parts.users, (0, m)),
+        lately=np.pad(parts.lately, (0, m)),
         matrices={name: matrices[name] for name in parts.matrices},
         vectors=vectors,
         kernels=kernels,
@@ -237,6 +248,15 @@ def with_content(
         whitening=dict(whitening),
         vectors={name: vectors @ whitening[name] for name, vectors in _far(unit).items() if name in whitening},
     )
+
+
+def _lately(events: Interactions) -> NDArray[np.int64]:
+    """(items,) number of events of each item in the last tenth of the log, by time."""
+    if events.time is None or not len(events):
+        return np.zeros(len(events.items), np.int64)
+
+    late = events.time >= np.quantile(events.time, 1 - _LATELY)
+    return np.bincount(events.item[late], minlength=len(events.items))
 
 
 def _modalities(items: Embeddings) -> dict[str, Float]:

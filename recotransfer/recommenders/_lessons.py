@@ -84,7 +84,7 @@ class Lessons:
         self._first, self.answers = _left_out(events, self._rng)
         steps, n = steps_of(self._first, by_moment=by_moment), len(events.items)
         self._aged = aged_histories(steps, (len(events.users), n))
-        self._behaviour = behaviour_parts(steps, events.time is not None, n, neighbours)
+        self._behaviour = behaviour_parts(self._first, neighbours, by_moment=by_moment)
         self._by_moment = by_moment
         self._content, self._neighbours = content, neighbours
         self._whole = self._joined(agree=True)
@@ -273,7 +273,7 @@ class _Sample:
         ]
         features = sparse.csr_array(sparse.hstack(blocks, format="csr"))
 
-        return Lists(features, self.chosen, present, self.log_weight, bucket, appeal(parts.users)[at])
+        return Lists(features, self.chosen, present, self.log_weight, bucket, appeal(parts)[at])
 
 
 def in_words(blend: BlendWeights, verdict: Verdict, again: Again | None) -> list[str]:
@@ -295,6 +295,10 @@ def in_words(blend: BlendWeights, verdict: Verdict, again: Again | None) -> list
         out.append(_of_ages(sum(share[1:].sum(axis=0) for share in behaviour.values())))
     else:
         out.append("The log has no times: all items of a history count alike.")
+
+    if max(blend.appeal) > 0 and "order" in known:
+        late = blend.appeal[1] / sum(blend.appeal)
+        out.append(f"Of what popularity counts by itself, {late:.0%} is popularity in the last tenth of the log.")
 
     out += again.in_words() if again is not None else []
     content = [part for part in shares if part not in behaviour]

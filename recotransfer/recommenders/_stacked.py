@@ -60,7 +60,7 @@ class Stacked:
         }
         self.curves = [*merged, *self._vectors]
         self._height = len(merged) * len(parts.users)
-        attraction = sparse.csr_array((blend.appeal * appeal(parts.users))[None, :].astype(np.float32))
+        attraction = sparse.csr_array((appeal(parts) @ np.array(blend.appeal))[None, :].astype(np.float32))
         self._weights = sparse.csr_array(sparse.vstack([*merged.values(), attraction], format="csr"))
 
     def history(self, aged: Sequence[sparse.csr_array], again: sparse.csr_array | None = None) -> sparse.csr_array:
@@ -119,11 +119,13 @@ class Stacked:
         return sparse.csr_array(sparse.hstack([weights[:, : self._height], ones], format="csr"))
 
 
-def appeal(users: NDArray[np.int64]) -> Float:
-    """(items,) popularity of the most popular items, 1 for the first; 0 for the others."""
-    out = np.zeros(len(users), np.float32)
-    top = np.argsort(-users, kind="stable")[:_POPULAR]
-    out[top] = users[top] / max(int(users.max(initial=0)), 1)
+def appeal(parts: ItemParts) -> Float:
+    """(items, 2) popularity in the whole log and lately: 1 for the most popular item, and 0 from the 501st on."""
+    out = np.zeros((len(parts.users), 2), np.float32)
+    for column, count in enumerate((parts.users, parts.lately)):
+        top = np.argsort(-count, kind="stable")[:_POPULAR]
+        out[top, column] = count[top] / max(int(count.max(initial=0)), 1)
+
     return out
 
 

@@ -77,8 +77,7 @@ class LearnedHybrid(Recommender):
 
     def _fit_parts(self, events: Interactions, items: Embeddings | None, content: Content | None) -> None:
         self.again_ = None if self.again_ is None else self.again_.refitted(events)
-        steps = steps_of(events, by_moment=self.by_moment_)
-        self.parts_ = behaviour_parts(steps, events.time is not None, len(events.items), self.neighbours)
+        self.parts_ = behaviour_parts(events, self.neighbours, by_moment=self.by_moment_)
         if content is not None:
             self.parts_ = joined(self.parts_, content, self.neighbours, agree=self.verdict_.kept)
 
@@ -196,6 +195,7 @@ class LearnedHybrid(Recommender):
     def _write(self, writer: ArtifactWriter) -> None:
         parts, blend = self.parts_, self.blend_
         writer.array("counts", parts.users)
+        writer.array("lately", parts.lately)
         for name, matrix in parts.matrices.items():
             writer.matrix(name, matrix)
 
@@ -235,7 +235,7 @@ class LearnedHybrid(Recommender):
         age = {curve: np.array(values) for curve, values in facts["age"].items()}
         popularity = {part: np.array(values) for part, values in facts["popularity"].items()}
         shares = {part: np.array(values) for part, values in facts["shares"].items()}
-        self.blend_ = BlendWeights(age, popularity, facts["appeal"], facts["lists"], shares)
+        self.blend_ = BlendWeights(age, popularity, tuple(facts["appeal"]), facts["lists"], shares)
         self.verdict_ = Verdict(**facts["verdict"])
         self.again_ = None  # as in models saved before there was this part
         if "again" in facts:
@@ -243,7 +243,7 @@ class LearnedHybrid(Recommender):
             self.again_ = Again.from_facts(*arrays, facts["again"])
 
         matrices = {name: artifact.matrix(name) for name in facts["matrices"]}
-        self.items_, self.parts_ = None, ItemParts(artifact.array("counts"), matrices)
+        self.items_, self.parts_ = None, ItemParts(artifact.array("counts"), artifact.array("lately"), matrices)
         if "blocks" in facts:
             blocks = tuple((name, width) for name, width in facts["blocks"])
             vectors, present = artifact.array("vectors"), artifact.array("present")

@@ -149,7 +149,14 @@ def test_learned_weights_follow_the_part_that_is_right():
     features[:, 0], features[:, len(AGE_EDGES)] = 0.5 * guess.ravel(), rng.random(chosen.size)
 
     blank = np.zeros(chosen.shape, np.float32)
-    lists = Lists(sparse.csr_array(features), chosen, np.ones_like(chosen), blank, np.full(chosen.shape, 2), blank)
+    lists = Lists(
+        sparse.csr_array(features),
+        chosen,
+        np.ones_like(chosen),
+        blank,
+        np.full(chosen.shape, 2),
+        np.zeros((*chosen.shape, 2), np.float32),
+    )
     found = learn([lists], {name: name for name in ("co-occurrence", "order")})
     weights = {name: found.age[name][1, 0] * found.popularity[name][2] for name in found.age}
     assert weights["co-occurrence"] > 5 * weights["order"]
@@ -183,3 +190,24 @@ def test_words_say_how_far_back_a_history_counts():
     assert any(line.startswith("Order matters much") for line in walk)
     assert any("of a history hold" in line for line in walk)
     assert not any(line.startswith("Order matters much") for line in groups)
+
+
+def trended(*, rising):
+    """Users mostly take one of ten hits; with `rising`, their later events are with ten other hits than the first."""
+    rng = np.random.default_rng(0)
+    hits = rng.integers(10, size=(USERS, STEPS)) + 10 * (rising * (np.arange(STEPS) > 5))
+    item = np.where(rng.random(hits.shape) < 0.7, hits, rng.integers(ITEMS, size=hits.shape)).ravel()
+    day = np.tile(3.0 * np.arange(STEPS), USERS) + rng.random(USERS * STEPS)
+    ids = [IdMap([f"{letter}{i}" for i in range(n)]) for letter, n in (("u", USERS), ("i", ITEMS))]
+    return Interactions(*ids, np.repeat(np.arange(USERS), STEPS), item, np.ones(len(item), np.float32), 86400 * day)
+
+
+def test_a_trend_counts_and_is_told():
+    late = []
+    for rising in (True, False):
+        model = LearnedHybrid(neighbours=20).fit(trended(rising=rising))
+        late.append(model.blend_.appeal[1] / sum(model.blend_.appeal))
+        said = [line for line in model.in_words() if "last tenth of the log" in line]
+        assert f"{late[-1]:.0%} is popularity" in said[0]
+
+    assert late[0] > 2 * late[1]
