@@ -9,12 +9,11 @@ from recotransfer.errors import ArtifactError, InputError
 from recotransfer.evaluation.metrics import hits, ndcg
 from recotransfer.evaluation.splits import hold_out_last
 from recotransfer.experiments import tuning
-from recotransfer.recommenders import HybridItems, HybridRanker
+from recotransfer.recommenders import HybridItems, HybridRanker, LearnedHybrid
 from recotransfer.task import TransferTask
 from recotransfer.testing import checkerboard, colours
 
 CLUSTERS, ITEMS, COLD = 8, 160, 8
-BASE = {"reg": 20.0, "sequence_reg": 10.0}
 
 
 def turns(users=400, seed=0, timed=True):
@@ -55,22 +54,22 @@ def shop():
 
 @pytest.fixture(scope="module")
 def fitted(shop):
-    return HybridRanker(base=BASE, epochs=20).fit(shop[0], shop[2])
+    return HybridRanker(epochs=20).fit(shop[0], shop[2])
 
 
 @pytest.mark.parametrize("content", [True, False])
 def test_the_second_stage_learns_what_no_sum_can_say(fitted, shop, content):
     train, valid, items = shop
-    first = HybridItems(**BASE).fit(train, items if content else None)
-    both = fitted if content else HybridRanker(base=BASE, epochs=20).fit(train)
-    assert quality(both, valid) > quality(first, valid) + 0.03
-    assert any("content" in name or "cosine" in name for name in both.columns_) == content
+    first = LearnedHybrid().fit(train, items if content else None)
+    both = fitted if content else HybridRanker(epochs=20).fit(train)
+    assert quality(both, valid) > quality(first, valid) + 0.01
+    assert any("content" in name or "cosine" in name for name in both.features_.columns) == content
 
 
 def test_untimed_logs_are_learned_from_without_an_order():
     log, items, _ = turns(200, timed=False)
-    model = HybridRanker(base=BASE).fit(log, items)
-    assert not [name for name in model.columns_ if "newest" in name or "decayed" in name]
+    model = HybridRanker().fit(log, items)
+    assert not [name for name in model.features_.columns if "newest" in name or "decayed" in name]
     shuffled = np.random.default_rng(1).permutation(len(log))
     known, other = model.recommend(k=5), model.recommend(k=5, histories=log.select(shuffled))
     np.testing.assert_array_equal(known.positions, other.positions)
@@ -105,7 +104,7 @@ def test_new_items_enter_as_in_the_first_stage(fitted):
     new = Embeddings(IdMap([900, 901]), (np.eye(2, 16) + 0.1 * rng.normal(size=(2, 16))).astype(np.float32))
     wider = fitted.extend(new)
     assert len(wider.catalogue_) == ITEMS + 2
-    assert {m[1].size for m in wider.matrices_.values()} == {ITEMS + 3}
+    assert {matrix.shape for matrix in wider.features_.extra.values()} == {(ITEMS + 2, ITEMS + 2)}
     found = wider.recommend(k=3, filter=Filter(allow=[900, 901]))
     assert (found.positions >= ITEMS).any()
     old = Filter(deny=[900, 901])
@@ -119,7 +118,7 @@ def test_a_seed_gives_one_model_and_leaves_the_generators_alone():
     log, items, _ = turns(100)
 
     def scores(seed):
-        return HybridRanker(base=BASE, epochs=2, seed=seed).fit(log, items).recommend(k=5).scores
+        return HybridRanker(epochs=2, seed=seed).fit(log, items).recommend(k=5).scores
 
     one = scores(0)
     torch.manual_seed(5)
@@ -134,7 +133,7 @@ def test_a_seed_gives_one_model_and_leaves_the_generators_alone():
 
 def test_scores_fall_through_the_list_beyond_the_candidates(shop):
     train, _, items = shop
-    model = HybridRanker(base=BASE, depth=10).fit(train, items)
+    model = HybridRanker(depth=10).fit(train, items)
     found = model.recommend(k=40)
     assert (np.diff(found.scores, axis=1) <= 0).all()
     assert (found.scores[found.positions >= 0] > 0).all()
@@ -146,8 +145,8 @@ def test_scores_fall_through_the_list_beyond_the_candidates(shop):
 
 def test_what_follows_the_like_of_an_item_is_a_product_of_two_matrices(fitted):
     base = fitted.base_
-    product = (base.lookalikes_.T @ base.order_).toarray()
-    np.testing.assert_allclose(fitted.parts_["bridged"].toarray(), product, atol=1e-5)
+    product = (base.parts_.lookalikes.T @ base.parts_.matrices["order"]).toarray()
+    np.testing.assert_allclose(fitted.features_.extra["bridged"].toarray(), product, atol=1e-5)
 
 
 def test_longer_lists_begin_with_shorter_ones(fitted):
@@ -159,13 +158,13 @@ def test_without_a_lesson_the_order_is_that_of_the_first_stage():
     ids = IdMap(list("vwxyz"))
     items = Embeddings(ids, np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32))
     log = Interactions.from_frame(frame, time="time", items=ids)
-    both, first = HybridRanker().fit(log, items), HybridItems().fit(log, items)
+    both, first = HybridRanker().fit(log, items), LearnedHybrid().fit(log, items)
     np.testing.assert_array_equal(both.recommend(k=4).positions, first.recommend(k=4).positions)
 
 
 def test_what_the_network_never_saw_counts_as_the_nearest_it_saw(fitted):
     low, high = fitted.network_["low"], fitted.network_["high"]
-    scores = np.ones((1, 1), np.float32)
+    scores = np.zeros((1, 1), np.float32)
     edge, beyond = (fitted._logits(values[None, None].astype(np.float32), scores) for values in (high, high + 100))
     np.testing.assert_array_equal(edge, beyond)
     assert (low <= high).all()
@@ -181,9 +180,26 @@ def test_a_loaded_model_ranks_the_same(fitted, tmp_path):
 
 def test_a_network_of_other_features_is_refused(fitted, tmp_path, monkeypatch):
     fitted.save(tmp_path / "m")
-    monkeypatch.setattr("recotransfer.recommenders.ranker._PLAIN", ("score",))
+    monkeypatch.setattr("recotransfer.recommenders._candidate_features._PLAIN", ("score",))
     with pytest.raises(ArtifactError, match="other features than this version; fit it again"):
         HybridRanker.load(tmp_path / "m")
+
+
+def test_a_folder_of_the_former_first_stage_is_refused(fitted, shop, tmp_path):
+    former = copy.copy(fitted)
+    former.base_ = HybridItems().fit(shop[0], shop[2])
+    former.save(tmp_path / "m")
+    with pytest.raises(ArtifactError, match="do not fit this version of LearnedHybrid.*fit and save the model again"):
+        HybridRanker.load(tmp_path / "m")
+
+
+def test_repeats_keep_their_place_among_the_others(fitted):
+    found, first = (model.recommend(k=30, exclude_seen=False) for model in (fitted, fitted.base_))
+    seen = np.asarray(fitted.events_.binary_matrix().toarray()) > 0
+    rows = np.arange(len(seen))[:, None]
+    assert seen[rows, found.positions].any()
+    share = [seen[rows, lists.positions[:, :10]].mean() for lists in (found, first)]
+    assert abs(share[0] - share[1]) < 0.1
 
 
 def test_reasons_are_those_of_the_first_stage(fitted):
@@ -198,10 +214,9 @@ def test_reasons_are_those_of_the_first_stage(fitted):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"base": 3}, "base must be the settings of a HybridItems, got 3"),
-        ({"base": {"regg": 1}}, "base does not fit HybridItems.*regg"),
-        ({"base": {"form": "dense"}}, 'leave form at "sparse"'),
-        ({"base": {"reg": -1.0}}, "reg must be a number of at least 0, got -1.0"),
+        ({"base": 3}, "base must be the settings of a LearnedHybrid, got 3"),
+        ({"base": {"regg": 1}}, "base does not fit LearnedHybrid.*regg"),
+        ({"base": {"neighbours": 0}}, "neighbours must be a whole number of at least 1, got 0"),
         ({"cold_odds": -1.0}, "cold_odds must be a number of at least 0, got -1.0"),
         ({"depth": 0}, "depth must be a whole number of at least 1, got 0"),
         ({"epochs": 1.5}, "epochs must be a whole number of at least 1, got 1.5"),
@@ -213,23 +228,22 @@ def test_impossible_settings_are_refused_by_name(settings, words):
 
 
 def test_dotted_settings_reach_the_first_stage():
-    model = HybridRanker(base={"reg": 5.0}, depth=50)
-    other = model.with_settings({"base.content_weight": 0.1, "epochs": 2})
-    inner = {"reg": 5.0, "content_weight": 0.1}
+    model = HybridRanker(base={"neighbours": 30}, depth=50)
+    other = model.with_settings({"base.guard": False, "epochs": 2})
+    inner = {"neighbours": 30, "guard": False}
     assert other.params() == {"base": inner, "depth": 50, "epochs": 2, "cold_odds": 1.0, "seed": 0}
-    assert (other.setting("base.content_weight"), other.setting("base.reg"), other.setting("depth")) == (0.1, 5.0, 50)
-    assert HybridRanker().setting("base.reg") == HybridItems().reg
-    assert model.base == {"reg": 5.0}
+    assert (other.setting("base.guard"), other.setting("base.neighbours"), other.setting("depth")) == (False, 30, 50)
+    assert HybridRanker().setting("base.neighbours") == LearnedHybrid().neighbours
+    assert model.base == {"neighbours": 30}
 
 
 def test_tuning_sets_the_first_stage():
     log = checkerboard()
     items = Items(log.items, pd.DataFrame({"title": ["x"] * len(log.items)}))
-    found = tuning.tune(
-        TransferTask(HybridRanker(base={"reg": 60.0}), encoders=[], progress=False), items, log, trials=3
-    )
-    assert found.trials["base.reg"].iloc[0] == 60.0
-    assert found.trials["base.reg"].nunique() == 3
+    model = HybridRanker(base={"neighbours": 60}, epochs=1)
+    found = tuning.tune(TransferTask(model, encoders=[], progress=False), items, log, trials=3)
+    assert found.trials["base.neighbours"].iloc[0] == 60
+    assert found.trials["base.neighbours"].nunique() == 3
     assert set(found.params) == {"base", "depth", "epochs", "cold_odds", "seed"}
     best = found.trials.loc[found.trials["ndcg"].idxmax()]
-    assert HybridRanker(**found.params).setting("base.reg") == best["base.reg"]
+    assert HybridRanker(**found.params).setting("base.neighbours") == best["base.neighbours"]

@@ -121,12 +121,12 @@ class TestDenseHybrid(TestHybrid):
 
 class TestRankerWithoutContent(TestHybridWithoutContent):
     def make(self):
-        return HybridRanker(base={"reg": 1.0})
+        return HybridRanker(base={"neighbours": 20})
 
 
 class TestRanker(RecommenderContract):
     def make(self):
-        return HybridRanker(base={"reg": 1.0})
+        return HybridRanker(base={"neighbours": 20})
 
     def embeddings(self):
         return colours()
