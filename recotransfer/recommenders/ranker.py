@@ -55,9 +55,9 @@ class HybridRanker(Recommender):
     al., 2007). They are the events that the first stage learns its weights from: each user's last ones and all those of
     some items, so that the network also sees cold items, in lists of all items and in lists of cold items only.
 
-    The network's output is added to the logarithm of the first-stage score, as far as that ranks lists better that it has
-    not learned from: a log with too little to learn from keeps the order of the first stage. The same holds for items of
-    the history among the others, with `exclude_seen=False`.
+    The network's output is added to the logarithm of the first-stage score, as far as that ranks lists better that it
+    has not learned from: a log with too little to learn from keeps the order of the first stage. With
+    `exclude_seen=False`, items of the history keep their first-stage score among the others.
 
     The share of cold items among the items users want differs between shops, and from the tenth used in training.
     `cold_odds` corrects for this prior (Saerens, Latinne and Decaestecker, 2002): it shifts cold items as a group

@@ -189,7 +189,7 @@ def test_a_folder_of_the_former_first_stage_is_refused(fitted, shop, tmp_path):
     former = copy.copy(fitted)
     former.base_ = HybridItems().fit(shop[0], shop[2])
     former.save(tmp_path / "m")
-    with pytest.raises(ArtifactError, match="do not fit this version of LearnedHybrid.*fit and save the model again"):
+    with pytest.raises(ArtifactError, match=r"do not fit this version of LearnedHybrid.*fit and save the model again"):
         HybridRanker.load(tmp_path / "m")
 
 
