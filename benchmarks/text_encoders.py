@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from common import header, write_results
-from everywhere import K, SAMPLE, SETS, SPLITS, Exam
+from everywhere import SAMPLE, SETS, SPLITS, Exam, K
 from numpy.typing import NDArray
 
 from recotransfer.data import Filter, Interactions, Items

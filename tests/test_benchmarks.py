@@ -45,6 +45,7 @@ def run(monkeypatch, capsys):
     [
         "topk.py",
         "encode.py",
+        "text_encoders.py",
         "scale.py",
         "transferability.py",
         "finetune.py",

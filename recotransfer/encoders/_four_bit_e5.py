@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import struct
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,7 +129,7 @@ def _vocabulary(data: bytes, at: int) -> tuple[list[tuple[str, float]], int]:
     scores = np.frombuffer(data, "<f4", count, at).tolist()
     at += 4 * count
     text, at = data[at : at + size], at + size
-    pieces = [text[first:last].decode() for first, last in zip(ends[:-1], ends[1:], strict=True)]
+    pieces = [text[first:last].decode() for first, last in pairwise(ends)]
     _, characters = struct.unpack_from("<iI", data, at)
 
     return list(zip(pieces, scores, strict=True)), at + 8 + characters

@@ -27,7 +27,7 @@ from recotransfer.encoders.models import (
 )
 from recotransfer.encoders.packaged import DEFAULT_MODEL, default_folder
 from recotransfer.encoders.precision import Precision, checked_precision, computes_in_bfloat16
-from recotransfer.errors import InputError, require
+from recotransfer.errors import require
 from recotransfer.numerics.vectors import unit_rows
 from recotransfer.settings import PositiveInt, check_settings
 
@@ -50,10 +50,9 @@ class SentenceText:
     """Encodes text with a pretrained sentence-transformers model; vectors match the library's to a cosine of 0.999.
 
     Args:
-        model: a folder, a name on the hub, or a model that a package carries: "all-MiniLM-L6-v2" (the default: English),
-            "all-mpnet-base-v2" (English, 768 dimensions; extra `mpnet`) or "multilingual" (multilingual-e5-small with
-            4-bit weights, about 100 languages; extra `multilingual`). The last two are unpacked below HF_HOME on first
-            use.
+        model: a folder, a name on the hub, or a model that a package carries: "all-MiniLM-L6-v2" (English; the same as
+            None), "all-mpnet-base-v2" (English, larger; extra `mpnet`) or "multilingual" (multilingual-e5-small with
+            4-bit weights; extra `multilingual`). The last two are unpacked below HF_HOME on first use.
         column: the text column, or several, which are joined by ". ".
         precision: "auto" uses bfloat16 where the processor or GPU supports it in hardware, else float32; "bfloat16"
             raises an `InputError` where torch does not support it.
