@@ -64,6 +64,7 @@ def main() -> None:
         a.items, a.only, a.model = 60, ["sample_shop"], [MODELS[0]]
     facts = header()
     facts["sets"] = f"titles of the {a.items:,} items with the most users"
+    print(f"sets      {facts['sets']}")
 
     encoders = {model: SentenceText(model=model, column="title") for model in a.model or MODELS}
     rows: list[dict[str, Any]] = []

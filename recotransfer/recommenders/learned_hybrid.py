@@ -132,7 +132,10 @@ class LearnedHybrid(Recommender):
     def _rank(
         self, events: Interactions, k: int, exclude: sparse.csr_array | None, mask: NDArray[np.bool_] | None
     ) -> TopK:
-        return self.stacked_.top_k(self._history_weights(events, repeats=exclude is None), k, exclude, mask)
+        top = self.stacked_.top_k(self._history_weights(events, repeats=exclude is None), k, exclude, mask)
+        unknown = np.diff(events.offsets) == 0  # an empty list is filled by popularity
+        top.positions[unknown], top.scores[unknown] = -1, -np.inf
+        return top
 
     def _contributions(
         self, history: NDArray[np.int64], strength: Float, items: NDArray[np.int64]

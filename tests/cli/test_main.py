@@ -485,7 +485,8 @@ def test_bad_files_of_ids_are_named(place, run):
 
 
 def test_damaged_models_are_refused(place, run):
-    part = max(Path("model").iterdir(), key=lambda p: p.stat().st_size)
+    parts = [path for path in Path("model").iterdir() if path.name != "manifest.json"]
+    part = max(parts, key=lambda path: path.stat().st_size)
     part.write_bytes(part.read_bytes()[:-10])
     refused(run("recommend", "model", "--out", "r"), part.name, "truncated or edited")
     refused(run("inspect", "model"), part.name)
