@@ -58,8 +58,10 @@ class Verdict:
             recommenders other than `HybridItems`, whose content is kept or dropped as a whole.
         gained: gain of the best use of content over the stronger of two baselines, the ablation and the transfer
             variant with its content off, measured on users who were not used to choose it.
-        helped: "helps" if the interval of `gained` lies above 0, so that the transfer variant was chosen; otherwise
-            "hurts" if the interval of `overall` lies below 0.
+        helped: "helps" if the interval of `gained` lies above 0; otherwise "hurts" if the interval of `overall` lies
+            below 0.
+        kept: whether the transfer variant was chosen, with all or part of its content: if it helps, and for
+            `LearnedHybrid` also without a difference.
         words: the verdict in plain sentences.
     """
 
@@ -68,12 +70,8 @@ class Verdict:
     trust: Trust | None
     gained: Difference
     helped: Literal["helps", "no difference", "hurts"]
+    kept: bool
     words: str
-
-    @property
-    def kept(self) -> bool:
-        """True if the transfer variant was chosen, with all or part of its content."""
-        return self.helped == "helps"
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict as plain JSON; the fields of a bucket's `change` are inlined."""
@@ -86,6 +84,7 @@ class Verdict:
             "trust": None if self.trust is None else list(self.trust),
             "gained": self.gained._asdict(),
             "helped": self.helped,
+            "kept": self.kept,
             "words": self.words,
         }
 
@@ -165,16 +164,20 @@ def guard(
     if isinstance(transfer, HybridItems) and transfer.items_ is not None:
         trust, gained = _choose_trust(held_out, transfer, without, whole, draws, seed)
 
+    helped: Literal["helps", "no difference", "hurts"] = "no difference"
+    if gained.low > 0 and trust != _NONE:
+        helped = "helps"
+    elif overall.high < 0:
+        helped = "hurts"
+
     # LearnedHybrid has weighed its content already, and new items have nothing else: a tie keeps it.
     weighed = isinstance(transfer, LearnedHybrid) and transfer.guard
-    kept = (gained.high >= 0 if weighed else gained.low > 0) and trust != _NONE
-    helped: Literal["helps", "no difference", "hurts"]
-    helped = "helps" if kept else "hurts" if overall.high < 0 else "no difference"
+    kept = helped == "helps" or (weighed and helped == "no difference")
     if trust is not None and not kept:
         trust = _NONE
 
-    words = _words(helped, _means(without.by_user, whole.by_user), overall, gained, trust, buckets, k)
-    verdict = Verdict(overall, buckets, trust, gained, helped, words)
+    words = _words(helped, kept, _means(without.by_user, whole.by_user), overall, gained, trust, buckets, k)
+    verdict = Verdict(overall, buckets, trust, gained, helped, kept, words)
 
     return Guarded(_selected(transfer, ablation, trust, kept), verdict)
 
@@ -354,6 +357,7 @@ def _is_gain(change: Float) -> bool:
 
 def _words(
     helped: str,
+    kept: bool,
     means: tuple[float, float],
     overall: Difference,
     gained: Difference,
@@ -372,7 +376,8 @@ def _words(
 
     if helped != "helps":
         what = "Content hurts" if helped == "hurts" else "Content makes no significant difference"
-        return f"{what}: {whole}; so the model without content is used. {_by_bucket(buckets)}"
+        used = "it is kept, because new items have nothing else" if kept else "so the model without content is used"
+        return f"{what}: {whole}; {used}. {_by_bucket(buckets)}"
 
     if not off:
         return f"Content helps: {whole}. {_by_bucket(buckets)}"

@@ -10,7 +10,7 @@ from recotransfer.diagnostics import guard
 from recotransfer.diagnostics.guard import _best, _choices
 from recotransfer.errors import InputError
 from recotransfer.evaluation.splits import hold_out_last
-from recotransfer.recommenders import EASE, ContentProfiles, HybridItems, Popularity
+from recotransfer.recommenders import EASE, ContentProfiles, HybridItems, LearnedHybrid, Popularity
 
 ITEMS, GROUPS = 480, 30
 GROUP = np.arange(ITEMS) % GROUPS
@@ -268,6 +268,16 @@ def test_other_recommenders_go_whole_or_not_at_all():
     assert (taken.verdict.helped, left.verdict.helped) == ("helps", "hurts")
     assert taken.verdict.trust is left.verdict.trust is None
     assert taken.verdict.gained == taken.verdict.overall
+
+
+def test_a_tie_is_called_one_where_it_keeps_content():
+    few = TRAIN.select(TRAIN.user < 200)
+    model = LearnedHybrid(neighbours=10).fit(few)
+    verdict = guard(model, model, VALID.select(VALID.user < 200)).verdict
+    assert (verdict.helped, verdict.kept) == ("no difference", True)
+    assert verdict.words.startswith("Content makes no significant difference")
+    assert "it is kept" in verdict.words
+    assert verdict.to_dict()["kept"]
 
 
 def test_the_choice_is_carried_over_to_refitted_variants(ablation):

@@ -124,7 +124,7 @@ def test_a_guarded_form_that_is_another_model_has_its_figures_and_its_speed(
 ):
     def decided(transfer, ablation, *args, **settings):
         found = guard(transfer, ablation, *args, **settings)
-        verdict = replace(found.verdict, trust=trust, helped="helps" if kept else "no difference")
+        verdict = replace(found.verdict, trust=trust, kept=kept)
         return Guarded(transfer.with_trust(trust) if kept else ablation, verdict)
 
     monkeypatch.setattr(work, "guard", decided)
