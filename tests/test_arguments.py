@@ -187,7 +187,7 @@ class World:
             "NDArray[np.integer]": np.arange(3), "NDArray[Any]": np.arange(3), "NDArray[np.bool_]": np.eye(5) > 0,
             "Vectors": w.vectors.vectors, "ArrayLike": [0, 1], "Sequence[str]": ["some words"], "pd.DataFrame": w.boxes,
             "Sequence[Any]": ["some words"], "Mapping[str, Any]": {}, "str | Path": w.folder / "new", "str": "text",
-            "Path": w.folder / "new", "int": 3, "float": 0.5, "Iterable[Any] | pd.Index": ["a", "b"],
+            "Path": w.folder / "new", "int": 3, "float": 0.5, "bool": True, "Iterable[Any] | pd.Index": ["a", "b"],
             "Sequence[Variant]": [Variant("one", Popularity())], "ArrayLike | pd.Index": ["i1"], "Results": {},
             "tuple[tuple[Any, float], ...]": (("i1", 0.5),), "Mapping[str, float]": {"text": 1.0},
             "tuple[Shift, ...]": (), "Action": "nothing", "Difference": Difference(0.1, 0.0, 0.2, 0.5),
