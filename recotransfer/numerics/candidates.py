@@ -45,7 +45,7 @@ def add_candidate_sums(
     over_rows(task, len(candidates), work)
 
 
-def sums_by_age(aged: Sequence[sparse.csr_array], matrix: sparse.csr_array, candidates: NDArray[np.int64]) -> Float:
+def sums_by_age(aged: Sequence[sparse.csr_array], matrix: Compressed, candidates: NDArray[np.int64]) -> Float:
     """(users, m, ages) item-item weights summed over each user's items of each age, for each candidate.
 
     Args:

@@ -23,10 +23,8 @@ _SMOOTH = 8.0  # precision of the difference of neighbouring log age weights fro
 _SCALE = 0.1  # precision of the prior of the log scale of all weights together: a log sets it freely
 FARTHEST = 6.0  # most that a log weight may move from its prior: keeps every exponential finite
 STEPS = 150  # of L-BFGS, in each of the two stages
-_APPEAL, POWER = (
-    (1.2, 0.3),
-    2.0,
-)  # prior means of the weights of popularity, all and late, and of the power of the score
+_APPEAL = (1.2, 0.3)  # prior means of the weights of popularity in the whole log and lately
+POWER = 2.0  # prior mean of the power of the score
 _GAIN = 2.0  # weight of a list's NDCG against the prior
 SHARPER = 12.0  # times the learned power: how sharply one item outranks another in the smooth NDCG
 

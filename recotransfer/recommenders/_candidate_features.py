@@ -92,7 +92,10 @@ class CandidateFeatures:
         return CandidateFeatures(base, {name: _padded(matrix, n) for name, matrix in self.extra.items()})
 
     def values(self, events: Interactions, top: TopK) -> Float:
-        """(users, m, features) of the candidates in `top` (users, m), in the order of `columns`; 0 for padding."""
+        """(users, m, features) of the candidates in `top` (users, m), in the order of `columns`.
+
+        Those of padding have no meaning.
+        """
         base, steps = self.base, steps_of(events, by_moment=self.base.by_moment_)
         out = np.zeros((*top.positions.shape, len(self.columns)), np.float32)
         shape = len(events.users), len(events.items)
@@ -148,6 +151,14 @@ class CandidateFeatures:
                         cosines(f"{kind} {name}", profile(weight, vectors), vectors)
 
         return out
+
+
+def stored_at(matrix: sparse.csr_array, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(users, m) True where the matrix (users, items) has a cell above 0 at positions (users, m) padded with -1."""
+    users = np.broadcast_to(np.arange(len(positions))[:, None], positions.shape)
+    cells = matrix[users.ravel(), np.maximum(positions, 0).ravel()]
+    values = cells.toarray() if sparse.issparse(cells) else np.asarray(cells)
+    return np.asarray((values.reshape(positions.shape) > 0) & (positions >= 0))
 
 
 def log_score(scores: Float) -> Float:

@@ -32,7 +32,7 @@ _SHARPNESS = 5.0  # power of the cosine in the kernels
 _UNOBSERVED = 0.1  # weight of the items' second moments against a ridge of 1 in the whitening
 _LATELY = 0.1  # share of the log's events
 BORROWED = "borrowed co-occurrence"
-JOINT = "far content"  # all modalities side by side
+_JOINT = "far all modalities together"
 
 
 class Kernel(NamedTuple):
@@ -127,7 +127,7 @@ def content_of(items: Embeddings, neighbours: int) -> Content:
 
     - near MODALITY: a sharp kernel of locally scaled cosines to the nearest items.
     - far MODALITY: products of whitened vectors, to which every item of the history adds.
-    - far content: the same with all modalities side by side.
+    - far all modalities together: the same with the modalities side by side, where there are several.
     """
     unit = unit_embeddings(items)
     out = Content(unit, {}, {}, {}, {})
@@ -181,7 +181,7 @@ def made_new(parts: ItemParts, content: Content, cold: NDArray[np.bool_], neighb
     kept = (~cold).astype(np.float32)
     matrices = dict(parts.matrices)
     for name, part in parts.matrices.items():
-        if name == BORROWED or not name.startswith("near "):
+        if not name.startswith("near "):
             matrices[name] = scaled(part, None, kept)
             matrices[name].eliminate_zeros()
 
@@ -273,7 +273,7 @@ def _modalities(items: Embeddings) -> dict[str, Float]:
 def _far(unit: Embeddings) -> dict[str, Float]:
     """Unit vectors (items, width) of each modality, and of all modalities side by side where there are several."""
     out = {f"far {name}": vectors for name, vectors in _modalities(unit).items()}
-    return out if len(out) == 1 else {**out, JOINT: unit.vectors * unit.has_content[:, None]}
+    return out if len(out) == 1 else {**out, _JOINT: unit.vectors * unit.has_content[:, None]}
 
 
 def _kernel(vectors: Float, neighbours: int) -> tuple[sparse.csr_array, Kernel]:

@@ -20,14 +20,14 @@ from recotransfer.numerics.sparse import by_line, product_top_k, scaled
 from recotransfer.numerics.vectors import Float
 from recotransfer.recommenders._again import Again, Sampled
 from recotransfer.recommenders._blend import BlendWeights, Lists, candidates, learn, ndcg, prior
-from recotransfer.recommenders._item_parts import JOINT, Content, ItemParts, behaviour_parts, joined, made_new
+from recotransfer.recommenders._item_parts import Content, ItemParts, behaviour_parts, joined, made_new
 from recotransfer.recommenders._stacked import RARE, Stacked, appeal
 
 _MOST_HELD_OUT = 5  # events held out per user: a fifth of them, but at least one and at most this many
 _LEAST_HISTORY = 3  # users with fewer events have none held out
 _COLD_SHARE, _TURNS = 0.1, 5  # share of the items that count as new in a turn, and number of turns
 _ROUGH = 0.8  # weight of an age bucket against the one before, where each part lists candidates
-_COLD_LEAST = 5  # users of an item whose events are left out: fewer would say little of who likes it
+_COLD_LEAST = 5  # users that an item needs to count as new in a turn: fewer would say little of who likes it
 _USERS, _COLD_USERS, _WIDTH = 3000, 1000, 200  # lists learned from, and candidates in each
 _OWN, _BEST = 80, 60  # of the candidates where repeats are learned: items of the history, and best others
 _LEAST_JUDGED = 50  # lists below which content is not judged
@@ -172,7 +172,7 @@ class Lessons:
     def _judged(self, lists: Sequence[Lists]) -> NDArray[np.float64]:
         """(users,) NDCG@20 of each of the first lists, under weights learned from the half that it is not in.
 
-        The lists of items made cold are halved by themselves, so their half may hold the same user's other answers.
+        The lists of new items are halved by themselves, so their half may hold the same user's other answers.
         """
         out = np.zeros(len(lists[0].chosen))
         for half in (0, 1):
@@ -184,6 +184,7 @@ class Lessons:
         return out
 
     def _joined(self, *, agree: bool) -> ItemParts:
+        """The parts of the first fit, with content if there is any; `agree` as in `joined`."""
         if self._content is None:
             return self._behaviour
 
@@ -205,6 +206,7 @@ class Lessons:
         return out
 
     def _as_if(self, parts: ItemParts, new: NDArray[np.bool_]) -> ItemParts:
+        """The parts as if the items where `new` (items,) is True had no users."""
         return parts if self._content is None else made_new(parts, self._content, new, self._neighbours)
 
     def _drawn(self, answers: sparse.csr_array, most: int) -> NDArray[np.int64]:
@@ -230,9 +232,17 @@ class Lessons:
         users: NDArray[np.int64],
         pool: NDArray[np.bool_],
     ) -> _Sample:
-        """Candidates for `users`, from the items where `pool` is True.
+        """Candidates for the users at positions `users`, from the items where `pool` (items,) is True.
 
         Three quarters of a list are what the prior and each part for itself would recommend; the rest is sampled.
+
+        Args:
+            parts: as if the items where `new` (items,) is True had no users.
+            new: see `parts`; histories are without these items.
+            answers: (len(users), items) held-out items.
+            seen: (len(users), items) items that may not be listed.
+            users: positions of the users.
+            pool: items that may be listed.
         """
         aged = [scaled(matrix[users], None, ~new) for matrix in self._aged]
         believed = Stacked(replace(parts, vectors={}), prior(parts.curve_of))
@@ -298,7 +308,7 @@ def in_words(blend: BlendWeights, verdict: Verdict, again: Again | None) -> list
 
     if max(blend.appeal) > 0 and "order" in known:
         late = blend.appeal[1] / sum(blend.appeal)
-        out.append(f"Of what popularity counts by itself, {late:.0%} is popularity in the last tenth of the log.")
+        out.append(f"Of the weight of popularity itself, {late:.0%} is on the last tenth of the log.")
 
     out += again.in_words() if again is not None else []
     content = [part for part in shares if part not in behaviour]
@@ -333,9 +343,7 @@ def _of_content(blend: BlendWeights, verdict: Verdict, content: Sequence[str]) -
         if part.startswith(("near ", "far ")):
             modalities[modality] = modalities.get(modality, 0.0) + float(totals[part].sum())
 
-    together = modalities.pop(JOINT.partition(" ")[2], 0.0)
     if len(modalities) > 1:
-        modalities["all of it together"] = together
         whole = max(sum(modalities.values()), 1e-12)
         ordered = sorted(modalities.items(), key=lambda pair: -pair[1])
         out.append("Of what content says: " + ", ".join(f"{name} {value / whole:.0%}" for name, value in ordered) + ".")

@@ -11,12 +11,13 @@ from scipy import sparse
 
 from recotransfer.data import Embeddings, Interactions
 from recotransfer.errors import ArtifactError, InputError, require
+from recotransfer.evaluation.metrics import Hits, ndcg
 from recotransfer.io.artifacts import Artifact, ArtifactWriter
 from recotransfer.numerics.candidates import network_scores
 from recotransfer.numerics.histories import seen_items, subset
 from recotransfer.numerics.topk import TopK
 from recotransfer.numerics.vectors import Float
-from recotransfer.recommenders._candidate_features import CandidateFeatures, log_score
+from recotransfer.recommenders._candidate_features import CandidateFeatures, log_score, stored_at
 from recotransfer.recommenders._lessons import Lessons
 from recotransfer.recommenders.base import BLOCK, Recommender
 from recotransfer.recommenders.learned_hybrid import LearnedHybrid
@@ -24,6 +25,7 @@ from recotransfer.settings import NonNegative, NonNegativeInt, PositiveInt
 
 _FOLDS, _HIDDEN = 3, 48  # networks that are averaged, and the width of the hidden layer of each
 _SHARES = (0, 0.25, 0.5, 0.75, 1, 1.25)  # of the networks' output, to choose from
+_JUDGED = 20  # places of a list by which its network is judged
 _MOST_USERS = 20_000  # sampled users whose held-out events the network learns from
 _NEVER = -1e4  # logit of padding past the end of a list
 _FLAT = 60.0  # difference from the best logit at which others are clipped, before exp underflows float32
@@ -155,10 +157,10 @@ class HybridRanker(Recommender):
 
         The network never saw such items; their place among the others is up to the first stage.
         """
-        rows, listed = np.arange(len(logits))[:, None], head.positions >= 0
-        seen = listed & np.asarray(seen_items(events).toarray()[rows, head.positions] > 0)
-        added = (logits - log_score(head.scores)) * (listed & ~seen)
-        mean = added.sum(axis=1, keepdims=True) / np.maximum((listed & ~seen).sum(axis=1, keepdims=True), 1)
+        seen = stored_at(seen_items(events), head.positions)
+        new = (head.positions >= 0) & ~seen
+        added = (logits - log_score(head.scores)) * new
+        mean = added.sum(axis=1, keepdims=True) / np.maximum(new.sum(axis=1, keepdims=True), 1)
         return np.asarray(np.where(seen, log_score(head.scores) + mean, logits), np.float32)
 
     def _rank(
@@ -284,8 +286,7 @@ def _lists(
         at = users[start : start + BLOCK]
         block = subset(first, at)
         top = features.base._rank(block, min(depth, len(first.items)), seen_items(block), mask)
-        rows = np.arange(len(at))[:, None]
-        chosen = np.asarray(right[at].toarray()[rows, top.positions] > 0) & (top.positions >= 0)
+        chosen = stored_at(right[at], top.positions)
         hit = np.flatnonzero(chosen.any(axis=1))
         top = TopK(top.positions[hit], top.scores[hit])
         scores = np.where(top.positions >= 0, log_score(top.scores), np.float32(_NEVER))
@@ -327,7 +328,7 @@ def _trained(lists: list[_Lists], width: int, epochs: int, seed: int) -> dict[st
             for rows in np.split(others, np.arange(BLOCK, len(others), BLOCK)):
                 added[rows] = network_scores(features[rows], *layers[-1])
 
-    quality = [float(_ndcg(scores + share * added, chosen).mean()) for share in _SHARES]
+    quality = [_quality(scores + share * added, chosen) for share in _SHARES]
     share = _SHARES[int(np.argmax(quality))] / _FOLDS
     inner, bias, outer = (np.concatenate(parts, axis=-1) for parts in zip(*layers, strict=True))
     inner = (inner / spread[:, None]).astype(np.float32)
@@ -369,9 +370,7 @@ def _layers(
     return inner, bias, outer
 
 
-def _ndcg(logits: Float, chosen: NDArray[np.bool_], k: int = 20) -> NDArray[np.float64]:
-    """(lists,) NDCG@k of the candidates by falling logit."""
-    gain = 1 / np.log2(np.arange(2, 2 + min(k, logits.shape[1])))
-    order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
-    most = np.minimum(chosen.sum(axis=1), len(gain))
-    return np.asarray(np.take_along_axis(chosen, order, axis=1) @ gain / np.cumsum(gain)[most - 1], np.float64)
+def _quality(logits: Float, chosen: NDArray[np.bool_]) -> float:
+    """Mean NDCG of lists of candidates (lists, depth) by falling logit."""
+    found = np.take_along_axis(chosen, np.argsort(-logits, axis=1, kind="stable"), axis=1)
+    return float(ndcg(Hits(found, chosen.sum(axis=1)), min(_JUDGED, found.shape[1])).mean())

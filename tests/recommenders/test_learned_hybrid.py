@@ -7,6 +7,7 @@ from recotransfer.errors import InputError
 from recotransfer.numerics.ages import AGE_EDGES
 from recotransfer.recommenders import LearnedHybrid
 from recotransfer.recommenders._blend import Lists, candidates, learn
+from recotransfer.recommenders._item_parts import content_of
 from recotransfer.recommenders._lessons import Lessons
 
 USERS, ITEMS, GROUPS, STEPS = 300, 60, 6, 10
@@ -192,6 +193,35 @@ def test_words_say_how_far_back_a_history_counts():
     assert not any(line.startswith("Order matters much") for line in groups)
 
 
+def test_each_turn_counts_other_items_as_new_and_keeps_them_out_of_behaviour_and_histories():
+    events = planted(chained=False)
+    content = content_of(vectors(events, "words"), 20)
+    lessons = Lessons(events, content, 20, by_moment=False, seed=0)
+    new = [asked[0].new for asked in lessons._samples]
+    assert np.stack(new).sum(axis=0).max() == 1
+    assert {int(turn.sum()) for turn in new} == {ITEMS // 10}
+
+    for turn, (known, fresh) in zip(new, lessons._samples, strict=True):
+        view = lessons._as_if(lessons._whole, turn)
+        assert not view.users[turn].any()
+        for name in ("co-occurrence", "order", "wide order"):
+            assert not view.matrices[name][:, turn].nnz
+            assert lessons._whole.matrices[name][:, turn].nnz
+
+        # What they borrow comes from known items, as for items that are really new.
+        lent = view.matrices["borrowed co-occurrence"][:, turn]
+        known_columns = view.matrices["co-occurrence"][:, ~turn]
+        assert lent.nnz
+        assert set(lent.nonzero()[0]) <= set(known_columns.nonzero()[0])
+
+        assert not any(matrix[:, turn].nnz for sample in (known, fresh) for matrix in sample.aged)
+        assert turn[fresh.items[fresh.items >= 0]].all()
+        assert not turn[known.items[known.items >= 0]].all()
+
+    assert not set(lessons.first.item) & set(lessons.cold)
+    assert set(lessons.cold_answers.item) == set(lessons.cold)
+
+
 def trended(*, rising):
     """Users mostly take one of ten hits; with `rising`, their later events are with ten other hits than the first."""
     rng = np.random.default_rng(0)
@@ -208,6 +238,6 @@ def test_a_trend_counts_and_is_told():
         model = LearnedHybrid(neighbours=20).fit(trended(rising=rising))
         late.append(model.blend_.appeal[1] / sum(model.blend_.appeal))
         said = [line for line in model.in_words() if "last tenth of the log" in line]
-        assert f"{late[-1]:.0%} is popularity" in said[0]
+        assert f"{late[-1]:.0%} is on" in said[0]
 
     assert late[0] > 1.5 * late[1]
